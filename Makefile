@@ -1,0 +1,100 @@
+# make setup   everything that the demo and the tests need, in .venv
+# make demo    train Pendulum-v1 with PPO, into runs/demo
+# make test    all tests: Python, and C++ under the sanitizers
+# make check   lint, formatting, types, documents, and the contract tests on
+#              every CPython from 3.10 to 3.13 on this machine
+# make bench   skate beside Ray, a process pool and joblib, into benchmarks/results
+# make soak    the tests that run for minutes
+# make docs    check the links in the documents
+# make core    rebuild the C++ core into src/skate
+# make clean   remove what these made
+#
+# PYTHON=...   the Python to make .venv with       PYTEST=...  more pytest arguments
+
+PYTHON ?= python3
+PYTEST ?=
+SYSTEM_PATH := $(PATH)
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PIP := $(BIN)/python -m pip install --quiet
+BUILD_TOOLS := scikit-build-core nanobind cmake ninja
+CORE_TESTS := plain address thread
+
+.PHONY: setup demo test check bench soak docs core clean
+.PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
+
+setup: core
+
+# Each stamp is newer than what it was made from, so a second run starts at once.
+.venv/made.stamp:
+	@PATH='$(SYSTEM_PATH)' command -v $(PYTHON) >/dev/null || { \
+	  echo 'make: there is no $(PYTHON). On Debian and Ubuntu:' \
+	    'sudo apt-get install python3 python3-venv python3-dev g++' >&2; exit 1; }
+	@PATH='$(SYSTEM_PATH)' $(PYTHON) scripts/prerequisites.py
+	PATH='$(SYSTEM_PATH)' $(PYTHON) -m venv .venv
+	@touch $@
+
+# torch goes first and pinned: a plain `torch` may resolve another, much larger build.
+# SKATE_NO_CORE: this installs the metadata and a path to src; `core` builds there.
+.venv/installed.stamp: .venv/made.stamp pyproject.toml requirements/dev.txt
+	@echo 'Installing what the demo and the tests need into .venv (minutes, once) ...'
+	@$(PIP) "$$(grep ^torch== requirements/dev.txt)"
+	@$(PIP) $(BUILD_TOOLS) -r requirements/dev.txt
+	@SKATE_NO_CORE=1 $(PIP) --no-build-isolation -c requirements/dev.txt \
+	  -e '.[dev,ray,rl,serve,train]'
+	@touch $@
+
+.venv/bench.stamp: .venv/installed.stamp requirements/bench.txt
+	@$(PIP) -c requirements/dev.txt -r requirements/bench.txt -e '.[bench]'
+	@touch $@
+
+build/dev/build.ninja: .venv/installed.stamp
+	@cmake --fresh -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(BIN)/python \
+	  --log-level=WARNING >/dev/null
+	@touch $@
+
+core: build/dev/build.ninja
+	@cmake --build build/dev -- --quiet
+
+demo: setup
+	@$(BIN)/skate train ppo Pendulum-v1 --out runs/demo --demo
+
+test: setup test-core
+	@$(BIN)/python -m pytest -m 'not soak' $(PYTEST)
+
+test-core: $(CORE_TESTS:%=test-core-%)
+
+# `plain` runs the tests that need real processes; the others find what threads reveal.
+$(CORE_TESTS:%=test-core-%): test-core-%: .venv/installed.stamp
+	@cmake -S . -B build/core-$* -G Ninja -DSKATE_MODULE=OFF -DSKATE_CORE_TESTS=ON \
+	  -DSKATE_SANITIZE=$(filter-out plain,$*) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  --log-level=WARNING >/dev/null
+	@cmake --build build/core-$* -- --quiet
+	@ctest --test-dir build/core-$* --output-on-failure
+
+check: setup docs
+	ruff check .
+	ruff format --check .
+	mypy
+	@if command -v clang-format >/dev/null; then \
+	  clang-format --dry-run -Werror src/*/*.?pp tests/core/*.?pp; \
+	else echo 'clang-format is not installed: C++ formatting was not checked'; fi
+	@$(MAKE) --no-print-directory check-pythons
+
+check-pythons: setup
+	@PATH='$(SYSTEM_PATH)' $(BIN)/python scripts/contract_on_pythons.py
+
+bench: setup .venv/bench.stamp
+	@$(BIN)/python -m benchmarks.engine
+
+soak: setup
+	@$(BIN)/python -m pytest -m soak --timeout=3600 $(PYTEST)
+
+docs: .venv/installed.stamp
+	@$(BIN)/python scripts/check_links.py
+
+clean:
+	rm -rf build dist runs .venv src/skate/_core.*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
