@@ -19,7 +19,9 @@ BUILD_TOOLS = ("scikit-build-core", "nanobind", "cmake", "ninja")
 def find_python(version: str) -> Path | None:
     """A working interpreter of ``version``: from PATH, else one that pyenv built."""
     candidates = [shutil.which(f"python{version}")]
-    candidates += sorted(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))
+    candidates += sorted(
+        map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    )
     for candidate in filter(None, candidates):
         probe = [candidate, "-c", "import ensurepip, sys; print(sys.executable)"]
         # A pyenv shim is on PATH for versions that pyenv would refuse to run.
