@@ -6,6 +6,7 @@ and the other extras are not installed there: tests that need them skip and say 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,8 +50,6 @@ def check(version: str, python: Path) -> bool:
 
 
 def _run(command: list[str | Path], tools: Path) -> bool:
-    import os
-
     env = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode == 0
 

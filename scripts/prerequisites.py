@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 OLDEST = (3, 10)
 PROBE = "#include <Python.h>\n#include <concepts>\n"
@@ -23,7 +24,7 @@ def missing():
         yield "g++", "there is no C++ compiler (set CXX if it has another name)"
         return
     include = sysconfig.get_paths()["include"]
-    if not os.path.exists(os.path.join(include, "Python.h")):  # noqa: PTH110, PTH118
+    if not Path(include, "Python.h").exists():
         yield python + "-dev", "Python's C headers are not in " + include
     elif not _compiles(PROBE, include):
         yield "g++-12", "the C++ compiler does not understand -std=c++20"
@@ -49,11 +50,11 @@ def main():
         )
     wanted = list(missing())
     if wanted:
-        reasons = "".join("  - {}\n".format(reason) for _, reason in wanted)
+        reasons = "".join(f"  - {reason}\n" for _, reason in wanted)
         packages = " ".join(package for package, _ in wanted)
         sys.exit(
-            "skate cannot be built here:\n{}On Debian and Ubuntu: "
-            "sudo apt-get install {}".format(reasons, packages)
+            f"skate cannot be built here:\n{reasons}On Debian and Ubuntu: "
+            f"sudo apt-get install {packages}"
         )
 
 
