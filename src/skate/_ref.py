@@ -119,7 +119,8 @@ _state = _State()
 def capture_refs() -> Generator[list[ObjectRef[Any]], None, None]:
     """While it is open, refs pickled on this thread are allowed, and collected."""
     outer = _state.captured
-    _state.captured = refs = []
+    refs: list[ObjectRef[Any]] = []
+    _state.captured = refs
     try:
         yield refs
     finally:

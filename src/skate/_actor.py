@@ -1,0 +1,294 @@
+"""Actor classes, the handles of their instances, and the methods of handles."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from ._importable import importable
+from ._options import ActorOptions, check_method_options, nearest
+from ._runtime import current
+from .engine.protocol import ActorSpec
+from .exceptions import ActorAlreadyExistsError
+
+if TYPE_CHECKING:
+    from ._ref import ActorRef
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_METHOD_OPTIONS = "__skate_method_options__"
+
+
+def method(**options: Any) -> Callable[[F], F]:
+    """Give an actor's method options: ``@skate.method(num_returns=2)``."""
+    if not options:
+        raise TypeError("@skate.method takes options, such as num_returns=2.")
+    checked = check_method_options(options)
+
+    def decorate(function: F) -> F:
+        setattr(function, _METHOD_OPTIONS, checked)
+        return function
+
+    return decorate
+
+
+class ActorMethod:
+    """A method of one actor. Holds the actor alive, as its handle does."""
+
+    __slots__ = ("_actor", "_full_name", "_name", "_num_returns")
+
+    def __init__(
+        self, actor: ActorRef, name: str, full_name: str, num_returns: int
+    ) -> None:
+        self._actor = actor
+        self._name = name
+        self._full_name = full_name
+        self._num_returns = num_returns
+
+    # Any: the method's types are not known through a handle.
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method; returns its ref at once (with ``num_returns=n``, n refs).
+
+        Calls that one caller makes run in the order in which they were made. If the
+        actor is dead, the ref holds an ActorDiedError.
+        """
+        refs = current().call_actor(
+            self._actor, self._name, args, kwargs, self._num_returns
+        )
+        if self._num_returns == 1:
+            return refs[0]
+        return refs or None
+
+    def options(self, **options: Any) -> ActorMethod:
+        """The same method with other options: ``num_returns``."""
+        num_returns = check_method_options(options).get(
+            "num_returns", self._num_returns
+        )
+        return ActorMethod(self._actor, self._name, self._full_name, num_returns)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"an actor's method is not called directly: write .{self._name}.remote"
+            "(...), and skate.get on what it returns."
+        )
+
+    def __repr__(self) -> str:
+        return f"ActorMethod({self._full_name})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (self._actor, self._name, self._full_name, self._num_returns)
+        return ActorMethod, values
+
+
+class ActorHandle(Generic[T]):
+    """Refers to one actor; the actor ends when its last handle is gone.
+
+    Handles may be passed to tasks and to other actors, in arguments, containers and
+    results. The attributes of a handle are the methods of the actor.
+    """
+
+    # Not slots: a method found once becomes an ordinary attribute of the handle.
+    def __init__(
+        self,
+        actor: ActorRef,
+        class_name: str,
+        methods: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._skate_actor = actor
+        self._skate_class = class_name
+        self._skate_methods = methods
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        # Half-made handles (in copy and pickle) have no attribute at all.
+        methods = vars(self).get("_skate_methods", {})
+        if name not in methods:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise AttributeError(
+                f"actor class {self._skate_class} has no method {name!r}: "
+                f"{nearest(name, methods)}"
+            )
+        found = ActorMethod(
+            self._skate_actor,
+            name,
+            f"{self._skate_class}.{name}",
+            methods[name].get("num_returns", 1),
+        )
+        vars(self)[name] = found
+        return found
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._skate_methods})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ActorHandle):
+            return NotImplemented
+        return self._skate_actor == other._skate_actor
+
+    def __hash__(self) -> int:
+        return hash(self._skate_actor)
+
+    def __repr__(self) -> str:
+        return f"ActorHandle({self._skate_class}, {self._skate_actor.hex()})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (self._skate_actor, self._skate_class, self._skate_methods)
+        return ActorHandle, values
+
+
+class ActorClass(Generic[T]):
+    """A class whose instances are actors. Made by ``@skate.remote``."""
+
+    _spec: ActorSpec
+
+    @classmethod
+    def _of(cls, actor_class: type[T], options: dict[str, Any]) -> ActorClass[T]:
+        self: ActorClass[T] = object.__new__(cls)
+        self._set_class(actor_class, ActorOptions().updated(options))
+        return self
+
+    def _set_class(self, actor_class: type[T], options: ActorOptions) -> None:
+        methods = dict(_methods(actor_class))
+        is_async = any(
+            inspect.iscoroutinefunction(function)
+            or inspect.isasyncgenfunction(function)
+            for function, _ in methods.values()
+        )
+        self.__wrapped__ = actor_class
+        self.__module__ = actor_class.__module__
+        self.__qualname__ = actor_class.__qualname__
+        self.__name__ = actor_class.__name__
+        self.__doc__ = actor_class.__doc__
+        self._options = options
+        self._spec = ActorSpec(
+            cls=actor_class,
+            name=f"{actor_class.__module__}.{actor_class.__qualname__}",
+            options=replace(
+                options,
+                max_concurrency=options.max_concurrency or (1000 if is_async else 1),
+            ),
+            methods={name: given for name, (_, given) in methods.items()},
+            is_async=is_async,
+        )
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+        """Start an actor; returns its handle at once.
+
+        If the constructor raises, the calls fail with ActorDiedError.
+
+        Raises:
+            TypeError: an argument cannot be pickled, or does not fit the constructor.
+            ActorAlreadyExistsError: the name is taken (see ``get_if_exists``).
+            ResourceError: the options ask for more than the session has.
+        """
+        spec = self._spec
+        _check_constructor(spec, args, kwargs)
+        engine = current()
+        options = spec.options
+        if not options.get_if_exists:
+            return self._handle(engine.create_actor(spec, args, kwargs))
+        assert options.name is not None
+        while True:  # another thread or task may take or free the name in between
+            try:
+                return get_actor(options.name, options.namespace)
+            except ValueError:
+                pass
+            try:
+                return self._handle(engine.create_actor(spec, args, kwargs))
+            except ActorAlreadyExistsError:
+                continue
+
+    def _handle(self, actor: ActorRef) -> ActorHandle[T]:
+        return ActorHandle(actor, self._spec.name, self._spec.methods)
+
+    def options(self, **options: Any) -> ActorClass[T]:
+        """The same class with other options, for one actor or for many."""
+        other: ActorClass[T] = object.__new__(type(self))
+        other._set_class(self.__wrapped__, self._options.updated(options))
+        return other
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"an actor class is not called directly: write {self.__name__}.remote"
+            f"(...) to start an actor, or {self.__name__}.__wrapped__(...) for an "
+            "ordinary instance."
+        )
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} is an actor class, and those are not inherited from. "
+            f"Inherit from the ordinary class, {self.__name__}.__wrapped__, and "
+            "decorate the subclass with @skate.remote."
+        )
+
+    def __repr__(self) -> str:
+        return f"ActorClass({self._spec.name})"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if importable(self, self.__module__, self.__qualname__):
+            return self.__qualname__
+        # State apart from construction: the class's methods may refer to this object.
+        return object.__new__, (type(self),), (self.__wrapped__, self._options)
+
+    def __setstate__(self, state: tuple[type[T], ActorOptions]) -> None:
+        self._set_class(*state)
+
+
+def _methods(
+    actor_class: type,
+) -> list[tuple[str, tuple[Callable[..., Any], dict[str, Any]]]]:
+    """Name -> (function, options given by ``@skate.method``) of what can be called."""
+    found: list[tuple[str, tuple[Callable[..., Any], dict[str, Any]]]] = []
+    for name in dir(actor_class):
+        if name.startswith("__") and name != "__call__":
+            continue
+        attribute = inspect.getattr_static(actor_class, name)
+        if isinstance(attribute, (staticmethod, classmethod)):
+            attribute = attribute.__func__
+        if inspect.isroutine(attribute) and name not in vars(object):
+            given = getattr(attribute, _METHOD_OPTIONS, {})
+            found.append((name, (attribute, given)))
+    return found
+
+
+def _check_constructor(
+    spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise TypeError here, where the mistake is, rather than in the actor."""
+    try:
+        signature = inspect.signature(spec.cls)
+    except (TypeError, ValueError):  # built in C, or a metaclass with its own call
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{spec.name}{signature}: {error}.") from None
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
+    """A handle of the live actor that was started with ``options(name=name)``.
+
+    Raises:
+        ValueError: there is none; the message lists the names that there are.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of an actor must be a string, not {name!r}.")
+    named = current().get_actor(name, namespace)
+    return ActorHandle(named.actor, named.class_name, named.methods)
+
+
+def kill(actor: ActorHandle[Any], no_restart: bool = True) -> None:
+    """End ``actor`` now. Calls that run or wait fail with ActorDiedError.
+
+    Args:
+        no_restart: as in Ray; actors are not restarted yet, so it changes nothing.
+    """
+    if not isinstance(actor, ActorHandle):
+        raise TypeError(
+            f"skate.kill takes the handle of an actor, not {actor!r} of type "
+            f"{type(actor).__name__}."
+        )
+    current().kill_actor(actor._skate_actor)

@@ -1,0 +1,259 @@
+"""Options of tasks, actors and methods: frozen, checked once, the same everywhere.
+
+Every option of Ray's is one of three: implemented (a field of a dataclass below),
+accepted without effect because one machine has nothing to choose (``_ACCEPTED``), or
+refused unless it is set to the value that means "off" (``_LATER``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+
+def check_quantity(name: str, value: Any) -> float:
+    """``value`` as an amount of a resource: a number, zero or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{name} must be a number, not {value!r} of type {type(value).__name__}."
+        )
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be zero or more and finite, not {value!r}.")
+    return value
+
+
+def check_resources(name: str, value: Any) -> dict[str, float]:
+    """``value`` as amounts of custom resources by name."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must be a dict from names to numbers, such as "
+            f"{{'simulator': 1}}, not {value!r}."
+        )
+    for key, amount in value.items():
+        if not isinstance(key, str) or not key:
+            raise TypeError(f"the names in {name} must be strings, not {key!r}.")
+        if key in ("CPU", "GPU"):
+            raise ValueError(
+                f"{name} cannot hold {key!r}: use num_{key.lower()}s for that."
+            )
+        check_quantity(f"{name}[{key!r}]", amount)
+    return dict(value)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: the nearest valid one, or all of them."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there is {', '.join(map(repr, valid))}." if valid else "there is none."
+
+
+def _check_int(minimum: int, meaning: str) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(
+                f"{name} must be an integer, not {value!r} of type "
+                f"{type(value).__name__}."
+            )
+        if value < minimum:
+            raise ValueError(f"{name} must be {meaning}, not {value!r}.")
+        return value
+
+    return check
+
+
+def _check_type(kind: type, article: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be {article}, not {value!r} of type "
+                f"{type(value).__name__}."
+            )
+        return value
+
+    return check
+
+
+def _check_name(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} must be a string, not {value!r} of type {type(value).__name__}."
+        )
+    if not value:
+        raise ValueError(f"{name} must not be the empty string.")
+    return value
+
+
+def _check_num_returns(name: str, value: Any) -> int:
+    if value in ("streaming", "dynamic"):
+        raise ValueError(
+            f"{name}={value!r}: skate does not stream the items of a generator yet. "
+            "Return a list, or give the number of values to return."
+        )
+    return _check_int(0, "zero or more")(name, value)
+
+
+def _check_strategy(name: str, value: Any) -> Any:
+    if value not in ("DEFAULT", "SPREAD"):
+        raise ValueError(
+            f"{name} must be 'DEFAULT' or 'SPREAD', not {value!r}: an engine on one "
+            "machine has no other place to choose."
+        )
+    return value
+
+
+_Check = Callable[[str, Any], Any]
+_CHECKS: dict[str, _Check] = {
+    "num_cpus": check_quantity,
+    "num_gpus": check_quantity,
+    "resources": check_resources,
+    "num_returns": _check_num_returns,
+    "max_retries": _check_int(-1, "zero or more, or -1 for no limit"),
+    "name": _check_name,
+    "namespace": _check_name,
+    "get_if_exists": _check_type(bool, "True or False"),
+    "max_concurrency": _check_int(1, "1 or more"),
+}
+
+# Checked, then without effect: there is one machine, so there is nothing to choose.
+_ACCEPTED: dict[str, _Check] = {
+    "memory": check_quantity,
+    "scheduling_strategy": _check_strategy,
+    "enable_task_events": _check_type(bool, "True or False"),
+    "accelerator_type": _check_name,
+    "label_selector": _check_type(dict, "a dict"),
+    "_metadata": _check_type(dict, "a dict"),
+    "_labels": _check_type(dict, "a dict"),
+}
+
+# Ray's options that no engine of skate has yet -> values that mean "off".
+_LATER: dict[str, tuple[Any, ...]] = {
+    "retry_exceptions": (False,),
+    "max_calls": (0,),
+    "runtime_env": ({},),
+    "max_restarts": (0,),
+    "max_task_retries": (0,),
+    "lifetime": ("non_detached",),
+    "concurrency_groups": ({}, []),
+    "concurrency_group": (),
+    "max_pending_calls": (-1,),
+    "allow_out_of_order_execution": (False,),
+    "placement_group": ("default",),
+    "placement_group_bundle_index": (-1,),
+    "placement_group_capture_child_tasks": (False,),
+    "object_store_memory": (),
+    "fallback_strategy": ([],),
+    "enable_tensor_transport": (False,),
+    "tensor_transport": (),
+    "_generator_backpressure_num_objects": (-1,),
+    "_actor_generator_backpressure_num_objects": (-1,),
+}
+_TASK_ONLY = {"max_retries", "max_calls", "retry_exceptions", "num_returns"}
+_ACTOR_ONLY = {
+    "namespace",
+    "get_if_exists",
+    "max_concurrency",
+    "max_restarts",
+    "max_task_retries",
+    "lifetime",
+    "concurrency_groups",
+    "max_pending_calls",
+    "allow_out_of_order_execution",
+    "object_store_memory",
+    "enable_tensor_transport",
+    "_actor_generator_backpressure_num_objects",
+}
+_METHOD_ONLY = {"concurrency_group", "tensor_transport"}
+_EVERYWHERE = {*_CHECKS, *_ACCEPTED, *_LATER} - _TASK_ONLY - _ACTOR_ONLY - _METHOD_ONLY
+_TASK_NAMES = frozenset(_EVERYWHERE | _TASK_ONLY)
+_ACTOR_NAMES = frozenset(_EVERYWHERE | _ACTOR_ONLY)
+_METHOD_NAMES = frozenset(
+    _METHOD_ONLY
+    | {
+        "num_returns",
+        "max_task_retries",
+        "retry_exceptions",
+        "enable_task_events",
+        "name",
+        "_generator_backpressure_num_objects",
+    }
+)
+
+
+def _check_all(
+    given: Mapping[str, Any], valid: frozenset[str], owner: str
+) -> dict[str, Any]:
+    """What of ``given`` has an effect, checked. None means "the default", as in Ray."""
+    kept = {}
+    for name, value in given.items():
+        if name not in valid:
+            raise ValueError(
+                f"unknown option {name!r} for {owner}: {nearest(name, valid)}"
+            )
+        if value is None:
+            continue
+        if name in _LATER:
+            if value not in _LATER[name]:
+                raise ValueError(
+                    f"{name}={value!r}: skate's engines do not have this option of "
+                    f"Ray's yet. Leave it out of the options of {owner}."
+                )
+        elif name in _ACCEPTED:
+            _ACCEPTED[name](name, value)
+        else:
+            kept[name] = _CHECKS[name](name, value)
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Options of a remote function; amounts of resources are held while it runs."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    num_returns: int = 1
+    max_retries: int = 3  # after a crash of its worker; -1: no limit
+    name: str | None = None  # for people; None: the function's own
+
+    def updated(self, given: Mapping[str, Any]) -> TaskOptions:
+        return _updated(self, _check_all(given, _TASK_NAMES, "a remote function"))
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """Options of an actor class; resources are held while the actor lives."""
+
+    num_cpus: float = 0
+    num_gpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    name: str | None = None  # for get_actor; None: the actor has no name
+    namespace: str | None = None  # None: the one given to init
+    get_if_exists: bool = False
+    # Calls that may run at once: threads, or coroutines if the class has any.
+    # 0: not set (ActorClass turns it into 1, or 1000 for coroutines, as Ray does).
+    max_concurrency: int = 0
+
+    def updated(self, given: Mapping[str, Any]) -> ActorOptions:
+        options = _updated(self, _check_all(given, _ACTOR_NAMES, "an actor class"))
+        if options.get_if_exists and options.name is None:
+            raise ValueError("get_if_exists=True needs a name to look for: name=...")
+        return options
+
+
+def check_method_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an actor's method: ``num_returns`` if it was given."""
+    kept = _check_all(given, _METHOD_NAMES, "an actor's method")
+    kept.pop("name", None)  # a label in Ray's dashboard
+    return kept
+
+
+_Options = TypeVar("_Options", TaskOptions, ActorOptions)
+
+
+def _updated(options: _Options, checked: dict[str, Any]) -> _Options:
+    assert checked.keys() <= {f.name for f in fields(options)}
+    return replace(options, **checked)

@@ -1,0 +1,435 @@
+"""The session: start and end it, and the calls on refs. Checks, then forwards.
+
+The only module state of skate is here: the engine of this process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from ._options import check_quantity, check_resources
+from ._ref import ObjectRef
+from .engine import open_engine
+from .engine.protocol import Engine, EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
+
+_engine: Engine | None = None
+_is_worker = False
+_lock = threading.Lock()
+
+
+def current() -> Engine:
+    """The engine of this process; the first call in a driver starts one."""
+    engine = _engine
+    if engine is None:
+        init(ignore_reinit_error=True)  # another thread may be quicker
+        engine = _engine
+        assert engine is not None
+    return engine
+
+
+def set_worker_engine(engine: Engine) -> None:
+    """In a worker process: the engine that its tasks use."""
+    global _engine, _is_worker
+    _engine = engine
+    _is_worker = True
+
+
+class Session:
+    """What ``init`` returns: says what runs, and ends it when used with ``with``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.engine = engine.name
+        self.num_cpus = engine.config.num_cpus
+
+    def disconnect(self) -> None:
+        """The same as ``skate.shutdown()``, if this session is still the current."""
+        if _engine is self._engine:
+            shutdown()
+
+    def __enter__(self) -> Session:  # Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.disconnect()
+
+    def __repr__(self) -> str:
+        return f"Session(engine={self.engine!r}, num_cpus={self.num_cpus})"
+
+
+def init(
+    engine: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    object_store_memory: int | None = None,
+    namespace: str | None = None,
+    address: str | None = None,
+    preload: tuple[str, ...] | list[str] = (),
+    log_to_driver: bool = True,
+    ignore_reinit_error: bool = False,
+) -> Session:
+    """Start skate in this process. Optional: the first call that needs it does.
+
+    Args:
+        engine: ``"embedded"`` (worker processes on this machine) or ``"inline"``
+            (this process only, for debuggers); None takes the environment variable
+            ``SKATE_ENGINE``, else ``"embedded"``.
+        num_cpus: how many tasks of one CPU may run at once; None takes the CPUs
+            that this process may use (affinity, and the quota of its cgroup).
+        num_gpus: GPUs to count; None is 0.
+        resources: amounts of custom resources, by name.
+        object_store_memory: bytes; None lets the engine choose.
+        namespace: where the names of this driver's actors live.
+        address: only None or ``"local"``; clusters need an engine for them.
+        preload: modules that worker processes import before they start.
+        log_to_driver: show here what tasks print.
+        ignore_reinit_error: do nothing if skate runs already.
+
+    Returns:
+        A session, which ends when used as ``with skate.init(): ...``.
+
+    Raises:
+        RuntimeError: skate runs already in this process.
+        TypeError, ValueError: an argument is wrong; the message says which.
+    """
+    global _engine
+    with _lock:
+        if _engine is not None:
+            if ignore_reinit_error:
+                return Session(_engine)
+            raise RuntimeError(
+                f"skate runs already in this process (engine {_engine.name!r}). Call "
+                "skate.shutdown() first, or pass ignore_reinit_error=True."
+            )
+        if address not in (None, "local"):
+            raise ValueError(
+                f"address={address!r}: only 'local' exists, because this version of "
+                "skate runs on one machine. Leave it out."
+            )
+        config = EngineConfig(
+            num_cpus=_check_cpus(num_cpus),
+            num_gpus=check_quantity("num_gpus", num_gpus or 0),
+            resources=check_resources("resources", resources or {}),
+            object_store_memory=_check_memory(object_store_memory),
+            namespace=namespace or "",
+            preload=_check_preload(preload),
+            log_to_driver=bool(log_to_driver),
+        )
+        name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
+        _engine = open_engine(name, config)
+        # Registered anew each time: what was registered later runs earlier, and user
+        # handlers that were registered after init may still call skate.
+        atexit.unregister(_shutdown_at_exit)
+        atexit.register(_shutdown_at_exit, os.getpid())
+        return Session(_engine)
+
+
+def _shutdown_at_exit(pid: int) -> None:
+    if pid == os.getpid():  # a forked child inherits the handler, not the engine
+        shutdown()
+
+
+def shutdown() -> None:
+    """End everything that skate started. Does nothing if skate does not run.
+
+    Raises:
+        RuntimeError: called in a task or an actor; only the driver may end skate.
+    """
+    global _engine
+    if _is_worker or (_engine is not None and not _engine.context().is_driver):
+        raise RuntimeError("only the driver may call skate.shutdown(), not a task.")
+    with _lock:
+        engine, _engine = _engine, None
+        if engine is not None:
+            engine.shutdown()
+
+
+def is_initialized() -> bool:
+    """True between ``init`` (or the first call that needed it) and ``shutdown``."""
+    return _engine is not None
+
+
+def _check_cpus(num_cpus: int | None) -> int:
+    if num_cpus is None:
+        return usable_cpus()
+    if isinstance(num_cpus, bool) or not isinstance(num_cpus, int):
+        raise TypeError(f"num_cpus must be an integer, not {num_cpus!r}.")
+    if num_cpus < 1:
+        raise ValueError(f"num_cpus must be 1 or more, not {num_cpus!r}.")
+    return num_cpus
+
+
+def _check_memory(num_bytes: int | None) -> int | None:
+    if num_bytes is None:
+        return None
+    if isinstance(num_bytes, bool) or not isinstance(num_bytes, int):
+        raise TypeError(f"object_store_memory is bytes, an integer, not {num_bytes!r}.")
+    if num_bytes < 1 << 20:
+        raise ValueError(
+            f"object_store_memory={num_bytes!r} is less than 1 MiB; give it in bytes."
+        )
+    return num_bytes
+
+
+def _check_preload(preload: Any) -> tuple[str, ...]:
+    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        raise TypeError(
+            f"preload must be a list of module names, such as ['torch'], not "
+            f"{preload!r}."
+        )
+    return tuple(preload)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and its cgroup's quota."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cpus = os.cpu_count() or 1
+    return max(1, min(cpus, _cgroup_cpus()))
+
+
+def _cgroup_cpus() -> int:
+    """CPUs that the cgroups (version 2) above this process allow; else very many."""
+    from pathlib import Path
+
+    limit = 1 << 20
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        path = Path(next(line[4:] for line in lines if line.startswith("0::/")))
+    except (OSError, StopIteration):
+        return limit
+    for level in (path, *path.parents):
+        try:
+            quota, period = Path("/sys/fs/cgroup", level, "cpu.max").read_text().split()
+            if quota != "max":
+                limit = min(limit, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):
+            continue  # the root has no limit, nor a file
+    return limit
+
+
+@overload
+def get(
+    refs: ObjectRef[T], timeout: float | None = None, *, copy: bool = False
+) -> T: ...
+@overload
+def get(
+    refs: list[ObjectRef[T]], timeout: float | None = None, *, copy: bool = False
+) -> list[T]: ...
+
+
+def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
+    """The value of a ref, or the values of a list of refs; waits until they exist.
+
+    NumPy arrays and torch CPU tensors come back as views of the object store, which
+    are read-only, without a copy.
+
+    Args:
+        refs: an ObjectRef, or a list of them.
+        timeout: seconds; None waits for ever, 0 does not wait.
+        copy: give arrays that are the caller's own, and writable.
+
+    Raises:
+        TaskError: a task failed; also an instance of the user's exception type.
+        GetTimeoutError: a value was not there in time. The task goes on.
+        ActorDiedError, WorkerCrashedError: a process ended before it had the value.
+        TypeError: ``refs`` is neither a ref nor a list of refs.
+    """
+    if timeout is not None:
+        _check_timeout(timeout)
+    if type(refs) is ObjectRef:
+        return current().get([refs], timeout, copy)[0]
+    if not isinstance(refs, list):
+        raise TypeError(
+            f"skate.get takes an ObjectRef or a list of them, not {refs!r} of type "
+            f"{type(refs).__name__}."
+        )
+    _check_refs("skate.get", refs)
+    return current().get(refs, timeout, copy) if refs else []
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Store ``value``; the ref gives it back to any task, actor or ``get``.
+
+    Worth it for a value that goes to several tasks: it is copied once. An array from
+    ``skate.empty`` is not copied at all, and becomes read-only.
+
+    Raises:
+        TypeError: ``value`` is a ref already, or cannot be pickled.
+        ObjectStoreFullError: there is no room.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError(
+            f"skate.put({value!r}): it is a ref already. Pass it on as it is, or put "
+            "it into a list if you want a ref to a ref."
+        )
+    return current().put(value)
+
+
+def wait(
+    refs: list[ObjectRef[T]],
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    """Wait until ``num_returns`` of ``refs`` have a value or an error.
+
+    To handle many results as they come, ``as_completed`` costs less: a loop of
+    ``wait`` copies the list each time.
+
+    Args:
+        refs: a list of distinct refs.
+        num_returns: how many to wait for; at most that many are returned as ready.
+        timeout: seconds; None waits for ever, 0 only looks.
+        fetch_local: as in Ray; on one machine every value is local.
+
+    Returns:
+        The ready refs and the others, each in the order of ``refs``.
+
+    Raises:
+        TypeError: ``refs`` is not a list of refs.
+        ValueError: a ref appears twice, or ``num_returns`` is out of range.
+    """
+    if not isinstance(refs, list):
+        raise TypeError(
+            f"skate.wait takes a list of ObjectRefs, not {refs!r} of type "
+            f"{type(refs).__name__}."
+        )
+    _check_refs("skate.wait", refs)
+    if timeout is not None:
+        _check_timeout(timeout)
+    if not refs:
+        return [], []
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns must be an integer, not {num_returns!r}.")
+    if not 1 <= num_returns <= len(refs):
+        raise ValueError(
+            f"num_returns must be from 1 to the number of refs, {len(refs)}, not "
+            f"{num_returns!r}."
+        )
+    if len(set(refs)) != len(refs):
+        raise ValueError("skate.wait takes distinct refs; the list has one twice.")
+    return current().wait(refs, num_returns, timeout)
+
+
+def _check_refs(call: str, refs: list[Any]) -> None:
+    for index, ref in enumerate(refs):
+        if type(ref) is not ObjectRef:
+            raise TypeError(
+                f"{call} takes ObjectRefs; item {index} of the list is {ref!r} of type "
+                f"{type(ref).__name__}."
+            )
+
+
+def _check_timeout(timeout: Any) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is seconds, a number or None, not {timeout!r}.")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be zero or more seconds, not {timeout!r}.")
+
+
+def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndarray:
+    """A writable array, born in the object store, with arbitrary contents.
+
+    ``put``, returning it from a task, or passing it to a remote call hands it over
+    without a copy: from then on it is read-only, and a write raises ValueError. On
+    the inline engine it is an ordinary array.
+
+    Args:
+        shape: of the array.
+        dtype: any NumPy dtype that holds no Python objects.
+    """
+    import numpy as np
+
+    checked = np.dtype(dtype)
+    if checked.hasobject:
+        raise TypeError(
+            f"skate.empty makes arrays of plain data; {checked!r} holds Python objects."
+        )
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    for size in sizes:
+        if not isinstance(size, (int, np.integer)) or size < 0:
+            raise ValueError(f"shape must be integers of zero or more, not {shape!r}.")
+    return current().empty(tuple(int(size) for size in sizes), checked)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the session has in all: ``{"CPU": 8.0, ...}``."""
+    return current().cluster_resources()
+
+
+def available_resources() -> dict[str, float]:
+    """What of ``cluster_resources`` no running task and no live actor holds now."""
+    return current().available_resources()
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The machines of the session, as Ray describes them: one, this one."""
+    engine = current()
+    return [
+        {
+            "NodeID": engine.session,
+            "Alive": True,
+            "NodeManagerHostname": os.uname().nodename,
+            "Resources": engine.cluster_resources(),
+        }
+    ]
+
+
+def statistics() -> dict[str, int]:
+    """What the engine holds: at least ``store_bytes``, ``objects``, ``workers``."""
+    return current().statistics()
+
+
+class RuntimeContext:
+    """Where the calling code runs; see ``get_runtime_context``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._context = engine.context()
+        self.namespace = engine.config.namespace
+
+    def get_task_id(self) -> str | None:
+        """The running task or actor call; None in the driver."""
+        return self._hex(self._context.task_id)
+
+    def get_actor_id(self) -> str | None:
+        """The actor that runs this code; None outside of actors."""
+        return self._hex(self._context.actor_id)
+
+    def get_worker_id(self) -> str | None:
+        """The worker that runs this code; None in the driver."""
+        return self._hex(self._context.worker_id)
+
+    def get_task_name(self) -> str | None:
+        """``module.function`` or ``module.Class.method``; None in the driver."""
+        return self._context.task_name or None
+
+    @staticmethod
+    def _hex(number: int) -> str | None:
+        return f"{number:016x}" if number else None
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Ids and names of the task and actor in which it is called."""
+    return RuntimeContext(current())

@@ -1,0 +1,262 @@
+"""Every exception that a caller of skate may want to catch.
+
+::
+
+    SkateError
+    |-- TaskError                  user code raised; also of the user's exception type
+    |-- WorkerCrashedError         the process that ran a task ended
+    |-- ActorError
+    |   |-- ActorDiedError         the actor is gone, for good
+    |   `-- ActorUnavailableError  the actor cannot be reached now
+    |-- ActorAlreadyExistsError    (ValueError) the name is taken
+    |-- GetTimeoutError            (TimeoutError)
+    |-- ResourceError              (ValueError) more than the session has
+    |-- DeadlockError              (RuntimeError) nothing that could run is left
+    |-- EngineError                (RuntimeError) no engine, or no longer one
+    |-- ObjectStoreFullError       (MemoryError)
+    |-- ObjectLostError
+    |   `-- OwnerDiedError         the process that owned the value ended
+    `-- CollectiveError
+        |-- RankDiedError          a rank's process ended; see ``.rank``
+        |-- CollectiveTimeoutError (TimeoutError) see ``.missing_ranks``
+        `-- ShapeMismatchError     (ValueError) ranks disagree about a call
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "ActorAlreadyExistsError",
+    "ActorDiedError",
+    "ActorError",
+    "ActorUnavailableError",
+    "CollectiveError",
+    "CollectiveTimeoutError",
+    "DeadlockError",
+    "EngineError",
+    "GetTimeoutError",
+    "ObjectLostError",
+    "ObjectStoreFullError",
+    "OwnerDiedError",
+    "RankDiedError",
+    "RemoteTraceback",
+    "ResourceError",
+    "ShapeMismatchError",
+    "SkateError",
+    "TaskError",
+    "WorkerCrashedError",
+]
+
+
+class SkateError(Exception):
+    """The root of all errors that skate itself raises."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a failed task, as text: the ``__cause__`` of its TaskError."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}\n"""'
+
+
+class TaskError(SkateError):
+    """User code raised an exception in a task, or in an actor's method.
+
+    What ``get`` raises is also an instance of the user's exception type, with its
+    ``args`` and attributes, so ``except ValueError`` works as in local code.
+
+    Attributes:
+        cause: the user's exception, or None if it could not be pickled.
+        task_name: the task in which it was raised first.
+        remote_traceback: the user's frames, through every task that it ended.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: BaseException | None = None,
+        task_name: str = "",
+        remote_traceback: str = "",
+    ) -> None:
+        super().__init__(message)
+        self._describe(cause, message, task_name, remote_traceback)
+
+    def _describe(
+        self,
+        cause: BaseException | None,
+        message: str,
+        task_name: str,
+        remote_traceback: str,
+    ) -> None:
+        self.cause = cause
+        self.task_name = task_name
+        self.remote_traceback = remote_traceback
+        self._message = message
+        if remote_traceback:
+            self.__cause__ = RemoteTraceback(remote_traceback)
+
+    @staticmethod
+    def of(cause: BaseException, task_name: str, remote_traceback: str) -> TaskError:
+        """The error to raise for ``cause``: of both types wherever that can be."""
+        try:
+            error = _dual_instance(cause)
+        except Exception:
+            # A user's class may refuse to be subclassed, or to be made without its
+            # arguments. The plain error tells the same story.
+            error = None
+        if error is None:
+            return TaskError(
+                f"task {task_name} raised {type(cause).__qualname__}: {cause}",
+                cause=cause,
+                task_name=task_name,
+                remote_traceback=remote_traceback,
+            )
+        error._describe(cause, str(cause), task_name, remote_traceback)
+        return error
+
+    def __str__(self) -> str:
+        return self._message
+
+    def __reduce__(self) -> tuple[Callable[..., TaskError], tuple[Any, ...]]:
+        # The class of a dual error exists in this process only.
+        if isinstance(self, _Dual):
+            return TaskError.of, (self.cause, self.task_name, self.remote_traceback)
+        values = (self._message, self.cause, self.task_name, self.remote_traceback)
+        return _restore_plain, values
+
+
+class _Dual:
+    """Marks the classes that ``_dual_class`` made."""
+
+
+def _restore_plain(
+    message: str, cause: BaseException | None, task_name: str, remote_traceback: str
+) -> TaskError:
+    return TaskError(
+        message, cause=cause, task_name=task_name, remote_traceback=remote_traceback
+    )
+
+
+_dual_classes: dict[type[BaseException], type[TaskError]] = {}
+
+
+def _dual_class(cause: type[BaseException]) -> type[TaskError]:
+    made = _dual_classes.get(cause)
+    if made is None:
+        name = f"TaskError({cause.__qualname__})"
+        made = type(name, (_Dual, TaskError, cause), {"__module__": __name__})
+        _dual_classes[cause] = made
+    return made
+
+
+def _dual_instance(cause: BaseException) -> TaskError | None:
+    """A TaskError that looks like ``cause`` to code that knows its type only."""
+    # An exit request or a StopIteration would end the caller's process or loop
+    # silently instead of telling it that a task failed.
+    if not isinstance(cause, Exception) or isinstance(
+        cause, (StopIteration, StopAsyncIteration)
+    ):
+        return None
+    cls = _dual_class(type(cause))
+    # The user's __init__ is not run: its arguments are unknown, its effects unwanted.
+    error = cls.__new__(cls, *cause.args)
+    for base in type(cause).__mro__:
+        for name, member in vars(base).items():
+            # errno, filename, slots, args: whatever is not in the __dict__.
+            if not name.startswith("__") and isinstance(
+                member, (types.MemberDescriptorType, types.GetSetDescriptorType)
+            ):
+                try:
+                    setattr(error, name, getattr(cause, name))
+                except AttributeError:  # unset slot, or read-only
+                    continue
+    vars(error).update(vars(cause))
+    return error
+
+
+class WorkerCrashedError(SkateError):
+    """The process that ran the task ended, more often than ``max_retries`` allows."""
+
+
+class ActorError(SkateError):
+    """An actor could not run a call."""
+
+
+class ActorDiedError(ActorError):
+    """The actor is dead: killed, crashed, or its constructor raised."""
+
+
+class ActorUnavailableError(ActorError):
+    """The actor cannot be reached now; the call may or may not have run."""
+
+
+class ActorAlreadyExistsError(SkateError, ValueError):
+    """Another live actor of the namespace has this name."""
+
+
+class GetTimeoutError(SkateError, TimeoutError):
+    """A value was not there within ``timeout``; the task goes on."""
+
+
+class ResourceError(SkateError, ValueError):
+    """A task or an actor asks for more than the session has at all."""
+
+
+class DeadlockError(SkateError, RuntimeError):
+    """Everything waits, and nothing that could end a wait can run."""
+
+
+class EngineError(SkateError, RuntimeError):
+    """The engine could not start, has been shut down, or is not usable here."""
+
+
+class ObjectStoreFullError(SkateError, MemoryError):
+    """The object store has no room, and nothing in it can be dropped or spilled."""
+
+
+class ObjectLostError(SkateError):
+    """A value is gone although refs to it exist."""
+
+
+class OwnerDiedError(ObjectLostError):
+    """The process that owned the value ended before it was handed over."""
+
+
+class CollectiveError(SkateError):
+    """A collective call of a group failed."""
+
+
+class RankDiedError(CollectiveError):
+    """A rank's process ended, or left the group. ``rank`` is None if unknown."""
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message, rank)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CollectiveTimeoutError(CollectiveError, TimeoutError):
+    """Some ranks, ``missing_ranks``, did not arrive within ``timeout``."""
+
+    def __init__(self, message: str, missing_ranks: Sequence[int] = ()) -> None:
+        super().__init__(message, tuple(missing_ranks))
+        self.missing_ranks = tuple(missing_ranks)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ShapeMismatchError(CollectiveError, ValueError):
+    """Shapes, dtypes or operations differ between ranks; no array was changed."""
