@@ -1,0 +1,136 @@
+#include "arena.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+
+namespace skate {
+namespace {
+
+constexpr u64 kSmallLimit = 4096;
+constexpr u32 kSmallClasses = kSmallLimit / 64;
+constexpr u64 kPage = 4096;
+// Fresh pages of blocks this large are populated by one call before they are written:
+// 2.8 GB/s instead of the 1.5 of page faults during the copy.
+constexpr u64 kPopulateFrom = 256 << 10;
+// Free memory is given back when it is more than is in use and more than this.
+constexpr u64 kKeepFree = 256ULL << 20;
+constexpr u64 kTrimFrom = 1 << 20;
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
+
+}  // namespace
+
+u32 Arena::class_of(u64 block_bytes) {
+  if (block_bytes <= kSmallLimit)
+    return static_cast<u32>((block_bytes + 63) / 64) - 1;
+  const u32 log = 63 - static_cast<u32>(std::countl_zero(block_bytes - 1));
+  const u64 quarter = 1ULL << (log - 2);
+  const u64 step = (block_bytes - (1ULL << log) + quarter - 1) / quarter;  // 1..4
+  return kSmallClasses + (log - 12) * 4 + static_cast<u32>(step) - 1;
+}
+
+u64 Arena::class_bytes(u32 size_class) {
+  if (size_class < kSmallClasses) return (size_class + 1ULL) * 64;
+  const u32 i = size_class - kSmallClasses;
+  const u32 log = 12 + i / 4;
+  return (1ULL << log) + (i % 4 + 1ULL) * (1ULL << (log - 2));
+}
+
+std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
+  if (size > bytes_) return std::nullopt;
+  const u32 wanted = class_of(size + kBlockHeaderBytes);
+  const u64 block_bytes = class_bytes(wanted);
+  if (free_.size() <= wanted) free_.resize(wanted + 1);
+  u64 start;
+  bool cold = false;
+  if (!free_[wanted].empty()) {
+    start = free_[wanted].back().start;
+    cold = free_[wanted].back().cold;
+    free_[wanted].pop_back();
+  } else {
+    start = top_;
+    if (block_bytes >= kPopulateFrom) start = page_up(start);
+    if (start + block_bytes > bytes_) return std::nullopt;
+    top_ = start + block_bytes;
+    cold = true;
+  }
+  if (cold) {
+    resident_ += block_bytes;
+    if (block_bytes >= kPopulateFrom)
+      madvise(base_ + start, page_up(block_bytes), MADV_POPULATE_WRITE);
+  }
+  BlockHeader* h = header(start);
+  const u32 generation = next_generation_++;
+  *h = {block_bytes, std::max<u64>(size, 1), generation, owner.index, owner.epoch};
+  used_ += block_bytes;
+  ++count_;
+  return Block{start + kBlockHeaderBytes, generation};
+}
+
+bool Arena::free(u64 offset, u32 generation) {
+  if (offset < kBlockHeaderBytes || offset >= top_) return false;
+  const u64 start = offset - kBlockHeaderBytes;
+  const BlockHeader* h = header(start);
+  if (h->size == 0 || h->generation != generation) return false;
+  release(start);
+  return true;
+}
+
+void Arena::set_owner(u64 offset, ProcId owner) {
+  BlockHeader* h = header(offset - kBlockHeaderBytes);
+  h->owner_index = owner.index;
+  h->owner_epoch = owner.epoch;
+}
+
+u32 Arena::free_all_of(ProcId owner) {
+  u32 freed = 0;
+  for (u64 start = 0; start < top_;) {
+    const BlockHeader* h = header(start);
+    if (h->block_bytes == 0) {  // the gap before a page-aligned block
+      start = page_up(start + 1);
+      continue;
+    }
+    if (h->size != 0 && h->owner_index == owner.index && h->owner_epoch == owner.epoch) {
+      release(start);
+      ++freed;
+    }
+    start += h->block_bytes;
+  }
+  return freed;
+}
+
+void Arena::release(u64 start) {
+  BlockHeader* h = header(start);
+  h->size = 0;
+  used_ -= h->block_bytes;
+  --count_;
+  const u32 size_class = class_of(h->block_bytes);
+  if (free_.size() <= size_class) free_.resize(size_class + 1);
+  free_[size_class].push_back({start, false});
+  if (resident_ - used_ > std::max(kKeepFree, used_)) trim();
+}
+
+// Gives back the oldest free blocks, largest classes first, until little is kept. Their
+// headers stay, because free_all_of walks them.
+void Arena::trim() {
+  for (u32 c = static_cast<u32>(free_.size()); c-- > 0;) {
+    if (class_bytes(c) < kTrimFrom) return;
+    for (FreeBlock& block : free_[c]) {
+      if (resident_ - used_ <= std::max(kKeepFree, used_) / 2) return;
+      if (block.cold) continue;
+      const u64 from = page_up(block.start + kBlockHeaderBytes);
+      const u64 to = (block.start + class_bytes(c)) & ~(kPage - 1);
+      madvise(base_ + from, to - from, MADV_REMOVE);
+      block.cold = true;
+      resident_ -= class_bytes(c);
+    }
+  }
+}
+
+}  // namespace skate

@@ -1,0 +1,114 @@
+// The session segment: one line of state per process, readable by all.
+//
+// It answers, without asking anybody: who is alive, who sleeps, who has messages, who
+// has tasks to give, which CPUs are taken. Every word has a single writer, or is changed
+// by one atomic operation that is complete in itself, so that a process killed between
+// any two instructions leaves nothing half done. There are no shared counts.
+#pragma once
+
+#include "ids.hpp"
+
+namespace skate {
+
+constexpr u64 kSessionMagic = 0x65746b73'0001ULL;
+constexpr u32 kMaxCpus = 1024;
+
+enum class ProcState : u8 {
+  kNone = 0,
+  kStarting = 1,
+  kParked = 2,     // idle, asleep on its doorbell
+  kSearching = 3,  // idle, looking for work
+  kRunning = 4,    // running user code
+  kBlocked = 5,    // user code waits in a skate call; its CPU is given back
+};
+// Only pool workers take tasks from queues; other processes carry this bit beside
+// their state, so that one byte tells a waker whether ringing it can help.
+constexpr u8 kNotPool = 0x80;
+
+// Doorbell values. A process stores kAsleep before it sleeps and is woken by a
+// compare-and-swap to kAwake, so one sleep costs at most one wake-up call.
+constexpr u32 kAwake = 0;
+constexpr u32 kAsleep = 1;     // housekeeping: only for urgent messages
+constexpr u32 kAsleepAny = 2;  // housekeeping: for any message
+
+struct alignas(1024) ProcEntry {
+  // Rung by anyone who sends this process a message or gives it work.
+  alignas(kCacheLine) std::atomic<u32> doorbell;
+  std::atomic<u32> housekeeper_doorbell;
+
+  // Written by the process itself (and by the supervisor before it starts and after it
+  // has ended).
+  alignas(kCacheLine) std::atomic<u32> alive;
+  std::atomic<u32> epoch;
+  std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when it blocked
+  std::atomic<u64> task_id;        // the task it runs (ObjectId bits); 0: none
+  std::atomic<u32> task_attempt;
+  std::atomic<u64> store_used;  // bytes of its arena in use
+  std::atomic<u64> store_peak;
+  std::atomic<u64> tasks_done;
+
+  // Inbox: bit p of word p / 64 says that the ring from process p may hold messages; bit
+  // w of the summary says that word w has bits. Set by senders (fetch_or), cleared by
+  // the receiver (exchange): a bit is set after the message is published, so a receiver
+  // that clears it and then reads the ring misses nothing.
+  alignas(kCacheLine) std::atomic<u64> inbox_summary;
+  std::atomic<u64> inbox[kMaxProcs / 64];
+};
+static_assert(sizeof(ProcEntry) == 1024);
+
+struct Session {
+  u64 magic;
+  u32 num_cpus;       // CPU tokens, as told by init
+  u32 num_cores;      // cores that the processes may run on
+  u64 store_limit;    // bytes, summed over arenas
+  u64 arena_bytes;    // address space of one arena
+  u32 spin_ns;        // how long to look for work before sleeping
+  u32 spin_busy_ns;   // the same when more processes can run than there are cores
+  char session_id[16];
+
+  alignas(kCacheLine) std::atomic<u32> num_procs;  // indices below it were in use
+  std::atomic<u32> cpus_wanted;     // supervisor: tokens that leases wait for
+  std::atomic<u32> worker_request;  // 1: somebody asked for one more pool worker
+  std::atomic<u32> closing;
+
+  // Who has ever queued a task: only those queues are searched.
+  alignas(kCacheLine) std::atomic<u64> submitters[kMaxProcs / 64];
+  // ProcState of each process, packed so that a waker reads few lines.
+  alignas(kCacheLine) std::atomic<u8> state[kMaxProcs];
+  // CPU tokens: 0 is free, else 1 + the index of the process that runs on it. Taken by
+  // compare-and-swap; the supervisor frees those of the dead.
+  alignas(kCacheLine) std::atomic<u32> cpu_token[kMaxCpus];
+  alignas(1024) ProcEntry procs[kMaxProcs];
+
+  ProcState state_of(u32 proc) const {
+    return static_cast<ProcState>(state[proc].load(std::memory_order_seq_cst) &
+                                  ~kNotPool);
+  }
+};
+
+// Tells `receiver` that the ring from `sender` has a message that was published before
+// this call. The seq_cst read-modify-writes order that publication before any later
+// look at the receiver's doorbell.
+inline void mark_inbox(Session& session, u32 receiver, u32 sender) {
+  ProcEntry& entry = session.procs[receiver];
+  const u32 word = sender / 64;
+  entry.inbox[word].fetch_or(1ULL << (sender % 64), std::memory_order_seq_cst);
+  entry.inbox_summary.fetch_or(1ULL << word, std::memory_order_seq_cst);
+}
+
+// Wakes the sleeper on `doorbell` if it sleeps at a level of at least `level`. Returns
+// whether this call is the one that woke it.
+inline bool ring_doorbell(std::atomic<u32>& doorbell, u32 level = kAsleep) {
+  // Pairs with the sleeper's seq_cst store before it looks for work one last time:
+  // either it sees our work, or we see it asleep.
+  u32 seen = doorbell.load(std::memory_order_seq_cst);
+  while (seen >= level && seen != kAwake) {
+    if (doorbell.compare_exchange_weak(seen, kAwake, std::memory_order_seq_cst)) {
+      futex_wake(doorbell);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace skate

@@ -1,0 +1,180 @@
+// What processes say to each other, byte by byte. Both ends are the same build.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ids.hpp"
+
+namespace skate {
+
+enum class Message : u16 {
+  kResult = 1,     // worker -> owner: a task's values
+  kResultTaken,    // owner -> worker: refs inside a result are counted here now
+  kCall,           // caller -> actor or leased worker: run this
+  kBorrow,         // borrower -> owner: I hold this object
+  kReturn,         // borrower -> owner: I no longer do
+  kSubscribe,      // borrower -> owner: tell me the value when there is one
+  kValue,          // owner -> borrower: here it is
+  kFreeBlock,      // owner -> arena: nobody needs this block any more
+  kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
+  kProcessDied,    // supervisor -> all: drain its ring, then confirm
+  kForgetProcess,  // supervisor -> all: everybody has; drop its borrows
+  kLeaseGranted,   // supervisor -> owner: this worker may run that task
+};
+
+enum class SystemError : u32 {
+  kNone = 0,
+  kWorkerCrashed,
+  kActorDied,
+  kOwnerDied,
+};
+
+// Why a process ended, as far as its supervisor knows.
+enum class DeathCause : u32 {
+  kUnknown = 0,
+  kExited,     // detail: exit status
+  kSignaled,   // detail: signal number
+  kKilled,     // by skate.kill
+  kOutOfScope,
+  kConstructorFailed,
+};
+
+struct Failure {
+  SystemError error = SystemError::kNone;
+  DeathCause cause = DeathCause::kUnknown;
+  i64 detail = 0;
+};
+
+// A value on its way, or at rest: small ones inline, large ones in an arena.
+struct Value {
+  enum class Kind : u8 { kNone, kInline, kBlock, kFailure };
+  Kind kind = Kind::kNone;
+  bool is_error = false;
+  std::string inline_bytes;
+  Location block;
+  Failure failure;
+  std::vector<u64> contained;  // ids of refs inside, counted by whoever holds the value
+
+  void clear() {
+    kind = Kind::kNone;
+    is_error = false;
+    inline_bytes.clear();
+    contained.clear();
+  }
+};
+
+class Writer {
+ public:
+  explicit Writer(std::string& out) : out_(out) {}
+  template <class T>
+  void pod(const T& x) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    out_.append(reinterpret_cast<const char*>(&x), sizeof x);
+  }
+  void bytes(std::string_view s) {
+    pod(static_cast<u32>(s.size()));
+    out_.append(s);
+  }
+  void value(const Value& v) {
+    pod(v.kind);
+    pod(v.is_error);
+    pod(static_cast<u16>(v.contained.size()));
+    for (u64 id : v.contained) pod(id);
+    switch (v.kind) {
+      case Value::Kind::kInline:
+        bytes(v.inline_bytes);
+        break;
+      case Value::Kind::kBlock:
+        pod(v.block);
+        break;
+      case Value::Kind::kFailure:
+        pod(v.failure);
+        break;
+      case Value::Kind::kNone:
+        break;
+    }
+  }
+
+ private:
+  std::string& out_;
+};
+
+// Reads what Writer wrote. Running past the end is a bug in skate, not bad input: both
+// ends are one build and a record is published whole; still it never reads beyond.
+class Reader {
+ public:
+  Reader(const std::byte* data, std::size_t size) : at_(data), end_(data + size) {}
+  explicit Reader(std::string_view s)
+      : Reader(reinterpret_cast<const std::byte*>(s.data()), s.size()) {}
+
+  template <class T>
+  T pod() {
+    static_assert(std::is_trivially_copyable_v<T>);
+    T x{};
+    if (sizeof x > remaining()) {
+      at_ = end_;
+      return x;
+    }
+    std::memcpy(&x, at_, sizeof x);
+    at_ += sizeof x;
+    return x;
+  }
+  std::string_view bytes() {
+    std::size_t n = pod<u32>();
+    if (n > remaining()) n = remaining();
+    std::string_view s(reinterpret_cast<const char*>(at_), n);
+    at_ += n;
+    return s;
+  }
+  void value(Value& v) {
+    v.clear();
+    v.kind = pod<Value::Kind>();
+    v.is_error = pod<bool>();
+    v.contained.resize(pod<u16>());
+    for (u64& id : v.contained) id = pod<u64>();
+    switch (v.kind) {
+      case Value::Kind::kInline:
+        v.inline_bytes.assign(bytes());
+        break;
+      case Value::Kind::kBlock:
+        v.block = pod<Location>();
+        break;
+      case Value::Kind::kFailure:
+        v.failure = pod<Failure>();
+        break;
+      case Value::Kind::kNone:
+        break;
+    }
+  }
+  std::size_t remaining() const { return static_cast<std::size_t>(end_ - at_); }
+  std::string_view rest() const {
+    return {reinterpret_cast<const char*>(at_), remaining()};
+  }
+
+ private:
+  const std::byte* at_;
+  const std::byte* end_;
+};
+
+// A task as it travels: this header, then the body: the encoded arguments, then for each
+// dependency its id and value. A body that does not fit is in a block of its owner's.
+struct TaskHeader {
+  u64 task_id;      // the first return's ObjectId, or the task's own if it has none
+  u64 function_id;  // 0: a method call; its name is in the arguments
+  Location function;
+  u32 attempt;
+  u16 num_returns;
+  u16 num_deps;
+  u32 flags;
+  u32 args_size;
+};
+
+constexpr u32 kBodyInBlock = 1;        // a Location follows instead of the body
+constexpr u32 kFunctionHoldsRefs = 2;  // do not cache it: the refs would never go
+constexpr u32 kConstructor = 4;        // the call that makes the actor
+constexpr u32 kLeased = 8;             // tell the supervisor when it is done
+
+}  // namespace skate

@@ -1,0 +1,329 @@
+// One process of the engine: what it owns, what it borrows, what it waits for.
+//
+// A Node is the private half of a process; the shared half is its segment (task queue,
+// outgoing rings, arena) and its entry in the session directory. Everything private is
+// guarded by one mutex, `mu_`, which is never held while Python runs or while the process
+// sleeps, so any thread may take it, with or without the GIL.
+//
+// Reference counts. An object's owner frees it when nothing in the owner's process holds
+// it (`local`) and no other process has said that it does (`borrowers`). A process says
+// kBorrow before it publishes any message that could make the one it got the ref from let
+// go of it. Since shared memory keeps causes before effects, an owner that sees a count
+// reach zero and then empties every inbox ring once has seen every such kBorrow: only then
+// does it free.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "arena.hpp"
+#include "directory.hpp"
+#include "message.hpp"
+#include "queue.hpp"
+#include "ring.hpp"
+#include "supervisor_link.hpp"
+
+namespace skate {
+
+// Where things lie in a process's segment. The file is sparse: a page costs memory only
+// once it is used.
+constexpr u64 kQueueOffset = 0;
+constexpr u64 kRingsOffset = 1ULL << 20;
+constexpr u64 kArenaOffset = kRingsOffset + static_cast<u64>(kMaxProcs) * kRingBytes;
+static_assert(sizeof(QueueMemory) <= kRingsOffset);
+
+// Values up to this many bytes travel inside messages; larger ones live in an arena.
+constexpr u64 kInlineBytes = 2048;
+
+enum class WaitResult : u8 { kReady, kTimeout, kInterrupted, kEngineDied };
+
+struct Peer;
+struct Task;
+struct Watch;
+
+struct Waiter {
+  enum class Kind : u8 { kTask, kProcess, kWatch } kind;
+  union {
+    Task* task;
+    u32 process;
+    Watch* watch;
+  };
+  u32 tag = 0;
+};
+
+struct Borrow {
+  ProcId proc;
+  u32 count;
+};
+
+// An object that this process owns, or one that it borrows.
+struct Object {
+  enum class Kind : u8 { kFree, kData, kFunction, kActor };
+  ObjectId id;
+  Kind kind = Kind::kFree;
+  bool ready = false;
+  bool subscribed = false;  // borrowed: the owner was asked for the value
+  bool shared = false;      // owned: its id has left this process
+  u32 local = 0;            // Python refs, views, tasks in flight, containers
+  std::vector<Borrow> borrowers;
+  Value value;
+  Task* task = nullptr;  // owned and not ready: what will make it
+  std::vector<Waiter> waiters;
+};
+
+// A task that this process has submitted and that has not ended.
+struct Task {
+  enum class Route : u8 { kQueue, kLease, kActor };
+  TaskHeader header;
+  std::string args;               // encoded; dependencies appear by number
+  std::vector<ObjectId> deps;     // top-level refs, and large arguments
+  std::vector<ObjectId> pins;     // counted until the task ends: deps, refs inside, code
+  std::vector<ObjectId> returns;  // at least one: a task without returns has a hidden one
+  Location body{};                // the block of a large body, while it is in flight
+  bool has_body = false;
+  u32 missing = 0;  // dependencies without a value
+  i32 retries = 0;  // left; negative: for ever
+  Route route = Route::kQueue;
+  ObjectId actor;           // kActor
+  std::string resources;    // kLease: for the supervisor
+  Peer* target = nullptr;   // kLease, kActor: where it was sent
+  u32 flight = 0;           // its place in target->in_flight
+
+  void reset();  // for the next task: buffers keep their capacity
+};
+
+// Which of many objects have become ready.
+struct Watch {
+  std::deque<u32> ready;
+  std::unordered_set<u64> pending;  // objects that it waits for, and holds
+};
+
+// What a worker was given to run.
+struct Incoming {
+  ProcId owner;
+  TaskHeader header{};
+  std::string body;  // arguments and dependencies, copied out of shared memory
+};
+
+// Another process, as this one sees it.
+struct Peer {
+  ProcId id;
+  bool dead = false;
+  Failure failure;  // why, once dead
+  Mapping control;  // its queue and rings, writable
+  Mapping arena;    // read-only
+  std::optional<RingConsumer> in;
+  std::optional<RingProducer> out;
+  // Refs inside results that were sent there and not yet counted there.
+  std::deque<std::vector<u64>> untaken;
+  std::vector<Task*> in_flight;  // calls sent there
+};
+
+// Calls to one actor, in the order in which they were made.
+struct ActorLink {
+  std::deque<Task*> waiting;  // the first one lacks a dependency, or the address
+};
+
+class Node {
+ public:
+  // Takes ownership of the descriptors.
+  Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool);
+  ~Node();
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  // Objects ----------------------------------------------------------------------
+  ObjectId put(Value value, Object::Kind kind);  // takes the counts in value.contained
+  void acquire(ObjectId id);
+  void release(ObjectId id);
+  // Waits until all have values. `next` is where to go on after kInterrupted.
+  WaitResult wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
+                      i64 deadline_ns);
+  // Sets `ready[i]`; stops looking once `wanted` are ready.
+  WaitResult wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
+                       std::vector<bool>& ready, i64 deadline_ns);
+  // The value of a ready object that the caller holds: it does not move or change.
+  const Value& value_of(ObjectId id);
+  bool is_ready(ObjectId id);
+
+  // Bytes of a block, wherever it lies. Valid while the block's object is held.
+  const std::byte* bytes_at(const Location& location);
+  // A block of this arena; nullopt when the store is full.
+  std::optional<Location> allocate(u64 size, ProcId owner);
+  void free_block(const Location& location);
+
+  // Tasks ------------------------------------------------------------------------
+  // A cleared task to fill in and submit.
+  Task* new_task();
+  // Counts what the task needs. Returns ids that the caller holds once each.
+  void submit(Task* task, std::vector<ObjectId>& out);
+  // For an actor: its address as the value of an object of kind kActor.
+  ObjectId new_actor(ProcId address);
+
+  // A worker's side. next_task blocks: kReady, or kInterrupted, or kEngineDied (stop).
+  WaitResult next_task(Incoming& out, i64 deadline_ns);
+  // Sends the values; takes the counts in their `contained`.
+  void finish_task(const Incoming& task, std::vector<Value>& values);
+  // The supervisor lends this process CPUs: tell it when user code blocks.
+  void report_blocking(bool on) { reports_blocking_ = on; }
+  bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
+
+  // Watches ----------------------------------------------------------------------
+  Watch* new_watch();
+  void watch_add(Watch* watch, ObjectId id, u32 tag);
+  WaitResult watch_wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns);
+  void watch_close(Watch* watch);
+
+  // The session ------------------------------------------------------------------
+  SupervisorLink& supervisor() { return link_; }
+  Session& session() { return *session_; }
+  ProcId self() const { return self_; }
+  u64 owned_objects();
+  u64 borrowed_objects();
+  u64 pending_tasks();
+  Arena& arena() { return arena_; }
+  u64 store_used() const;
+  // Stops the housekeeper; every later wait answers kEngineDied.
+  void close();
+  // Called in a forked child of this process: nothing may be touched any more.
+  static bool in_forked_child();
+  // Addresses of the liveness words of processes, for collective groups.
+  const std::atomic<u32>* alive_word(u32 proc) const {
+    return &session_->procs[proc].alive;
+  }
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+  struct Unsent {
+    ProcId to;
+    Message kind;
+    bool urgent;
+    std::string payload;
+  };
+
+  // Objects.
+  Object* find(ObjectId id);
+  Object& borrowed(ObjectId id);
+  Object& new_object(Object::Kind kind);
+  void hold(ObjectId id);
+  void drop(ObjectId id);
+  void subscribe(Object& object);
+  void resolve(Object& object);  // it has a value: tell those who wait
+  void free_unheld();
+  void free_object(Object& object);
+  void free_value(Value& value);
+  void add_borrow(ObjectId id, ProcId by);
+  void end_borrow(ObjectId id, ProcId by);
+
+  // Tasks.
+  void add_waiter(ObjectId id, Task* task);
+  void run_ready();
+  void pass_on(Task* task);  // all dependencies have values
+  const std::string& encode(Task* task, std::size_t limit);
+  void flush_backlog();
+  void flush_actor(ObjectId id);
+  void lease_granted(Reader& reader);
+  void take_result(Reader& reader, ProcId from);
+  void end_task(Task* task, std::vector<Value>& values);
+  void fail_task(Task* task, const Failure& failure);
+  void lose_task(Task* task, const Failure& failure);
+  Task* pending_task(u64 task_id);
+  void unlist(Task* task);  // from target->in_flight
+
+  // Messages.
+  Peer& peer(u32 index);
+  bool map_peer(Peer& peer);
+  void send(ProcId to, Message kind, std::string_view payload, bool urgent = false);
+  bool push(const Unsent& message);
+  void flush_unsent();
+  void drain();
+  void drain_ring(Peer& peer);
+  void handle(Peer& from, const Record& record);
+  void process_died(Reader& reader);
+  void forget_process(Reader& reader);
+
+  // Waiting.
+  template <class Ready>
+  WaitResult wait(Lock& lock, i64 deadline_ns, Ready&& ready);
+  bool spin();
+  i64 spin_budget() const;
+  FutexResult park(i64 timeout_ns);
+  void leave_cpu();
+  void announce();  // tell other threads that something became ready
+  void housekeep();
+  bool needs_attention() const;
+
+  // Pool work.
+  bool work_waiting() const;
+  bool claim(Incoming& out);
+  void stop_idling();
+  void receive_body(Incoming& task, const std::byte* at, u32 size, ProcId from);
+  bool take_token();
+  bool token_free() const;
+  void release_token();
+  void wake_for_work();
+  void set_state(ProcState state);
+
+  std::mutex mu_;
+  std::condition_variable followers_cv_;
+  Mapping session_map_;
+  Session* session_;
+  const ProcId self_;
+  const bool is_pool_;
+  ProcEntry* me_;
+  Mapping segment_;
+  QueueProducer queue_;
+  Arena arena_;
+  SupervisorLink link_;
+
+  std::deque<Object> objects_;  // owned, by index; index 0 is never used
+  std::vector<u32> free_slots_;
+  std::unordered_map<u64, std::unique_ptr<Object>> borrowed_;
+  std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
+  u64 owned_ = 0;
+  u64 tasks_ = 0;
+  std::unordered_map<u64, ActorLink> links_;
+  std::deque<Task> task_store_;
+  std::vector<Task*> free_tasks_;
+  std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
+  std::deque<Task*> backlog_;  // ready, but the queue was full
+  u64 waiting_tasks_ = 0;      // lack a dependency
+  std::unordered_set<Watch*> watches_;
+  std::vector<std::unique_ptr<Peer>> peers_;
+  // Task queues of mapped peers: read by a worker that looks for work without the lock.
+  std::vector<std::atomic<QueueMemory*>> queues_;
+  std::vector<std::unique_ptr<Peer>> former_peers_;  // views may still lie in them
+  // Did not fit into its ring, and all that was said after it, to whomever: a message
+  // that overtook a kBorrow would break the rule at the top.
+  std::deque<Unsent> unsent_;
+  std::deque<Incoming> incoming_;
+  std::string scratch_;
+
+  bool leader_ = false;  // a thread sleeps or spins for all
+  bool idle_ = false;    // next_task wants to be that thread
+  u32 followers_ = 0;
+  bool resolved_ = false;  // the last drain made something ready
+  bool draining_ = false;
+  bool ending_ = false;       // actor: the last handle is gone
+  bool constructed_ = false;  // actor: its constructor has been started
+  bool reports_blocking_ = false;  // the supervisor counts its CPUs
+  bool has_token_ = false;
+  u32 token_ = 0;
+  bool was_idle_ = true;
+  bool submitter_ = false;
+  std::atomic<bool> kicked_{false};  // the leader must look again
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> engine_died_{false};
+  std::thread housekeeper_;
+};
+
+}  // namespace skate

@@ -1,0 +1,89 @@
+#include "platform.hpp"
+
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <system_error>
+#include <utility>
+
+namespace skate {
+namespace {
+
+[[noreturn]] void throw_errno(const char* what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+}  // namespace
+
+i64 now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<i64>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns) {
+  timespec t;
+  timespec* limit = nullptr;
+  if (timeout_ns >= 0) {
+    t.tv_sec = timeout_ns / 1'000'000'000;
+    t.tv_nsec = timeout_ns % 1'000'000'000;
+    limit = &t;
+  }
+  const long rc = syscall(SYS_futex, reinterpret_cast<u32*>(&word), FUTEX_WAIT,
+                          expected, limit, nullptr, 0);
+  if (rc == 0) return FutexResult::kWoken;
+  switch (errno) {
+    case EAGAIN:
+      return FutexResult::kChanged;
+    case ETIMEDOUT:
+      return FutexResult::kTimeout;
+    case EINTR:
+      return FutexResult::kInterrupted;
+    default:
+      throw_errno("futex wait");
+  }
+}
+
+void futex_wake(std::atomic<u32>& word, int count) {
+  syscall(SYS_futex, reinterpret_cast<u32*>(&word), FUTEX_WAKE, count, nullptr, nullptr,
+          0);
+}
+
+Mapping::Mapping(int fd, std::size_t offset, std::size_t bytes, bool writable)
+    : size_(bytes) {
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* p = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_NORESERVE, fd,
+                 static_cast<off_t>(offset));
+  if (p == MAP_FAILED) throw_errno("mmap of a shared segment");
+  data_ = static_cast<std::byte*>(p);
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+int make_memfd(const char* name, std::size_t bytes) {
+  const int fd = static_cast<int>(syscall(SYS_memfd_create, name, 1U /* CLOEXEC */));
+  if (fd < 0) throw_errno("memfd_create");
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+    close(fd);
+    throw_errno("ftruncate of a memfd");
+  }
+  return fd;
+}
+
+}  // namespace skate

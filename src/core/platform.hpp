@@ -1,0 +1,63 @@
+// Thin wrappers over what Linux offers: futex, clock, memfd. No Python, no state.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace skate {
+
+using i32 = std::int32_t;
+using i64 = std::int64_t;
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+
+constexpr std::size_t kCacheLine = 64;
+
+static_assert(std::atomic<u64>::is_always_lock_free);
+
+inline void cpu_pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+// CLOCK_MONOTONIC, in nanoseconds: deadlines survive a clock that is set.
+i64 now_ns();
+
+enum class FutexResult : u8 { kWoken, kChanged, kTimeout, kInterrupted };
+
+// Sleeps while `word` holds `expected`. Shared between processes (no PRIVATE flag).
+// A negative timeout waits for ever.
+FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns);
+void futex_wake(std::atomic<u32>& word, int count = 1);
+
+// A shared mapping of a descriptor, unmapped with its owner.
+class Mapping {
+ public:
+  Mapping() = default;
+  // Throws std::system_error. `offset` is a multiple of the page size.
+  Mapping(int fd, std::size_t offset, std::size_t bytes, bool writable);
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping();
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// An anonymous file of `bytes` zeros (sparse), closed on exec. Throws system_error.
+int make_memfd(const char* name, std::size_t bytes);
+
+}  // namespace skate

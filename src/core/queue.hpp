@@ -1,0 +1,129 @@
+// The task queue of one submitting process: single producer, many claimers.
+//
+// Each cell's state word says everything: free for position n, ready at position n, or
+// claimed at position n by a named process. A claimer copies the task out, notes it in its
+// own directory entry, and only then frees the cell. So after a claimer's death its task
+// is named by a cell, or by its directory entry, or has a published result.
+#pragma once
+
+#include <cstring>
+
+#include "ids.hpp"
+
+namespace skate {
+
+constexpr u32 kCellBytes = 256;
+constexpr u32 kQueueCells = 1024;
+constexpr u32 kCellPayload = kCellBytes - 16;
+
+struct alignas(kCacheLine) Cell {
+  std::atomic<u64> state;
+  u32 size;
+  u32 reserved;
+  std::byte payload[kCellPayload];
+};
+static_assert(sizeof(Cell) == kCellBytes);
+
+struct QueueMemory {
+  // Claimers: positions below were claimed; a hint that only saves searching.
+  alignas(kCacheLine) std::atomic<u64> head;
+  // Producer: positions below were published.
+  alignas(kCacheLine) std::atomic<u64> tail;
+  alignas(kCacheLine) Cell cells[kQueueCells];
+};
+
+namespace cell_state {
+// position << 16 | tag; tag 0 free, 1 ready, 2 + p claimed by process p. A zeroed
+// segment must read as "free for position n" in cell n, hence the offset by lap.
+constexpr u64 free_for(u64 position) { return (position / kQueueCells) << 16; }
+constexpr u64 ready_at(u64 position) { return free_for(position) | 1; }
+constexpr u64 claimed_at(u64 position, u32 proc) {
+  return free_for(position) | (proc + 2ULL);
+}
+constexpr bool is_claimed(u64 state) { return (state & 0xffff) >= 2; }
+constexpr u32 claimer(u64 state) { return static_cast<u32>(state & 0xffff) - 2; }
+}  // namespace cell_state
+
+class QueueProducer {
+ public:
+  explicit QueueProducer(QueueMemory* memory) : memory_(memory) {}
+
+  // False: the next cell is still in use. `size` is at most kCellPayload.
+  bool push(const void* payload, u32 size) {
+    Cell& cell = memory_->cells[tail_ % kQueueCells];
+    // Pairs with the release store in claim_task: the claimer has copied the old task.
+    if (cell.state.load(std::memory_order_acquire) != cell_state::free_for(tail_))
+      return false;
+    cell.size = size;
+    std::memcpy(cell.payload, payload, size);
+    // Pairs with the acquire compare-and-swap in claim_task: the task is visible first.
+    cell.state.store(cell_state::ready_at(tail_), std::memory_order_release);
+    ++tail_;
+    memory_->tail.store(tail_, std::memory_order_release);
+    return true;
+  }
+
+  // True while a published task may be unclaimed.
+  bool maybe_waiting() const {
+    return memory_->head.load(std::memory_order_seq_cst) < tail_;
+  }
+
+  // Calls `lost(payload, size)` for every task that the dead process `proc` had claimed
+  // without freeing its cell, and frees the cell. Only after the process has ended.
+  template <class Lost>
+  void recover(u32 proc, Lost&& lost) {
+    const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
+    for (u64 position = first; position < tail_; ++position) {
+      Cell& cell = memory_->cells[position % kQueueCells];
+      const u64 state = cell.state.load(std::memory_order_acquire);
+      if (state != cell_state::claimed_at(position, proc)) continue;
+      lost(cell.payload, cell.size);
+      cell.state.store(cell_state::free_for(position + kQueueCells),
+                       std::memory_order_release);
+    }
+  }
+
+ private:
+  QueueMemory* memory_;
+  u64 tail_ = 0;
+};
+
+inline bool queue_maybe_waiting(const QueueMemory& queue) {
+  return queue.head.load(std::memory_order_seq_cst) <
+         queue.tail.load(std::memory_order_seq_cst);
+}
+
+// Claims the oldest ready task for process `proc` and copies it to `out` (kCellPayload
+// bytes). `note(out, size)` must record the task in the claimer's directory entry; the
+// cell is freed after it. Returns the size, or 0 when nothing is ready.
+template <class Note>
+u32 claim_task(QueueMemory& queue, u32 proc, std::byte* out, Note&& note) {
+  u64 position = queue.head.load(std::memory_order_acquire);
+  for (;;) {
+    Cell& cell = queue.cells[position % kQueueCells];
+    u64 state = cell.state.load(std::memory_order_acquire);
+    if (state == cell_state::ready_at(position)) {
+      if (!cell.state.compare_exchange_strong(
+              state, cell_state::claimed_at(position, proc),
+              std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;  // another claimer was faster: look at the cell again
+      // Only now: a hint that ran ahead of the claim could hide a task for ever.
+      u64 head = position;
+      queue.head.compare_exchange_strong(head, position + 1, std::memory_order_seq_cst);
+      const u32 size = cell.size;
+      std::memcpy(out, cell.payload, size);
+      note(out, size);
+      // Pairs with the acquire load in QueueProducer::push.
+      cell.state.store(cell_state::free_for(position + kQueueCells),
+                       std::memory_order_release);
+      return size;
+    }
+    if (state == cell_state::free_for(position)) return 0;  // not published yet
+    // Claimed, or already used for a later lap: help the hint along and go on.
+    u64 head = position;
+    queue.head.compare_exchange_strong(head, position + 1, std::memory_order_seq_cst);
+    position = head > position ? head : position + 1;
+  }
+}
+
+}  // namespace skate

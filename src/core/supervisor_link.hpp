@@ -1,0 +1,48 @@
+// The socket to the supervisor: rare questions, and notes that want no answer.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "ids.hpp"
+
+namespace skate {
+
+// First byte of every packet to the supervisor.
+enum class Note : char {
+  kMap = 'M',        // + u16 process: send its segment's descriptor
+  kAsk = 'A',        // + anything: the Python layer's requests; answered
+  kTell = 'T',       // + anything: the Python layer's notes; not answered
+  kWantWorker = 'W',
+  kWantLease = 'L',  // + u64 task, resources
+  kLeaseDone = 'D',
+  kBlocked = 'B',
+  kRunning = 'R',
+  kTokenFree = 'F',
+  kConfirm = 'C',    // + u16 dead process, u8 whether we hold what it owned
+};
+
+class SupervisorLink {
+ public:
+  explicit SupervisorLink(int fd) : fd_(fd) {}
+  ~SupervisorLink();
+  SupervisorLink(const SupervisorLink&) = delete;
+
+  // A descriptor of the process's segment, or -1 (it is gone, or the supervisor is).
+  int fetch_segment(ProcId proc);
+  // The answer. False: the supervisor has ended.
+  bool ask(std::string_view question, std::string& answer);
+  bool tell(Note note, std::string_view payload = {});
+  // True once the supervisor has ended; does not block.
+  bool broken();
+  void close();
+
+ private:
+  bool receive(std::string& answer, int* descriptor);
+
+  std::mutex mu_;  // one question at a time: answers come in order
+  int fd_;
+};
+
+}  // namespace skate
