@@ -363,17 +363,24 @@ def _cpu_model() -> str:
 
 
 def own_processes() -> list[int]:
-    """This process and everything it started, also what detached itself from it."""
+    """This process and all that it started, also what detached itself from it."""
+    # Neither sign is enough: a daemon has another parent, and a process that sets its
+    # title (a Ray worker does) may overwrite its environment.
     mark = f"{MARK}={os.environ[MARK]}".encode()
-    found = []
+    parents: dict[int, int] = {}
+    found = {os.getpid()}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
+                stat = (entry / "stat").read_text()
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found.add(int(entry.name))
             except OSError:
                 continue  # it ended, or belongs to another user
-    return found
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    while grown := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return sorted(found)
 
 
 def memory_bytes() -> float:
