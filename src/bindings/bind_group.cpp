@@ -1,0 +1,324 @@
+// skate._core.Group: a rank's end of a collective group, and the kernel below it.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <sys/stat.h>
+
+#include <memory>
+#include <mutex>
+
+#include "core/arena.hpp"
+#include "core/group.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace skate {
+namespace {
+
+using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
+using ConstArray = nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig>;
+using Bytes = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
+
+DType dtype_of(nb::dlpack::dtype type) {
+  using Code = nb::dlpack::dtype_code;
+  const auto is = [&](Code code, int bits) {
+    return type.code == static_cast<std::uint8_t>(code) && type.bits == bits &&
+           type.lanes == 1;
+  };
+  if (is(Code::Float, 32)) return DType::kFloat32;
+  if (is(Code::Float, 64)) return DType::kFloat64;
+  if (is(Code::Float, 16)) return DType::kFloat16;
+  if (is(Code::Bfloat, 16)) return DType::kBFloat16;
+  if (is(Code::Int, 8)) return DType::kInt8;
+  if (is(Code::Int, 16)) return DType::kInt16;
+  if (is(Code::Int, 32)) return DType::kInt32;
+  if (is(Code::Int, 64)) return DType::kInt64;
+  if (is(Code::UInt, 8)) return DType::kUInt8;
+  if (is(Code::UInt, 16)) return DType::kUInt16;
+  if (is(Code::UInt, 32)) return DType::kUInt32;
+  if (is(Code::UInt, 64)) return DType::kUInt64;
+  throw nb::type_error(
+      "collectives take arrays of real numbers: float16, bfloat16, float32, float64, or "
+      "integers of 8 to 64 bits");
+}
+
+ReduceOp op_of(const std::string& name, DType dtype) {
+  for (const ReduceOp op :
+       {ReduceOp::kSum, ReduceOp::kMean, ReduceOp::kMax, ReduceOp::kMin}) {
+    if (name != name_of(op)) continue;
+    if (is_reducible(dtype, op)) return op;
+    const std::string text = std::string("the mean of ") + name_of(dtype) +
+                             " would have to be rounded: use op='sum', or cast the "
+                             "array to a floating type first";
+    throw nb::type_error(text.c_str());
+  }
+  const std::string text = "unknown op '" + name + "': use sum, mean, max or min";
+  throw nb::value_error(text.c_str());
+}
+
+// An array argument in the core's words.
+class View {
+ public:
+  template <typename AnyArray>
+  explicit View(const AnyArray& array) : dtype_(dtype_of(array.dtype())) {
+    for (std::size_t i = 0; i < array.ndim(); ++i) shape_.push_back(array.shape(i));
+  }
+  DType dtype() const { return dtype_; }
+  const std::vector<u64>& shape() const { return shape_; }
+  GroupArray of(const Array& array) const { return {array.data(), dtype_, shape_}; }
+
+ private:
+  DType dtype_;
+  std::vector<u64> shape_;
+};
+
+// The segment as this process maps it; the arrays made in it keep it.
+struct Segment {
+  Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {}
+  Mapping mapping;
+  std::mutex mutex;
+  std::optional<Arena> arena;  // in the rank's own area, under the mutex
+};
+
+// One array made by Group.empty, until its last view goes.
+struct Lease {
+  std::shared_ptr<Segment> segment;
+  Arena::Block block;
+
+  ~Lease() {
+    const std::lock_guard lock(segment->mutex);
+    segment->arena->free(block.offset, block.generation);
+  }
+};
+
+std::size_t checked_size(int fd, std::size_t bytes) {
+  struct stat status;
+  if (fstat(fd, &status) != 0 || static_cast<std::size_t>(status.st_size) < bytes) {
+    throw nb::value_error("the descriptor holds fewer bytes than the group was told");
+  }
+  return bytes;
+}
+
+GroupHooks hooks_of(const std::vector<std::uintptr_t>& alive) {
+  GroupHooks hooks;
+  if (!alive.empty()) {
+    hooks.alive = [alive](int rank) {
+      const auto address = alive[static_cast<std::size_t>(rank)];
+      if (address == 0) return true;
+      // Pairs with the store by whoever saw the process end.
+      return reinterpret_cast<const std::atomic<u32>*>(address)->load(
+                 std::memory_order_acquire) != 0;
+    };
+  }
+  hooks.interrupted = [] {
+    const nb::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  };
+  return hooks;
+}
+
+i64 nanoseconds(std::optional<double> seconds) {
+  constexpr double kLongest = 1e9;  // 30 years, and no overflow
+  if (!seconds || *seconds > kLongest) return -1;
+  return static_cast<i64>(std::max(*seconds, 0.0) * 1e9);
+}
+
+class PyGroup {
+ public:
+  PyGroup(int fd, std::size_t bytes, int rank, int world_size,
+          const std::vector<std::uintptr_t>& alive, std::optional<double> spin_us)
+      : segment_(std::make_shared<Segment>(fd, checked_size(fd, bytes))),
+        group_(segment_->mapping.data(), bytes, rank, world_size, hooks_of(alive),
+               spin_us ? static_cast<i64>(*spin_us * 1e3) : Group::kDefaultSpin) {
+    if (!alive.empty() && alive.size() != static_cast<std::size_t>(world_size)) {
+      throw nb::value_error("alive needs one address for each rank");
+    }
+    const auto area = group_.own_area();
+    segment_->arena.emplace(area.data(), area.size());
+  }
+
+  int rank() const { return group_.rank(); }
+  int world_size() const { return group_.world_size(); }
+
+  Bytes empty(std::size_t bytes) {
+    std::optional<Arena::Block> block;
+    std::byte* data;
+    {
+      const nb::gil_scoped_release released;  // it may populate pages
+      const std::lock_guard lock(segment_->mutex);
+      block = segment_->arena->allocate(bytes, ProcId{});
+      data = block ? segment_->arena->at(block->offset) : nullptr;
+    }
+    if (!block) {
+      PyErr_Format(PyExc_MemoryError,
+                   "an array of %zu bytes does not fit in rank %d's part of the group's "
+                   "memory, %zu bytes: drop arrays of the group that you no longer need, "
+                   "or make the group with more memory",
+                   bytes, group_.rank(), group_.own_area().size());
+      throw nb::python_error();
+    }
+    auto lease = std::make_unique<Lease>(segment_, *block);
+    nb::capsule owner(lease.get(),
+                      [](void* p) noexcept { delete static_cast<Lease*>(p); });
+    lease.release();
+    return Bytes(data, {bytes}, owner);
+  }
+
+  nb::object barrier(std::optional<double> timeout) {
+    return finish([&] { return group_.barrier(nanoseconds(timeout)); });
+  }
+
+  nb::object allreduce(const Array& x, const std::string& op,
+                       std::optional<double> timeout) {
+    const View view(x);
+    const ReduceOp how = op_of(op, view.dtype());
+    return finish([&] { return group_.allreduce(view.of(x), how, nanoseconds(timeout)); });
+  }
+
+  nb::object reduce(const Array& x, const std::string& op, int root,
+                    std::optional<double> timeout) {
+    const View view(x);
+    const ReduceOp how = op_of(op, view.dtype());
+    check_root(root);
+    return finish(
+        [&] { return group_.reduce(view.of(x), how, root, nanoseconds(timeout)); });
+  }
+
+  nb::object broadcast(const Array& x, int root, std::optional<double> timeout) {
+    const View view(x);
+    check_root(root);
+    return finish([&] { return group_.broadcast(view.of(x), root, nanoseconds(timeout)); });
+  }
+
+  nb::object allgather(const Array& x, const Array& out, std::optional<double> timeout) {
+    const View view(x);
+    if (dtype_of(out.dtype()) != view.dtype() ||
+        out.size() != x.size() * static_cast<std::size_t>(world_size())) {
+      throw nb::value_error("out must have x's dtype and world_size times its elements");
+    }
+    return finish(
+        [&] { return group_.allgather(view.of(x), out.data(), nanoseconds(timeout)); });
+  }
+
+  nb::object reducescatter(const Array& x, const Array& out, const std::string& op,
+                           std::optional<double> timeout) {
+    const View view(x);
+    const ReduceOp how = op_of(op, view.dtype());
+    if (dtype_of(out.dtype()) != view.dtype() ||
+        x.size() != out.size() * static_cast<std::size_t>(world_size())) {
+      throw nb::value_error("x must have out's dtype and world_size times its elements");
+    }
+    return finish([&] {
+      return group_.reducescatter(view.of(x), how, out.data(), nanoseconds(timeout));
+    });
+  }
+
+  void close() { group_.close(); }
+
+ private:
+  void check_root(int root) const {
+    if (root >= 0 && root < world_size()) return;
+    const std::string text = "root " + std::to_string(root) +
+                             " is not a rank: the group has ranks 0 to " +
+                             std::to_string(world_size() - 1);
+    throw nb::value_error(text.c_str());
+  }
+
+  // None, or (status, ranks, detail), for Python to raise.
+  template <typename Run>
+  nb::object finish(Run&& run) {
+    GroupOutcome outcome;
+    {
+      const nb::gil_scoped_release released;
+      outcome = run();
+    }
+    switch (outcome.status) {
+      case GroupStatus::kOk:
+        return nb::none();
+      case GroupStatus::kInterrupted:
+        throw nb::python_error();  // set by PyErr_CheckSignals
+      case GroupStatus::kMismatch:
+        return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));
+      case GroupStatus::kTimeout:
+        return nb::make_tuple("timeout", outcome.ranks, "");
+      case GroupStatus::kRankDied:
+        return nb::make_tuple("died", outcome.ranks, "");
+      case GroupStatus::kRankLeft:
+        return nb::make_tuple("left", outcome.ranks, "");
+      case GroupStatus::kAborted:
+        return nb::make_tuple("aborted", outcome.ranks, "");
+    }
+    return nb::none();
+  }
+
+  std::string calls_of(const std::vector<int>& ranks) const {
+    std::string text = "rank 0: " + group_.describe_call(0);
+    for (const int rank : ranks) {
+      text += "; rank " + std::to_string(rank) + ": " + group_.describe_call(rank);
+    }
+    return text;
+  }
+
+  std::shared_ptr<Segment> segment_;
+  Group group_;
+};
+
+void reduce_arrays(const Array& out, const std::vector<ConstArray>& arrays,
+                   const std::string& op) {
+  const View view(out);
+  const ReduceOp how = op_of(op, view.dtype());
+  if (arrays.empty()) throw nb::value_error("there is no array to reduce");
+  std::vector<const void*> sources;
+  for (const ConstArray& array : arrays) {
+    const View other(array);
+    if (other.dtype() != view.dtype() || other.shape() != view.shape()) {
+      throw nb::value_error("all arrays, out included, need one dtype and shape");
+    }
+    sources.push_back(array.data());
+  }
+  void* const target = out.data();
+  const nb::gil_scoped_release released;
+  reduce_into({&target, 1}, sources, out.size(), view.dtype(), how);
+}
+
+}  // namespace
+
+void bind_group(nb::module_& m) {
+  m.def("group_segment_bytes", &Group::segment_bytes, "world_size"_a, "array_bytes"_a,
+        "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
+  m.def("reduce_into", &reduce_arrays, "out"_a, "arrays"_a, "op"_a = "sum",
+        "Write the elementwise reduction of `arrays`, in their order, to `out`.");
+
+  // A call returns None when it went well, else (status, ranks, detail). The status is
+  // timeout, died, left, aborted (the group is unusable from then on) or mismatch.
+  nb::class_<PyGroup>(m, "Group",
+                      "A rank's end of a collective group in one shared segment.")
+      .def(nb::init<int, std::size_t, int, int, const std::vector<std::uintptr_t>&,
+                    std::optional<double>>(),
+           "fd"_a, "bytes"_a, "rank"_a, "world_size"_a,
+           "alive"_a = std::vector<std::uintptr_t>(), "spin_us"_a = nb::none(),
+           "Map the segment `fd`, which stays the caller's. `alive` holds for each rank "
+           "the address of a 32-bit word that is non-zero while its process lives; 0 "
+           "stands for a rank that always does. The words must outlive the group.")
+      .def_prop_ro("rank", &PyGroup::rank)
+      .def_prop_ro("world_size", &PyGroup::world_size)
+      .def("empty", &PyGroup::empty, "nbytes"_a,
+           "A writable uint8 array of `nbytes` in the group's memory.")
+      .def("barrier", &PyGroup::barrier, "timeout"_a = nb::none())
+      .def("allreduce", &PyGroup::allreduce, "x"_a, "op"_a = "sum",
+           "timeout"_a = nb::none())
+      .def("reduce", &PyGroup::reduce, "x"_a, "op"_a = "sum", "root"_a = 0,
+           "timeout"_a = nb::none())
+      .def("broadcast", &PyGroup::broadcast, "x"_a, "root"_a = 0,
+           "timeout"_a = nb::none())
+      .def("allgather", &PyGroup::allgather, "x"_a, "out"_a, "timeout"_a = nb::none())
+      .def("reducescatter", &PyGroup::reducescatter, "x"_a, "out"_a, "op"_a = "sum",
+           "timeout"_a = nb::none())
+      .def("close", &PyGroup::close,
+           "Leave: the other ranks get status `left` if they wait for this one.");
+}
+
+}  // namespace skate

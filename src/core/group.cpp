@@ -1,0 +1,593 @@
+#include "group.hpp"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+namespace skate {
+namespace {
+
+// Chunks stay in the second-level cache between the copy in and the reduction.
+constexpr std::size_t kChunkBytes = 1 << 18;
+constexpr std::size_t kMinChunkBytes = 4096;
+constexpr std::size_t kPage = 4096;
+// Up to this much over all ranks, each rank reduces everything itself: a second barrier
+// would cost more than the reading.
+constexpr std::size_t kSmallTotalBytes = 1 << 16;
+constexpr u64 kOutside = ~u64{0};
+constexpr std::size_t kMaxDims = 8;
+
+// Sleeping and waking costs about 50 us; spinning longer than that never pays. With more
+// ranks than cores the spinner keeps a core from the rank that it waits for.
+constexpr i64 kSpinNs = 50'000;
+constexpr i64 kSpinCrowdedNs = 10'000;
+constexpr i64 kSliceNs = 20'000'000;
+constexpr i64 kNever = std::numeric_limits<i64>::max();
+
+constexpr u32 kJoined = 1;
+constexpr u32 kLeft = 2;
+
+constexpr std::size_t round_up(std::size_t value, std::size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+int usable_cores() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+i64 default_spin_ns(int world_size) {
+  const int cores = usable_cores();
+  if (cores == 1) return 0;
+  return world_size > cores ? kSpinCrowdedNs : kSpinNs;
+}
+
+// The header's verdict word: zero, or why the group ended. One word, so that one
+// compare-and-swap both decides who was first and publishes everything.
+struct Verdict {
+  GroupStatus status;
+  int by;    // the rank that found it
+  int rank;  // the rank that it is about
+
+  u64 pack() const {
+    return static_cast<u64>(status) | static_cast<u64>(by) << 16 |
+           static_cast<u64>(rank) << 40;
+  }
+  static Verdict unpack(u64 word) {
+    return {static_cast<GroupStatus>(word & 0xffff),
+            static_cast<int>(word >> 16 & 0xffffff), static_cast<int>(word >> 40)};
+  }
+};
+
+enum class Kind : u32 {
+  kBarrier,
+  kAllreduce,
+  kReduce,
+  kBroadcast,
+  kAllgather,
+  kReducescatter,
+};
+
+// What a rank says about its call. All but `offset` must agree.
+struct CallRecord {
+  Kind kind;
+  DType dtype;
+  ReduceOp op;
+  int root;
+  u64 count;
+  u64 ndim;
+  u64 shape[kMaxDims];  // dimensions beyond are multiplied into the last
+  u64 offset;           // of the array in the segment, or kOutside
+};
+
+bool agree(const CallRecord& a, const CallRecord& b) {
+  return a.kind == b.kind && a.dtype == b.dtype && a.op == b.op && a.root == b.root &&
+         a.count == b.count && a.ndim == b.ndim &&
+         std::equal(std::begin(a.shape), std::end(a.shape), b.shape);
+}
+
+std::string describe(const CallRecord& record) {
+  constexpr const char* kNames[] = {"barrier",   "allreduce", "reduce",
+                                    "broadcast", "allgather", "reducescatter"};
+  std::string text = kNames[static_cast<std::size_t>(record.kind)];
+  if (record.kind == Kind::kBarrier) return text + "()";
+  text += std::string("(") + name_of(record.dtype) + " (";
+  for (u64 i = 0; i < std::min<u64>(record.ndim, kMaxDims); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(record.shape[i]);
+  }
+  text += record.ndim == 1 ? ",)" : ")";
+  const bool reduces = record.kind == Kind::kAllreduce || record.kind == Kind::kReduce ||
+                       record.kind == Kind::kReducescatter;
+  if (reduces) text += std::string(", op=") + name_of(record.op);
+  if (record.kind == Kind::kReduce || record.kind == Kind::kBroadcast) {
+    text += ", root=" + std::to_string(record.root);
+  }
+  return text + ")";
+}
+
+// Says that a rank sleeps, for as long as it stands.
+class Asleep {
+ public:
+  explicit Asleep(std::atomic<u32>& word) : word_(word) {
+    word_.store(1, std::memory_order_seq_cst);  // see sleep_until_met
+  }
+  // A waker that still sees the old value makes one call too many.
+  ~Asleep() { word_.store(0, std::memory_order_relaxed); }
+  Asleep(const Asleep&) = delete;
+  Asleep& operator=(const Asleep&) = delete;
+
+ private:
+  std::atomic<u32>& word_;
+};
+
+// One call of a rank at a time.
+class Turn {
+ public:
+  explicit Turn(std::atomic_flag& busy) : busy_(busy) {
+    // Pairs with the clear below: the calls of several threads follow one another.
+    if (busy_.test_and_set(std::memory_order_acquire)) {
+      throw std::logic_error(
+          "another thread is in a call of this collective group; one thread of a rank "
+          "may use a group at a time");
+    }
+  }
+  ~Turn() { busy_.clear(std::memory_order_release); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic_flag& busy_;
+};
+
+}  // namespace
+
+struct Group::Header {
+  std::atomic<u32> world_size;  // 0 until the first rank comes
+  // Sleepers wait for it to change; it is bumped before they are woken.
+  alignas(kCacheLine) std::atomic<u32> epoch;
+  std::atomic<u64> verdict;
+};
+
+struct alignas(kCacheLine) Group::RankState {
+  // The barrier that the rank has arrived at; only the rank stores it. The store releases
+  // what the rank wrote before, the loads in is_missing acquire that. Both are seq_cst,
+  // because they also stand in the sleeping protocol (see sleep_until_met).
+  std::atomic<u64> arrived;
+  std::atomic<u32> asleep;
+  std::atomic<u32> membership;
+  // By parity of the call: a rank may begin its next call while a slower one still reads
+  // the record of this one, but not the call after.
+  alignas(kCacheLine) CallRecord calls[2];
+};
+
+struct Group::Call {
+  Kind kind;
+  ReduceOp op = ReduceOp::kSum;
+  int root = 0;
+  GroupArray x = {nullptr, DType::kUInt8, {}};
+  void* out = nullptr;
+
+  // Set by run().
+  u64 count = 0;
+  std::size_t item = 1;
+  bool small = false;
+  u32 parity = 0;
+
+  // Whether `rank` brings data, and whether it takes the result away in x.
+  bool is_source(int rank) const { return kind != Kind::kBroadcast || rank == root; }
+  bool is_target(int rank) const {
+    return kind == Kind::kAllreduce || (kind == Kind::kReduce && rank == root);
+  }
+  std::byte* data_at(u64 element) const {
+    return static_cast<std::byte*>(x.data) + element * item;
+  }
+  std::byte* out_at(u64 element) const {
+    return static_cast<std::byte*>(out) + element * item;
+  }
+};
+
+u64 GroupArray::count() const {
+  u64 count = 1;
+  for (const u64 size : shape) count *= size;
+  return count;
+}
+
+std::size_t Group::segment_bytes(int world_size, std::size_t array_bytes) {
+  const std::size_t ranks = static_cast<std::size_t>(world_size);
+  return round_up(sizeof(Header) + ranks * sizeof(RankState), kPage) +
+         ranks * (2 * kChunkBytes + round_up(array_bytes, kPage));
+}
+
+Group::Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks hooks,
+             i64 spin_ns)
+    : base_(static_cast<std::byte*>(base)),
+      rank_(rank),
+      world_size_(world_size),
+      hooks_(std::move(hooks)),
+      spin_ns_(spin_ns == kDefaultSpin ? default_spin_ns(world_size) : spin_ns),
+      pid_(getpid()) {
+  if (rank < 0 || rank >= world_size) {
+    throw std::invalid_argument("rank " + std::to_string(rank) +
+                                " is not in a group of " + std::to_string(world_size));
+  }
+  const std::size_t ranks = static_cast<std::size_t>(world_size);
+  blocks_at_ = round_up(sizeof(Header) + ranks * sizeof(RankState), kPage);
+  const std::size_t smallest = blocks_at_ + ranks * 2 * kMinChunkBytes;
+  if (bytes < smallest) {
+    throw std::invalid_argument("a group of " + std::to_string(world_size) +
+                                " ranks needs a segment of at least " +
+                                std::to_string(smallest) + " bytes, not " +
+                                std::to_string(bytes));
+  }
+  block_bytes_ = (bytes - blocks_at_) / ranks / kPage * kPage;
+  chunk_bytes_ = std::min(kChunkBytes, block_bytes_ / 2);
+  pieces_.resize(ranks);
+
+  // Neither exchange publishes anything: the memory around was all zeros before.
+  u32 known = 0;
+  if (!header().world_size.compare_exchange_strong(known, static_cast<u32>(world_size),
+                                                   std::memory_order_relaxed) &&
+      known != static_cast<u32>(world_size)) {
+    throw std::invalid_argument("the segment belongs to a group of " +
+                                std::to_string(known) + " ranks, not of " +
+                                std::to_string(world_size));
+  }
+  u32 nobody = 0;
+  if (!state(rank).membership.compare_exchange_strong(nobody, kJoined,
+                                                      std::memory_order_relaxed)) {
+    throw std::invalid_argument("rank " + std::to_string(rank) +
+                                " of the group has joined already");
+  }
+}
+
+Group::~Group() { close(); }
+
+void Group::close() {
+  if (getpid() != pid_) return;  // a forked child is not the rank
+  // Pairs with the load in check_missing: whoever sees it also sees our last arrival.
+  if (state(rank_).membership.exchange(kLeft, std::memory_order_seq_cst) != kLeft)
+    wake_all();
+}
+
+std::span<std::byte> Group::own_area() const {
+  return {block(rank_) + 2 * chunk_bytes_, block_bytes_ - 2 * chunk_bytes_};
+}
+
+Group::Header& Group::header() const { return *reinterpret_cast<Header*>(base_); }
+
+Group::RankState& Group::state(int rank) const {
+  return reinterpret_cast<RankState*>(base_ + sizeof(Header))[rank];
+}
+
+std::byte* Group::block(int rank) const {
+  return base_ + blocks_at_ + static_cast<std::size_t>(rank) * block_bytes_;
+}
+
+std::byte* Group::scratch(int rank, u32 half) const {
+  return block(rank) + half * chunk_bytes_;
+}
+
+// ---- calls ---------------------------------------------------------------------------
+
+GroupOutcome Group::barrier(i64 timeout_ns) {
+  Call call{.kind = Kind::kBarrier};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::allreduce(const GroupArray& x, ReduceOp op, i64 timeout_ns) {
+  Call call{.kind = Kind::kAllreduce, .op = op, .x = x};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::reduce(const GroupArray& x, ReduceOp op, int root, i64 timeout_ns) {
+  Call call{.kind = Kind::kReduce, .op = op, .root = root, .x = x};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::broadcast(const GroupArray& x, int root, i64 timeout_ns) {
+  Call call{.kind = Kind::kBroadcast, .root = root, .x = x};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::allgather(const GroupArray& x, void* out, i64 timeout_ns) {
+  Call call{.kind = Kind::kAllgather, .x = x, .out = out};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::reducescatter(const GroupArray& x, ReduceOp op, void* out,
+                                  i64 timeout_ns) {
+  Call call{.kind = Kind::kReducescatter, .op = op, .x = x, .out = out};
+  return run(call, timeout_ns);
+}
+
+GroupOutcome Group::run(Call& call, i64 timeout_ns) {
+  if (getpid() != pid_) {
+    throw std::logic_error(
+        "a forked child cannot use its parent's collective group; only the process "
+        "that joined it can");
+  }
+  const Turn turn(busy_);
+  if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+  const i64 deadline = timeout_ns < 0 ? kNever : now_ns() + timeout_ns;
+
+  call.count = call.kind == Kind::kBarrier ? 0 : call.x.count();
+  call.item = item_size(call.x.dtype);
+  const std::size_t bytes = call.count * call.item;
+  call.small = bytes <= chunk_bytes_ && bytes * pieces_.size() <= kSmallTotalBytes;
+  call.parity = calls_++ & 1;
+  publish(call);
+
+  bool staged = call.small;
+  const u64 chunk = std::min<u64>(call.count, chunk_bytes_ / call.item);
+  // Before the first barrier, because the scratch of this parity is free by now.
+  copy_in(call, 0, chunk, call.parity);
+  GroupOutcome met = meet(deadline);
+  if (met.status != GroupStatus::kOk) return met;
+  if (GroupOutcome wrong = mismatch(call); wrong.status != GroupStatus::kOk) return wrong;
+  for (int r = 0; r < world_size_; ++r) {
+    staged = staged || (call.is_source(r) && is_staged(r, call));
+  }
+
+  const u64 step = staged ? chunk : call.count;
+  u32 half = call.parity;
+  for (u64 start = 0; start < call.count; start += step) {
+    const u64 size = std::min(step, call.count - start);
+    work(call, start, size, half);
+    // The other ranks read this rank's scratch of one parity only until they arrive at
+    // the first barrier of the next call, which writes the other parity before it.
+    if (call.small) break;
+    const u64 next = start + size;
+    if (next < call.count) {
+      copy_in(call, next, std::min(step, call.count - next), half ^ 1);
+    }
+    met = meet(deadline);
+    if (met.status != GroupStatus::kOk) return met;
+    copy_out(call, start, size, half);
+    half ^= 1;
+  }
+  return met;
+}
+
+void Group::publish(const Call& call) {
+  CallRecord& record = state(rank_).calls[call.parity];
+  record = {.kind = call.kind,
+            .dtype = call.x.dtype,
+            .op = call.op,
+            .root = call.root,
+            .count = call.count,
+            .ndim = call.x.shape.size(),
+            .shape = {},
+            .offset = kOutside};
+  for (std::size_t i = 0; i < call.x.shape.size(); ++i) {
+    u64& size = record.shape[std::min(i, kMaxDims - 1)];
+    size = i < kMaxDims ? call.x.shape[i] : size * call.x.shape[i];
+  }
+  // Addresses, not pointers: the array may be anywhere.
+  const auto first = reinterpret_cast<std::uintptr_t>(block(rank_));
+  const auto data = reinterpret_cast<std::uintptr_t>(call.x.data);
+  const bool inside = data >= first && data - first < block_bytes_;
+  if (inside && data % call.item == 0) {
+    record.offset = data - reinterpret_cast<std::uintptr_t>(base_);
+  }
+}
+
+GroupOutcome Group::mismatch(const Call& call) const {
+  const CallRecord& first = state(0).calls[call.parity];
+  GroupOutcome outcome;
+  for (int r = 1; r < world_size_; ++r) {
+    if (!agree(first, state(r).calls[call.parity])) outcome.ranks.push_back(r);
+  }
+  if (!outcome.ranks.empty()) outcome.status = GroupStatus::kMismatch;
+  return outcome;
+}
+
+std::string Group::describe_call(int rank) const {
+  return describe(state(rank).calls[(calls_ - 1) & 1]);
+}
+
+// ---- moving and reducing -------------------------------------------------------------
+
+bool Group::is_staged(int rank, const Call& call) const {
+  return call.small || state(rank).calls[call.parity].offset == kOutside;
+}
+
+std::byte* Group::piece(int rank, const Call& call, u64 start, u32 half) const {
+  if (is_staged(rank, call)) return scratch(rank, half);
+  return base_ + state(rank).calls[call.parity].offset + start * call.item;
+}
+
+void Group::copy_in(const Call& call, u64 start, u64 size, u32 half) const {
+  if (size == 0 || !call.is_source(rank_) || !is_staged(rank_, call)) return;
+  std::memcpy(scratch(rank_, half), call.data_at(start), size * call.item);
+}
+
+void Group::copy_out(const Call& call, u64 start, u64 size, u32 half) const {
+  if (!call.is_target(rank_) || !is_staged(rank_, call)) return;
+  std::memcpy(call.data_at(start), scratch(rank_, half), size * call.item);
+}
+
+void Group::work(const Call& call, u64 start, u64 size, u32 half) {
+  switch (call.kind) {
+    case Kind::kBarrier:
+      return;
+    case Kind::kAllreduce:
+    case Kind::kReduce:
+      return reduce_share(call, start, size, half);
+    case Kind::kBroadcast:
+      if (rank_ == call.root) return;
+      std::memcpy(call.data_at(start), piece(call.root, call, start, half),
+                  size * call.item);
+      return;
+    case Kind::kAllgather:
+      for (int r = 0; r < world_size_; ++r) {
+        const std::byte* from = piece(r, call, start, half);
+        std::byte* to = call.out_at(static_cast<u64>(r) * call.count + start);
+        // A rank's array may be its own part of the output already.
+        if (from != to) std::memcpy(to, from, size * call.item);
+      }
+      return;
+    case Kind::kReducescatter:
+      return reduce_part(call, start, size, half);
+  }
+}
+
+void Group::reduce_share(const Call& call, u64 start, u64 size, u32 half) {
+  const u64 ranks = pieces_.size();
+  for (u64 r = 0; r < ranks; ++r) {
+    pieces_[r] = piece(static_cast<int>(r), call, start, half);
+  }
+  if (call.small) {
+    if (!call.is_target(rank_)) return;
+    void* const target = call.data_at(start);
+    return reduce_into({&target, 1}, pieces_, size, call.x.dtype, call.op);
+  }
+  // Whole cache lines, so that no two ranks write to one.
+  const u64 share = round_up((size + ranks - 1) / ranks, kCacheLine / call.item);
+  const u64 from = std::min(size, share * static_cast<u64>(rank_));
+  const u64 to = std::min(size, from + share);
+  for (void*& piece : pieces_) piece = static_cast<std::byte*>(piece) + from * call.item;
+  const std::span<void* const> all = pieces_;
+  const std::span<void* const> targets =
+      call.kind == Kind::kAllreduce ? all : all.subspan(static_cast<u64>(call.root), 1);
+  reduce_into(targets, pieces_, to - from, call.x.dtype, call.op);
+}
+
+void Group::reduce_part(const Call& call, u64 start, u64 size, u32 half) {
+  const u64 part = call.count / pieces_.size();
+  const u64 first = part * static_cast<u64>(rank_);
+  const u64 from = std::max(first, start);
+  const u64 to = std::min(first + part, start + size);
+  if (from >= to) return;
+  for (u64 r = 0; r < pieces_.size(); ++r) {
+    pieces_[r] = piece(static_cast<int>(r), call, start, half) +
+                 (from - start) * call.item;
+  }
+  void* const target = call.out_at(from - first);
+  reduce_into({&target, 1}, pieces_, to - from, call.x.dtype, call.op);
+}
+
+// ---- meeting -------------------------------------------------------------------------
+
+bool Group::is_missing(int rank) const {
+  return state(rank).arrived.load(std::memory_order_seq_cst) < barrier_;
+}
+
+bool Group::is_met() const {
+  for (int r = 0; r < world_size_; ++r) {
+    if (is_missing(r)) return false;
+  }
+  return true;
+}
+
+GroupOutcome Group::meet(i64 deadline_ns) {
+  ++barrier_;
+  state(rank_).arrived.store(barrier_, std::memory_order_seq_cst);
+  // In the one order of all seq_cst operations, the last rank to store its arrival finds
+  // every other; so at least one rank comes by here. Only that one wakes, and once.
+  if (is_met()) {
+    wake_all();
+    return {};
+  }
+  if (spin_until_met()) return {};
+  return sleep_until_met(deadline_ns);
+}
+
+bool Group::spin_until_met() const {
+  constexpr int kLooksPerClock = 32;
+  const i64 until = now_ns() + spin_ns_;
+  while (now_ns() < until) {
+    for (int i = 0; i < kLooksPerClock; ++i) {
+      if (is_met()) return true;
+      cpu_pause();
+    }
+    // Only a hint to stop early: sleep_until_met looks again.
+    if (header().verdict.load(std::memory_order_relaxed) != 0) break;
+  }
+  return is_met();
+}
+
+// No wake-up is missed. We say that we sleep, then read the epoch, then look; a waker makes
+// true what we look for, then looks who sleeps, then bumps the epoch. All are seq_cst. If
+// we do not find it true, our look came first, so the waker finds us asleep, and its bump
+// comes after our read: the futex call returns at once, or its wake finds us. A waker
+// killed in between costs a slice.
+GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
+  const Asleep asleep(state(rank_).asleep);
+  for (;;) {
+    const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
+    if (is_met()) return {};
+    end_if_one_is_gone();
+    if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+    const i64 left = deadline_ns - now_ns();
+    if (left <= 0) {
+      for (int r = 0; r < world_size_; ++r) {
+        if (is_missing(r)) end(GroupStatus::kTimeout, r);
+      }
+      continue;  // all may have arrived just now
+    }
+    const FutexResult woken =
+        futex_wait(header().epoch, epoch, std::min(left, kSliceNs));
+    const bool nothing_new =
+        woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
+    if (nothing_new && hooks_.interrupted()) {
+      end(GroupStatus::kAborted, rank_);
+      return {GroupStatus::kInterrupted, {}};
+    }
+  }
+}
+
+void Group::end_if_one_is_gone() {
+  for (int r = 0; r < world_size_; ++r) {
+    if (!is_missing(r)) continue;
+    const bool left =
+        state(r).membership.load(std::memory_order_seq_cst) == kLeft;
+    if (!left && hooks_.alive(r)) continue;
+    // Only now is its last arrival certain to be visible.
+    if (is_missing(r)) end(left ? GroupStatus::kRankLeft : GroupStatus::kRankDied, r);
+  }
+}
+
+void Group::end(GroupStatus status, int rank) {
+  u64 sound = 0;
+  // The first one stands, for all ranks. Pairs with the load in verdict().
+  header().verdict.compare_exchange_strong(sound, Verdict{status, rank_, rank}.pack(),
+                                           std::memory_order_seq_cst);
+  wake_all();
+}
+
+void Group::wake_all() {
+  bool any = false;
+  for (int r = 0; r < world_size_; ++r) {
+    any = any || state(r).asleep.load(std::memory_order_seq_cst) != 0;
+  }
+  if (!any) return;
+  header().epoch.fetch_add(1, std::memory_order_seq_cst);
+  futex_wake(header().epoch, INT_MAX);
+}
+
+GroupOutcome Group::verdict() const {
+  const u64 word = header().verdict.load(std::memory_order_seq_cst);
+  if (word == 0) return {};
+  const Verdict verdict = Verdict::unpack(word);
+  GroupOutcome outcome{verdict.status, {}};
+  if (verdict.status != GroupStatus::kTimeout) {
+    outcome.ranks.push_back(verdict.rank);
+    return outcome;
+  }
+  // The rank whose time was up waits no more, so its last barrier tells who was late.
+  // One that came in the meantime was late none the less.
+  const u64 barrier = state(verdict.by).arrived.load(std::memory_order_seq_cst);
+  for (int r = 0; r < world_size_; ++r) {
+    const u64 arrived = state(r).arrived.load(std::memory_order_seq_cst);
+    if (arrived < barrier || r == verdict.rank) outcome.ranks.push_back(r);
+  }
+  return outcome;
+}
+
+}  // namespace skate

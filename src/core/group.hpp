@@ -1,0 +1,154 @@
+// A collective group: the ranks of one machine exchange arrays through one shared segment.
+//
+// Segment: a header, one RankState per rank, then one block per rank. A block starts with
+// two halves of scratch, through which arrays from elsewhere travel in chunks; the rest is
+// the rank's own to place arrays in. Those are worked on where they are: each rank reduces
+// its slice straight from the other ranks' memory and writes the result to all of them.
+// Every rank publishes where its array is, so ranks need not place them alike.
+//
+// Every rank makes the same calls in the same order. A call is a row of barriers with work
+// in between; the first one also publishes what each rank called, so that a mismatch is
+// seen by all ranks before any array is changed, and leaves the group usable. Any other
+// failure is written to the header once, ends every rank's call with the same answer, and
+// leaves the group unusable: a rank that has arrived cannot be called back.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "platform.hpp"
+#include "reduce.hpp"
+
+namespace skate {
+
+enum class GroupStatus : u32 {
+  kOk,
+  kTimeout,      // ranks: those that had not arrived when some rank's time was up
+  kRankDied,     // ranks: the one whose process ended
+  kRankLeft,     // ranks: the one that closed its end
+  kMismatch,     // ranks: those that called something else than rank 0
+  kInterrupted,  // this rank's own interrupt (a Python signal)
+  kAborted,      // ranks: the one that was interrupted
+};
+
+struct GroupOutcome {
+  GroupStatus status = GroupStatus::kOk;
+  std::vector<int> ranks;
+};
+
+// What a group asks of its process. Both are called from within collective calls only.
+struct GroupHooks {
+  // Whether the process of a rank lives; must never say so wrongly for good.
+  std::function<bool(int rank)> alive = [](int) { return true; };
+  // True ends the call. Asked at least every 20 ms of waiting, and after a signal.
+  std::function<bool()> interrupted = [] { return false; };
+};
+
+// A C-contiguous array of any alignment.
+struct GroupArray {
+  void* data;
+  DType dtype;
+  std::span<const u64> shape;
+
+  u64 count() const;
+};
+
+class Group {
+ public:
+  static constexpr i64 kDefaultSpin = -1;
+
+  // Bytes of a segment in which every rank can place arrays of `array_bytes` in total.
+  static std::size_t segment_bytes(int world_size, std::size_t array_bytes);
+
+  // `base` is `bytes` of memory that was all zeros when the first rank came; it outlives
+  // the group. `spin_ns` is how long a wait spins before it sleeps; by default it depends
+  // on whether each rank can have a core. Throws std::invalid_argument: too small, made
+  // for another world size, or the rank is taken.
+  Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks hooks,
+        i64 spin_ns = kDefaultSpin);
+  ~Group();
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+
+  // This rank's part of the segment to place arrays in.
+  std::span<std::byte> own_area() const;
+
+  // A negative timeout waits for ever. They throw std::logic_error if another thread is in
+  // a call of this rank, or if this process is a forked child of the one that joined.
+  GroupOutcome barrier(i64 timeout_ns);
+  // In place on every rank.
+  GroupOutcome allreduce(const GroupArray& x, ReduceOp op, i64 timeout_ns);
+  // In place on `root`; the other ranks keep their contents.
+  GroupOutcome reduce(const GroupArray& x, ReduceOp op, int root, i64 timeout_ns);
+  // In place: the contents of `root`.
+  GroupOutcome broadcast(const GroupArray& x, int root, i64 timeout_ns);
+  // `out` has room for world_size times x; rank r's x goes to part r.
+  GroupOutcome allgather(const GroupArray& x, void* out, i64 timeout_ns);
+  // x is world_size parts; `out` gets the reduction of part `rank`. x is kept unless `out`
+  // lies in it.
+  GroupOutcome reducescatter(const GroupArray& x, ReduceOp op, void* out,
+                             i64 timeout_ns);
+
+  // What `rank` called when this rank made its last call, for people.
+  std::string describe_call(int rank) const;
+
+  // Leaves: a rank that waits for this one gets kRankLeft. May be called twice.
+  void close();
+
+ private:
+  struct Header;
+  struct RankState;
+  struct Call;
+
+  GroupOutcome run(Call& call, i64 timeout_ns);
+  void publish(const Call& call);
+  GroupOutcome mismatch(const Call& call) const;
+
+  // What a rank does to the elements [start, start + size) of the call's arrays.
+  void copy_in(const Call& call, u64 start, u64 size, u32 half) const;
+  void work(const Call& call, u64 start, u64 size, u32 half);
+  void reduce_share(const Call& call, u64 start, u64 size, u32 half);
+  void reduce_part(const Call& call, u64 start, u64 size, u32 half);
+  void copy_out(const Call& call, u64 start, u64 size, u32 half) const;
+  // Where a rank's elements from `start` are: in its array, or in a half of its scratch.
+  std::byte* piece(int rank, const Call& call, u64 start, u32 half) const;
+  bool is_staged(int rank, const Call& call) const;
+
+  // Arrives at the next barrier and waits there for all.
+  GroupOutcome meet(i64 deadline_ns);
+  bool spin_until_met() const;
+  GroupOutcome sleep_until_met(i64 deadline_ns);
+  bool is_missing(int rank) const;
+  bool is_met() const;
+  void end_if_one_is_gone();
+  void end(GroupStatus status, int rank);
+  void wake_all();
+  // Why the group ended; kOk as long as it has not.
+  GroupOutcome verdict() const;
+
+  Header& header() const;
+  RankState& state(int rank) const;
+  std::byte* block(int rank) const;
+  std::byte* scratch(int rank, u32 half) const;
+
+  std::byte* base_;
+  int rank_;
+  int world_size_;
+  GroupHooks hooks_;
+  i64 spin_ns_;
+  int pid_;
+  std::size_t blocks_at_;
+  std::size_t block_bytes_;
+  std::size_t chunk_bytes_;
+  u64 barrier_ = 0;  // the last one that this rank has arrived at
+  u64 calls_ = 0;    // that this rank has begun
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  std::vector<void*> pieces_;  // of one reduction
+};
+
+}  // namespace skate
