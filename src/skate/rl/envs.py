@@ -1,0 +1,96 @@
+"""Which environments and algorithms there are, and what they need."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .policy import Array
+
+ALGORITHMS = ("ppo",)
+_PIP = "pip install 'skate[rl]'"
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What a policy must know of an environment."""
+
+    num_observations: int
+    low: Array  # (A,)
+    high: Array  # (A,)
+
+
+def check_extras() -> None:
+    """Say what is missing before anything starts.
+
+    Raises:
+        ImportError: gymnasium or torch is not installed.
+    """
+    for module in ("gymnasium", "torch"):
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"skate.rl needs {module}, which is not installed: {_PIP}"
+            )
+
+
+def check_algorithm(algo: str) -> None:
+    """Raise ValueError, naming those that exist, unless ``algo`` does."""
+    if algo not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algo!r}.{_suggestion(algo, ALGORITHMS)}")
+
+
+def check_env(env: str) -> None:
+    """Raise ValueError, with the nearest names, unless gymnasium knows ``env``."""
+    import gymnasium
+
+    if env not in gymnasium.registry:
+        raise ValueError(
+            f"unknown environment {env!r}.{_suggestion(env, gymnasium.registry)}"
+        )
+
+
+def spaces(env: str) -> Spaces:
+    """The spaces of ``env``.
+
+    Raises:
+        ValueError: observations are no vectors, or actions have no bounds.
+    """
+    import gymnasium
+
+    made = gymnasium.make(env)
+    observations: Any = made.observation_space
+    actions: Any = made.action_space
+    made.close()
+    box = gymnasium.spaces.Box
+    if not isinstance(observations, box) or len(observations.shape) != 1:
+        raise ValueError(
+            f"{env} has observations {observations}; PPO here needs vectors."
+        )
+    if (
+        not isinstance(actions, box)
+        or len(actions.shape) != 1
+        or not np.all(np.isfinite([actions.low, actions.high]))
+    ):
+        raise ValueError(
+            f"{env} has actions {actions}; PPO here needs vectors of bounded numbers."
+        )
+    return Spaces(observations.shape[0], actions.low, actions.high)
+
+
+def _suggestion(wrong: str, names: Iterable[str]) -> str:
+    names = list(names)
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wrong.lower(), lower, n=3, cutoff=0.5)
+    nearest = [lower[name] for name in close] or sorted(names)[:5]
+    return (
+        f" Did you mean {' or '.join(nearest)}?"
+        if close
+        else (
+            f" There are {', '.join(nearest)}{' and others' if len(names) > 5 else ''}."
+        )
+    )

@@ -1,0 +1,169 @@
+"""``rl.train``: one graph of rollout workers, a served policy and learners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import skate
+import skate.serve
+import skate.train
+
+from . import run_files
+from .envs import check_algorithm, check_env, check_extras, spaces
+from .evaluate import evaluate
+from .learner import Job, learn
+from .log import RunLog
+from .pictures import draw_gif, draw_learning_curve
+from .policy import GaussianPolicy, initial_weights
+from .settings import PPOSettings, Settings, tuned
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its directory, and what its ``result.json`` says."""
+
+    path: Path
+    summary: dict[str, Any]
+
+    def __str__(self) -> str:
+        s = self.summary
+        wall = s["wall_s"]
+        busy = "\n".join(
+            f"  {part:<10} busy {s[f'{part}_busy_s']:6.1f} s"
+            f"  ({s[f'{part}_busy_s'] / wall:4.0%} of one core)"
+            for part in ("simulation", "serving", "training")
+        )
+        return f"""\
+{s["env"]}: mean return {s["mean_return"]:.1f} +- {s["std_return"]:.1f} in \
+{s["episodes"]} episodes
+{s["env_steps"]:,} steps in {wall:.1f} s of training on the {s["engine"]} engine
+{s["policy_versions"]} versions of the policy; it acted at most \
+{s["policy_lag_max"]} updates late
+{busy}
+written to {self.path}"""
+
+
+def train(
+    algo: str,
+    env: str,
+    *,
+    out: str | Path,
+    total_steps: int = 300_000,
+    seed: int = 0,
+    num_workers: int = 2,
+    num_envs_per_worker: int = 32,
+    rollout_length: int = 64,
+    num_learners: int = 1,
+    settings: PPOSettings | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    eval_episodes: int = 20,
+    progress: bool = True,
+) -> Result:
+    """Train ``algo`` on the gymnasium environment ``env``, and evaluate the result.
+
+    Rollout workers ask a served policy for every action, learners improve it, and its
+    weights go back into the deployment with a version, while the next rollouts go on.
+
+    Into ``out`` go ``metrics.jsonl``, TensorBoard events where it is installed,
+    ``checkpoint.pkl``, ``policy.npz``, ``learning_curve.png``, ``policy.gif`` and
+    ``result.json``. Ctrl-C saves what was learnt and raises KeyboardInterrupt.
+
+    Args:
+        algo: ``"ppo"``.
+        total_steps: of all environments together.
+        num_workers: rollout workers; a multiple of ``num_learners``.
+        rollout_length: steps of each environment between two updates.
+        settings: of PPO; None takes those found for ``env``, else the defaults.
+        resume: go on from the checkpoint in ``out``, if there is one.
+        overwrite: replace the run in ``out``.
+        eval_episodes: of the deterministic policy, with seeds ``seed + i``.
+        progress: show it on the terminal.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or a resumed run that
+            was set up otherwise.
+        FileExistsError: a run is in ``out``; ``resume`` it or ``overwrite`` it.
+        ImportError: an extra is missing.
+    """
+    check_algorithm(algo)
+    check_extras()
+    check_env(env)
+    layout = Settings(
+        algo=algo,
+        env=env,
+        seed=seed,
+        total_steps=total_steps,
+        num_workers=num_workers,
+        num_envs_per_worker=num_envs_per_worker,
+        rollout_length=rollout_length,
+        num_learners=num_learners,
+        ppo=settings or tuned(env),
+    ).checked()
+    path = Path(out)
+    checkpoint = run_files.prepare(path, layout, resume=resume, overwrite=overwrite)
+    totals = _train(path, layout, checkpoint, progress)
+
+    policy = run_files.load_policy(path)
+    evaluation = evaluate(policy, env, episodes=eval_episodes, seed=seed)
+    draw_learning_curve(run_files.read_metrics(path), env, path)
+    draw_gif(policy, env, path, seed=seed)
+    summary = {
+        "algo": algo,
+        "env": env,
+        "seed": seed,
+        "engine": skate.init(ignore_reinit_error=True).engine,
+        "mean_return": evaluation.mean,
+        "std_return": evaluation.std,
+        "episodes": eval_episodes,
+        **totals,
+        "policy_versions": totals["updates"] + 1,  # the untrained one is version 0
+    }
+    run_files.save_result(path, summary)
+    return Result(path, summary)
+
+
+def _train(
+    path: Path, layout: Settings, checkpoint: Any, progress: bool
+) -> Mapping[str, Any]:
+    """Train, and save the policy however it ends; the totals of the run."""
+    found = spaces(layout.env)
+    initial = initial_weights(
+        found.low, found.high, found.num_observations, layout.ppo.hidden, layout.seed
+    )
+    latest = checkpoint or {"policy": initial, "totals": {"updates": 0, "env_steps": 0}}
+    deployment = skate.serve.deploy(
+        GaussianPolicy,
+        latest["policy"],
+        (layout.seed, latest["totals"]["updates"]),  # seeds the draws
+        max_batch_size=layout.num_workers * layout.num_envs_per_worker,
+    )
+    log = RunLog(
+        path,
+        layout.total_steps,
+        resumed_at=latest["totals"]["env_steps"],
+        progress=progress,
+    )
+
+    def on_report(metrics: Mapping[str, Any], reported: Any) -> None:
+        nonlocal latest
+        latest = reported
+        log(metrics)
+
+    try:
+        with deployment, log:
+            skate.train.run(
+                learn,
+                layout.num_learners,
+                config=Job(layout, initial, deployment),
+                checkpoint_dir=path,
+                resume=checkpoint is not None,
+                on_report=on_report,
+            )
+    finally:
+        run_files.save_policy(path, latest["policy"])
+    totals: Mapping[str, Any] = latest["totals"]
+    return totals
