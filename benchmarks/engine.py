@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from .harness import Case, Goal, Question, answer_in_this_process, run
+from .harness import RESULTS, Case, Goal, Question, answer_in_this_process, run
 from .peers.task_api import MB
 
 RAY, FLOOR = "ray_peer", "floors"
@@ -75,6 +76,10 @@ def main() -> int:
     parser.add_argument(
         "--peers", nargs="+", choices=QUESTION.peers, default=QUESTION.peers
     )
+    parser.add_argument(
+        "--groups", nargs="+", choices=QUESTION.groups, default=QUESTION.groups
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
@@ -82,7 +87,14 @@ def main() -> int:
     if asked.peer:
         answer_in_this_process(asked.peer, asked.group, asked.seconds, asked.into)
         return 0
-    return run(QUESTION, rounds=asked.rounds, seconds=asked.seconds, peers=asked.peers)
+    question = replace(QUESTION, groups=tuple(asked.groups))
+    return run(
+        question,
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+        peers=asked.peers,
+        results=asked.results,
+    )
 
 
 if __name__ == "__main__":

@@ -180,7 +180,12 @@ def _ask(question: Question, peer: str, group: str, seconds: float) -> dict[str,
 
 
 def run(
-    question: Question, *, rounds: int, seconds: float, peers: Sequence[str]
+    question: Question,
+    *,
+    rounds: int,
+    seconds: float,
+    peers: Sequence[str],
+    results: Path = RESULTS,
 ) -> int:
     """Ask every peer, print the table, write JSON and Markdown; 1 if a goal failed."""
     refuse_debug_build()
@@ -210,8 +215,8 @@ def run(
         "goals": verdicts,
         "failures": failures,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{question.name}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"{question.name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(_document(question, report, table))
     print(table)
