@@ -14,8 +14,8 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using namespace skate;
 
-namespace skate {
 namespace {
 
 using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
@@ -320,5 +320,3 @@ void bind_group(nb::module_& m) {
       .def("close", &PyGroup::close,
            "Leave: the other ranks get status `left` if they wait for this one.");
 }
-
-}  // namespace skate

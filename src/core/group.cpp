@@ -13,8 +13,10 @@
 namespace skate {
 namespace {
 
-// Chunks stay in the second-level cache between the copy in and the reduction.
-constexpr std::size_t kChunkBytes = 1 << 18;
+// Chunks stay in a core's cache between the copy in, the reduction and the copy out. 178 MB
+// of float32 over 2 ranks: 38 ms with 512 KiB, 51 with 128 KiB, 44 with 256 KiB, 56 and
+// more from 1 MiB on (EPYC, 2 cores, 512 KiB of second-level cache each).
+constexpr std::size_t kChunkBytes = 1 << 19;
 constexpr std::size_t kMinChunkBytes = 4096;
 constexpr std::size_t kPage = 4096;
 // Up to this much over all ranks, each rank reduces everything itself: a second barrier

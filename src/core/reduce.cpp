@@ -25,9 +25,10 @@
 namespace skate {
 namespace {
 
-// The accumulator and the same piece of two sources share a 32 KB first-level cache, so
-// writing the result over the sources hits lines that were just read.
-constexpr std::size_t kPieceBytes = 8192;
+// The accumulator and the same piece of a few sources fit a 32 KB first-level cache, so
+// writing the result over the sources hits lines that were just read. From 2 to 32 KB it
+// makes little difference: memory is the limit.
+constexpr std::size_t kPieceBytes = 4096;
 
 struct Half {
   std::uint16_t bits;
