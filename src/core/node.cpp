@@ -336,9 +336,7 @@ u64 Node::store_used() const {
   return sum;
 }
 
-std::optional<Location> Node::allocate(u64 size, ProcId owner) {
-  std::lock_guard lock(mu_);
-  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+std::optional<Location> Node::allocate_now(u64 size, ProcId owner) {
   if (store_used() + size > session_->store_limit) return std::nullopt;
   const auto block = arena_.allocate(size, owner);
   if (!block) return std::nullopt;
@@ -347,6 +345,29 @@ std::optional<Location> Node::allocate(u64 size, ProcId owner) {
   if (used > me_->store_peak.load(std::memory_order_relaxed))
     me_->store_peak.store(used, std::memory_order_relaxed);
   return Location{self_, block->generation, block->offset, size};
+}
+
+std::optional<Location> Node::allocate(u64 size, ProcId owner) {
+  std::lock_guard lock(mu_);
+  // Blocks that others have let go of may be waiting to be reused.
+  if (!leader_) drain();
+  return allocate_now(size, owner);
+}
+
+std::optional<Location> Node::allocate_later(u64 size, ProcId owner) {
+  constexpr i64 kMoment = 20'000'000;
+  Lock lock(mu_);
+  std::optional<Location> block;
+  wait(lock, now_ns() + kMoment, [&] {
+    block = allocate_now(size, owner);
+    return block.has_value();
+  });
+  return block;
+}
+
+void Node::free_own_block(const Location& location) {
+  std::lock_guard lock(mu_);
+  free_block(location);
 }
 
 u64 Node::owned_objects() {
@@ -374,6 +395,12 @@ Task* Node::new_task() {
   Task* task = free_tasks_.back();
   free_tasks_.pop_back();
   return task;
+}
+
+void Node::discard_task(Task* task) {
+  std::lock_guard lock(mu_);
+  task->reset();
+  free_tasks_.push_back(task);
 }
 
 void Node::add_waiter(ObjectId id, Task* task) {
@@ -434,10 +461,7 @@ void Node::pass_on(Task* task) {
   for (ObjectId id : task->deps) {
     const Object* object = find(id);
     if (object != nullptr && object->value.is_error) {
-      std::vector<Value> values(task->returns.size(), object->value);
-      for (Value& value : values)
-        for (u64 inner : value.contained) hold({inner});
-      end_task(task, values);
+      fail_with(task, object->value);
       return;
     }
   }
@@ -521,10 +545,7 @@ void Node::flush_actor(ObjectId id) {
       if (object != nullptr && object->value.is_error) error = &object->value;
     }
     if (error != nullptr) {
-      std::vector<Value> values(task->returns.size(), *error);
-      for (Value& value : values)
-        for (u64 inner : value.contained) hold({inner});
-      end_task(task, values);
+      fail_with(task, *error);
       continue;
     }
     if (actor == nullptr || actor->value.kind != Value::Kind::kInline) {
@@ -634,6 +655,30 @@ void Node::end_task(Task* task, std::vector<Value>& values) {
   task->reset();
   free_tasks_.push_back(task);
   --tasks_;
+}
+
+// A dependency is an error: the task does not run, and its returns are that error.
+void Node::fail_with(Task* task, const Value& error) {
+  std::vector<Value> values(task->returns.size(), error);
+  for (Value& value : values) {
+    for (u64 inner : value.contained) hold({inner});
+    if (value.kind != Value::Kind::kBlock) continue;
+    const std::byte* bytes = nullptr;
+    if (error.block.proc == self_) {
+      bytes = arena_.at(error.block.offset);
+    } else if (Peer& there = peer(error.block.proc.index); map_peer(there)) {
+      bytes = there.arena.data() + error.block.offset;
+    }
+    const auto block = arena_.allocate(error.block.size, self_);
+    if (bytes == nullptr || !block) {
+      value.kind = Value::Kind::kFailure;
+      value.failure = {SystemError::kOwnerDied, DeathCause::kUnknown, 0};
+      continue;
+    }
+    std::memcpy(arena_.at(block->offset), bytes, error.block.size);
+    value.block = {self_, block->generation, block->offset, error.block.size};
+  }
+  end_task(task, values);
 }
 
 void Node::fail_task(Task* task, const Failure& failure) {
@@ -792,6 +837,16 @@ void Node::finish_task(const Incoming& task, std::vector<Value>& values) {
   me_->tasks_done.store(me_->tasks_done.load(std::memory_order_relaxed) + 1,
                         std::memory_order_relaxed);
   if ((task.header.flags & kLeased) != 0) link_.tell(Note::kLeaseDone, view_of(self_));
+}
+
+void Node::discard(std::vector<Value>& values) {
+  std::lock_guard lock(mu_);
+  for (Value& value : values) free_value(value);
+}
+
+void Node::hand_over(const Location& block, ProcId owner) {
+  std::lock_guard lock(mu_);
+  arena_.set_owner(block.offset, owner);
 }
 
 // Watches ------------------------------------------------------------------------------

@@ -159,13 +159,16 @@ class Node {
   const std::byte* bytes_at(const Location& location);
   // A block of this arena; nullopt when the store is full.
   std::optional<Location> allocate(u64 size, ProcId owner);
-  void free_block(const Location& location);
+  // The same, after sleeping until messages come, or a moment.
+  std::optional<Location> allocate_later(u64 size, ProcId owner);
+  void free_own_block(const Location& location);
 
   // Tasks ------------------------------------------------------------------------
   // A cleared task to fill in and submit.
   Task* new_task();
   // Counts what the task needs. Returns ids that the caller holds once each.
   void submit(Task* task, std::vector<ObjectId>& out);
+  void discard_task(Task* task);  // instead of submitting it
   // For an actor: its address as the value of an object of kind kActor.
   ObjectId new_actor(ProcId address);
 
@@ -173,6 +176,9 @@ class Node {
   WaitResult next_task(Incoming& out, i64 deadline_ns);
   // Sends the values; takes the counts in their `contained`.
   void finish_task(const Incoming& task, std::vector<Value>& values);
+  void discard(std::vector<Value>& values);  // instead of sending them
+  // `owner` decides from now on when the block is freed.
+  void hand_over(const Location& block, ProcId owner);
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
@@ -221,6 +227,8 @@ class Node {
   void free_unheld();
   void free_object(Object& object);
   void free_value(Value& value);
+  void free_block(const Location& location);
+  std::optional<Location> allocate_now(u64 size, ProcId owner);
   void add_borrow(ObjectId id, ProcId by);
   void end_borrow(ObjectId id, ProcId by);
 
@@ -234,6 +242,7 @@ class Node {
   void lease_granted(Reader& reader);
   void take_result(Reader& reader, ProcId from);
   void end_task(Task* task, std::vector<Value>& values);
+  void fail_with(Task* task, const Value& error);
   void fail_task(Task* task, const Failure& failure);
   void lose_task(Task* task, const Failure& failure);
   Task* pending_task(u64 task_id);

@@ -64,9 +64,11 @@ int SupervisorLink::fetch_segment(ProcId proc) {
   return receive(answer, &fd) ? fd : -1;
 }
 
-bool SupervisorLink::ask(std::string_view question, std::string& answer) {
+bool SupervisorLink::ask(std::string_view question, std::string& answer,
+                         int* descriptor) {
+  if (descriptor != nullptr) *descriptor = -1;
   std::lock_guard lock(mu_);
-  return tell(Note::kAsk, question) && receive(answer, nullptr);
+  return tell(Note::kAsk, question) && receive(answer, descriptor);
 }
 
 bool SupervisorLink::broken() {

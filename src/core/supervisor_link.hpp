@@ -32,7 +32,8 @@ class SupervisorLink {
   // A descriptor of the process's segment, or -1 (it is gone, or the supervisor is).
   int fetch_segment(ProcId proc);
   // The answer. False: the supervisor has ended.
-  bool ask(std::string_view question, std::string& answer);
+  // `descriptor`, if given, becomes the one that came with the answer, or -1.
+  bool ask(std::string_view question, std::string& answer, int* descriptor = nullptr);
   bool tell(Note note, std::string_view payload = {});
   // True once the supervisor has ended; does not block.
   bool broken();

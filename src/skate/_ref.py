@@ -115,6 +115,11 @@ class _State(threading.local):
 _state = _State()
 
 
+def set_default_counter(counter: RefCounter | None) -> None:
+    """What counts refs unpickled on any thread, outside ``restore_refs``."""
+    _State.counter = counter
+
+
 @contextmanager
 def capture_refs() -> Generator[list[ObjectRef[Any]], None, None]:
     """While it is open, refs pickled on this thread are allowed, and collected."""

@@ -1,0 +1,85 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "core/control.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace skate;
+
+namespace {
+
+ProcId proc_id(u16 index, u16 epoch) { return {index, epoch}; }
+
+template <class T>
+void append(std::string& out, const T& pod) {
+  out.append(reinterpret_cast<const char*>(&pod), sizeof pod);
+}
+
+}  // namespace
+
+void bind_control(nb::module_& m) {
+  m.attr("MAX_PROCS") = kMaxProcs;
+  nb::class_<Control>(m, "Control", "The supervisor's hand on the session directory.")
+      .def(
+          "__init__",
+          [](Control* self, u32 num_cpus, u32 num_cores, u64 store_limit,
+             u64 arena_bytes, u32 spin_ns, u32 spin_busy_ns, std::string session_id) {
+            new (self) Control({num_cpus, num_cores, store_limit, arena_bytes, spin_ns,
+                                spin_busy_ns, std::move(session_id)});
+          },
+          nb::kw_only(), "num_cpus"_a, "num_cores"_a, "store_limit"_a, "arena_bytes"_a,
+          "spin_ns"_a, "spin_busy_ns"_a, "session_id"_a)
+      .def_prop_ro("session_fd", &Control::session_fd)
+      .def_prop_ro("segment_fd", &Control::segment_fd)
+      .def("make_segment", &Control::make_segment)
+      .def(
+          "prepare",
+          [](Control& c, u16 index, u16 epoch, bool is_pool) {
+            c.prepare(proc_id(index, epoch), is_pool);
+          },
+          "index"_a, "epoch"_a, "is_pool"_a)
+      .def(
+          "mark_dead",
+          [](Control& c, u16 index, u16 epoch) { c.mark_dead(proc_id(index, epoch)); },
+          "index"_a, "epoch"_a)
+      .def("active_workers", &Control::active_workers)
+      .def("any_starting", &Control::any_starting)
+      .def("clear_worker_request", &Control::clear_worker_request)
+      .def("take_cpus", &Control::take_cpus, "wanted"_a)
+      .def("give_cpus", &Control::give_cpus, "count"_a)
+      .def("want_cpus", &Control::want_cpus, "count"_a)
+      .def("free_cpus", &Control::free_cpus)
+      .def(
+          "send_died",
+          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u32 cause,
+             i64 detail) {
+            std::string payload;
+            append(payload, proc_id(index, epoch));
+            append(payload, Failure{SystemError::kNone, static_cast<DeathCause>(cause),
+                                    detail});
+            c.send(proc_id(to, to_epoch), Message::kProcessDied, std::move(payload));
+          },
+          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "cause"_a, "detail"_a)
+      .def(
+          "send_forget",
+          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, bool free_blocks) {
+            std::string payload;
+            append(payload, proc_id(index, epoch));
+            append(payload, static_cast<u8>(free_blocks));
+            c.send(proc_id(to, to_epoch), Message::kForgetProcess, std::move(payload));
+          },
+          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "free_blocks"_a)
+      .def(
+          "send_lease",
+          [](Control& c, u16 to, u16 to_epoch, u64 task, u16 index, u16 epoch) {
+            std::string payload;
+            append(payload, task);
+            append(payload, proc_id(index, epoch));
+            c.send(proc_id(to, to_epoch), Message::kLeaseGranted, std::move(payload));
+          },
+          "to"_a, "to_epoch"_a, "task"_a, "index"_a, "epoch"_a)
+      .def("flush", &Control::flush)
+      .def("close_session", &Control::close_session)
+      .def("store_used", &Control::store_used);
+}

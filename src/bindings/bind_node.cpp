@@ -1,0 +1,650 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "codec.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace skate;
+
+namespace {
+
+// Beyond CodecTypes: what turns errors into exceptions, and complaints into types.
+struct Callbacks {
+  PyObject* load_error = nullptr;    // bytes -> exception
+  PyObject* load_failure = nullptr;  // (error, cause, detail) -> exception
+} g_callbacks;
+
+i64 deadline_of(std::optional<double> timeout) {
+  if (!timeout) return -1;
+  constexpr double kFarAway = 1e9;  // seconds
+  if (*timeout > kFarAway) return -1;
+  return now_ns() + static_cast<i64>(*timeout * 1e9);
+}
+
+[[noreturn]] void raise_named(const char* name, const char* text) {
+  nb::object error = nb::module_::import_("skate.exceptions").attr(name);
+  PyErr_SetString(error.ptr(), text);
+  throw nb::python_error();
+}
+
+void check_alive(Node& node) {
+  if (Node::in_forked_child())
+    raise_named("SkateError",
+                "this process was forked from one that runs skate: skate cannot be used "
+                "in it. Start the work with f.remote(...), or call skate before forking.");
+  if (node.stopping())
+    raise_named("EngineDiedError", "skate has been shut down in this process.");
+}
+
+// Runs `wait` without the GIL until it is done; Ctrl-C gets through.
+template <class Wait>
+WaitResult wait_patiently(Wait&& wait) {
+  for (;;) {
+    WaitResult result;
+    {
+      nb::gil_scoped_release release;
+      result = wait();
+    }
+    if (result == WaitResult::kEngineDied)
+      raise_named("EngineDiedError",
+                  "the session has ended: its supervisor is gone, or skate.shutdown() was "
+                  "called. Results that were not fetched are lost; the next call of "
+                  "skate.init() starts a new session.");
+    if (result != WaitResult::kInterrupted) return result;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+// Turns the codec's error into nanobind's.
+template <class F>
+auto guarded(F&& f) {
+  try {
+    return f();
+  } catch (const PythonError&) {
+    throw nb::python_error();
+  }
+}
+
+std::vector<ObjectId> ids_of(nb::handle refs) {
+  std::vector<ObjectId> ids;
+  PyObject* list = refs.ptr();
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
+  ids.reserve(static_cast<std::size_t>(n));
+  for (Py_ssize_t i = 0; i < n; ++i)
+    ids.push_back(id_of(PySequence_Fast_GET_ITEM(list, i)));
+  return ids;
+}
+
+[[noreturn]] void raise_value(Node& node, const Value& value, ObjectId id) {
+  nb::object error;
+  if (value.kind == Value::Kind::kFailure) {
+    error = nb::steal(PyObject_CallFunction(
+        g_callbacks.load_failure, "iiL", static_cast<int>(value.failure.error),
+        static_cast<int>(value.failure.cause),
+        static_cast<long long>(value.failure.detail)));
+  } else {
+    nb::object bytes = nb::steal(decode(node, value, id, false));
+    error = nb::steal(PyObject_CallOneArg(g_callbacks.load_error, bytes.ptr()));
+  }
+  if (!error.is_valid()) throw nb::python_error();
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+  throw nb::python_error();
+}
+
+nb::object take_ref(PyTypeObject* type, ObjectId id) {
+  return nb::steal(make_ref(type, id));
+}
+
+nb::object put(Node& node, nb::handle object) {
+  check_alive(node);
+  return guarded([&] {
+    Unsealed unsealed;
+    if (find_unsealed(node, object.ptr(), unsealed)) {
+      Value value;
+      value.kind = Value::Kind::kBlock;
+      value.block = unsealed.location;
+      const ObjectId id = node.put(std::move(value), Object::Kind::kData);
+      seal(node, object.ptr(), unsealed, id);
+      return take_ref(codec_types().object_ref, id);
+    }
+    Encoder encoder(node);
+    encoder.encode(object.ptr());
+    return take_ref(codec_types().object_ref,
+                    node.put(encoder.finish(node.self()), Object::Kind::kData));
+  });
+}
+
+nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool writable) {
+  check_alive(node);
+  const std::vector<ObjectId> ids = ids_of(refs);
+  const i64 deadline = deadline_of(timeout);
+  std::size_t next = 0;
+  const WaitResult result =
+      wait_patiently([&] { return node.wait_all(ids, next, deadline); });
+  if (result == WaitResult::kTimeout) {
+    const std::string text = "get() timed out: " + std::to_string(ids.size() - next) +
+                             " of " + std::to_string(ids.size()) +
+                             " refs had no value yet. The tasks go on; call get() again, "
+                             "or with a longer timeout.";
+    raise_named("GetTimeoutError", text.c_str());
+  }
+  return guarded([&] {
+    nb::list values;
+    for (ObjectId id : ids) {
+      const Value& value = node.value_of(id);
+      if (value.is_error) raise_value(node, value, id);
+      values.append(nb::steal(decode(node, value, id, writable)));
+    }
+    return values;
+  });
+}
+
+nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
+               std::optional<double> timeout) {
+  check_alive(node);
+  const std::vector<ObjectId> ids = ids_of(refs);
+  const i64 deadline = deadline_of(timeout);
+  std::vector<bool> ready(ids.size());
+  wait_patiently([&] { return node.wait_some(ids, num_returns, ready, deadline); });
+  nb::list done;
+  std::size_t n_done = 0;
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < ids.size() && n_done < num_returns; ++i)
+    if (ready[i]) {
+      done.append(refs[i]);
+      ++n_done;
+      last = i;
+    }
+  // Whole runs of the list are copied at once: callers wait for one of thousands.
+  nb::list rest = nb::steal<nb::list>(PyList_New(0));
+  std::size_t run = 0;
+  const auto copy_run = [&](std::size_t end) {
+    if (run == end) return;
+    nb::object part = nb::steal(PyList_GetSlice(
+        refs.ptr(), static_cast<Py_ssize_t>(run), static_cast<Py_ssize_t>(end)));
+    const Py_ssize_t at = PyList_GET_SIZE(rest.ptr());
+    PyList_SetSlice(rest.ptr(), at, at, part.ptr());
+  };
+  if (n_done != 0)
+    for (std::size_t i = 0; i <= last; ++i)
+      if (ready[i]) {
+        copy_run(i);
+        run = i + 1;
+      }
+  copy_run(ids.size());
+  return nb::make_tuple(done, rest);
+}
+
+// Arguments ----------------------------------------------------------------------------
+
+// The arguments of a call: u16 length and name of the method, u16 positional, u16 keyword;
+// then each, preceded by its name if it is a keyword: a kind and what belongs to it.
+enum ArgKind : u8 { kPlain, kWhole, kDependency };
+
+class Arguments {
+ public:
+  Arguments(Node& node, Task& task) : node_(node), task_(task) {}
+  ~Arguments() {
+    for (ObjectId id : made_) node_.release(id);
+  }
+
+  void encode(std::string_view method, nb::handle args, nb::handle kwargs) {
+    const Py_ssize_t n = PyTuple_GET_SIZE(args.ptr());
+    const Py_ssize_t n_named = PyDict_GET_SIZE(kwargs.ptr());
+    if (n > 0xffff || n_named > 0xffff) {
+      PyErr_SetString(PyExc_ValueError, "a remote call takes at most 65535 arguments");
+      throw PythonError{};
+    }
+    put_pod(static_cast<u16>(method.size()));
+    task_.args += method;
+    put_pod(static_cast<u16>(n));
+    put_pod(static_cast<u16>(n_named));
+    for (Py_ssize_t i = 0; i < n; ++i) encode_one(PyTuple_GET_ITEM(args.ptr(), i));
+    PyObject *name, *value;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(kwargs.ptr(), &at, &name, &value)) {
+      Py_ssize_t size = 0;
+      const char* text = PyUnicode_AsUTF8AndSize(name, &size);
+      if (text == nullptr) throw PythonError{};
+      put_pod(static_cast<u16>(size));
+      task_.args.append(text, static_cast<std::size_t>(size));
+      encode_one(value);
+    }
+  }
+
+ private:
+  void put_pod(const auto& x) {
+    task_.args.append(reinterpret_cast<const char*>(&x), sizeof x);
+  }
+  void depend_on(ObjectId id) {
+    put_pod(kDependency);
+    put_pod(static_cast<u16>(task_.deps.size()));
+    task_.deps.push_back(id);
+    task_.pins.push_back(id);
+  }
+  void encode_one(PyObject* object) {
+    if (is_ref(object)) return depend_on(id_of(object));
+    Unsealed unsealed;
+    if (find_unsealed(node_, object, unsealed)) {
+      Value value;
+      value.kind = Value::Kind::kBlock;
+      value.block = unsealed.location;
+      const ObjectId id = node_.put(std::move(value), Object::Kind::kData);
+      made_.push_back(id);
+      seal(node_, object, unsealed, id);
+      return depend_on(id);
+    }
+    Encoder encoder(node_);
+    encoder.encode(object);
+    const std::size_t size = encoder.total();
+    if (size > kInlineBytes) {  // an object of its own, which the task may keep
+      const ObjectId id = node_.put(encoder.finish(node_.self()), Object::Kind::kData);
+      made_.push_back(id);
+      return depend_on(id);
+    }
+    put_pod(kWhole);
+    put_pod(static_cast<u32>(size));
+    const std::size_t at = task_.args.size();
+    task_.args.resize(at + size);
+    encoder.write(reinterpret_cast<std::byte*>(task_.args.data() + at));
+    for (u64 id : encoder.refs) task_.pins.push_back({id});
+  }
+
+  Node& node_;
+  Task& task_;
+  std::vector<ObjectId> made_;  // put for this call; the task's pins take over
+};
+
+nb::list submit_task(Node& node, Task* task, std::string_view method, nb::handle args,
+                     nb::handle kwargs) {
+  return guarded([&] {
+    std::vector<ObjectId> returns;
+    {
+      Arguments arguments(node, *task);
+      try {
+        arguments.encode(method, args, kwargs);
+      } catch (...) {
+        node.discard_task(task);
+        throw;
+      }
+      node.submit(task, returns);
+    }
+    nb::list refs;
+    for (ObjectId id : returns) refs.append(take_ref(codec_types().object_ref, id));
+    return refs;
+  });
+}
+
+void set_function(Node& node, Task& task, u64 function, bool holds_refs) {
+  task.header.function_id = function;
+  task.header.function = node.value_of({function}).block;
+  if (holds_refs) task.header.flags |= kFunctionHoldsRefs;
+  task.pins.push_back({function});
+}
+
+nb::list submit(Node& node, u64 function, bool holds_refs, nb::tuple args, nb::dict kwargs,
+                u16 num_returns, i32 max_retries, nb::handle resources) {
+  check_alive(node);
+  Task* task = node.new_task();
+  set_function(node, *task, function, holds_refs);
+  task->header.num_returns = num_returns;
+  task->retries = max_retries;
+  if (!resources.is_none()) {
+    task->route = Task::Route::kLease;
+    nb::bytes bytes = nb::borrow<nb::bytes>(resources);
+    task->resources.assign(bytes.c_str(), bytes.size());
+  }
+  return submit_task(node, task, {}, args, kwargs);
+}
+
+nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
+                    nb::tuple args, nb::dict kwargs, u16 num_returns, u64 constructor,
+                    bool holds_refs) {
+  check_alive(node);
+  Task* task = node.new_task();
+  task->route = Task::Route::kActor;
+  task->actor = id_of(actor.ptr());
+  task->pins.push_back(task->actor);
+  task->header.num_returns = num_returns;
+  if (constructor != 0) {
+    set_function(node, *task, constructor, holds_refs);
+    task->header.flags |= kConstructor;
+  }
+  return submit_task(node, task, method, args, kwargs);
+}
+
+u64 export_function(Node& node, nb::bytes code, nb::list refs) {
+  check_alive(node);
+  const auto block = node.allocate(code.size(), node.self());
+  if (!block)
+    raise_named("ObjectStoreFullError",
+                "no room for a function's code: the object store is full. Drop refs you no "
+                "longer need, or start with a larger skate.init(object_store_memory=...).");
+  std::memcpy(node.arena().at(block->offset), code.c_str(), code.size());
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = *block;
+  for (nb::handle ref : refs) {
+    value.contained.push_back(id_of(ref.ptr()).bits);
+    node.acquire(id_of(ref.ptr()));
+  }
+  return node.put(std::move(value), Object::Kind::kFunction).bits;
+}
+
+// A task that this worker was given -----------------------------------------------------
+
+class Call {
+ public:
+  Call(Node& node, Incoming&& task) : node_(node), task_(std::move(task)) {}
+
+  const TaskHeader& header() const { return task_.header; }
+
+  nb::bytes function_code() {
+    const Location& at = task_.header.function;
+    const std::byte* bytes = node_.bytes_at(at);
+    if (bytes == nullptr) raise_named("OwnerDiedError", "the caller's process has ended.");
+    return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);
+  }
+
+  std::string method() const {
+    Reader reader(task_.body);
+    const u16 size = reader.pod<u16>();
+    return std::string(reader.rest().substr(0, size));
+  }
+
+  nb::tuple arguments() {
+    return guarded([&] {
+      read_dependencies();
+      Reader reader(
+          std::string_view(task_.body).substr(0, task_.header.args_size));
+      for (u16 n = reader.pod<u16>(); n > 0; --n) reader.pod<char>();
+      const u16 n = reader.pod<u16>();
+      const u16 n_named = reader.pod<u16>();
+      nb::object args = nb::steal(PyTuple_New(n));
+      for (u16 i = 0; i < n; ++i) PyTuple_SET_ITEM(args.ptr(), i, argument(reader));
+      nb::dict kwargs;
+      for (u16 i = 0; i < n_named; ++i) {
+        std::string name(reader.pod<u16>(), '\0');
+        for (char& c : name) c = reader.pod<char>();
+        nb::object value = nb::steal(argument(reader));
+        kwargs[nb::str(name.data(), name.size())] = value;
+      }
+      return nb::make_tuple(args, kwargs);
+    });
+  }
+
+  void finish(nb::list results) {
+    guarded([&] {
+      std::vector<Value> values;
+      for (nb::handle result : results) {
+        Unsealed unsealed;
+        if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
+            find_unsealed(node_, result.ptr(), unsealed)) {
+          Value& value = values.emplace_back();
+          value.kind = Value::Kind::kBlock;
+          value.block = unsealed.location;
+          node_.hand_over(unsealed.location, task_.owner);
+          seal(node_, result.ptr(), unsealed, {task_.header.task_id});
+          continue;
+        }
+        Encoder encoder(node_);
+        try {
+          encoder.encode(result.ptr());
+          values.push_back(encoder.finish(task_.owner));
+        } catch (const PythonError&) {
+          node_.discard(values);
+          throw;
+        }
+      }
+      node_.finish_task(task_, values);
+    });
+  }
+
+  void fail(nb::bytes error) {
+    guarded([&] {
+      // One each: every return frees its own.
+      std::vector<Value> values;
+      for (int i = 0; i < std::max<int>(task_.header.num_returns, 1); ++i) {
+        Encoder encoder(node_);
+        encoder.encode(error.ptr());
+        values.push_back(encoder.finish(task_.owner));
+        values.back().is_error = true;
+      }
+      node_.finish_task(task_, values);
+    });
+  }
+
+ private:
+  struct Dependency {
+    ObjectId id;
+    Value value;
+  };
+
+  void read_dependencies() {
+    Reader reader(std::string_view(task_.body).substr(task_.header.args_size));
+    dependencies_.resize(task_.header.num_deps);
+    for (Dependency& d : dependencies_) {
+      d.id = reader.pod<ObjectId>();
+      reader.value(d.value);
+    }
+  }
+
+  PyObject* argument(Reader& reader) {
+    if (reader.pod<ArgKind>() == kDependency) {
+      const u16 i = reader.pod<u16>();
+      return decode(node_, dependencies_.at(i).value, dependencies_.at(i).id, false);
+    }
+    const std::string_view bytes = reader.bytes();
+    return decode_bytes(node_, reinterpret_cast<const std::byte*>(bytes.data()),
+                        bytes.size(), nullptr, false);
+  }
+
+  Node& node_;
+  Incoming task_;
+  std::vector<Dependency> dependencies_;
+};
+
+nb::object next_task(Node& node) {
+  Incoming task;
+  for (;;) {
+    WaitResult result;
+    {
+      nb::gil_scoped_release release;
+      result = node.next_task(task, -1);
+    }
+    if (result == WaitResult::kReady)
+      return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+    if (result == WaitResult::kEngineDied) return nb::none();
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+// Watches --------------------------------------------------------------------------------
+
+class PyWatch {
+ public:
+  explicit PyWatch(Node& node) : node_(node), watch_(node.new_watch()) {}
+  ~PyWatch() { close(); }
+  void add(nb::handle ref, u32 tag) {
+    check_alive(node_);
+    check_open();
+    node_.watch_add(watch_, id_of(ref.ptr()), tag);
+  }
+  nb::list next(std::optional<double> timeout) {
+    check_alive(node_);
+    check_open();
+    const i64 deadline = deadline_of(timeout);
+    std::vector<u32> tags;
+    wait_patiently([&] { return node_.watch_wait(watch_, tags, deadline); });
+    nb::list out;
+    for (u32 tag : tags) out.append(tag);
+    return out;
+  }
+  void close() {
+    if (watch_ != nullptr && !Node::in_forked_child()) node_.watch_close(watch_);
+    watch_ = nullptr;
+  }
+
+ private:
+  void check_open() const {
+    if (watch_ == nullptr) throw nb::value_error("the watch is closed");
+  }
+  Node& node_;
+  Watch* watch_;
+};
+
+void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
+               nb::object dumps, nb::object loads, nb::object load_error,
+               nb::object load_failure) {
+  const auto offset = [&](const char* name) {
+    nb::object slot = object_ref.attr(name);
+    if (Py_TYPE(slot.ptr()) != &PyMemberDescr_Type)
+      throw nb::type_error("ObjectRef must keep its fields in __slots__");
+    return reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset;
+  };
+  CodecTypes& types = codec_types();
+  Py_XDECREF(types.counter);
+  types.id_offset = offset("_id");
+  types.counter_offset = offset("_counter");
+  types.object_ref = reinterpret_cast<PyTypeObject*>(object_ref.inc_ref().ptr());
+  types.actor_ref = reinterpret_cast<PyTypeObject*>(actor_ref.inc_ref().ptr());
+  types.dumps = dumps.inc_ref().ptr();
+  types.loads = loads.inc_ref().ptr();
+  types.counter = engine.inc_ref().ptr();
+  g_callbacks.load_error = load_error.inc_ref().ptr();
+  g_callbacks.load_failure = load_failure.inc_ref().ptr();
+}
+
+}  // namespace
+
+void bind_node(nb::module_& m) {
+  m.def("configure", &configure, "engine"_a, "object_ref"_a, "actor_ref"_a, "dumps"_a,
+        "loads"_a, "load_error"_a, "load_failure"_a);
+
+  nb::class_<PyWatch>(m, "Watch")
+      .def("add", &PyWatch::add, "ref"_a, "tag"_a)
+      .def("next", &PyWatch::next, "timeout"_a.none())
+      .def("close", &PyWatch::close);
+
+  nb::class_<Call>(m, "Call", "A task that this worker was given.")
+      .def_prop_ro("task_id", [](const Call& c) { return c.header().task_id; })
+      .def_prop_ro("function_id", [](const Call& c) { return c.header().function_id; })
+      .def_prop_ro("num_returns", [](const Call& c) { return c.header().num_returns; })
+      .def_prop_ro("is_constructor",
+                   [](const Call& c) { return (c.header().flags & kConstructor) != 0; })
+      .def_prop_ro(
+          "function_holds_refs",
+          [](const Call& c) { return (c.header().flags & kFunctionHoldsRefs) != 0; })
+      .def_prop_ro("method", &Call::method)
+      .def("function_code", &Call::function_code)
+      .def("arguments", &Call::arguments)
+      .def("finish", &Call::finish, "results"_a)
+      .def("fail", &Call::fail, "error"_a);
+
+  nb::class_<Node>(m, "Node", "One process of the engine; see src/core/node.hpp.")
+      .def(
+          "__init__",
+          [](Node* self, int session_fd, int segment_fd, int supervisor_fd, u16 index,
+             u16 epoch, bool is_pool) {
+            new (self) Node(session_fd, segment_fd, supervisor_fd, ProcId{index, epoch},
+                            is_pool);
+          },
+          nb::kw_only(), "session_fd"_a, "segment_fd"_a, "supervisor_fd"_a, "index"_a,
+          "epoch"_a, "is_pool"_a)
+      .def("put", &put, "value"_a)
+      .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a)
+      .def("wait", &wait, "refs"_a, "num_returns"_a, "timeout"_a.none())
+      .def("watch", [](Node& n) { return new PyWatch(n); }, nb::keep_alive<0, 1>())
+      .def(
+          "empty",
+          [](Node& node, nb::tuple shape, nb::handle dtype) {
+            check_alive(node);
+            return guarded(
+                [&] { return nb::steal(empty_array(node, shape.ptr(), dtype.ptr())); });
+          },
+          "shape"_a, "dtype"_a)
+      .def("submit", &submit, "function"_a, "holds_refs"_a, "args"_a, "kwargs"_a,
+           "num_returns"_a, "max_retries"_a, "resources"_a.none())
+      .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
+           "num_returns"_a, "constructor"_a = 0, "holds_refs"_a = false)
+      .def("export_function", &export_function, "code"_a, "refs"_a)
+      .def(
+          "new_actor",
+          [](Node& node, u16 index, u16 epoch) {
+            check_alive(node);
+            return guarded([&] {
+              return take_ref(codec_types().actor_ref,
+                              node.new_actor(ProcId{index, epoch}));
+            });
+          },
+          "index"_a, "epoch"_a)
+      .def(
+          "release",
+          [](Node& node, u64 id) {
+            if (!Node::in_forked_child() && !node.stopping()) node.release({id});
+          },
+          "id"_a)
+      .def(
+          "adopt",
+          [](Node& node, u64 id) {
+            check_alive(node);
+            node.acquire({id});
+          },
+          "id"_a)
+      .def("next_task", &next_task, nb::keep_alive<0, 1>())
+      .def("report_blocking", &Node::report_blocking, "on"_a)
+      .def(
+          "ask",
+          [](Node& node, nb::bytes question) {
+            check_alive(node);
+            std::string answer;
+            bool ok;
+            int fd = -1;
+            {
+              nb::gil_scoped_release release;
+              ok = node.supervisor().ask({question.c_str(), question.size()}, answer, &fd);
+            }
+            if (!ok)
+              raise_named("EngineDiedError",
+                          "the session has ended: its supervisor is gone.");
+            return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
+          },
+          "question"_a, "The answer, and the descriptor that came with it or -1.")
+      .def(
+          "tell",
+          [](Node& node, nb::bytes note) {
+            node.supervisor().tell(Note::kTell, {note.c_str(), note.size()});
+          },
+          "note"_a)
+      .def(
+          "alive_word",
+          [](Node& node, u32 index) {
+            return reinterpret_cast<std::uintptr_t>(node.alive_word(index));
+          },
+          "index"_a, "Address of the word that is not 0 while the process lives.")
+      .def(
+          "statistics",
+          [](Node& node) {
+            nb::dict d;
+            d["objects"] = node.owned_objects();
+            d["borrowed"] = node.borrowed_objects();
+            d["pending_tasks"] = node.pending_tasks();
+            d["store_bytes"] = node.store_used();
+            u32 workers = 0;
+            const u32 n = node.session().num_procs.load();
+            for (u32 p = kDriver + 1; p < n; ++p)
+              workers += node.session().procs[p].alive.load() != 0;
+            d["workers"] = workers;
+            return d;
+          })
+      .def_prop_ro("index", [](const Node& n) { return n.self().index; })
+      .def_prop_ro("epoch", [](const Node& n) { return n.self().epoch; })
+      .def_prop_ro("closed", [](const Node& n) { return n.stopping(); })
+      .def("close", [](Node& node) {
+        nb::gil_scoped_release release;
+        node.close();
+      });
+}

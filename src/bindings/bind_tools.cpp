@@ -1,0 +1,66 @@
+// Small things of the operating system's, and floors for benchmarks to compare with.
+#include <nanobind/nanobind.h>
+#include <signal.h>
+#include <nanobind/stl/string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <stdexcept>
+
+#include "core/platform.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+// Seconds for one round trip of a word between two processes that do nothing but spin.
+double spin_ping_pong(int rounds) {
+  using skate::u32;
+  struct Words {
+    alignas(64) std::atomic<u32> ping;
+    alignas(64) std::atomic<u32> pong;
+  };
+  void* memory = mmap(nullptr, sizeof(Words), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("mmap failed");
+  auto* words = static_cast<Words*>(memory);
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("fork failed");
+  if (child == 0) {
+    for (u32 i = 1; i <= static_cast<u32>(rounds); ++i) {
+      while (words->ping.load(std::memory_order_acquire) != i) skate::cpu_pause();
+      words->pong.store(i, std::memory_order_release);
+    }
+    _exit(0);
+  }
+  const skate::i64 start = skate::now_ns();
+  for (u32 i = 1; i <= static_cast<u32>(rounds); ++i) {
+    words->ping.store(i, std::memory_order_release);
+    while (words->pong.load(std::memory_order_acquire) != i) skate::cpu_pause();
+  }
+  const skate::i64 end = skate::now_ns();
+  waitpid(child, nullptr, 0);
+  munmap(memory, sizeof(Words));
+  return static_cast<double>(end - start) * 1e-9 / rounds;
+}
+
+}  // namespace
+
+void bind_tools(nb::module_& m) {
+  m.def(
+      "make_memfd",
+      [](const std::string& name, std::size_t bytes) {
+        return skate::make_memfd(name.c_str(), bytes);
+      },
+      nb::arg("name"), nb::arg("bytes"));
+  m.def(
+      "die_with_parent", [] { prctl(PR_SET_PDEATHSIG, SIGKILL); },
+      "Have the kernel kill this process when its parent ends.");
+  m.def(
+      "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
+      "Become the parent of orphans among this process's descendants.");
+  m.def("spin_ping_pong", &spin_ping_pong, nb::arg("rounds"),
+        "Seconds for a round trip between two spinning processes.");
+}

@@ -1,0 +1,697 @@
+#include "codec.hpp"
+
+#include <cstring>
+
+namespace skate {
+namespace {
+
+enum Tag : u8 {
+  kNone,
+  kTrue,
+  kFalse,
+  kInt,
+  kFloat,
+  kStr,
+  kBytes,
+  kTuple,
+  kList,
+  kDict,
+  kRef,
+  kArray,
+  kPickle,
+};
+
+constexpr int kMaxDepth = 2;
+constexpr Py_ssize_t kMaxItems = 64;
+constexpr Py_ssize_t kMaxRefList = 1 << 16;
+constexpr u64 kAlign = 64;
+// Copies from this size on are made without the GIL.
+constexpr u64 kCopyWithoutGil = 64 << 10;
+// Room for the header of an array in its own block (skate.empty).
+constexpr u64 kArrayHeaderBytes = 256;
+
+u64 align_up(u64 x) { return (x + kAlign - 1) & ~(kAlign - 1); }
+
+void put(std::string& out, const auto& pod) {
+  out.append(reinterpret_cast<const char*>(&pod), sizeof pod);
+}
+
+void put_tag(std::string& out, Tag tag) { out.push_back(static_cast<char>(tag)); }
+
+void put_text(std::string& out, const char* data, Py_ssize_t size) {
+  put(out, static_cast<u32>(size));
+  out.append(data, static_cast<std::size_t>(size));
+}
+
+PyObject* checked(PyObject* object) {
+  if (object == nullptr) throw PythonError{};
+  return object;
+}
+
+// Holds a reference for the length of a scope.
+class Owned {
+ public:
+  explicit Owned(PyObject* object) : object_(checked(object)) {}
+  ~Owned() { Py_XDECREF(object_); }
+  Owned(const Owned&) = delete;
+  PyObject* get() const { return object_; }
+  PyObject* release() {
+    PyObject* object = object_;
+    object_ = nullptr;
+    return object;
+  }
+
+ private:
+  PyObject* object_;
+};
+
+// numpy's names, once numpy has been imported by somebody.
+struct NumPy {
+  PyObject* ndarray = nullptr;
+  PyObject* dtype = nullptr;
+};
+
+NumPy* numpy(bool import) {
+  static NumPy names;
+  if (names.ndarray != nullptr) return &names;
+  PyObject* module = nullptr;
+  if (import) {
+    module = checked(PyImport_ImportModule("numpy"));
+  } else {
+    module = PyDict_GetItemString(PyImport_GetModuleDict(), "numpy");
+    if (module == nullptr) return nullptr;
+    Py_INCREF(module);
+  }
+  PyObject* ndarray = PyObject_GetAttrString(module, "ndarray");
+  PyObject* dtype = PyObject_GetAttrString(module, "dtype");
+  Py_DECREF(module);
+  if (ndarray == nullptr || dtype == nullptr) {
+    PyErr_Clear();  // numpy is being imported right now
+    return nullptr;
+  }
+  names = {ndarray, dtype};
+  return &names;
+}
+
+// The array types that are written natively: buffer format, and NumPy's name.
+struct ArrayType {
+  const char* format;
+  const char* name;
+};
+constexpr ArrayType kArrayTypes[] = {
+    {"?", "?"}, {"b", "i1"}, {"B", "u1"}, {"h", "i2"}, {"H", "u2"}, {"i", "i4"},
+    {"I", "u4"}, {"l", "i8"}, {"L", "u8"}, {"q", "i8"}, {"Q", "u8"}, {"e", "f2"},
+    {"f", "f4"}, {"d", "f8"}, {"Zf", "c8"}, {"Zd", "c16"},
+};
+static_assert(sizeof(long) == 8);
+
+int array_type(const char* format) {
+  for (std::size_t i = 0; i < std::size(kArrayTypes); ++i)
+    if (std::strcmp(kArrayTypes[i].format, format) == 0) return static_cast<int>(i);
+  return -1;
+}
+
+PyObject* dtype_of(u8 code) {
+  static PyObject* cache[std::size(kArrayTypes)] = {};
+  if (code >= std::size(kArrayTypes)) {
+    PyErr_SetString(PyExc_SystemError, "skate: unknown array type in a message");
+    throw PythonError{};
+  }
+  if (cache[code] == nullptr)
+    cache[code] =
+        checked(PyObject_CallFunction(numpy(true)->dtype, "s", kArrayTypes[code].name));
+  return cache[code];
+}
+
+// Block: keeps a store block readable (or, until sealed, writable) under arrays ---------
+
+struct BlockObject {
+  PyObject_HEAD
+  Node* node;
+  std::byte* data;
+  Py_ssize_t size;
+  ObjectId id;        // counted while this lives; 0: an unsealed block, freed with this
+  Location location;  // unsealed
+};
+
+int block_getbuffer(PyObject* self, Py_buffer* view, int flags) {
+  auto* block = reinterpret_cast<BlockObject*>(self);
+  const bool readonly = static_cast<bool>(block->id);
+  return PyBuffer_FillInfo(view, self, block->data, block->size, readonly, flags);
+}
+
+void block_dealloc(PyObject* self) {
+  auto* block = reinterpret_cast<BlockObject*>(self);
+  if (block->node != nullptr && !Node::in_forked_child() && !block->node->stopping()) {
+    if (block->id)
+      block->node->release(block->id);
+    else
+      block->node->free_own_block(block->location);
+  }
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* new_block(Node& node, const std::byte* data, u64 size, ObjectId id) {
+  auto* block = reinterpret_cast<BlockObject*>(
+      checked(block_type()->tp_alloc(block_type(), 0)));
+  block->node = &node;
+  block->data = const_cast<std::byte*>(data);
+  block->size = static_cast<Py_ssize_t>(size);
+  block->id = id;
+  return reinterpret_cast<PyObject*>(block);
+}
+
+[[noreturn]] void raise_store_full(Node& node, u64 size) {
+  Owned module(PyImport_ImportModule("skate.exceptions"));
+  Owned error(PyObject_GetAttrString(module.get(), "ObjectStoreFullError"));
+  constexpr double kMiB = 1 << 20;
+  char text[512];
+  const double limit = static_cast<double>(node.session().store_limit) / kMiB;
+  snprintf(text, sizeof text,
+           "cannot store an object of %.1f MiB: %.1f of %.1f MiB are in use, %llu objects "
+           "of this process among them, and all of them are still referenced. Drop refs "
+           "you no longer need, or start with skate.init(object_store_memory=%llu).",
+           static_cast<double>(size) / kMiB,
+           static_cast<double>(node.store_used()) / kMiB, limit,
+           static_cast<unsigned long long>(node.owned_objects()),
+           static_cast<unsigned long long>(2 * (node.session().store_limit + size)));
+  PyErr_SetString(error.get(), text);
+  throw PythonError{};
+}
+
+// Room for `size` bytes; waits a little for others to let go of theirs.
+Location allocate(Node& node, u64 size, ProcId owner) {
+  if (const auto block = node.allocate(size, owner)) return *block;
+  constexpr i64 kPatience = 2'000'000'000;
+  const i64 end = now_ns() + kPatience;
+  std::optional<Location> block;
+  bool interrupted = false;
+  while (!block && !interrupted && now_ns() < end) {
+    PyThreadState* state = PyEval_SaveThread();
+    block = node.allocate_later(size, owner);
+    PyEval_RestoreThread(state);
+    interrupted = PyErr_CheckSignals() != 0;
+  }
+  if (interrupted) throw PythonError{};
+  if (!block) raise_store_full(node, size);
+  return *block;
+}
+
+// The value's header, then where its meta goes.
+struct Layout {
+  u32 meta_bytes;
+  u32 n_buffers;
+};
+struct BufferEntry {
+  u64 offset;
+  u64 size;
+};
+
+}  // namespace
+
+CodecTypes& codec_types() {
+  static CodecTypes types;
+  return types;
+}
+
+PyTypeObject* block_type() {
+  static PyTypeObject* type = [] {
+    static PyType_Slot slots[] = {
+        {Py_tp_dealloc, reinterpret_cast<void*>(block_dealloc)},
+        {Py_bf_getbuffer, reinterpret_cast<void*>(block_getbuffer)},
+        {Py_tp_doc, const_cast<char*>("Keeps a block of the object store alive.")},
+        {0, nullptr}};
+    static PyType_Spec spec = {
+        "skate._core.Block", sizeof(BlockObject), 0,
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+    return reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  }();
+  return type;
+}
+
+bool is_ref(PyObject* object) { return Py_TYPE(object) == codec_types().object_ref; }
+
+ObjectId id_of(PyObject* ref) {
+  PyObject* id = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(ref) +
+                                               codec_types().id_offset);
+  if (id == nullptr) return {};
+  return {PyLong_AsUnsignedLongLong(id)};
+}
+
+PyObject* make_ref(PyTypeObject* type, ObjectId id) {
+  const CodecTypes& types = codec_types();
+  PyObject* number = checked(PyLong_FromUnsignedLongLong(id.bits));
+  PyObject* ref = type->tp_alloc(type, 0);
+  if (ref == nullptr) {
+    Py_DECREF(number);
+    throw PythonError{};
+  }
+  char* at = reinterpret_cast<char*>(ref);
+  *reinterpret_cast<PyObject**>(at + types.id_offset) = number;
+  *reinterpret_cast<PyObject**>(at + types.counter_offset) = Py_NewRef(types.counter);
+  return ref;
+}
+
+// Encoder ------------------------------------------------------------------------------
+
+Encoder::~Encoder() {
+  for (Py_buffer& view : views_) PyBuffer_Release(&view);
+  for (PyObject* object : owned_) Py_DECREF(object);
+}
+
+u32 Encoder::add_buffer(const void* data, u64 size) {
+  buffers_.push_back({data, size});
+  return static_cast<u32>(buffers_.size() - 1);
+}
+
+bool Encoder::encode_scalar(PyObject* object) {
+  if (object == Py_None) {
+    put_tag(meta, kNone);
+  } else if (object == Py_True) {
+    put_tag(meta, kTrue);
+  } else if (object == Py_False) {
+    put_tag(meta, kFalse);
+  } else if (PyLong_CheckExact(object)) {
+    int overflow = 0;
+    const long long x = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (overflow != 0) return false;
+    put_tag(meta, kInt);
+    put(meta, static_cast<i64>(x));
+  } else if (PyFloat_CheckExact(object)) {
+    put_tag(meta, kFloat);
+    put(meta, PyFloat_AS_DOUBLE(object));
+  } else if (PyUnicode_CheckExact(object)) {
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+    if (text == nullptr) {  // lone surrogates: pickle knows how
+      PyErr_Clear();
+      return false;
+    }
+    if (static_cast<u64>(size) > kInlineBytes) return false;
+    put_tag(meta, kStr);
+    put_text(meta, text, size);
+  } else if (is_ref(object)) {
+    put_tag(meta, kRef);
+    const ObjectId id = id_of(object);
+    put(meta, id);
+    refs.push_back(id.bits);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+bool Encoder::encode_array(PyObject* object) {
+  const NumPy* np = numpy(false);
+  if (np == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(object)) != np->ndarray)
+    return false;
+  Py_buffer view;
+  if (PyObject_GetBuffer(object, &view, PyBUF_FULL_RO) != 0) {
+    PyErr_Clear();  // dates, for one, have no buffer format
+    return false;
+  }
+  const int code = array_type(view.format == nullptr ? "B" : view.format);
+  const bool c_order = PyBuffer_IsContiguous(&view, 'C') != 0;
+  if (code < 0 || (!c_order && PyBuffer_IsContiguous(&view, 'F') == 0)) {
+    PyBuffer_Release(&view);
+    return false;
+  }
+  views_.push_back(view);
+  put_tag(meta, kArray);
+  put(meta, static_cast<u8>(code));
+  put(meta, static_cast<u8>(c_order ? 'C' : 'F'));
+  put(meta, static_cast<u8>(view.ndim));
+  put(meta, add_buffer(view.buf, static_cast<u64>(view.len)));
+  for (int i = 0; i < view.ndim; ++i) put(meta, static_cast<i64>(view.shape[i]));
+  return true;
+}
+
+bool Encoder::encode_container(PyObject* object, int depth) {
+  // Only containers whose items cannot be shared mutable objects: pickle keeps such
+  // sharing, this would not. A nested tuple is immutable, so it may nest.
+  const std::size_t start = meta.size();
+  const std::size_t n_refs = refs.size();
+  const std::size_t n_buffers = buffers_.size();
+  const auto give_up = [&] {
+    meta.resize(start);
+    refs.resize(n_refs);
+    buffers_.resize(n_buffers);
+    return false;
+  };
+  if (PyTuple_CheckExact(object) || PyList_CheckExact(object)) {
+    const bool is_tuple = PyTuple_CheckExact(object);
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+    if (depth > (is_tuple ? kMaxDepth : 0) || n > kMaxRefList) return false;
+    if (n > kMaxItems && !is_ref(PySequence_Fast_GET_ITEM(object, 0))) return false;
+    put_tag(meta, is_tuple ? kTuple : kList);
+    put(meta, static_cast<u32>(n));
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      PyObject* item = PySequence_Fast_GET_ITEM(object, i);
+      if (encode_scalar(item) || encode_array(item)) continue;
+      if (!(PyTuple_CheckExact(item) && encode_container(item, depth + 1)))
+        return give_up();
+    }
+    return true;
+  }
+  if (!PyDict_CheckExact(object) || depth > 0 || PyDict_GET_SIZE(object) > kMaxItems)
+    return false;
+  put_tag(meta, kDict);
+  put(meta, static_cast<u32>(PyDict_GET_SIZE(object)));
+  PyObject *key, *item;
+  Py_ssize_t at = 0;
+  while (PyDict_Next(object, &at, &key, &item)) {
+    if (!PyUnicode_CheckExact(key) || !encode_scalar(key)) return give_up();
+    if (!encode_scalar(item) && !encode_array(item)) return give_up();
+  }
+  return true;
+}
+
+void Encoder::encode_pickle(PyObject* object) {
+  Owned parts(PyObject_CallOneArg(codec_types().dumps, object));
+  PyObject *header, *buffers, *captured;
+  if (!PyArg_ParseTuple(parts.get(), "O!OO", &PyBytes_Type, &header, &buffers, &captured))
+    throw PythonError{};
+  owned_.push_back(Py_NewRef(parts.get()));
+  Owned list(PySequence_Fast(buffers, "buffers"));
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(list.get());
+  put_tag(meta, kPickle);
+  put(meta, add_buffer(PyBytes_AS_STRING(header),
+                       static_cast<u64>(PyBytes_GET_SIZE(header))));
+  put(meta, static_cast<u32>(n));
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    Py_buffer view;
+    PyObject* item = PySequence_Fast_GET_ITEM(list.get(), i);
+    if (PyObject_GetBuffer(item, &view, PyBUF_ANY_CONTIGUOUS) != 0) throw PythonError{};
+    views_.push_back(view);
+    put(meta, add_buffer(view.buf, static_cast<u64>(view.len)));
+  }
+  Owned ref_list(PySequence_Fast(captured, "refs"));
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(ref_list.get()); ++i)
+    refs.push_back(id_of(PySequence_Fast_GET_ITEM(ref_list.get(), i)).bits);
+}
+
+void Encoder::encode(PyObject* object) {
+  if (encode_scalar(object)) return;
+  if (PyBytes_CheckExact(object) &&
+      static_cast<u64>(PyBytes_GET_SIZE(object)) <= kInlineBytes) {
+    put_tag(meta, kBytes);
+    put_text(meta, PyBytes_AS_STRING(object), PyBytes_GET_SIZE(object));
+    return;
+  }
+  if (encode_array(object) || encode_container(object, 0)) return;
+  encode_pickle(object);
+}
+
+std::size_t Encoder::total() const {
+  u64 size = sizeof(Layout) + buffers_.size() * sizeof(BufferEntry) + meta.size();
+  for (const Buffer& buffer : buffers_) size = align_up(size) + buffer.size;
+  return size;
+}
+
+void Encoder::write(std::byte* to) const {
+  const Layout layout{static_cast<u32>(meta.size()), static_cast<u32>(buffers_.size())};
+  std::memcpy(to, &layout, sizeof layout);
+  u64 at = sizeof layout;
+  u64 offset = at + buffers_.size() * sizeof(BufferEntry) + meta.size();
+  for (const Buffer& buffer : buffers_) {
+    offset = align_up(offset);
+    const BufferEntry entry{offset, buffer.size};
+    std::memcpy(to + at, &entry, sizeof entry);
+    at += sizeof entry;
+    offset += buffer.size;
+  }
+  std::memcpy(to + at, meta.data(), meta.size());
+  offset = at + meta.size();
+  for (const Buffer& buffer : buffers_) {
+    offset = align_up(offset);
+    if (buffer.size != 0) std::memcpy(to + offset, buffer.data, buffer.size);
+    offset += buffer.size;
+  }
+}
+
+Value Encoder::finish(ProcId owner) {
+  Value value;
+  const u64 size = total();
+  if (size <= kInlineBytes) {
+    value.kind = Value::Kind::kInline;
+    value.inline_bytes.resize(size);
+    write(reinterpret_cast<std::byte*>(value.inline_bytes.data()));
+  } else {
+    value.kind = Value::Kind::kBlock;
+    value.block = allocate(node_, size, owner);
+    std::byte* to = node_.arena().at(value.block.offset);
+    if (size >= kCopyWithoutGil) {
+      PyThreadState* state = PyEval_SaveThread();
+      write(to);
+      PyEval_RestoreThread(state);
+    } else {
+      write(to);
+    }
+  }
+  for (u64 id : refs) node_.acquire({id});
+  value.contained = refs;
+  return value;
+}
+
+// skate.empty --------------------------------------------------------------------------
+
+PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype) {
+  Owned item_size(PyObject_GetAttrString(dtype, "itemsize"));
+  u64 bytes = PyLong_AsUnsignedLongLong(item_size.get());
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(shape); ++i)
+    bytes *= PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(shape, i));
+  if (PyErr_Occurred()) throw PythonError{};
+  const Location location = allocate(node, kArrayHeaderBytes + bytes, node.self());
+  Owned block(new_block(node, node.arena().at(location.offset), location.size, {}));
+  reinterpret_cast<BlockObject*>(block.get())->location = location;
+  return checked(PyObject_CallFunction(numpy(true)->ndarray, "OOOn", shape, dtype,
+                                       block.get(),
+                                       static_cast<Py_ssize_t>(kArrayHeaderBytes)));
+}
+
+bool find_unsealed(Node& node, PyObject* array, Unsealed& out) {
+  const NumPy* np = numpy(false);
+  if (np == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(array)) != np->ndarray)
+    return false;
+  PyObject* base = PyObject_GetAttrString(array, "base");
+  if (base == nullptr) throw PythonError{};
+  Py_DECREF(base);  // the array keeps it
+  if (Py_TYPE(base) != block_type()) return false;
+  auto* block = reinterpret_cast<BlockObject*>(base);
+  if (block->id || block->node != &node) return false;
+  Py_buffer view;
+  if (PyObject_GetBuffer(array, &view, PyBUF_FULL_RO) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const bool whole = view.buf == block->data + kArrayHeaderBytes &&
+                     static_cast<u64>(view.len) + kArrayHeaderBytes ==
+                         static_cast<u64>(block->size) &&
+                     PyBuffer_IsContiguous(&view, 'C') != 0 &&
+                     array_type(view.format == nullptr ? "B" : view.format) >= 0;
+  PyBuffer_Release(&view);
+  if (!whole) return false;
+  out = {base, block->location};
+  return true;
+}
+
+void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(array, &view, PyBUF_FULL_RO) != 0) throw PythonError{};
+  std::string header;
+  std::string meta;
+  put_tag(meta, kArray);
+  put(meta, static_cast<u8>(array_type(view.format == nullptr ? "B" : view.format)));
+  put(meta, static_cast<u8>('C'));
+  put(meta, static_cast<u8>(view.ndim));
+  put(meta, u32{0});
+  for (int i = 0; i < view.ndim; ++i) put(meta, static_cast<i64>(view.shape[i]));
+  put(header, Layout{static_cast<u32>(meta.size()), 1});
+  put(header, BufferEntry{kArrayHeaderBytes, static_cast<u64>(view.len)});
+  header += meta;
+  PyBuffer_Release(&view);
+  auto* block = reinterpret_cast<BlockObject*>(unsealed.block);
+  std::memcpy(block->data, header.data(), header.size());
+  node.acquire(id);
+  block->id = id;
+  Owned flags(PyObject_GetAttrString(array, "flags"));
+  if (PyObject_SetAttrString(flags.get(), "writeable", Py_False) != 0) throw PythonError{};
+}
+
+// Decoding -----------------------------------------------------------------------------
+
+namespace {
+
+class Decoder {
+ public:
+  Decoder(Node& node, const std::byte* bytes, std::size_t size, PyObject* block,
+          bool writable)
+      : node_(node), bytes_(bytes), block_(block), writable_(writable),
+        reader_(bytes, size) {
+    layout_ = reader_.pod<Layout>();
+    entries_ = bytes + sizeof(Layout);
+    for (u32 i = 0; i < layout_.n_buffers; ++i) reader_.pod<BufferEntry>();
+  }
+
+  PyObject* item() {
+    switch (static_cast<Tag>(reader_.pod<u8>())) {
+      case kNone:
+        return Py_NewRef(Py_None);
+      case kTrue:
+        return Py_NewRef(Py_True);
+      case kFalse:
+        return Py_NewRef(Py_False);
+      case kInt:
+        return checked(PyLong_FromLongLong(reader_.pod<i64>()));
+      case kFloat:
+        return checked(PyFloat_FromDouble(reader_.pod<double>()));
+      case kStr: {
+        const std::string_view text = reader_.bytes();
+        return checked(PyUnicode_DecodeUTF8(
+            text.data(), static_cast<Py_ssize_t>(text.size()), "strict"));
+      }
+      case kBytes: {
+        const std::string_view text = reader_.bytes();
+        return checked(PyBytes_FromStringAndSize(
+            text.data(), static_cast<Py_ssize_t>(text.size())));
+      }
+      case kTuple: {
+        const u32 n = reader_.pod<u32>();
+        Owned tuple(PyTuple_New(n));
+        for (u32 i = 0; i < n; ++i) PyTuple_SET_ITEM(tuple.get(), i, item());
+        return tuple.release();
+      }
+      case kList: {
+        const u32 n = reader_.pod<u32>();
+        Owned list(PyList_New(n));
+        for (u32 i = 0; i < n; ++i) PyList_SET_ITEM(list.get(), i, item());
+        return list.release();
+      }
+      case kDict: {
+        const u32 n = reader_.pod<u32>();
+        Owned dict(PyDict_New());
+        for (u32 i = 0; i < n; ++i) {
+          Owned key(item());
+          Owned value(item());
+          if (PyDict_SetItem(dict.get(), key.get(), value.get()) != 0)
+            throw PythonError{};
+        }
+        return dict.release();
+      }
+      case kRef: {
+        const ObjectId id = reader_.pod<ObjectId>();
+        node_.acquire(id);
+        return make_ref(codec_types().object_ref, id);
+      }
+      case kArray:
+        return array();
+      case kPickle:
+        return pickle();
+    }
+    PyErr_SetString(PyExc_SystemError, "skate: a message could not be decoded");
+    throw PythonError{};
+  }
+
+ private:
+  BufferEntry entry(u32 i) const {
+    BufferEntry e;
+    std::memcpy(&e, entries_ + i * sizeof e, sizeof e);
+    return e;
+  }
+
+  // An object with the bytes of buffer i: a copy, or the block itself at `offset`.
+  PyObject* provider(u32 i, Py_ssize_t& offset) {
+    const BufferEntry e = entry(i);
+    offset = 0;
+    if (block_ != nullptr && !writable_) {
+      offset = static_cast<Py_ssize_t>(e.offset);
+      return Py_NewRef(block_);
+    }
+    const auto size = static_cast<Py_ssize_t>(e.size);
+    PyObject* copy = checked(writable_ ? PyByteArray_FromStringAndSize(nullptr, size)
+                                       : PyBytes_FromStringAndSize(nullptr, size));
+    char* to = writable_ ? PyByteArray_AS_STRING(copy) : PyBytes_AS_STRING(copy);
+    const auto fill = [&] {
+      if (size != 0) std::memcpy(to, bytes_ + e.offset, e.size);
+    };
+    if (e.size >= kCopyWithoutGil) {
+      PyThreadState* state = PyEval_SaveThread();
+      fill();
+      PyEval_RestoreThread(state);
+    } else {
+      fill();
+    }
+    return copy;
+  }
+
+  PyObject* array() {
+    const u8 code = reader_.pod<u8>();
+    const char order[2] = {static_cast<char>(reader_.pod<u8>()), 0};
+    const u8 ndim = reader_.pod<u8>();
+    const u32 buffer = reader_.pod<u32>();
+    Owned shape(PyTuple_New(ndim));
+    for (u8 i = 0; i < ndim; ++i)
+      PyTuple_SET_ITEM(shape.get(), i, checked(PyLong_FromLongLong(reader_.pod<i64>())));
+    Py_ssize_t offset = 0;
+    Owned base(provider(buffer, offset));
+    PyObject* dtype = dtype_of(code);
+    return checked(PyObject_CallFunction(numpy(true)->ndarray, "OOOnOs", shape.get(),
+                                         dtype, base.get(), offset, Py_None, order));
+  }
+
+  PyObject* pickle() {
+    const BufferEntry header = entry(reader_.pod<u32>());
+    const u32 n = reader_.pod<u32>();
+    Owned text(PyMemoryView_FromMemory(
+        const_cast<char*>(reinterpret_cast<const char*>(bytes_ + header.offset)),
+        static_cast<Py_ssize_t>(header.size), PyBUF_READ));
+    Owned buffers(PyList_New(n));
+    for (u32 i = 0; i < n; ++i) {
+      const u32 index = reader_.pod<u32>();
+      Py_ssize_t offset = 0;
+      Owned base(provider(index, offset));
+      Owned view(PyMemoryView_FromObject(base.get()));
+      PyList_SET_ITEM(buffers.get(), i,
+                      checked(PySequence_GetSlice(
+                          view.get(), offset,
+                          offset + static_cast<Py_ssize_t>(entry(index).size))));
+    }
+    return checked(PyObject_CallFunctionObjArgs(codec_types().loads, text.get(),
+                                                buffers.get(), nullptr));
+  }
+
+  Node& node_;
+  const std::byte* bytes_;
+  PyObject* block_;
+  bool writable_;
+  Reader reader_;
+  Layout layout_;
+  const std::byte* entries_;
+};
+
+}  // namespace
+
+PyObject* decode_bytes(Node& node, const std::byte* bytes, std::size_t size,
+                       PyObject* block, bool writable) {
+  return Decoder(node, bytes, size, block, writable).item();
+}
+
+PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable) {
+  if (value.kind == Value::Kind::kInline)
+    return decode_bytes(node,
+                        reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
+                        value.inline_bytes.size(), nullptr, writable);
+  if (value.kind == Value::Kind::kNone) return Py_NewRef(Py_None);
+  const std::byte* bytes = node.bytes_at(value.block);
+  if (bytes == nullptr) {
+    PyErr_SetString(PyExc_SystemError, "skate: the block's process is gone");
+    throw PythonError{};
+  }
+  node.acquire(id);
+  Owned block(new_block(node, bytes, value.block.size, id));
+  return decode_bytes(node, bytes, value.block.size, block.get(), writable);
+}
+
+}  // namespace skate

@@ -1,0 +1,107 @@
+// Python values to bytes and back.
+//
+// None, booleans, integers, floats, strings, bytes, refs, NumPy arrays and small tuples,
+// lists and dicts of those are written natively: pickling a 100-byte array costs 5 us each
+// way, this a few tenths. Everything else goes to the Python layer's pickle. A value is one
+// run of bytes, inline in a message or in a store block:
+//
+//   u32 meta_bytes, u32 n_buffers, {u64 offset, u64 size} * n_buffers, meta, buffers
+//
+// Buffers (array data, out-of-band pickle buffers) are 64-byte aligned from the start, and
+// arrays are read where they lie.
+#pragma once
+
+#include <Python.h>
+#include <structmember.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/node.hpp"
+
+namespace skate {
+
+// What the codec needs of Python, set once by `configure`.
+struct CodecTypes {
+  PyTypeObject* object_ref = nullptr;
+  PyTypeObject* actor_ref = nullptr;
+  Py_ssize_t id_offset = 0;       // of ObjectRef._id in the object
+  Py_ssize_t counter_offset = 0;  // of ObjectRef._counter
+  PyObject* dumps = nullptr;      // value -> (header, buffers, refs)
+  PyObject* loads = nullptr;      // header, buffers -> value
+  PyObject* counter = nullptr;    // the engine, borrowed: what new refs are counted by
+};
+CodecTypes& codec_types();
+
+// A Python error is set; unwinds to the binding that called.
+struct PythonError {};
+
+bool is_ref(PyObject* object);
+ObjectId id_of(PyObject* ref);
+// A new ObjectRef. The caller's count of `id` becomes the ref's.
+PyObject* make_ref(PyTypeObject* type, ObjectId id);
+
+class Encoder {
+ public:
+  explicit Encoder(Node& node) : node_(node) {}
+  ~Encoder();
+  Encoder(const Encoder&) = delete;
+
+  // Throws PythonError.
+  void encode(PyObject* object);
+  // True if `object` is a scalar, string or ref: nothing but `meta` is needed.
+  bool encode_scalar(PyObject* object);
+
+  std::size_t total() const;
+  // The value, with counts taken for the refs inside. A block belongs to `owner`. Throws
+  // PythonError (ObjectStoreFullError) when there is no room.
+  Value finish(ProcId owner);
+  // Writes all bytes to `to` (total() of them).
+  void write(std::byte* to) const;
+
+  std::string meta;
+  std::vector<u64> refs;  // ids inside; their Python refs are alive until encode's caller
+                          // lets go of the value
+
+ private:
+  struct Buffer {
+    const void* data;
+    u64 size;
+  };
+
+  bool encode_container(PyObject* object, int depth);
+  void encode_item(PyObject* object, int depth);
+  bool encode_array(PyObject* object);
+  void encode_pickle(PyObject* object);
+  u32 add_buffer(const void* data, u64 size);
+
+  Node& node_;
+  std::vector<Buffer> buffers_;
+  std::vector<Py_buffer> views_;
+  std::vector<PyObject*> owned_;
+};
+
+// An array made by skate.empty, if `array` is one that can be sealed: the bytes of its
+// block are written but for the header.
+struct Unsealed {
+  PyObject* block = nullptr;  // borrowed
+  Location location;
+};
+bool find_unsealed(Node& node, PyObject* array, Unsealed& out);
+// Completes the block and makes the array read-only; its block now holds `id`.
+void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id);
+
+// skate.empty: `dtype` is a NumPy dtype. Throws PythonError.
+PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype);
+
+// Decodes a value. Bytes in a block are read in place and hold `id`; inline ones are
+// copied. `writable`: arrays are private copies. Throws PythonError.
+PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable);
+PyObject* decode_bytes(Node& node, const std::byte* bytes, std::size_t size,
+                       PyObject* block, bool writable);
+
+// The type of the objects that keep blocks alive under arrays.
+PyTypeObject* block_type();
+
+}  // namespace skate

@@ -1,0 +1,177 @@
+#include "control.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace skate {
+
+Control::Control(const SessionOptions& options)
+    : session_fd_(make_memfd("skate-session", sizeof(Session))),
+      segment_fd_(make_memfd("skate-control", kArenaOffset + options.arena_bytes)),
+      session_map_(session_fd_, 0, sizeof(Session), true),
+      segment_(segment_fd_, 0, kArenaOffset, true),
+      session_(reinterpret_cast<Session*>(session_map_.data())),
+      rings_(kMaxProcs) {
+  session_->magic = kSessionMagic;
+  session_->num_cpus = std::min(options.num_cpus, kMaxCpus);
+  session_->num_cores = options.num_cores;
+  session_->store_limit = options.store_limit;
+  session_->arena_bytes = options.arena_bytes;
+  session_->spin_ns = options.spin_ns;
+  session_->spin_busy_ns = options.spin_busy_ns;
+  std::strncpy(session_->session_id, options.session_id.c_str(),
+               sizeof session_->session_id - 1);
+  session_->procs[kSupervisor].alive.store(1);
+  session_->num_procs.store(1);
+}
+
+Control::~Control() {
+  ::close(session_fd_);
+  ::close(segment_fd_);
+}
+
+int Control::make_segment() const {
+  return make_memfd("skate-process", kArenaOffset + session_->arena_bytes);
+}
+
+void Control::prepare(ProcId proc, bool is_pool) {
+  ProcEntry& entry = session_->procs[proc.index];
+  entry.doorbell.store(kAwake);
+  entry.housekeeper_doorbell.store(kAwake);
+  entry.blocked_since.store(0);
+  entry.task_id.store(0);
+  entry.task_attempt.store(0);
+  entry.store_used.store(0);
+  entry.store_peak.store(0);
+  entry.tasks_done.store(0);
+  entry.inbox_summary.store(0);
+  for (auto& word : entry.inbox) word.store(0);
+  RingMemory* ring = reinterpret_cast<RingMemory*>(
+      segment_.data() + kRingsOffset + static_cast<u64>(proc.index) * kRingBytes);
+  ring->tail.store(0);
+  ring->head.store(0);
+  ring->producer_waits.store(0);
+  rings_[proc.index] = std::make_unique<RingProducer>(ring);
+  session_->state[proc.index].store(static_cast<u8>(ProcState::kStarting) |
+                                    (is_pool ? 0 : kNotPool));
+  entry.epoch.store(proc.epoch);
+  entry.alive.store(1, std::memory_order_seq_cst);
+  if (session_->num_procs.load() <= proc.index)
+    session_->num_procs.store(proc.index + 1U);
+}
+
+void Control::mark_dead(ProcId proc) {
+  session_->procs[proc.index].alive.store(0);
+  session_->procs[proc.index].blocked_since.store(0);
+  session_->procs[proc.index].store_used.store(0);
+  session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));
+  for (u32 i = 0; i < session_->num_cpus; ++i) {
+    u32 holder = proc.index + 1U;
+    session_->cpu_token[i].compare_exchange_strong(holder, 0);
+  }
+  const u32 n = session_->num_procs.load();
+  for (u32 p = 0; p < n; ++p) {
+    // It may have set a doorbell to awake without having woken the sleeper.
+    futex_wake(session_->procs[p].doorbell);
+    futex_wake(session_->procs[p].housekeeper_doorbell);
+  }
+}
+
+bool Control::is_starting(u32 index) const {
+  return session_->state_of(index) == ProcState::kStarting;
+}
+
+u32 Control::active_workers() const {
+  u32 active = 0;
+  const u32 n = session_->num_procs.load();
+  for (u32 p = 0; p < n; ++p) {
+    const u8 state = session_->state[p].load();
+    active += (state & kNotPool) == 0 &&
+              state != static_cast<u8>(ProcState::kNone) &&
+              state != static_cast<u8>(ProcState::kBlocked);
+  }
+  return active;
+}
+
+bool Control::any_starting() const {
+  const u32 n = session_->num_procs.load();
+  for (u32 p = 0; p < n; ++p)
+    if (session_->state[p].load() == static_cast<u8>(ProcState::kStarting)) return true;
+  return false;
+}
+
+void Control::clear_worker_request() { session_->worker_request.store(0); }
+
+u32 Control::take_cpus(u32 wanted) {
+  u32 taken = 0;
+  for (u32 i = 0; i < session_->num_cpus && taken < wanted; ++i) {
+    u32 free = 0;
+    taken += session_->cpu_token[i].compare_exchange_strong(free, kSupervisor + 1U);
+  }
+  return taken;
+}
+
+void Control::give_cpus(u32 count) {
+  for (u32 i = 0; i < session_->num_cpus && count > 0; ++i) {
+    u32 mine = kSupervisor + 1U;
+    count -= session_->cpu_token[i].compare_exchange_strong(mine, 0);
+  }
+  // Idle workers may run again.
+  const u32 n = session_->num_procs.load();
+  for (u32 p = 0; p < n; ++p)
+    if (session_->state[p].load() == static_cast<u8>(ProcState::kParked))
+      ring_doorbell(session_->procs[p].doorbell);
+}
+
+void Control::want_cpus(u32 count) { session_->cpus_wanted.store(count); }
+
+u32 Control::free_cpus() const {
+  u32 free = 0;
+  for (u32 i = 0; i < session_->num_cpus; ++i)
+    free += session_->cpu_token[i].load() == 0;
+  return free;
+}
+
+bool Control::push(const Unsent& message) {
+  ProcEntry& entry = session_->procs[message.to.index];
+  if (entry.alive.load() == 0 || entry.epoch.load() != message.to.epoch) return true;
+  if (!rings_[message.to.index]->push(static_cast<u16>(message.kind),
+                                      message.payload.data(),
+                                      static_cast<u32>(message.payload.size())))
+    return false;
+  mark_inbox(*session_, message.to.index, kSupervisor);
+  ring_doorbell(entry.doorbell);
+  ring_doorbell(entry.housekeeper_doorbell);
+  return true;
+}
+
+void Control::send(ProcId to, Message kind, std::string payload) {
+  Unsent message{to, kind, std::move(payload)};
+  if (!unsent_.empty() || !push(message)) unsent_.push_back(std::move(message));
+}
+
+std::size_t Control::flush() {
+  // One receiver that does not drain must not hold up the others.
+  std::vector<u32> full;
+  std::erase_if(unsent_, [&](const Unsent& message) {
+    if (std::find(full.begin(), full.end(), message.to.index) != full.end())
+      return false;
+    if (push(message)) return true;
+    full.push_back(message.to.index);
+    return false;
+  });
+  return unsent_.size();
+}
+
+void Control::close_session() { session_->closing.store(1); }
+
+u64 Control::store_used() const {
+  u64 sum = 0;
+  const u32 n = session_->num_procs.load();
+  for (u32 p = 0; p < n; ++p) sum += session_->procs[p].store_used.load();
+  return sum;
+}
+
+}  // namespace skate

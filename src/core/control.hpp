@@ -1,0 +1,77 @@
+// The supervisor's hand on the session: it makes the directory, prepares and clears
+// process entries, and tells processes about deaths and leases.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "directory.hpp"
+#include "message.hpp"
+#include "node.hpp"
+
+namespace skate {
+
+struct SessionOptions {
+  u32 num_cpus;
+  u32 num_cores;
+  u64 store_limit;
+  u64 arena_bytes;
+  u32 spin_ns;
+  u32 spin_busy_ns;
+  std::string session_id;
+};
+
+class Control {
+ public:
+  explicit Control(const SessionOptions& options);
+  ~Control();
+  Control(const Control&) = delete;
+
+  int session_fd() const { return session_fd_; }
+  // The segment with the rings of the supervisor's messages: process 0's.
+  int segment_fd() const { return segment_fd_; }
+  // A new segment for a process; the caller closes it.
+  int make_segment() const;
+
+  // Before a process starts. From now on others may send to it.
+  void prepare(ProcId proc, bool is_pool);
+  // After it has ended: wakes everybody once, since it may have died while waking one.
+  void mark_dead(ProcId proc);
+  bool is_starting(u32 index) const;
+  // Pool workers that run, look for work, sleep or start; not those that are blocked.
+  u32 active_workers() const;
+  bool any_starting() const;
+  void clear_worker_request();
+
+  // CPUs for leases, taken from the pool when free. Returns how many were taken.
+  u32 take_cpus(u32 wanted);
+  void give_cpus(u32 count);
+  void want_cpus(u32 count);
+  u32 free_cpus() const;
+
+  void send(ProcId to, Message kind, std::string payload);
+  // Sends what did not fit before; returns how much is left.
+  std::size_t flush();
+  void close_session();
+  u64 store_used() const;
+
+ private:
+  struct Unsent {
+    ProcId to;
+    Message kind;
+    std::string payload;
+  };
+  bool push(const Unsent& message);
+
+  int session_fd_;
+  int segment_fd_;
+  Mapping session_map_;
+  Mapping segment_;
+  Session* session_;
+  std::vector<std::unique_ptr<RingProducer>> rings_;
+  std::deque<Unsent> unsent_;
+};
+
+}  // namespace skate

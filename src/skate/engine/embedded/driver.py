@@ -1,0 +1,151 @@
+"""The driver's side: start the supervisor, and end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...exceptions import EngineError
+from ..protocol import EngineConfig
+from . import wire
+
+_MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
+_ARENA_FACTOR = 2  # address space of one arena, in store sizes
+_SPIN_NS = 50_000  # about what sleeping and being woken costs
+_SPIN_BUSY_NS = 10_000  # when more processes can run than there are cores
+_END_TIMEOUT_S = 5.0
+
+
+def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
+    """Start a session; this process becomes its driver."""
+    if sys.platform != "linux":
+        raise EngineError(
+            f"the embedded engine runs on Linux only, and this is {sys.platform}. Use "
+            "skate.init(engine='inline'): the same program in one process."
+        )
+    try:
+        from . import engine
+    except ImportError as error:
+        if error.name not in ("skate._core", None):
+            raise
+        raise EngineError(
+            "the embedded engine needs skate's C++ core, which is not installed. "
+            "Reinstall skate with a C++20 compiler present (g++), or use "
+            "skate.init(engine='inline')."
+        ) from error
+    return _Driver(engine, config).engine
+
+
+class _Driver:
+    """Owns the supervisor's process; the engine calls ``end`` when it is shut down."""
+
+    def __init__(self, engine_module: Any, config: EngineConfig) -> None:
+        from ... import _core
+
+        session_id = secrets.token_hex(4)
+        sock, theirs = wire.socket_pair()
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                *_python_flags(),
+                "-m",
+                "skate.engine.embedded.supervisor",
+                str(theirs.fileno()),
+            ],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the driver alone
+            env=_environment(),
+        )
+        theirs.close()
+        wire.send(sock, pickle.dumps(_settings(config, session_id)))
+        hello, fds = wire.receive(sock)
+        if not hello:
+            status = self._process.wait()
+            raise EngineError(
+                f"skate's supervisor ended with status {status} before it had started; "
+                "its message is above."
+            )
+        index, epoch = pickle.loads(hello)
+        session_fd, segment_fd = fds
+        node = _core.Node(
+            session_fd=session_fd,
+            segment_fd=segment_fd,
+            supervisor_fd=sock.detach(),
+            index=index,
+            epoch=epoch,
+            is_pool=False,
+        )
+        self.engine = engine_module.EmbeddedEngine(
+            node, config, session_id, is_driver=True
+        )
+        self.engine.shutdown = self.end
+
+    def end(self) -> None:
+        engine = self.engine
+        if engine.node.closed:
+            return
+        with contextlib.suppress(Exception):  # it may have died before
+            engine.ask("shutdown")
+        engine.node.close()
+        engine.close_futures()
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0))
+    store = config.object_store_memory or int(_memory_bytes() * _MEMORY_SHARE)
+    totals = {"CPU": float(config.num_cpus)}
+    if config.num_gpus:
+        totals["GPU"] = float(config.num_gpus)
+    totals.update(config.resources)
+    spins = cores > 1 and os.environ.get("SKATE_SPIN") != "0"
+    return {
+        "driver_pid": os.getpid(),
+        "session_id": session_id,
+        "config": config,
+        "totals": totals,
+        "python_flags": _python_flags(),
+        "sys_path": [os.path.abspath(p) if p else os.getcwd() for p in sys.path],
+        "preload": list(config.preload),
+        "session": {
+            "num_cpus": config.num_cpus,
+            "num_cores": cores,
+            "store_limit": store,
+            "arena_bytes": _ARENA_FACTOR * (store // 4096 + 1) * 4096 + (64 << 20),
+            "spin_ns": _SPIN_NS if spins else 0,
+            "spin_busy_ns": _SPIN_BUSY_NS if spins else 0,
+            "session_id": session_id,
+        },
+    }
+
+
+def _python_flags() -> list[str]:
+    """The driver's own interpreter flags; -P keeps the working directory off the path."""
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [flag for flag in flags if not flag.startswith("-i")]
+
+
+def _environment() -> dict[str, str]:
+    """Let the supervisor find the skate that this process runs, wherever it is."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _memory_bytes() -> int:
+    """Of the machine, or what its cgroup allows if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total

@@ -1,0 +1,355 @@
+"""The embedded engine as one process sees it: driver and workers alike.
+
+Almost everything is in ``_core.Node``; this adds what needs Python: exporting code,
+naming errors, asking the supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from ... import _core
+from ..._options import ActorOptions, TaskOptions
+from ..._ref import ActorRef, ObjectRef, set_default_counter
+from ...exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    ResourceError,
+    SkateError,
+    WorkerCrashedError,
+)
+from .. import serialize
+from ..futures import FutureDispatcher
+from ..protocol import ActorSpec, EngineConfig, NamedActor, TaskContext, TaskSpec
+from . import group as groups
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..protocol import Group, Watch
+
+# As in core/message.hpp.
+_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
+_EXITED, _SIGNALED, _KILLED, _OUT_OF_SCOPE, _CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
+
+_DRIVER = TaskContext(0, 0, 0, "", True)
+
+
+class Exported:
+    """Code in the store of this process; freed with the last spec that uses it."""
+
+    __slots__ = ("engine", "function_id", "holds_refs", "resources")
+
+    def __init__(
+        self,
+        engine: EmbeddedEngine,
+        function_id: int,
+        holds_refs: bool,
+        resources: bytes | None,
+    ) -> None:
+        self.engine = engine
+        self.function_id = function_id
+        self.holds_refs = holds_refs
+        self.resources = resources  # None: one CPU of the pool
+
+    def __del__(self) -> None:
+        self.engine.release(self.function_id)
+
+
+class EmbeddedEngine:
+    """See ``engine.protocol.Engine``."""
+
+    name = "embedded"
+
+    def __init__(
+        self, node: _core.Node, config: EngineConfig, session: str, *, is_driver: bool
+    ) -> None:
+        self.config = config
+        self.session = session
+        self.node = node
+        self.context_var: ContextVar[TaskContext] = ContextVar(
+            "skate_context",
+            default=_DRIVER if is_driver else TaskContext(0, 0, node.index, "", False),
+        )
+        self._futures = FutureDispatcher(self)
+        # Straight to the core: these are called once or more for every task.
+        self.release = node.release
+        self.adopt = node.adopt
+        self.put = node.put
+        self.wait = node.wait
+        self.watch: Any = node.watch  # Callable[[], Watch]
+        _core.configure(
+            self,
+            ObjectRef,
+            ActorRef,
+            serialize.dumps,
+            serialize.loads,
+            serialize.load_error,
+            self._failure,
+        )
+        set_default_counter(self)
+
+    # tasks ------------------------------------------------------------------
+
+    def submit(
+        self, spec: TaskSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[ObjectRef[Any]]:
+        exported = spec.exported
+        if exported is None or exported.engine is not self:
+            exported = spec.exported = self._export_task(spec)
+        options = spec.options
+        try:
+            return self.node.submit(
+                exported.function_id,
+                exported.holds_refs,
+                args,
+                kwargs,
+                options.num_returns,
+                options.max_retries,
+                exported.resources,
+            )
+        except TypeError as error:
+            raise serialize.explain_arguments(
+                spec.name, args, kwargs, error
+            ) from error.__cause__
+
+    def _export_task(self, spec: TaskSpec) -> Exported:
+        resources = self._check_resources(spec.name, spec.options)
+        plain = resources == {"CPU": 1.0}
+        return self._export(
+            spec.function,
+            f"function {spec.name}",
+            None if plain else pickle.dumps(resources),
+        )
+
+    def _export(self, code: Any, what: str, resources: bytes | None) -> Exported:
+        packed = serialize.dumps_function(code, what)
+        data = pickle.dumps((packed.header, [b.raw().tobytes() for b in packed.buffers]))
+        function_id = self.node.export_function(data, packed.refs)
+        return Exported(self, function_id, bool(packed.refs), resources)
+
+    def _check_resources(
+        self, name: str, options: TaskOptions | ActorOptions
+    ) -> dict[str, float]:
+        wanted = {"CPU": float(options.num_cpus), "GPU": float(options.num_gpus)}
+        wanted.update({k: float(v) for k, v in options.resources.items()})
+        wanted = {k: v for k, v in wanted.items() if v > 0}
+        total = self.cluster_resources()
+        lacking = {k: v for k, v in wanted.items() if v > total.get(k, 0.0)}
+        if lacking:
+            there = ", ".join(f"{k}: {v:g}" for k, v in total.items())
+            asked = ", ".join(f"{k}: {v:g}" for k, v in lacking.items())
+            raise ResourceError(
+                f"{name} asks for {asked}, which no worker of this session can ever "
+                f"have. There is {there}. Ask for less, or give skate.init more."
+            )
+        return wanted
+
+    # actors -----------------------------------------------------------------
+
+    def create_actor(
+        self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ActorRef:
+        options = spec.options
+        resources = self._check_resources(spec.name, options)
+        exported = spec.exported
+        if exported is None or exported.engine is not self:
+            exported = spec.exported = self._export(
+                _ActorCode(spec), f"actor class {spec.name}", None
+            )
+        full_name = None
+        if options.name is not None:
+            namespace = self.config.namespace
+            if options.namespace is not None:
+                namespace = options.namespace
+            full_name = (namespace, options.name)
+        meta = pickle.dumps((spec.name, dict(spec.methods)))
+        answer, value = self._ask("create_actor", resources, full_name, meta)
+        if answer == "exists":
+            raise ActorAlreadyExistsError(
+                f"an actor named {options.name!r} lives already in this namespace. Use "
+                "another name, skate.get_actor(name), or get_if_exists=True."
+            )
+        if answer == "full":
+            raise ResourceError(
+                f"cannot start actor {spec.name}: a session has at most {value} "
+                "processes. Drop handles of actors that are no longer needed."
+            )
+        index, epoch = value
+        actor: ActorRef = self.node.new_actor(index, epoch)
+        self.node.tell(pickle.dumps(("actor_id", index, epoch, actor._id)))
+        try:
+            self.node.call_actor(
+                actor,
+                "__init__",
+                args,
+                kwargs,
+                0,
+                constructor=exported.function_id,
+                holds_refs=exported.holds_refs,
+            )
+        except TypeError as error:
+            self._ask("kill", actor._id)
+            raise serialize.explain_arguments(
+                spec.name, args, kwargs, error
+            ) from error.__cause__
+        return actor
+
+    def call_actor(
+        self,
+        actor: ActorRef,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_returns: int,
+    ) -> list[ObjectRef[Any]]:
+        try:
+            return self.node.call_actor(actor, method, args, kwargs, num_returns)
+        except TypeError as error:
+            raise serialize.explain_arguments(
+                method, args, kwargs, error
+            ) from error.__cause__
+
+    def kill_actor(self, actor: ActorRef) -> None:
+        self._ask("kill", actor._id)
+
+    def get_actor(self, name: str, namespace: str | None) -> NamedActor:
+        space = self.config.namespace if namespace is None else namespace
+        answer, value = self._ask("get_actor", (space, name))
+        if answer != "ok":
+            known = ", ".join(map(repr, value)) or "none"
+            raise ValueError(
+                f"there is no actor named {name!r} in namespace {space!r}; known: "
+                f"{known}. It may have ended with its last handle."
+            )
+        actor_id, meta = value
+        class_name, methods = pickle.loads(meta)
+        self.adopt(actor_id)
+        return NamedActor(ActorRef._new(actor_id, self), class_name, methods)
+
+    # objects ----------------------------------------------------------------
+
+    def get(
+        self, refs: list[ObjectRef[Any]], timeout: float | None, copy: bool
+    ) -> list[Any]:
+        return self.node.get(refs, timeout, copy)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        import numpy
+
+        wanted = numpy.dtype(dtype)
+        if wanted.hasobject:
+            raise TypeError(f"an array in the object store cannot hold {wanted!r}.")
+        return self.node.empty(shape, wanted)
+
+    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
+        return self._futures.submit(ref)
+
+    # groups -----------------------------------------------------------------
+
+    def join_group(
+        self, name: str, rank: int, world_size: int, timeout: float | None
+    ) -> Group:
+        return groups.join(self, name, rank, world_size, timeout)
+
+    # the session ------------------------------------------------------------
+
+    def context(self) -> TaskContext:
+        return self.context_var.get()
+
+    def cluster_resources(self) -> dict[str, float]:
+        total = {"CPU": float(self.config.num_cpus)}
+        if self.config.num_gpus:
+            total["GPU"] = float(self.config.num_gpus)
+        return {**total, **self.config.resources}
+
+    def available_resources(self) -> dict[str, float]:
+        return self._ask("available")
+
+    def statistics(self) -> dict[str, int]:
+        return self.node.statistics()
+
+    def shutdown(self) -> None:
+        """In a worker there is nothing to end: the session is the driver's."""
+
+    def close_futures(self) -> None:
+        self._futures.close()
+
+    # inner ------------------------------------------------------------------
+
+    def ask(self, *question: Any) -> tuple[Any, int]:
+        """The supervisor's answer, and the descriptor that came with it or -1."""
+        data, fd = self.node.ask(pickle.dumps(question))
+        return pickle.loads(data), fd
+
+    def _ask(self, *question: Any) -> Any:
+        answer, fd = self.ask(*question)
+        if fd >= 0:
+            os.close(fd)
+        return answer
+
+    def _failure(self, error: int, cause: int, detail: int) -> SkateError:
+        """The exception for what the core reports in numbers."""
+        how = {
+            _EXITED: f"its process exited with status {detail}",
+            _SIGNALED: f"its process was ended by {_signal_name(detail)}",
+            _KILLED: "it was ended by skate.kill",
+            _OUT_OF_SCOPE: "its last handle was dropped",
+        }.get(cause, "its process has ended")
+        if error == _WORKER_CRASHED:
+            return WorkerCrashedError(
+                f"the worker that ran this task died: {how}, and max_retries are used "
+                "up. A crash in native code, os._exit or the kernel's memory limit do "
+                "this; see the worker's output above."
+            )
+        if error == _ACTOR_DIED:
+            if cause == _CONSTRUCTOR_FAILED:
+                text = self._ask("note", detail & 0xFFFF, detail >> 16)
+                return ActorDiedError(f"the actor's constructor raised.\n\n{text}")
+            return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
+        if error == _OWNER_DIED:
+            return OwnerDiedError(
+                f"the value is gone with the process that owned it: {how}. The task that "
+                "called put or .remote for it must be run again."
+            )
+        return ObjectLostError("the value is gone.")
+
+
+class _ActorCode:
+    """A class and what its process must know of it; pickles the class as code."""
+
+    def __init__(self, spec: ActorSpec) -> None:
+        self.cls = spec.cls
+        self.is_async = spec.is_async
+        self.max_concurrency = spec.options.max_concurrency
+        self.name = spec.name
+        self.__module__ = spec.cls.__module__
+        self.__qualname__ = "<actor>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        packed = serialize.dumps_function(self.cls, f"actor class {self.name}")
+        buffers = [b.raw().tobytes() for b in packed.buffers]
+        state = (self.is_async, self.max_concurrency, self.name)
+        return _load_actor_code, (packed.header, buffers, state)
+
+
+def _load_actor_code(
+    header: bytes, buffers: list[bytes], state: tuple[bool, int, str]
+) -> tuple[type, bool, int, str]:
+    return (serialize.loads(header, buffers), *state)
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,122 @@
+"""Collective groups: one shared segment a group, mapped by its ranks only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from typing import TYPE_CHECKING, Any
+
+from ... import _core
+from ...exceptions import (
+    CollectiveError,
+    CollectiveTimeoutError,
+    RankDiedError,
+    ShapeMismatchError,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .engine import EmbeddedEngine
+
+# Address space for the arrays of one rank; memory is used only where it is touched.
+_ARRAY_BYTES = 4 << 30
+_JOIN_POLL_S = 0.001
+
+
+def join(
+    engine: EmbeddedEngine, name: str, rank: int, world_size: int, timeout: float | None
+) -> EmbeddedGroup:
+    """Wait for all ranks, then map the group's segment."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
+    while True:
+        (answer, value), fd = engine.ask("group", name, rank, world_size, size)
+        if answer == "ok":
+            break
+        if answer == "mismatch":
+            raise ShapeMismatchError(
+                f"group {name!r} has world_size {value}, not {world_size}: all ranks "
+                "must give the same."
+            )
+        if answer == "taken":
+            raise ValueError(f"rank {rank} of group {name!r} is another process.")
+        if deadline is not None and time.monotonic() >= deadline:
+            raise CollectiveTimeoutError(
+                f"group {name!r}: ranks {value} did not join within {timeout} s.", value
+            )
+        time.sleep(_JOIN_POLL_S)
+    alive = [engine.node.alive_word(index) for index in value]
+    core = _core.Group(fd, size, rank, world_size, alive)
+    os.close(fd)
+    return EmbeddedGroup(engine, core, name)
+
+
+class EmbeddedGroup:
+    """See ``engine.protocol.Group``."""
+
+    def __init__(self, engine: EmbeddedEngine, core: _core.Group, name: str) -> None:
+        self._engine = engine
+        self._core = core
+        self._name = name
+        self._closed = False
+        self.rank: int = core.rank
+        self.world_size: int = core.world_size
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        import numpy
+
+        wanted = numpy.dtype(dtype)
+        count = int(numpy.prod(shape, dtype=numpy.int64))
+        memory: np.ndarray = self._core.empty(count * wanted.itemsize)
+        return memory.view(wanted).reshape(shape)
+
+    def allreduce(
+        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
+    ) -> np.ndarray:
+        self._check(self._core.allreduce(x, op, timeout), timeout)
+        return x
+
+    def broadcast(
+        self, x: np.ndarray, root: int = 0, timeout: float | None = None
+    ) -> np.ndarray:
+        self._check(self._core.broadcast(x, root, timeout), timeout)
+        return x
+
+    def barrier(self, timeout: float | None = None) -> None:
+        self._check(self._core.barrier(timeout), timeout)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._core.close()
+        self._engine.node.tell(pickle.dumps(("leave_group", self._name)))
+
+    def _check(
+        self, problem: tuple[str, list[int], str] | None, timeout: float | None
+    ) -> None:
+        if problem is None:
+            return
+        status, ranks, detail = problem
+        where = f"group {self._name!r}, rank {self.rank} of {self.world_size}"
+        if status == "timeout":
+            raise CollectiveTimeoutError(
+                f"{where}: ranks {ranks} did not arrive within {timeout} s.", ranks
+            )
+        if status in ("died", "left"):
+            what = "died" if status == "died" else "left the group"
+            rank = ranks[0] if ranks else None
+            raise RankDiedError(f"{where}: rank {rank} {what}.", rank)
+        if status == "mismatch":
+            raise ShapeMismatchError(f"{where}: the ranks disagree: {detail}")
+        raise CollectiveError(
+            f"{where}: the group is unusable since an earlier call failed. Make a new one."
+        )
+
+    def __repr__(self) -> str:
+        return f"Group({self._name!r}, rank={self.rank}/{self.world_size})"
+
+

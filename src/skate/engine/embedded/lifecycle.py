@@ -1,0 +1,466 @@
+"""Who lives, who may run, who holds what: the supervisor's policy, without acting.
+
+Events in, commands out. No clock, no process, no socket: ``supervisor`` feeds this and
+carries out what it says, and a test can feed it anything.
+
+CPUs. A CPU is a token in the session directory. Pool workers take and return tokens by
+themselves; tasks and actors with resources of their own (leases) get theirs here, so
+for leases this machine takes tokens out of the pool and puts them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["driver", "pool", "lease", "actor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proc:
+    """A process of the session; an index has a new epoch for each user."""
+
+    index: int
+    epoch: int
+
+
+# Events ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerWanted:
+    """Tasks wait and no idle worker does. ``active``: pool workers not blocked."""
+
+    active: int
+    starting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseWanted:
+    owner: Proc
+    task: int
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDone:
+    worker: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class ActorWanted:
+    proc: Proc  # from ``allocate``
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """User code in a leased process waits, and needs no CPU meanwhile."""
+
+    proc: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class Unblocked:
+    proc: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFree:
+    """A pool worker has put a token back because one is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpusTaken:
+    """The outcome of ``TakeCpus``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    proc: Proc
+    cause: int
+    detail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """``by`` has drained the rings of ``dead``, and says what it still holds of it."""
+
+    by: Proc
+    dead: Proc
+    holds_objects: bool
+    holds_blocks: bool
+
+
+Event = (
+    WorkerWanted
+    | LeaseWanted
+    | LeaseDone
+    | ActorWanted
+    | Blocked
+    | Unblocked
+    | CpuFree
+    | CpusTaken
+    | Died
+    | Confirmed
+)
+
+# Commands ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    proc: Proc
+    kind: Kind
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    proc: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    owner: Proc
+    task: int
+    worker: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class TellDied:
+    to: Proc
+    dead: Proc
+    cause: int
+    detail: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellForget:
+    to: Proc
+    dead: Proc
+    free_blocks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recycle:
+    """Nobody can name ``proc`` any more: its segment may go."""
+
+    proc: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCpus:
+    """Take up to ``count`` tokens from the pool; answer with ``CpusTaken``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveCpus:
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WantCpus:
+    """Ask pool workers for ``count`` tokens as they end their tasks."""
+
+    count: int
+
+
+Command = (
+    Fork
+    | Kill
+    | GrantLease
+    | TellDied
+    | TellForget
+    | Recycle
+    | TakeCpus
+    | GiveCpus
+    | WantCpus
+)
+
+# -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Member:
+    kind: Kind
+    resources: Mapping[str, float] = field(default_factory=dict)
+    granted: bool = False  # it holds ``resources``
+    blocked: bool = False  # ... but not the CPUs among them
+    lease_owner: Proc | None = None
+
+
+@dataclass(slots=True)
+class _Death:
+    cause: int
+    detail: int
+    waiting: set[Proc]
+    holders: set[Proc] = field(default_factory=set)  # hold blocks in its arena
+    objects_held: bool = False
+    forgotten: bool = False
+
+
+@dataclass(slots=True)
+class _Request:
+    """A lease or an actor that waits for resources."""
+
+    resources: Mapping[str, float]
+    owner: Proc | None = None  # lease
+    task: int = 0
+    actor: Proc | None = None
+
+
+_MAX_EPOCH = 1 << 14
+_DRIVER_INDEX = 1
+# Workers for tasks with resources of their own, kept for the next such task.
+_MAX_IDLE_LEASED = 4
+
+
+class Lifecycle:
+    """The state machine. ``totals`` are the session's resources, CPU included."""
+
+    def __init__(self, totals: Mapping[str, float], max_procs: int) -> None:
+        self.totals = dict(totals)
+        self.members: dict[Proc, _Member] = {}
+        self._max_procs = max_procs
+        self._next_index = _DRIVER_INDEX
+        self._free: deque[Proc] = deque()
+        self._used: dict[str, float] = dict.fromkeys(totals, 0.0)
+        self._tokens = 0  # CPU tokens that this machine holds
+        self._cpus_wanted = 0
+        self._queue: deque[_Request] = deque()
+        self._idle_leased: list[Proc] = []
+        self._deaths: dict[Proc, _Death] = {}
+
+    # Queries -----------------------------------------------------------------
+
+    def allocate(self, kind: Kind) -> Proc | None:
+        """A name for a new process; None when there are too many."""
+        if self._free:
+            proc = self._free.popleft()
+        elif self._next_index < self._max_procs:
+            proc = Proc(self._next_index, 1)
+            self._next_index += 1
+        else:
+            return None
+        self.members[proc] = _Member(kind)
+        return proc
+
+    def kind(self, proc: Proc) -> Kind | None:
+        member = self.members.get(proc)
+        return member.kind if member else None
+
+    def available(self, free_tokens: int) -> dict[str, float]:
+        """Amounts that are not in use; ``free_tokens`` are those of the pool."""
+        left = {k: total - self._used[k] for k, total in self.totals.items()}
+        left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
+        return left
+
+    def unheld_dead(self) -> list[Proc]:
+        """Dead processes whose arenas were still read when last asked."""
+        return [dead for dead, death in self._deaths.items() if death.forgotten]
+
+    # Events ------------------------------------------------------------------
+
+    def handle(self, event: Event) -> list[Command]:
+        match event:
+            case WorkerWanted(active, starting):
+                if starting or active >= max(1, int(self.totals["CPU"])):
+                    return []
+                return self._fork("pool")
+            case LeaseWanted(owner, task, resources):
+                if owner not in self.members:
+                    return []
+                self._queue.append(_Request(resources, owner=owner, task=task))
+                return self._schedule()
+            case ActorWanted(proc, resources):
+                self._queue.append(_Request(resources, actor=proc))
+                return self._schedule()
+            case LeaseDone(worker):
+                return self._end_lease(worker)
+            case Blocked(proc) | Unblocked(proc):
+                return self._set_blocked(proc, isinstance(event, Blocked))
+            case CpuFree():
+                return self._schedule()
+            case CpusTaken(count):
+                self._tokens += count
+                return self._schedule(took=True)
+            case Died():
+                return self._died(event)
+            case Confirmed():
+                return self._confirmed(event)
+
+    def ask_again(self, dead: Proc) -> list[Command]:
+        """Ask everybody once more whether they still hold something of ``dead``."""
+        death = self._deaths[dead]
+        death.waiting = set(self.members)
+        death.holders.clear()
+        return [
+            TellDied(to, dead, death.cause, death.detail) for to in self.members
+        ]
+
+    # Leases ------------------------------------------------------------------
+
+    def _schedule(self, took: bool = False) -> list[Command]:
+        """Grant what fits, in order; a request that does not fit lets others pass."""
+        commands: list[Command] = []
+        missing = 0
+        waiting: deque[_Request] = deque()
+        for request in self._queue:
+            others = {k: v for k, v in request.resources.items() if k != "CPU"}
+            if any(self._used[k] + v > self.totals[k] + 1e-9 for k, v in others.items()):
+                waiting.append(request)
+                continue
+            cpus = request.resources.get("CPU", 0.0)
+            lacking = math.ceil(self._used["CPU"] + cpus - 1e-9) - self._tokens
+            if cpus > 0 and lacking > 0:
+                missing = missing or lacking
+                waiting.append(request)
+                continue
+            granted = self._grant(request)
+            if granted is None:
+                waiting.append(request)
+            else:
+                commands += granted
+        self._queue = waiting
+        if missing and not took:
+            return [*commands, TakeCpus(missing)]
+        if missing != self._cpus_wanted:
+            self._cpus_wanted = missing
+            commands.append(WantCpus(missing))
+        return commands + self._give_back(keep=missing)
+
+    def _grant(self, request: _Request) -> list[Command] | None:
+        """None: there are too many processes to start another."""
+        commands: list[Command] = []
+        if request.actor is not None:
+            proc: Proc | None = request.actor
+            if proc not in self.members:
+                return []  # it was killed before it could start
+            assert proc is not None
+            gpus = request.resources.get("GPU", 0.0)
+            commands.append(Fork(proc, "actor", gpus))
+        elif self._idle_leased and "GPU" not in request.resources:
+            proc = self._idle_leased.pop()
+        else:
+            proc = self.allocate("lease")
+            if proc is None:
+                return None
+            commands.append(Fork(proc, "lease", request.resources.get("GPU", 0.0)))
+        member = self.members[proc]
+        member.resources = request.resources
+        member.granted = True
+        member.lease_owner = request.owner
+        for name, amount in request.resources.items():
+            self._used[name] += amount
+        if request.owner is not None:
+            commands.append(GrantLease(request.owner, request.task, proc))
+        return commands
+
+    def _release(self, member: _Member) -> None:
+        if not member.granted:
+            return
+        member.granted = False
+        for name, amount in member.resources.items():
+            if name != "CPU" or not member.blocked:
+                self._used[name] -= amount
+        member.blocked = False
+
+    def _give_back(self, keep: int) -> list[Command]:
+        spare = self._tokens - math.ceil(self._used["CPU"] - 1e-9) - keep
+        if spare <= 0:
+            return []
+        self._tokens -= spare
+        return [GiveCpus(spare)]
+
+    def _end_lease(self, worker: Proc) -> list[Command]:
+        member = self.members.get(worker)
+        if member is None or not member.granted:
+            return []
+        had_gpu = "GPU" in member.resources
+        self._release(member)
+        member.lease_owner = None
+        commands = []
+        if had_gpu or len(self._idle_leased) >= _MAX_IDLE_LEASED:
+            commands.append(Kill(worker))  # its CUDA_VISIBLE_DEVICES was for one task
+        else:
+            self._idle_leased.append(worker)
+        return [*commands, *self._schedule()]
+
+    def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
+        member = self.members.get(proc)
+        if member is None or not member.granted or member.blocked == blocked:
+            return []
+        member.blocked = blocked
+        cpus = member.resources.get("CPU", 0.0)
+        # Going on may use more CPUs than there are for a moment: as Ray does.
+        self._used["CPU"] += -cpus if blocked else cpus
+        return self._schedule()
+
+    # Deaths ------------------------------------------------------------------
+
+    def _fork(self, kind: Kind) -> list[Command]:
+        proc = self.allocate(kind)
+        return [] if proc is None else [Fork(proc, kind)]
+
+    def _died(self, event: Died) -> list[Command]:
+        dead = event.proc
+        member = self.members.pop(dead, None)
+        if member is None:
+            return []
+        self._release(member)
+        if dead in self._idle_leased:
+            self._idle_leased.remove(dead)
+        self._queue = deque(
+            r for r in self._queue if r.owner != dead and r.actor != dead
+        )
+        commands: list[Command] = [
+            Kill(proc)  # it runs a task whose result nobody wants
+            for proc, other in self.members.items()
+            if other.lease_owner == dead
+        ]
+        death = _Death(event.cause, event.detail, waiting=set(self.members))
+        self._deaths[dead] = death
+        commands += [
+            TellDied(to, dead, event.cause, event.detail) for to in self.members
+        ]
+        # Others may have waited for its word about deaths before its own.
+        for earlier in list(self._deaths):
+            if earlier != dead:
+                self._deaths[earlier].waiting.discard(dead)
+                commands += self._settle(earlier)
+        return [*commands, *self._settle(dead), *self._schedule()]
+
+    def _confirmed(self, event: Confirmed) -> list[Command]:
+        death = self._deaths.get(event.dead)
+        if death is None:
+            return []
+        death.waiting.discard(event.by)
+        death.objects_held |= event.holds_objects
+        if event.holds_blocks:
+            death.holders.add(event.by)
+        return self._settle(event.dead)
+
+    def _settle(self, dead: Proc) -> list[Command]:
+        """When everybody has drained the dead one's rings, its borrows may go."""
+        death = self._deaths[dead]
+        if death.waiting:
+            return []
+        commands: list[Command] = []
+        if not death.forgotten:
+            death.forgotten = True
+            commands += [
+                TellForget(to, dead, not death.objects_held) for to in self.members
+            ]
+        if not (death.holders & self.members.keys()):
+            del self._deaths[dead]
+            self._free.append(Proc(dead.index, dead.epoch % (_MAX_EPOCH - 2) + 1))
+            commands.append(Recycle(dead))
+        return commands

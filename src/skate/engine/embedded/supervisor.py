@@ -1,0 +1,526 @@
+"""The supervisor: one thread that starts processes, sees them die, and cleans up.
+
+It is started by exec from the driver, and carries out what ``lifecycle`` decides. It
+holds the descriptor of every process's memory, so results outlive the worker that made
+them; and when the driver ends, in whatever way, it ends everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ... import _core
+from . import lifecycle as life
+from . import wire
+from .lifecycle import Lifecycle, Proc
+
+# Death causes, as in core/message.hpp.
+EXITED, SIGNALED, KILLED, OUT_OF_SCOPE, CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
+
+_PROC = struct.Struct("=HH")
+_FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
+_MAX_NOTES = 1000
+
+
+@dataclass(slots=True)
+class _Process:
+    proc: Proc
+    segment: int
+    sock: socket.socket | None = None
+    pid: int = 0
+    pidfd: int = -1
+    kill_requested: bool = False
+    cause: int = 0  # what it told about its own end
+
+
+@dataclass(slots=True)
+class _Actor:
+    proc: Proc
+    actor_id: int = 0
+    name: tuple[str, str] | None = None  # namespace, name
+    meta: bytes = b""
+
+
+@dataclass(slots=True)
+class _Group:
+    segment: int
+    world_size: int
+    ranks: dict[int, int]  # rank -> process index
+    left: int = 0
+
+
+class Supervisor:
+    def __init__(self, driver: socket.socket, driver_pid: int, settings: dict[str, Any]):
+        self._settings = settings
+        self._driver_pid = driver_pid
+        self._control = _core.Control(**settings["session"])
+        self._life = Lifecycle(settings["totals"], _core.MAX_PROCS)
+        self._selector = selectors.DefaultSelector()
+        self._processes: dict[Proc, _Process] = {}
+        self._segments: dict[Proc, int] = {}  # of the dead that are still read
+        self._actors: dict[int, _Actor] = {}  # by process index
+        self._names: dict[tuple[str, str], _Actor] = {}
+        self._groups: dict[str, _Group] = {}
+        self._notes: dict[Proc, str] = {}  # why constructors failed
+        self._running = True
+        self._unsent = 0
+        self._zygote, self._zygote_sock = self._start_zygote()
+        self._start_driver(driver)
+
+    # Start and end -----------------------------------------------------------
+
+    def _start_zygote(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        mine, theirs = wire.socket_pair()
+        zygote = subprocess.Popen(
+            [
+                sys.executable,
+                *self._settings["python_flags"],
+                "-m",
+                "skate.engine.embedded.zygote",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        names = ("sys_path", "preload", "config", "session_id")
+        wanted = {name: self._settings[name] for name in names}
+        wire.send(mine, pickle.dumps(wanted), [self._control.session_fd])
+        self._watch(mine.fileno(), self._on_zygote)
+        return zygote, mine
+
+    def _start_driver(self, sock: socket.socket) -> None:
+        proc = self._life.allocate("driver")
+        assert proc is not None
+        process = self._new_process(proc, is_pool=False)
+        process.sock = sock
+        process.pid = self._driver_pid
+        process.pidfd = os.pidfd_open(self._driver_pid)
+        wire.send(
+            sock,
+            pickle.dumps((proc.index, proc.epoch)),
+            [self._control.session_fd, process.segment],
+        )
+        self._watch(sock.fileno(), lambda: self._on_packet(process))
+        self._watch(process.pidfd, self._stop)
+
+    def _stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        try:
+            # One worker is made ahead: most drivers want one soon.
+            self._do(self._life.handle(life.WorkerWanted(active=0, starting=False)))
+            while self._running:
+                for key, _ in self._selector.select(_FLUSH_S if self._unsent else None):
+                    key.data()
+                if self._unsent:
+                    self._unsent = self._control.flush()
+        finally:
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Kill and reap everything that was started, and what that left behind."""
+        self._control.close_session()
+        self._zygote.kill()
+        for process in self._processes.values():
+            if process.pid and process.pid != self._driver_pid:
+                _kill(process.pid)
+        self._zygote.wait()
+        while True:
+            # A worker's own children come to us when it ends: we are their subreaper.
+            for pid in _children():
+                _kill(pid)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+    # Events ------------------------------------------------------------------
+
+    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _on_zygote(self) -> None:
+        data, _ = wire.receive(self._zygote_sock)
+        if not data:
+            self._replace_zygote()
+            return
+        index, epoch, pid = pickle.loads(data)
+        process = self._processes.get(Proc(index, epoch))
+        if process is None:
+            return
+        if pid == 0:
+            self._died(process, EXITED, 1)
+            return
+        process.pid = pid
+        # It is our child, or about to be: its id cannot name another process yet.
+        process.pidfd = os.pidfd_open(pid)
+        self._watch(process.pidfd, lambda: self._on_exit(process))
+        if process.kill_requested:
+            _kill(pid)
+
+    def _replace_zygote(self) -> None:
+        self._selector.unregister(self._zygote_sock.fileno())
+        self._zygote_sock.close()
+        self._zygote.wait()
+        lost = [p for p in self._processes.values() if p.pid == 0]
+        self._zygote, self._zygote_sock = self._start_zygote()
+        for process in lost:
+            kind = self._life.kind(process.proc)
+            if process.sock is not None:
+                self._selector.unregister(process.sock.fileno())
+                process.sock.close()
+            self._order_fork(process, kind == "pool", 0.0)
+
+    def _on_exit(self, process: _Process) -> None:
+        try:
+            result = os.waitid(os.P_PID, process.pid, os.WEXITED)
+        except ChildProcessError:
+            result = None  # not our child yet: the kernel is handing it over
+        if result is None:
+            cause, detail = EXITED, 1
+        elif result.si_code == os.CLD_EXITED:
+            cause, detail = EXITED, result.si_status
+        else:
+            cause, detail = SIGNALED, result.si_status
+        if process.cause:
+            cause = process.cause
+        elif process.kill_requested:
+            cause = KILLED
+        elif cause == EXITED and detail == 0 and process.proc.index in self._actors:
+            cause = OUT_OF_SCOPE
+        if cause == CONSTRUCTOR_FAILED:
+            detail = process.proc.index | process.proc.epoch << 16
+        self._died(process, cause, detail)
+
+    def _died(self, process: _Process, cause: int, detail: int) -> None:
+        proc = process.proc
+        self._read_last_words(process)
+        del self._processes[proc]
+        for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
+            if fd >= 0:
+                self._selector.unregister(fd)
+        if process.sock is not None:
+            process.sock.close()
+        if process.pidfd >= 0:
+            os.close(process.pidfd)
+        self._segments[proc] = process.segment
+        actor = self._actors.pop(proc.index, None)
+        if actor is not None and actor.name is not None:
+            self._names.pop(actor.name, None)
+        self._control.mark_dead(proc.index, proc.epoch)
+        self._kill_orphans(process.pid)
+        self._do(self._life.handle(life.Died(proc, cause, detail)))
+
+    def _read_last_words(self, process: _Process) -> None:
+        """Notes that it sent before it died."""
+        if process.sock is None:
+            return
+        process.sock.setblocking(False)
+        try:
+            while self._on_packet(process, last=True):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _kill_orphans(self, dead_pid: int) -> None:
+        """End what a dead worker had started: it is our child now.
+
+        A worker leads a session of its own, so its offspring is known by that; one that
+        made yet another session is whatever child we do not know, unless a worker is
+        just being handed to us.
+        """
+        forking = any(p.pid == 0 and p.sock for p in self._processes.values())
+        known = {p.pid for p in self._processes.values()} | {self._zygote.pid}
+        for pid in _children():
+            if pid in known or (forking and _session_of(pid) != dead_pid):
+                continue
+            _kill(pid)
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
+
+    # Packets -----------------------------------------------------------------
+
+    def _on_packet(self, process: _Process, last: bool = False) -> bool:
+        assert process.sock is not None
+        data, _ = wire.receive(process.sock)
+        if not data:
+            if process.pid == self._driver_pid and not last:
+                self._stop()
+            elif not last:
+                self._selector.unregister(process.sock.fileno())
+                process.sock.close()
+                process.sock = None
+            return False
+        kind, payload = data[:1], data[1:]
+        try:
+            self._on_note(process, kind, payload)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it died while we answered; its pidfd tells
+        return True
+
+    def _on_note(self, process: _Process, kind: bytes, payload: bytes) -> None:
+        proc = process.proc
+        match kind:
+            case b"M":
+                self._send_segment(process, Proc(*_PROC.unpack(payload)))
+            case b"A":
+                self._answer(process, pickle.loads(payload))
+            case b"T":
+                self._told(process, pickle.loads(payload))
+            case b"W":
+                self._control.clear_worker_request()
+                wanted = life.WorkerWanted(
+                    self._control.active_workers(), self._control.any_starting()
+                )
+                self._do(self._life.handle(wanted))
+            case b"L":
+                task = int.from_bytes(payload[:8], "little")
+                needs = pickle.loads(payload[8:])
+                self._do(self._life.handle(life.LeaseWanted(proc, task, needs)))
+            case b"D":
+                worker = Proc(*_PROC.unpack(payload))
+                self._do(self._life.handle(life.LeaseDone(worker)))
+            case b"B":
+                self._do(self._life.handle(life.Blocked(proc)))
+            case b"R":
+                self._do(self._life.handle(life.Unblocked(proc)))
+            case b"F":
+                self._do(self._life.handle(life.CpuFree()))
+            case b"C":
+                dead = Proc(*_PROC.unpack(payload[:4]))
+                flags = payload[4]
+                self._do(
+                    self._life.handle(
+                        life.Confirmed(proc, dead, bool(flags & 1), bool(flags & 2))
+                    )
+                )
+
+    def _send_segment(self, process: _Process, wanted: Proc) -> None:
+        assert process.sock is not None
+        if wanted.index == 0:
+            fd = self._control.segment_fd
+        elif wanted in self._processes:
+            fd = self._processes[wanted].segment
+        else:
+            fd = self._segments.get(wanted, -1)
+        wire.send(process.sock, b"M", [fd] if fd >= 0 else [])
+
+    def _answer(self, process: _Process, question: tuple[Any, ...]) -> None:
+        assert process.sock is not None
+        name, *arguments = question
+        fds: list[int] = []
+        if name == "group":
+            answer, fds = self._join_group(process, *arguments)
+        else:
+            answer = getattr(self, f"_ask_{name}")(process, *arguments)
+        wire.send(process.sock, pickle.dumps(answer), fds)
+
+    def _told(self, process: _Process, note: tuple[Any, ...]) -> None:
+        match note:
+            case ("actor_id", index, epoch, actor_id):
+                actor = self._actors.get(index)
+                if actor is not None and actor.proc == Proc(index, epoch):
+                    actor.actor_id = actor_id
+            case ("constructor_failed", text):
+                process.cause = CONSTRUCTOR_FAILED
+                self._notes[process.proc] = text
+                if len(self._notes) > _MAX_NOTES:
+                    self._notes.pop(next(iter(self._notes)))
+            case ("leave_group", name):
+                group = self._groups.get(name)
+                if group is not None:
+                    group.left += 1
+                    if group.left >= group.world_size:
+                        os.close(group.segment)
+                        del self._groups[name]
+
+    # Questions ---------------------------------------------------------------
+
+    def _ask_create_actor(
+        self,
+        process: _Process,
+        resources: dict[str, float],
+        name: tuple[str, str] | None,
+        meta: bytes,
+    ) -> Any:
+        if name is not None and name in self._names:
+            return "exists", None
+        proc = self._life.allocate("actor")
+        if proc is None:
+            return "full", _core.MAX_PROCS
+        self._new_process(proc, is_pool=False)
+        actor = _Actor(proc, name=name, meta=meta)
+        self._actors[proc.index] = actor
+        if name is not None:
+            self._names[name] = actor
+        self._do(self._life.handle(life.ActorWanted(proc, resources)))
+        return "ok", (proc.index, proc.epoch)
+
+    def _ask_get_actor(self, process: _Process, name: tuple[str, str]) -> Any:
+        actor = self._names.get(name)
+        if actor is None or actor.actor_id == 0:
+            known = sorted(n for space, n in self._names if space == name[0])
+            return "unknown", known
+        return "ok", (actor.actor_id, actor.meta)
+
+    def _ask_kill(self, process: _Process, actor_id: int) -> Any:
+        for actor in self._actors.values():
+            if actor.actor_id == actor_id:
+                self._kill(actor.proc)
+                return "ok", None
+        return "unknown", None
+
+    def _ask_available(self, process: _Process) -> Any:
+        return self._life.available(self._control.free_cpus())
+
+    def _ask_note(self, process: _Process, index: int, epoch: int) -> Any:
+        return self._notes.get(Proc(index, epoch), "")
+
+    def _ask_shutdown(self, process: _Process) -> Any:
+        self._stop()
+        return "ok"
+
+    def _join_group(
+        self, process: _Process, name: str, rank: int, world_size: int, size: int
+    ) -> tuple[Any, list[int]]:
+        group = self._groups.get(name)
+        if group is None:
+            segment = _core.make_memfd("skate-group", size)
+            group = self._groups[name] = _Group(segment, world_size, {})
+        if group.world_size != world_size:
+            return ("mismatch", group.world_size), []
+        holder = group.ranks.setdefault(rank, process.proc.index)
+        if holder != process.proc.index:
+            return ("taken", rank), []
+        if len(group.ranks) < world_size:
+            missing = sorted(set(range(world_size)) - group.ranks.keys())
+            return ("waiting", missing), []
+        members = [group.ranks[r] for r in range(world_size)]
+        return ("ok", members), [group.segment]
+
+    # Commands ----------------------------------------------------------------
+
+    def _do(self, commands: list[life.Command]) -> None:
+        for command in commands:
+            match command:
+                case life.Fork(proc, kind):
+                    process = self._processes.get(proc)
+                    if process is None:
+                        process = self._new_process(proc, is_pool=kind == "pool")
+                    self._order_fork(process, kind == "pool", command.num_gpus)
+                case life.Kill(proc):
+                    self._kill(proc)
+                case life.GrantLease(owner, task, worker):
+                    self._control.send_lease(
+                        owner.index, owner.epoch, task, worker.index, worker.epoch
+                    )
+                case life.TellDied(to, dead, cause, detail):
+                    self._control.send_died(
+                        to.index, to.epoch, dead.index, dead.epoch, cause, detail
+                    )
+                case life.TellForget(to, dead, free_blocks):
+                    self._control.send_forget(
+                        to.index, to.epoch, dead.index, dead.epoch, free_blocks
+                    )
+                case life.Recycle(proc):
+                    os.close(self._segments.pop(proc))
+                case life.TakeCpus(count):
+                    taken = self._control.take_cpus(count)
+                    self._do(self._life.handle(life.CpusTaken(taken)))
+                case life.GiveCpus(count):
+                    self._control.give_cpus(count)
+                case life.WantCpus(count):
+                    self._control.want_cpus(count)
+        self._unsent = self._control.flush()
+
+    def _new_process(self, proc: Proc, is_pool: bool) -> _Process:
+        process = _Process(proc, self._control.make_segment())
+        self._processes[proc] = process
+        self._control.prepare(proc.index, proc.epoch, is_pool)
+        for dead in self._life.unheld_dead()[:1]:
+            self._do(self._life.ask_again(dead))
+        return process
+
+    def _order_fork(self, process: _Process, is_pool: bool, num_gpus: float) -> None:
+        mine, theirs = wire.socket_pair()
+        process.sock = mine
+        self._watch(mine.fileno(), lambda: self._on_packet(process))
+        proc = process.proc
+        order = {
+            "index": proc.index,
+            "epoch": proc.epoch,
+            "is_pool": is_pool,
+            "is_actor": proc.index in self._actors,
+            "counts_cpus": self._life.members[proc].resources.get("CPU", 0) > 0,
+            "num_gpus": num_gpus,
+        }
+        wire.send(
+            self._zygote_sock,
+            pickle.dumps(order),
+            [process.segment, theirs.fileno()],
+        )
+        theirs.close()
+
+    def _kill(self, proc: Proc) -> None:
+        process = self._processes.get(proc)
+        if process is None:
+            return
+        process.kill_requested = True
+        if process.pid:
+            _kill(process.pid)
+        elif process.sock is None:  # it waits for resources: nothing runs yet
+            self._died(process, KILLED, 0)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return []
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def main(fd: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=fd)
+    hello, _ = wire.receive(sock)
+    settings = pickle.loads(hello)
+    _core.become_subreaper()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    Supervisor(sock, settings["driver_pid"], settings).run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

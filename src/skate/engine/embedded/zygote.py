@@ -1,0 +1,117 @@
+"""The zygote: a small warm process that forks workers when the supervisor says so.
+
+It is started by exec, has one thread, and imports only what workers need anyway, so a
+fork is cheap and safe: nothing of the user's program is in it. Workers must be children
+of the supervisor, since a process's death signal comes from its parent: the zygote forks
+a helper, which forks the worker and ends, and the worker is handed to the nearest
+subreaper, the supervisor.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+
+from . import wire
+
+
+def main(fd: int, supervisor_pid: int) -> None:
+    sock = socket.socket(fileno=fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hello, (session_fd,) = wire.receive(sock)
+    settings = pickle.loads(hello)
+    sys.path[:] = settings["sys_path"]
+    # Workers are many: each computes with one thread unless its task asks for more.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    _preload(["skate.engine.embedded.worker", "cloudpickle", *settings["preload"]])
+    gc.collect()
+    gc.freeze()  # forked workers share these pages as long as nobody writes to them
+    while True:
+        request, fds = wire.receive(sock)
+        if not request:
+            return
+        order = pickle.loads(request)
+        pid = _fork_worker(sock, session_fd, fds, supervisor_pid, settings, order)
+        for received in fds:
+            os.close(received)
+        wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
+
+
+def _preload(modules: list[str]) -> None:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            # The driver checked the names; what fails here fails in the task as well,
+            # where the user sees it.
+            print(f"skate: preloading {name} failed: {error}", file=sys.stderr)
+
+
+def _fork_worker(
+    sock: socket.socket,
+    session_fd: int,
+    fds: list[int],
+    supervisor_pid: int,
+    settings: dict[str, object],
+    order: dict[str, object],
+) -> int:
+    """The worker's process id, or 0 if it could not be forked."""
+    readable, writable = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        try:
+            worker = os.fork()
+        except OSError:
+            worker = -1
+        if worker != 0:
+            os.write(writable, max(worker, 0).to_bytes(8, "little"))
+            os._exit(0)
+        os.close(readable)
+        os.close(writable)
+        sock.close()
+        _become_worker(session_fd, fds, supervisor_pid, settings, order)
+    os.close(writable)
+    answer = os.read(readable, 8)
+    os.close(readable)
+    os.waitpid(helper, 0)
+    return int.from_bytes(answer, "little")
+
+
+def _become_worker(
+    session_fd: int,
+    fds: list[int],
+    supervisor_pid: int,
+    settings: dict[str, object],
+    order: dict[str, object],
+) -> None:
+    from ... import _core
+
+    # The helper ends at once; until then the supervisor is not yet the parent, and a
+    # death signal asked for now would follow the helper.
+    while os.getppid() != supervisor_pid:
+        if not os.path.exists(f"/proc/{supervisor_pid}"):
+            os._exit(1)
+        time.sleep(0.0001)
+    _core.die_with_parent()
+    if os.getppid() != supervisor_pid:
+        os._exit(1)
+    os.setsid()  # what it starts can be told from other workers and their offspring
+    from . import worker
+
+    code = 1
+    try:
+        code = worker.main(session_fd, fds[0], fds[1], settings, order)
+    finally:
+        # Never back into the zygote's loop, and no exit handlers of its modules twice.
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
