@@ -13,7 +13,12 @@ import numpy as np
 from .policy import Array
 
 ALGORITHMS = ("ppo",)
-_PIP = "pip install 'skate[rl]'"
+EXTRAS = {  # package: module
+    "gymnasium": "gymnasium",
+    "matplotlib": "matplotlib",
+    "pillow": "PIL",
+    "torch": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,22 @@ def check_extras() -> None:
     """Say what is missing before anything starts.
 
     Raises:
-        ImportError: gymnasium or torch is not installed.
+        ImportError: a package of the ``rl`` extra is not installed.
     """
-    for module in ("gymnasium", "torch"):
+    for package, module in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
             raise ImportError(
-                f"skate.rl needs {module}, which is not installed: {_PIP}"
+                f"skate.rl needs {package}, which is not installed: "
+                "pip install 'skate[rl]'"
             )
 
 
 def check_algorithm(algo: str) -> None:
     """Raise ValueError, naming those that exist, unless ``algo`` does."""
     if algo not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {algo!r}.{_suggestion(algo, ALGORITHMS)}")
+        raise ValueError(
+            f"unknown algorithm {algo!r}. Did you mean {_nearest(algo, ALGORITHMS)}?"
+        )
 
 
 def check_env(env: str) -> None:
@@ -50,7 +58,8 @@ def check_env(env: str) -> None:
 
     if env not in gymnasium.registry:
         raise ValueError(
-            f"unknown environment {env!r}.{_suggestion(env, gymnasium.registry)}"
+            f"gymnasium has no environment {env!r}. Did you mean "
+            f"{_nearest(env, gymnasium.registry)}?"
         )
 
 
@@ -82,15 +91,7 @@ def spaces(env: str) -> Spaces:
     return Spaces(observations.shape[0], actions.low, actions.high)
 
 
-def _suggestion(wrong: str, names: Iterable[str]) -> str:
-    names = list(names)
-    lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(wrong.lower(), lower, n=3, cutoff=0.5)
-    nearest = [lower[name] for name in close] or sorted(names)[:5]
-    return (
-        f" Did you mean {' or '.join(nearest)}?"
-        if close
-        else (
-            f" There are {', '.join(nearest)}{' and others' if len(names) > 5 else ''}."
-        )
-    )
+def _nearest(wrong: str, names: Iterable[str]) -> str:
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wrong.lower(), by_lower, n=3, cutoff=0)
+    return " or ".join(by_lower[name] for name in close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,19 @@ def draw_learning_curve(
 def draw_gif(
     policy: Callable[[Array], Array], env: str, path: Path, *, seed: int = 0
 ) -> None:
-    """One episode, into directory ``path``; ``env`` must be able to render."""
+    """Draw one episode into directory ``path``; warns if ``env`` cannot render."""
     # Before gymnasium imports pygame, which would greet on standard output.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import gymnasium
     from PIL import Image
 
-    game = gymnasium.make(env, render_mode="rgb_array")
+    try:
+        game = gymnasium.make(env, render_mode="rgb_array")
+        game.reset()
+        game.render()
+    except gymnasium.error.DependencyNotInstalled as error:
+        warnings.warn(f"no {GIF} of the policy: {error}", stacklevel=2)
+        return
     shown_every = max(1, round(game.metadata.get("render_fps", 30) / GIF_FRAMES_PER_S))
     frames = []
     observation, _ = game.reset(seed=seed)

@@ -109,8 +109,6 @@ def train(
 
     policy = run_files.load_policy(path)
     evaluation = evaluate(policy, env, episodes=eval_episodes, seed=seed)
-    draw_learning_curve(run_files.read_metrics(path), env, path)
-    draw_gif(policy, env, path, seed=seed)
     summary = {
         "algo": algo,
         "env": env,
@@ -123,6 +121,8 @@ def train(
         "policy_versions": totals["updates"] + 1,  # the untrained one is version 0
     }
     run_files.save_result(path, summary)
+    draw_learning_curve(run_files.read_metrics(path), env, path)
+    draw_gif(policy, env, path, seed=seed)
     return Result(path, summary)
 
 

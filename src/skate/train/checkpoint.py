@@ -8,6 +8,34 @@ from pathlib import Path
 from typing import Any
 
 NAME = "checkpoint.pkl"
+PERIOD_S = 1.0
+
+
+class Saver:
+    """Writes the newest checkpoint, at most once in ``PERIOD_S`` and at the end.
+
+    Args:
+        directory: None writes nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._unsaved: Any = None
+        self._saved_at = -PERIOD_S
+        self.path: Path | None = None
+
+    def offer(self, checkpoint: Any, now: float) -> None:
+        """Save now or later; ``now`` is in seconds."""
+        self._unsaved = checkpoint
+        if now - self._saved_at >= PERIOD_S:
+            self._saved_at = now
+            self.flush()
+
+    def flush(self) -> None:
+        """Save what was offered last, unless that is done already."""
+        if self._directory is not None and self._unsaved is not None:
+            self.path = save(self._directory, self._unsaved)
+            self._unsaved = None
 
 
 def save(directory: Path, checkpoint: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,7 +97,8 @@ def run(
     Args:
         loop: called as ``loop()``, or ``loop(config)`` if it has a parameter. It
             finds its rank and the collectives in :func:`skate.train.context`.
-        checkpoint_dir: where the last reported checkpoint is kept.
+        checkpoint_dir: where the last reported checkpoint is kept; while the run goes
+            on it may be a second old.
         resume: begin from the checkpoint there, if there is one.
         max_failures: how often the ranks are started again, from the last
             checkpoint, after one of them has failed.
@@ -116,6 +118,7 @@ def run(
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs checkpoint_dir, to resume from.")
     directory = None if checkpoint_dir is None else Path(checkpoint_dir)
+    saver = checkpoints.Saver(directory)
     result = Result()
     if resume and directory is not None:
         result.checkpoint = checkpoints.load(directory)
@@ -125,8 +128,7 @@ def run(
         result.history.append(metrics)
         if checkpoint is not None:
             result.checkpoint = checkpoint
-            if directory is not None:
-                result.path = checkpoints.save(directory, checkpoint)
+            saver.offer(checkpoint, time.monotonic())
         if on_report is not None:
             on_report(metrics, checkpoint)
 
@@ -134,11 +136,15 @@ def run(
     while True:
         try:
             _attempt(loop, num_workers, config, result.checkpoint, record)
-            return result
         except SkateError:
             failures += 1
             if failures > max_failures:
                 raise
+        else:
+            return result
+        finally:  # Ctrl-C included
+            saver.flush()
+            result.path = saver.path
 
 
 def _attempt(

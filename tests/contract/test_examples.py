@@ -1,0 +1,31 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("engine_name", ["embedded", "inline"])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("simulate.py", "pi is about 3.14"),
+        ("serve.py", "answers [(6.0, 2)]"),
+        ("data_parallel.py", "y = 3.00 x -1.00"),
+    ],
+)
+def test_example_does_what_it_says(name: str, output: str, engine_name: str) -> None:
+    if name == "data_parallel.py":
+        pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        env={**os.environ, "SKATE_ENGINE": engine_name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert output in done.stdout

@@ -1,0 +1,272 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import skate
+from skate import sim
+from skate.serve import deploy
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def draw(config: int, seed: np.random.SeedSequence) -> float:
+    return float(np.random.default_rng(seed).normal())
+
+
+def fail_on_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError(f"{x} is odd")
+    return x
+
+
+class FailFirst:
+    """Fails until it has been called often enough; the count is in a file."""
+
+    def __init__(self, path: Path, failures: int) -> None:
+        self.path, self.failures = path, failures
+
+    def __call__(self, config: int) -> int:
+        with self.path.open("a") as file:
+            file.write("x")
+        if len(self.path.read_text()) <= self.failures:
+            raise OSError("not yet")
+        return config
+
+
+# run ------------------------------------------------------------------------------
+
+
+def test_every_configuration_is_simulated_once() -> None:
+    assert sorted(sim.run(square, range(50))) == [x * x for x in range(50)]
+
+
+def test_ordered_results_come_in_the_order_of_the_configurations() -> None:
+    run = sim.run(square, range(20), cost=list(range(20)), ordered=True)
+    assert list(run) == [x * x for x in range(20)]
+
+
+def test_the_most_expensive_simulations_start_first() -> None:
+    configs = [3, 9, 1, 7]
+    assert list(sim.run(square, configs, cost=lambda x: x, max_in_flight=1)) == [
+        81,
+        49,
+        9,
+        1,
+    ]
+
+
+def test_configurations_are_drawn_as_there_is_room() -> None:
+    drawn = []
+
+    def configs() -> Any:
+        for x in itertools.count():
+            drawn.append(x)
+            yield x
+
+    run = sim.run(square, configs(), max_in_flight=3, ordered=True)
+    assert [next(run) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(drawn) <= 5 + 3
+
+
+def test_seeds_depend_on_the_index_alone() -> None:
+    expected = [
+        draw(0, np.random.SeedSequence(7, spawn_key=(index,))) for index in range(6)
+    ]
+    for options in ({}, {"cost": list(range(6))}, {"max_in_flight": 1}):
+        run = sim.run(draw, range(6), run_seed=7, ordered=True, **options)
+        assert list(run) == expected
+
+
+def test_a_failure_is_raised_with_the_type_of_the_simulator() -> None:
+    with pytest.raises(ValueError, match="3 is odd"):
+        list(sim.run(fail_on_odd, [0, 2, 3], ordered=True))
+
+
+def test_failures_can_be_returned_among_the_results() -> None:
+    run = sim.run(fail_on_odd, [0, 1, 2], on_error="return", ordered=True)
+    zero, failed, two = run
+    assert (zero, two) == (0, 2)
+    assert isinstance(failed, sim.FailedRun)
+    assert (failed.index, failed.config) == (1, 1)
+    assert isinstance(failed.exception, ValueError)
+    assert run.stats()["failed"] == 1
+
+
+def test_a_failed_simulation_is_retried(tmp_path: Path) -> None:
+    run = sim.run(FailFirst(tmp_path / "calls", failures=2), [5], retries=2)
+    assert list(run) == [5]
+    assert run.stats()["retried"] == 2
+
+
+def test_retries_come_to_an_end(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not yet"):
+        list(sim.run(FailFirst(tmp_path / "calls", failures=2), [5], retries=1))
+
+
+def test_a_run_tells_where_its_time_went(tmp_path: Path) -> None:
+    run = sim.run(square, range(10))
+    list(run)
+    stats = run.stats()
+    assert (stats["runs"], stats["failed"], stats["retried"]) == (10, 0, 0)
+    assert 0 < stats["longest_s"] <= stats["busy_s"]
+    assert stats["workers"] >= 1
+    pytest.importorskip("matplotlib")
+    run.plot(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 1.0}, "cannot yet end a task"),
+        ({"on_error": "ignore"}, 'expected "raise" or "return"'),
+        ({"retries": -1}, "retries=-1; expected 0 or more"),
+        ({"max_in_flight": 0}, "max_in_flight=0; expected at least 1"),
+        ({"cost": [1.0]}, "cost has 1 numbers for 2 configurations"),
+    ],
+)
+def test_wrong_options_of_run_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sim.run(square, [1, 2], **options)
+
+
+# rollouts -------------------------------------------------------------------------
+
+
+class Counter:
+    """Counts steps; every third ends it: terminated and truncated in turn."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None:
+            self.episodes = 0
+            self.first = seed % 1000
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        ends = self.steps == 3
+        self.episodes += ends
+        terminated = ends and self.episodes % 2 == 1
+        return self._observation(), float(action[0]), terminated, ends ^ terminated, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.first, self.steps], np.float32)
+
+
+def echo(observations: np.ndarray) -> dict[str, np.ndarray]:
+    return {"actions": observations[:, 1:], "twice": 2 * observations[:, 1]}
+
+
+class Versioned:
+    """Every action is the version of the weights that chose it."""
+
+    def __init__(self) -> None:
+        self.version = 0.0
+
+    def evaluate(self, observations: np.ndarray) -> np.ndarray:
+        return np.full((len(observations), 1), self.version, np.float32)
+
+    def set_weights(self, version: float) -> None:
+        self.version = version
+
+
+def test_a_trajectory_holds_every_step_of_every_environment() -> None:
+    with sim.rollouts(
+        Counter, echo, num_workers=1, num_envs_per_worker=2, rollout_length=7
+    ) as rollouts:
+        one = next(rollouts)
+    steps = [0, 1, 2, 0, 1, 2, 0]
+    assert one.observations.shape == (8, 2, 2)
+    assert one.observations[:, 0, 1].tolist() == [*steps, 1]
+    assert one.actions.shape == (7, 2, 1)
+    assert one.rewards[:, 1].tolist() == steps
+    assert one.extras["twice"][:, 0].tolist() == [2 * s for s in steps]
+    assert np.flatnonzero(one.terminated[:, 0]).tolist() == [2]
+    assert np.flatnonzero(one.truncated[:, 0]).tolist() == [5]
+    assert one.next_observations[:, 0, 1].tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert one.episode_returns.tolist() == [3.0] * 4
+    assert one.policy_versions.tolist() == [0] * 7
+
+
+def test_a_rollout_goes_on_where_the_last_one_ended() -> None:
+    with sim.rollouts(
+        Counter, echo, num_workers=1, num_envs_per_worker=1, rollout_length=2
+    ) as rollouts:
+        first, second, third = (next(rollouts) for _ in range(3))
+    np.testing.assert_array_equal(first.observations[-1], second.observations[0])
+    np.testing.assert_array_equal(second.observations[-1], third.observations[0])
+    assert second.episode_returns.tolist() == [3.0]
+
+
+def test_environments_are_seeded_by_their_place() -> None:
+    def first_observations(num_workers: int) -> dict[int, list[float]]:
+        with sim.rollouts(
+            Counter,
+            echo,
+            num_workers=num_workers,
+            num_envs_per_worker=2,
+            rollout_length=1,
+            seed=5,
+        ) as rollouts:
+            seen: dict[int, list[float]] = {}
+            while len(seen) < num_workers:
+                one = next(rollouts)
+                seen.setdefault(one.worker, one.observations[0, :, 0].tolist())
+            return seen
+
+    one, three = first_observations(1), first_observations(3)
+    assert three[0] == one[0]
+    assert len({x for firsts in three.values() for x in firsts}) == 6
+
+
+def test_every_step_records_the_version_that_chose_its_action() -> None:
+    with (
+        deploy(Versioned) as deployment,
+        sim.rollouts(
+            Counter,
+            deployment,
+            num_workers=2,
+            num_envs_per_worker=3,
+            rollout_length=20,
+        ) as rollouts,
+    ):
+        taken = []
+        for version in range(1, 9):
+            taken.append(next(rollouts))
+            assert deployment.update(float(version)) == version
+        for one in taken:
+            chosen = np.broadcast_to(one.policy_versions[:, None, None], (20, 3, 1))
+            np.testing.assert_array_equal(one.actions, chosen)
+        assert len({v for one in taken for v in one.policy_versions.tolist()}) > 1
+        # Nothing but the deployment chose an action: it counted at least those taken,
+        # and at most one more rollout of each worker.
+        states = deployment.stats()["states"]
+        assert len(taken) * 60 <= states <= (len(taken) + 2) * 60
+
+
+def test_an_error_of_an_environment_is_raised() -> None:
+    def broken() -> Any:
+        raise OSError("no such simulator")
+
+    rollouts = sim.rollouts(
+        broken, echo, num_workers=1, num_envs_per_worker=1, rollout_length=1
+    )
+    with pytest.raises(skate.exceptions.ActorDiedError, match="no such simulator"):
+        next(rollouts)
+
+
+def test_wrong_options_of_rollouts_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_workers=0; expected at least 1"):
+        sim.rollouts(
+            Counter, echo, num_workers=0, num_envs_per_worker=1, rollout_length=1
+        )
