@@ -1285,7 +1285,8 @@ void Node::process_died(Reader& reader) {
   const Failure failure = reader.pod<Failure>();
   Peer& from = peer(id.index);
   bool holds_owned = false;
-  if (from.id == id && !from.dead) {
+  if (from.id == id && !from.settled) {
+    from.settled = true;
     drain_ring(from);
     from.dead = true;
     from.failure = failure;

@@ -118,7 +118,8 @@ struct Incoming {
 struct Peer {
   ProcId id;
   bool dead = false;
-  Failure failure;  // why, once dead
+  bool settled = false;  // its death has been dealt with here
+  Failure failure;       // why, once dead
   Mapping control;  // its queue and rings, writable
   Mapping arena;    // read-only
   std::optional<RingConsumer> in;
