@@ -126,13 +126,19 @@ i64 nanoseconds(std::optional<double> seconds) {
   return static_cast<i64>(std::max(*seconds, 0.0) * 1e9);
 }
 
+GroupTiming timing_of(std::optional<double> spin_us) {
+  GroupTiming timing;
+  if (spin_us) timing.spin_ns = static_cast<i64>(*spin_us * 1e3);
+  return timing;
+}
+
 class PyGroup {
  public:
   PyGroup(int fd, std::size_t bytes, int rank, int world_size,
           const std::vector<std::uintptr_t>& alive, std::optional<double> spin_us)
       : segment_(std::make_shared<Segment>(fd, checked_size(fd, bytes))),
         group_(segment_->mapping.data(), bytes, rank, world_size, hooks_of(alive),
-               spin_us ? static_cast<i64>(*spin_us * 1e3) : Group::kDefaultSpin) {
+               timing_of(spin_us)) {
     if (!alive.empty() && alive.size() != static_cast<std::size_t>(world_size)) {
       throw nb::value_error("alive needs one address for each rank");
     }

@@ -29,7 +29,6 @@ constexpr std::size_t kMaxDims = 8;
 // ranks than cores the spinner keeps a core from the rank that it waits for.
 constexpr i64 kSpinNs = 50'000;
 constexpr i64 kSpinCrowdedNs = 10'000;
-constexpr i64 kSliceNs = 20'000'000;
 constexpr i64 kNever = std::numeric_limits<i64>::max();
 
 constexpr u32 kJoined = 1;
@@ -207,16 +206,19 @@ std::size_t Group::segment_bytes(int world_size, std::size_t array_bytes) {
 }
 
 Group::Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks hooks,
-             i64 spin_ns)
+             GroupTiming timing)
     : base_(static_cast<std::byte*>(base)),
       rank_(rank),
       world_size_(world_size),
       hooks_(std::move(hooks)),
-      spin_ns_(spin_ns == kDefaultSpin ? default_spin_ns(world_size) : spin_ns),
+      timing_(timing),
       pid_(getpid()) {
   if (rank < 0 || rank >= world_size) {
     throw std::invalid_argument("rank " + std::to_string(rank) +
                                 " is not in a group of " + std::to_string(world_size));
+  }
+  if (timing_.spin_ns == GroupTiming::kBySpareCores) {
+    timing_.spin_ns = default_spin_ns(world_size);
   }
   const std::size_t ranks = static_cast<std::size_t>(world_size);
   blocks_at_ = round_up(sizeof(Header) + ranks * sizeof(RankState), kPage);
@@ -502,7 +504,7 @@ GroupOutcome Group::meet(i64 deadline_ns) {
 
 bool Group::spin_until_met() const {
   constexpr int kLooksPerClock = 32;
-  const i64 until = now_ns() + spin_ns_;
+  const i64 until = now_ns() + timing_.spin_ns;
   while (now_ns() < until) {
     for (int i = 0; i < kLooksPerClock; ++i) {
       if (is_met()) return true;
@@ -534,7 +536,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
       continue;  // all may have arrived just now
     }
     const FutexResult woken =
-        futex_wait(header().epoch, epoch, std::min(left, kSliceNs));
+        futex_wait(header().epoch, epoch, std::min(left, timing_.slice_ns));
     const bool nothing_new =
         woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
     if (nothing_new && hooks_.interrupted()) {

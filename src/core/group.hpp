@@ -38,12 +38,18 @@ struct GroupOutcome {
   std::vector<int> ranks;
 };
 
-// What a group asks of its process. Both are called from within collective calls only.
+// What a group asks of its process, from within collective calls only.
 struct GroupHooks {
   // Whether the process of a rank lives; must never say so wrongly for good.
   std::function<bool(int rank)> alive = [](int) { return true; };
-  // True ends the call. Asked at least every 20 ms of waiting, and after a signal.
+  // True ends the call. Asked after every slice of waiting, and after a signal.
   std::function<bool()> interrupted = [] { return false; };
+};
+
+struct GroupTiming {
+  static constexpr i64 kBySpareCores = -1;
+  i64 spin_ns = kBySpareCores;  // how long a wait spins before it sleeps
+  i64 slice_ns = 20'000'000;    // how long it sleeps before it asks the hooks
 };
 
 // A C-contiguous array of any alignment.
@@ -57,17 +63,14 @@ struct GroupArray {
 
 class Group {
  public:
-  static constexpr i64 kDefaultSpin = -1;
-
   // Bytes of a segment in which every rank can place arrays of `array_bytes` in total.
   static std::size_t segment_bytes(int world_size, std::size_t array_bytes);
 
   // `base` is `bytes` of memory that was all zeros when the first rank came; it outlives
-  // the group. `spin_ns` is how long a wait spins before it sleeps; by default it depends
-  // on whether each rank can have a core. Throws std::invalid_argument: too small, made
-  // for another world size, or the rank is taken.
+  // the group. Throws std::invalid_argument: too small, made for another world size, or
+  // the rank is taken.
   Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks hooks,
-        i64 spin_ns = kDefaultSpin);
+        GroupTiming timing = {});
   ~Group();
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
@@ -140,7 +143,7 @@ class Group {
   int rank_;
   int world_size_;
   GroupHooks hooks_;
-  i64 spin_ns_;
+  GroupTiming timing_;
   int pid_;
   std::size_t blocks_at_;
   std::size_t block_bytes_;
