@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from ._importable import importable
+from ._importable import find_global
 from ._options import ActorOptions, check_method_options, nearest
 from ._runtime import current
 from .engine.protocol import ActorSpec
@@ -146,7 +146,7 @@ class ActorClass(Generic[T]):
 
     @classmethod
     def _of(cls, actor_class: type[T], options: dict[str, Any]) -> ActorClass[T]:
-        self: ActorClass[T] = object.__new__(cls)
+        self: ActorClass[T] = _blank(cls)
         self._set_class(actor_class, ActorOptions().updated(options))
         return self
 
@@ -206,9 +206,7 @@ class ActorClass(Generic[T]):
 
     def options(self, **options: Any) -> ActorClass[T]:
         """The same class with other options, for one actor or for many."""
-        other: ActorClass[T] = object.__new__(type(self))
-        other._set_class(self.__wrapped__, self._options.updated(options))
-        return other
+        return _with_options(self, self._options.updated(options))
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -228,13 +226,26 @@ class ActorClass(Generic[T]):
         return f"ActorClass({self._spec.name})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if importable(self, self.__module__, self.__qualname__):
-            return self.__qualname__
+        found = find_global(self.__module__, self.__qualname__)
+        if found is self:
+            return str(self.__qualname__)
+        if getattr(found, "__wrapped__", None) is self.__wrapped__:
+            return _with_options, (found, self._options)
         # State apart from construction: the class's methods may refer to this object.
-        return object.__new__, (type(self),), (self.__wrapped__, self._options)
+        return _blank, (type(self),), (self.__wrapped__, self._options)
 
     def __setstate__(self, state: tuple[type[T], ActorOptions]) -> None:
         self._set_class(*state)
+
+
+def _blank(cls: type[T]) -> T:
+    return object.__new__(cls)
+
+
+def _with_options(found: ActorClass[T], options: ActorOptions) -> ActorClass[T]:
+    other: ActorClass[T] = _blank(type(found))
+    other._set_class(found.__wrapped__, options)
+    return other
 
 
 def _methods(

@@ -1,4 +1,4 @@
-"""Whether another process can find an object by its module and name."""
+"""Which objects another process finds by their module and name."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import sys
 from typing import Any
 
 
-def importable(found_as: Any, module: str | None, qualname: str) -> bool:
-    """True if ``module.qualname`` is ``found_as`` wherever ``module`` is imported.
+def find_global(module: str | None, qualname: str) -> Any:
+    """``module.qualname`` as any process finds it that imports ``module``; else None.
 
     ``__main__`` and notebooks do not count: other processes have another one, or none.
     Nor do modules that the user asked cloudpickle to pickle by value.
     """
-    if module is None or module == "__main__" or "<locals>" in qualname:
-        return False
+    if module is None or module == "__main__" or "<" in qualname:
+        return None
     found: Any = sys.modules.get(module)
-    if found is None or getattr(found, "__spec__", None) is None:
-        return False
+    if getattr(found, "__spec__", None) is None or pickled_by_value(module):
+        return None
     for name in qualname.split("."):
         found = getattr(found, name, None)
-    return found is found_as and not by_value(module)
+    return found
 
 
-def by_value(module: str) -> bool:
-    """True if the user registered ``module``, or a package of it, by value."""
+def pickled_by_value(module: str) -> bool:
+    """True if the user registered ``module``, or a package of it, with cloudpickle."""
     cloudpickle = sys.modules.get("cloudpickle")
     if cloudpickle is None:
         return False

@@ -18,7 +18,7 @@ from typing import (
 )
 
 from ._actor import ActorClass
-from ._importable import importable
+from ._importable import find_global
 from ._options import TaskOptions
 from ._runtime import current
 from .engine.protocol import TaskSpec
@@ -111,14 +111,23 @@ class RemoteFunction(Generic[P, Refs_co]):
         return f"RemoteFunction({self._spec.name})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if importable(self, self.__module__, self.__qualname__):
-            return self.__qualname__
+        found = find_global(self.__module__, self.__qualname__)
+        if found is self:
+            return str(self.__qualname__)
+        if getattr(found, "__wrapped__", None) is self._spec.function:
+            return _with_options, (found, self._spec.options)
         # State apart from construction: a recursive function refers to this object.
         spec = self._spec
         return _blank, (type(self),), (spec.function, spec.name, spec.options)
 
     def __setstate__(self, state: tuple[Any, str, TaskOptions]) -> None:
         self._set_spec(TaskSpec(*state))
+
+
+def _with_options(
+    function: RemoteFunction[..., Any], options: TaskOptions
+) -> RemoteFunction[..., Any]:
+    return RemoteFunction(function._spec.function, options)
 
 
 def _blank(cls: type[T]) -> T:

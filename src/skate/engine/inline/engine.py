@@ -1,0 +1,457 @@
+"""The engine's face: every call of ``engine.protocol.Engine``, on the baton."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ..._ref import ActorRef, ObjectRef, restore_refs
+from ...exceptions import (
+    ActorAlreadyExistsError,
+    EngineError,
+    GetTimeoutError,
+)
+from .. import serialize
+from ..futures import FutureDispatcher
+from ..protocol import NamedActor
+from .actor import Actor, ActorCall, State, died
+from .baton import Baton, Stopped, Wait, context, holds_baton, this_worker
+from .group import InlineGroup, Meeting
+from .objects import Entry, Objects, Released, Stored
+from .resources import Resources
+from .units import Arguments, Call, Exported, Task
+from .waiting import Completion, DrivenFuture, InlineWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from concurrent.futures import Future
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..protocol import ActorSpec, EngineConfig, Group, TaskContext, TaskSpec
+    from .baton import Unit
+
+
+def open(config: EngineConfig) -> InlineEngine:  # noqa: A001  # as every engine  # every engine has it
+    """Start the inline engine: nothing but a few empty tables."""
+    return InlineEngine(config)
+
+
+class InlineEngine:
+    """Tasks and actors in this process, one at a time."""
+
+    name = "inline"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.session = secrets.token_hex(6)
+        self.baton = Baton(self._report)
+        self.lock = self.baton.lock
+        self.resources = Resources(config)
+        self.objects = Objects()
+        self._ids = itertools.count(1)
+        self._pid = os.getpid()
+        self._released = Released()
+        self._actors: dict[int, Actor] = {}
+        self._names: dict[tuple[str, str], Actor] = {}
+        self._meetings: dict[str, Meeting] = {}
+        self._futures = FutureDispatcher(self)
+        self._closed = False
+
+    def new_id(self) -> int:
+        return next(self._ids)
+
+    def enter(self) -> None:
+        """Every call starts here."""
+        if self._closed:
+            raise EngineError("skate has been shut down; call skate.init() again.")
+        if os.getpid() != self._pid:
+            raise EngineError(
+                "this process was forked from one that uses skate, and cannot use it "
+                "itself. Make the calls in the parent, or start skate here after "
+                "starting the process by spawn."
+            )
+        with self.lock:
+            self._released.drain(self._forget)
+
+    # Counting refs --------------------------------------------------------------------
+
+    def release(self, ref_id: int, /) -> None:
+        self._released.note(ref_id)
+
+    def adopt(self, ref_id: int, /) -> None:
+        with self.lock:
+            actor = self._actors.get(ref_id)
+            if actor is not None:
+                actor.count += 1
+            else:
+                self.objects.count(ref_id, +1)
+
+    def _forget(self, ref_id: int) -> None:
+        actor = self._actors.get(ref_id)
+        if actor is not None:
+            actor.count -= 1
+            if actor.count == 0:
+                if actor.state is State.DEAD:
+                    del self._actors[ref_id]
+                actor.end_if_unused()
+        elif ref_id in self.objects:
+            self.objects.count(ref_id, -1)
+
+    # Values ---------------------------------------------------------------------------
+
+    def load(self, stored: Stored, copy: bool = False) -> Any:
+        buffers = [bytearray(b) for b in stored.buffers] if copy else stored.buffers
+        with restore_refs(self):
+            return serialize.loads(stored.header, buffers)
+
+    def load_ref(self, ref: ObjectRef[Any], copy: bool = False) -> Any:
+        """The value of a ref that is ready; raises its error."""
+        with self.lock:
+            entry = self.objects[ref]
+        if entry.error is not None:
+            raise serialize.load_error(entry.error)
+        assert entry.value is not None
+        return self.load(entry.value, copy)
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        self.enter()
+        entry = Entry(None)
+        entry.value = Stored.of(serialize.dumps(value, "the value given to skate.put"))
+        with self.lock:
+            return self.objects.add(self.new_id(), entry, self)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        import numpy as np
+
+        self.enter()
+        return np.empty(shape, dtype)
+
+    # Tasks ----------------------------------------------------------------------------
+
+    def submit(
+        self, spec: TaskSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[ObjectRef[Any]]:
+        self.enter()
+        function = self._export(spec, spec.function)
+        arguments = Arguments(spec.name, args, kwargs)
+        with self.lock:
+            task = Task(self, spec.name, function, arguments, spec.options.num_returns)
+            refs = self._output_refs(task)
+            task.await_arguments(task.post)
+        return refs
+
+    def _export(self, spec: TaskSpec | ActorSpec, original: Any) -> Exported:
+        exported = spec.exported
+        if not isinstance(exported, Exported) or exported.engine is not self:
+            exported = Exported(self, original, spec.name, spec.options)
+            spec.exported = exported
+        return exported
+
+    def _output_refs(self, call: Call) -> list[ObjectRef[Any]]:
+        return [self.objects.add(i, Entry(call), self) for i in call.outputs]
+
+    # Actors ---------------------------------------------------------------------------
+
+    def create_actor(
+        self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ActorRef:
+        self.enter()
+        exported = self._export(spec, spec.cls)
+        arguments = Arguments(f"{spec.name}.__init__", args, kwargs)
+        with self.lock:
+            key = self._name_key(spec.options.name, spec.options.namespace)
+            if key in self._names:
+                raise ActorAlreadyExistsError(
+                    f"there is an actor with the name {spec.options.name!r} already. "
+                    "Use another name, or options(get_if_exists=True) to share it."
+                )
+            actor = Actor(self, spec, exported, arguments)
+            self._actors[actor.id] = actor
+            if spec.options.name is not None:
+                self._names[key] = actor
+            actor.start()
+            return self._handle(actor)
+
+    def _name_key(self, name: str | None, namespace: str | None) -> tuple[str, str]:
+        return namespace or self.config.namespace, name or ""
+
+    def _handle(self, actor: Actor) -> ActorRef:
+        ref = ActorRef._new(actor.id, self)
+        assert isinstance(ref, ActorRef)
+        return ref
+
+    def actor_died(self, actor: Actor) -> None:
+        for key, named in list(self._names.items()):
+            if named is actor:
+                del self._names[key]
+        for meeting in list(self._meetings.values()):
+            meeting.actor_died(actor.id)
+        if actor.count == 0:
+            self._actors.pop(actor.id, None)
+
+    def call_actor(
+        self,
+        actor: ActorRef,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_returns: int,
+    ) -> list[ObjectRef[Any]]:
+        self.enter()
+        callee = self._find(actor)
+        arguments = Arguments(f"{callee.class_name}.{method}", args, kwargs)
+        with self.lock:
+            call = ActorCall(callee, method, arguments, num_returns)
+            refs = self._output_refs(call)
+            here = context.get()
+            callee.submit(call, here.actor_id or here.task_id)
+        return refs
+
+    def _find(self, actor: ActorRef) -> Actor:
+        if actor._counter is not self:
+            raise EngineError(
+                "this handle is of an actor of an earlier session, which ended with "
+                "skate.shutdown()."
+            )
+        return self._actors[actor._id]
+
+    def kill_actor(self, actor: ActorRef) -> None:
+        self.enter()
+        victim = self._find(actor)
+        with self.lock:
+            victim.die(died(f"{victim.describe()} was killed by skate.kill."))
+        worker = this_worker()
+        if worker is not None and worker.home is victim.home:
+            raise Stopped  # it killed itself
+        victim.instance = None  # outside of the lock: its __del__ may run
+
+    def get_actor(self, name: str, namespace: str | None) -> NamedActor:
+        self._settle()
+        with self.lock:
+            key = self._name_key(name, namespace)
+            actor = self._names.get(key)
+            if actor is None or actor.count == 0:
+                known = sorted(n for space, n in self._names if space == key[0])
+                there_is = (
+                    f"there is {', '.join(map(repr, known))}"
+                    if known
+                    else ("there is no actor with a name")
+                )
+                raise ValueError(
+                    f"there is no live actor {name!r} in namespace {key[0]!r}; "
+                    f"{there_is}."
+                )
+            actor.count += 1
+            return NamedActor(self._handle(actor), actor.class_name, actor.methods)
+
+    # Waiting --------------------------------------------------------------------------
+
+    def get(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None, copy: bool
+    ) -> list[Any]:
+        self.enter()
+        with self.lock:
+            entries = [self.entry(ref) for ref in refs]
+            pending = list({id(e): e for e in entries if not e.ready}.values())
+            # With a timeout this thread may have to go on before they have ended.
+            needed = self._needed(pending) if timeout is None else ()
+        if pending and not any(entry.error for entry in entries):
+            wait = Wait(lambda: self._describe("get", pending), timeout=timeout)
+            self._block_for(pending, len(pending), wait, needed, or_error=True)
+        for entry in entries:
+            if entry.error is not None:
+                raise serialize.load_error(entry.error)
+        late = [entry for entry in entries if not entry.ready]
+        if late:
+            raise GetTimeoutError(
+                f"{self._describe('get', late)}: {len(late)} of {len(entries)} values "
+                f"did not come within {timeout} s. The work goes on; wait longer, or "
+                "find out what it waits for."
+            )
+        return [self.load_ref(ref, copy) for ref in refs]
+
+    def entry(self, ref: ObjectRef[Any]) -> Entry:
+        if ref._counter is not self:
+            raise EngineError(
+                f"{ref!r} is of an earlier session, which ended with skate.shutdown()."
+            )
+        return self.objects[ref]
+
+    def _needed(self, pending: list[Entry]) -> set[Call]:
+        """The units without which ``pending`` cannot all be ready."""
+        needed: set[Call] = set()
+        entries = deque(pending)
+        while entries:
+            call = entries.popleft().producer
+            if call is not None and call not in needed:
+                needed.add(call)
+                entries.extend(self.objects[ref] for ref in call.argument_refs())
+        return needed
+
+    def _block_for(
+        self,
+        pending: list[Entry],
+        missing: int,
+        wait: Wait,
+        needed: Collection[Call] = (),
+        *,
+        or_error: bool = False,
+    ) -> None:
+        """Block until ``missing`` of ``pending`` are ready, or one of them failed."""
+
+        def came(entry: Entry) -> None:
+            nonlocal missing
+            missing -= 1
+            if missing <= 0 or (or_error and entry.error is not None):
+                self.baton.answer(wait)
+
+        with self.lock:
+            for entry in pending:
+                if entry.ready:  # another thread was here between two locks
+                    came(entry)
+                else:
+                    entry.callbacks.append(came)
+        try:
+            self.baton.block(wait, needed)
+        finally:
+            with self.lock:
+                for entry in pending:
+                    if came in entry.callbacks:
+                        entry.callbacks.remove(came)
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        self.enter()
+        with self.lock:
+            entries = [self.entry(ref) for ref in refs]
+            pending = [entry for entry in entries if not entry.ready]
+        missing = num_returns - (len(entries) - len(pending))
+        if missing > 0:
+            wait = Wait(lambda: self._describe("wait", pending), timeout=timeout)
+            self._block_for(pending, missing, wait)
+        ready: list[ObjectRef[Any]] = []
+        others: list[ObjectRef[Any]] = []
+        for ref, entry in zip(refs, entries, strict=True):
+            chosen = ready if entry.ready and len(ready) < num_returns else others
+            chosen.append(ref)
+        return ready, others
+
+    def watch(self) -> InlineWatch:
+        self.enter()
+        return InlineWatch(self)
+
+    def future(self, ref: ObjectRef[Any], /) -> Future[Any]:
+        self.enter()
+        if not holds_baton():
+            return self._futures.submit(ref)
+        future = DrivenFuture(self, ref)
+        completion = Completion(self.baton.tasks, future)
+        with self.lock:
+            entry = self.entry(ref)
+            if entry.ready:
+                self.baton.post(completion)
+            else:
+                entry.callbacks.append(lambda _: self.baton.post(completion))
+        return future
+
+    def _settle(self) -> None:
+        """Give everything that can run one turn: elsewhere it would have run by now."""
+        self.enter()
+        self.baton.block(Wait(lambda: "its turn", timeout=0))
+        self.enter()
+
+    # Groups ---------------------------------------------------------------------------
+
+    def join_group(
+        self, name: str, rank: int, world_size: int, timeout: float | None
+    ) -> Group:
+        self.enter()
+        with self.lock:
+            meeting = self._meetings.get(name)
+            if meeting is None or meeting.broken:
+                meeting = self._meetings[name] = Meeting(self.baton, name, world_size)
+            meeting.join(rank, world_size)
+        group = InlineGroup(meeting, rank, self._forget_meeting)
+        try:
+            meeting.meet(rank, ("join",), None, lambda _: None, timeout)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    def _forget_meeting(self, meeting: Meeting) -> None:
+        with self.lock:
+            if self._meetings.get(meeting.name) is meeting:
+                del self._meetings[meeting.name]
+
+    # The session ----------------------------------------------------------------------
+
+    def context(self) -> TaskContext:
+        return context.get()
+
+    def cluster_resources(self) -> dict[str, float]:
+        self.enter()
+        return self.resources.total()
+
+    def available_resources(self) -> dict[str, float]:
+        self._settle()
+        with self.lock:
+            return self.resources.available()
+
+    def statistics(self) -> dict[str, int]:
+        self._settle()
+        with self.lock:
+            return {**self.objects.statistics(), "workers": len(self.baton.workers)}
+
+    def shutdown(self) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        threads = [worker.thread for worker in self.baton.workers]
+        ended = EngineError("skate was shut down while this call waited.")
+        with self.lock:
+            self.baton.forget_units()
+            for actor in list(self._actors.values()):
+                actor.die(died(f"{actor.describe()} ended: skate was shut down."))
+            self.baton.stop(self.baton.tasks)
+            self.baton.stop_foreign(ended)
+        # The threads that were blocked unwind now, one after the other. One that
+        # computes (after Ctrl-C) cannot be stopped; it is a daemon.
+        self.baton.unwind(timeout=2.0)
+        self._futures.close()
+        for thread in threads:
+            thread.join(timeout=1.0)
+        with self.lock:
+            for actor in self._actors.values():
+                actor.instance = None
+            self._actors.clear()
+            self.objects.clear()
+
+    # For people -----------------------------------------------------------------------
+
+    @staticmethod
+    def _describe(call: str, pending: list[Entry]) -> str:
+        names = sorted({e.producer.name for e in pending if e.producer is not None})
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"{call} of {shown or 'a value'}"
+
+    def _report(self, waits: list[Wait], stuck: list[Unit]) -> str:
+        lines = [f"  {wait.who} waits in {wait.about()}" for wait in waits]
+        free = self.resources.describe_free()
+        lines += [
+            f"  {unit.name} needs {self.resources.describe(unit.demand)}; free: {free}"
+            for unit in stuck
+            if isinstance(unit, Call)
+        ]
+        lines += [f"  {actor.describe()}" for actor in self._actors.values()]
+        return (
+            "everything waits, and nothing can run that would end a wait:\n"
+            + "\n".join(lines)
+            + "\nBreak the circle, or give one of the calls a timeout."
+        )

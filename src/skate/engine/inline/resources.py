@@ -1,0 +1,99 @@
+"""Counters of CPUs, GPUs and custom resources."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...exceptions import ResourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..._options import ActorOptions, TaskOptions
+    from ..protocol import EngineConfig
+
+_UNIT = 10_000  # amounts are whole multiples of 1 / _UNIT: sums of fractions are exact
+
+
+class Resources:
+    """What the session has in all, and what of it is free. Not thread-safe."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        amounts = {"CPU": config.num_cpus, **config.resources}
+        if config.num_gpus:
+            amounts["GPU"] = config.num_gpus
+        self._total = {name: round(n * _UNIT) for name, n in amounts.items()}
+        self._free = dict(self._total)
+
+    def demand(self, name: str, options: TaskOptions | ActorOptions) -> dict[str, int]:
+        """What ``options`` ask for.
+
+        Raises:
+            ResourceError: the session does not have it, even when all is free.
+        """
+        amounts = {
+            "CPU": options.num_cpus,
+            "GPU": options.num_gpus,
+            **options.resources,
+        }
+        demand = {key: round(n * _UNIT) for key, n in amounts.items() if n}
+        for key, amount in demand.items():
+            if amount > self._total.get(key, 0):
+                raise ResourceError(
+                    f"{name} asks for {amounts[key]:g} {key}, which can never be: this "
+                    f"session has {self.describe(self._total)}. Ask for less, or start "
+                    f"with {_how_to_get(key, amounts[key])}."
+                )
+        return demand
+
+    def fits(self, demand: Mapping[str, int]) -> bool:
+        return all(self._free[key] >= amount for key, amount in demand.items())
+
+    def take(self, demand: Mapping[str, int]) -> None:
+        for key, amount in demand.items():
+            self._free[key] -= amount
+
+    def give(self, demand: Mapping[str, int]) -> None:
+        for key, amount in demand.items():
+            self._free[key] += amount
+
+    def total(self) -> dict[str, float]:
+        return {key: amount / _UNIT for key, amount in self._total.items()}
+
+    def available(self) -> dict[str, float]:
+        # A task that was blocked takes its CPU back at once, so there may be none.
+        return {key: max(0, amount) / _UNIT for key, amount in self._free.items()}
+
+    def describe_free(self) -> str:
+        return self.describe({key: max(0, n) for key, n in self._free.items()})
+
+    @staticmethod
+    def describe(amounts: Mapping[str, int]) -> str:
+        return ", ".join(f"{n / _UNIT:g} {key}" for key, n in amounts.items())
+
+
+def _how_to_get(key: str, amount: float) -> str:
+    if key in ("CPU", "GPU"):
+        return f"skate.init(num_{key.lower()}s={amount:g})"
+    return f"skate.init(resources={{{key!r}: {amount:g}}})"
+
+
+class Grant:
+    """Resources that a task, or an actor, holds. A blocked one lends its CPUs."""
+
+    def __init__(self, resources: Resources, demand: Mapping[str, int]) -> None:
+        self._resources = resources
+        self._demand = demand
+        self._cpus = {key: n for key, n in demand.items() if key == "CPU"}
+
+    def take(self) -> None:
+        self._resources.take(self._demand)
+
+    def give(self) -> None:
+        self._resources.give(self._demand)
+
+    def lend(self) -> None:
+        self._resources.give(self._cpus)
+
+    def reclaim(self) -> None:
+        self._resources.take(self._cpus)

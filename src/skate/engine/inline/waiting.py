@@ -1,0 +1,109 @@
+"""Waiting for many refs (``Watch``), and for one as a future."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from ..futures import finish_future
+from .baton import Wait
+
+if TYPE_CHECKING:
+    from ..._ref import ObjectRef
+    from .baton import Home
+    from .engine import InlineEngine
+
+
+class InlineWatch:
+    """Tells which of many refs are ready; see ``engine.protocol.Watch``."""
+
+    def __init__(self, engine: InlineEngine) -> None:
+        self._engine = engine
+        self._ready: list[int] = []
+        self._outstanding = 0
+        self._wait: Wait | None = None
+
+    def add(self, ref: ObjectRef[Any], tag: int) -> None:
+        with self._engine.lock:
+            entry = self._engine.entry(ref)
+            self._outstanding += 1
+            if entry.ready:
+                self._came(tag)
+            else:
+                entry.callbacks.append(lambda _: self._came(tag))
+            if self._wait is not None:
+                self._wait.idle = False  # now somebody misses the answer
+                self._engine.baton.kick()
+
+    def _came(self, tag: int) -> None:
+        self._outstanding -= 1
+        self._ready.append(tag)
+        if self._wait is not None:
+            self._engine.baton.answer(self._wait)
+
+    def next(self, timeout: float | None) -> list[int]:
+        with self._engine.lock:
+            self._engine.enter()
+            wait = Wait(
+                lambda: f"as_completed of {self._outstanding} refs",
+                timeout=timeout,
+                idle=not self._outstanding,
+            )
+            block = not self._ready
+            if block:
+                self._wait = wait
+        if block:
+            try:
+                self._engine.baton.block(wait)
+            finally:
+                self._wait = None
+        with self._engine.lock:
+            tags, self._ready = self._ready, []
+        return tags
+
+    def close(self) -> None:
+        self._ready.clear()
+
+
+class DrivenFuture(Future[Any]):
+    """A future whose ``result`` lets others run: it is asked for by code of theirs."""
+
+    def __init__(self, engine: InlineEngine, ref: ObjectRef[Any]) -> None:
+        super().__init__()
+        self._engine = engine
+        self._ref = ref
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._drive(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._drive(timeout)
+        return super().exception(0)
+
+    def _drive(self, timeout: float | None) -> None:
+        if not self.done() and self._engine.wait([self._ref], 1, timeout)[0]:
+            self.complete()
+
+    def complete(self) -> None:
+        if not self.done():
+            finish_future(self, self._engine, self._ref)
+
+
+class Completion:
+    """Completes a future when its turn comes. A unit of the baton."""
+
+    anywhere = False
+
+    def __init__(self, home: Home, future: DrivenFuture) -> None:
+        self.home = home
+        self._future = future
+
+    def startable(self) -> bool:
+        return True
+
+    def begin(self) -> None:
+        pass
+
+    def run(self) -> None:
+        self._future.complete()
