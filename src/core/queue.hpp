@@ -118,7 +118,9 @@ u32 claim_task(QueueMemory& queue, u32 proc, std::byte* out, Note&& note) {
                        std::memory_order_release);
       return size;
     }
-    if (state == cell_state::free_for(position)) return 0;  // not published yet
+    // Not published yet. Below it: a slow claimer still holds the cell from the lap before;
+    // to pass it by would hide the task that comes here next.
+    if (state <= cell_state::free_for(position)) return 0;
     // Claimed, or already used for a later lap: help the hint along and go on.
     u64 head = position;
     queue.head.compare_exchange_strong(head, position + 1, std::memory_order_seq_cst);
