@@ -218,8 +218,7 @@ def descend_together(to_none: bool) -> None:
     context.report({"weights": flat, "spread": float(spread.max())})
 
 
-@pytest.mark.parametrize("to_none", [False, True])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("world_size", "to_none"), [(1, False), (2, True), (3, False)])
 def test_ranks_with_a_share_of_the_rows_learn_what_one_with_all_does(
     world_size: int, to_none: bool
 ) -> None:

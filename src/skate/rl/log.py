@@ -107,7 +107,7 @@ class _Lines:
 
 def _described(metrics: Mapping[str, Any]) -> str:
     speed = metrics["env_steps"] / metrics["wall_s"]
-    return (
-        f"return {metrics['mean_return']:8.1f}  lag {metrics['policy_lag']:.1f}  "
-        f"{speed:,.0f} steps/s"
-    )
+    # No episode may have ended yet.
+    known = math.isfinite(metrics["mean_return"])
+    mean = f"{metrics['mean_return']:8.1f}" if known else "       -"
+    return f"return {mean}  lag {metrics['policy_lag']:.1f}  {speed:,.0f} steps/s"

@@ -37,8 +37,9 @@ def draw_gif(
     policy: Callable[[Array], Array], env: str, path: Path, *, seed: int = 0
 ) -> None:
     """Draw one episode into directory ``path``; warns if ``env`` cannot render."""
-    # Before gymnasium imports pygame, which would greet on standard output.
+    # Before gymnasium imports pygame: it would greet, and look for a screen.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     import gymnasium
     from PIL import Image
 

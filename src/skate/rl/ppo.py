@@ -81,7 +81,7 @@ class PPO:
                 totals += details * (len(chosen) / rows / self.settings.epochs)
         names = ("policy_loss", "value_loss", "kl", "clip_fraction")
         return dict(zip(names, totals.tolist(), strict=True)) | {
-            "action_std": float(self._log_std.exp().mean()),
+            "action_std": self._log_std.detach().exp().mean().item(),
             "learning_rate": learning_rate,
         }
 

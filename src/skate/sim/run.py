@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def run(
             of ``configs``, or a function. The most expensive start first, so that
             none of them is left running alone at the end.
         max_in_flight: tasks submitted and not finished; default 16 a CPU.
-        ordered: yield in the order of ``configs``, not as they finish.
+        ordered: yield in the order of ``configs``, not as they finish. Without
+            ``cost``, others get ahead of a slow one by 4 times ``max_in_flight``.
         timeout: not available yet: ValueError.
         retries: how often a failed simulation is started again, with its own seed.
         on_error: ``"raise"`` the first failure from the iteration, or ``"return"``
@@ -92,7 +94,18 @@ def run(
         raise ValueError(f"max_in_flight={max_in_flight!r}; expected at least 1.")
     jobs = _jobs(configs, cost)
     task = skate.remote(_timed(simulate, run_seed)).options(max_retries=0)
-    return Run(task, jobs, max_in_flight, ordered, retries, on_error, progress)
+    # By cost, the one that all others wait for may start last: then all are held.
+    max_ahead = 4 * max_in_flight if cost is None else math.inf
+    return Run(
+        task,
+        jobs,
+        max_in_flight=max_in_flight,
+        max_ahead=max_ahead,
+        ordered=ordered,
+        retries=retries,
+        raise_failures=on_error == "raise",
+        progress=progress,
+    )
 
 
 class Run(Generic[R]):
@@ -102,31 +115,34 @@ class Run(Generic[R]):
         self,
         task: Any,  # a RemoteFunction; its parameters are this module's own
         jobs: Iterator[_Job],
+        *,
         max_in_flight: int,
+        max_ahead: float,
         ordered: bool,
         retries: int,
-        on_error: str,
+        raise_failures: bool,
         progress: bool,
     ) -> None:
         self._task = task
         self._jobs = jobs
         self._max_in_flight = max_in_flight
+        self._max_ahead = max_ahead
         self._retries = retries
-        self._raise = on_error == "raise"
+        self._raise = raise_failures
         self._in_flight: dict[Any, _Job] = {}
+        self._held: dict[int, Any] = {}  # results that wait for an earlier one
         self._started = 0.0
         self._ended = 0.0
         self.spans: list[Span] = []
         self._failed = self._retried = 0
-        outcomes = _in_order(self._outcomes()) if ordered else self._outcomes()
-        self._results = _bar(outcomes) if progress else outcomes
+        results = self._in_order() if ordered else self._as_finished()
+        self._results = _bar(results) if progress else results
 
     def __iter__(self) -> Iterator[R]:
         return self
 
     def __next__(self) -> R:
-        _, result = next(self._results)
-        return cast(R, result)  # or a FailedRun, if the caller asked for those
+        return cast(R, next(self._results))  # or a FailedRun, if the caller asked
 
     def stats(self) -> dict[str, float]:
         """Counts and seconds so far.
@@ -152,14 +168,23 @@ class Run(Generic[R]):
 
         gantt(self.spans, path)
 
+    def _as_finished(self) -> Iterator[Any]:
+        for _, result in self._outcomes():
+            yield result
+
+    def _in_order(self) -> Iterator[Any]:
+        expected = 0
+        for index, result in self._outcomes():
+            self._held[index] = result
+            while expected in self._held:
+                yield self._held.pop(expected)
+                expected += 1
+
     def _outcomes(self) -> Iterator[tuple[int, Any]]:
         """Index and result of each simulation, as they finish."""
         self._started = self._ended = time.perf_counter()
         while True:
-            while len(self._in_flight) < self._max_in_flight:
-                job = next(self._jobs, None)
-                if job is None:
-                    break
+            while self._has_room() and (job := next(self._jobs, None)):
                 self._submit(job)
             if not self._in_flight:
                 return
@@ -169,6 +194,11 @@ class Run(Generic[R]):
                 ready += skate.wait(rest, num_returns=len(rest), timeout=0)[0]
             for ref in ready:
                 yield from self._settle(ref, self._in_flight.pop(ref))
+
+    def _has_room(self) -> bool:
+        unfinished = len(self._in_flight)
+        ahead = unfinished + len(self._held)
+        return unfinished < self._max_in_flight and ahead < self._max_ahead
 
     def _submit(self, job: _Job) -> None:
         self._in_flight[self._task.remote(job.index, job.config)] = job
@@ -223,17 +253,7 @@ def _timed(simulate: Callable[..., Any], run_seed: int) -> Callable[..., Any]:
     return simulation
 
 
-def _in_order(outcomes: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    early: dict[int, Any] = {}
-    expected = 0
-    for index, result in outcomes:
-        early[index] = result
-        while expected in early:
-            yield expected, early.pop(expected)
-            expected += 1
-
-
-def _bar(outcomes: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+def _bar(results: Iterator[Any]) -> Iterator[Any]:
     try:
         from rich.progress import track
     except ImportError as error:
@@ -241,4 +261,4 @@ def _bar(outcomes: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
             "sim.run(progress=True) draws its bar with rich, which is not installed: "
             "pip install 'skate[rl]'"
         ) from error
-    return iter(track(outcomes, description="simulations"))
+    return iter(track(results, description="simulations"))

@@ -18,6 +18,8 @@ from skate.exceptions import ActorDiedError, RankDiedError, SkateError
 from . import checkpoint as checkpoints
 from .context import Context, set_context
 
+LAST_REPORTS_S = 1.0  # to wait for them at the end: they have been sent already
+
 
 @dataclass
 class Result:
@@ -67,19 +69,25 @@ class Mailbox:
     def __init__(self) -> None:
         self._reports: deque[tuple[dict[str, Any], Any]] = deque()
         self._arrived = asyncio.Event()
+        self._ended = False
 
     async def post(self, metrics: dict[str, Any], checkpoint: Any) -> None:
         self._reports.append((metrics, checkpoint))
         self._arrived.set()
 
-    async def take(self, wait: bool) -> list[tuple[dict[str, Any], Any]]:
-        """All new reports; with ``wait``, at least one."""
-        if wait:
-            await self._arrived.wait()
+    async def take(self) -> list[tuple[dict[str, Any], Any]]:
+        """All new reports; waits for one, unless there will be no more."""
+        await self._arrived.wait()
         reports = list(self._reports)
         self._reports.clear()
-        self._arrived.clear()
+        if not self._ended:
+            self._arrived.clear()
         return reports
+
+    async def end(self) -> None:
+        """No more reports will come."""
+        self._ended = True
+        self._arrived.set()
 
 
 def run(
@@ -162,22 +170,27 @@ def _attempt(
         actor.run.remote(loop, config, group, rank, checkpoint, mailbox)
         for rank, actor in enumerate(ranks)
     ]
-    reports = mailbox.take.remote(True)
+    reports = mailbox.take.remote()
     try:
         while running:
             ready, _ = skate.wait([reports, *running], num_returns=1)
             if ready == [reports]:
                 for report in skate.get(reports):
                     record(*report)
-                reports = mailbox.take.remote(True)
+                reports = mailbox.take.remote()
             else:
                 running.remove(ready[0])
                 _check(ready[0], running)
-        for report in skate.get(mailbox.take.remote(False)):
-            record(*report)
-    finally:
-        for actor in [*ranks, mailbox]:
-            skate.kill(actor)
+    finally:  # after a failure or Ctrl-C, the last checkpoint matters most
+        try:
+            mailbox.end.remote()
+            # The call that waits may hold some; what came after it is in the next.
+            for last in (reports, mailbox.take.remote()):
+                for report in skate.get(last, timeout=LAST_REPORTS_S):
+                    record(*report)
+        finally:
+            for actor in [*ranks, mailbox]:
+                skate.kill(actor)
 
 
 def _check(ended: Any, others: list[Any]) -> None:
