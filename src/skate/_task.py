@@ -59,7 +59,8 @@ class RemoteFunction(Generic[P, Refs_co]):
         functools.update_wrapper(self, spec.function)
         self._spec = spec
         self._num_returns = spec.options.num_returns
-        self._fewest, self._most = _arity(spec.function)
+        self._signature = _signature(spec.function)
+        self._fewest, self._most = _arity(self._signature)
 
     @overload
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Refs_co: ...
@@ -79,7 +80,7 @@ class RemoteFunction(Generic[P, Refs_co]):
             ResourceError: the options ask for more than the session has.
         """
         if kwargs or not self._fewest <= len(args) <= self._most:
-            check_arguments(self._spec.name, self._spec.function, args, kwargs)
+            self._check_arguments(args, kwargs)
         refs = current().submit(self._spec, args, kwargs)
         if self._num_returns == 1:
             return refs[0]
@@ -106,6 +107,16 @@ class RemoteFunction(Generic[P, Refs_co]):
             f"(...) to start a task, or {self.__name__}.__wrapped__(...) to run it "
             "here."
         )
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise TypeError here, where the mistake is, rather than in the task."""
+        if self._signature is not None:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{self._spec.name}{self._signature}: {error}."
+                ) from None
 
     def __repr__(self) -> str:
         return f"RemoteFunction({self._spec.name})"
@@ -140,7 +151,6 @@ def _name(function: Any) -> str:
     return f"{module}.{name}" if module else name
 
 
-@functools.lru_cache(maxsize=1024)
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
@@ -148,9 +158,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _arity(function: Callable[..., Any]) -> tuple[int, float]:
+def _arity(signature: inspect.Signature | None) -> tuple[int, float]:
     """How many positional arguments alone are a valid call: fewest, most."""
-    signature = _signature(function)
     if signature is None:
         return 0, float("inf")
     fewest, most = 0, 0.0
@@ -167,21 +176,6 @@ def _arity(function: Callable[..., Any]) -> tuple[int, float]:
         elif parameter.kind is parameter.KEYWORD_ONLY and required:
             return 1, 0  # never: always look at the keywords
     return fewest, most
-
-
-def check_arguments(
-    name: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    """Raise TypeError here, where the mistake is, rather than in the task."""
-    signature = _signature(function)
-    if signature is not None:
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}{signature}: {error}.") from None
 
 
 class _Remote(Protocol):

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import pickle
+import threading
+import traceback
+from typing import Any
+
+import pytest
+from helpers import Counter, add, fail, identity
+
+import skate
+from skate.exceptions import RemoteTraceback, SkateError, TaskError
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def test_a_failed_task_raises_the_users_own_exception_type() -> None:
+    with pytest.raises(ValueError, match="three") as caught:
+        skate.get(fail.remote(ValueError("three", 3)))
+    assert isinstance(caught.value, TaskError)
+    assert isinstance(caught.value, SkateError)
+    assert caught.value.args == ("three", 3)
+    assert isinstance(caught.value.cause, ValueError)
+    assert caught.value.task_name.endswith("fail")
+
+
+class StatusError(Exception):
+    def __init__(self, code: int, *, detail: str) -> None:
+        super().__init__(f"status {code}")
+        self.code = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_status_error, (self.code, self.detail)
+
+
+def _make_status_error(code: int, detail: str) -> StatusError:
+    return StatusError(code, detail=detail)
+
+
+def test_attributes_of_the_users_exception_are_kept() -> None:
+    with pytest.raises(StatusError, match="status 7") as caught:
+        skate.get(fail.remote(StatusError(7, detail="seven")))
+    assert (caught.value.code, caught.value.detail) == (7, "seven")
+
+
+def test_attributes_of_built_in_exceptions_are_kept() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        skate.get(fail.remote(FileNotFoundError(2, "No such file", "data.csv")))
+    assert caught.value.filename == "data.csv"
+    assert caught.value.errno == 2
+    assert "data.csv" in str(caught.value)
+
+
+class UnpicklableError(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@skate.remote
+def raise_unpicklable() -> None:
+    raise UnpicklableError("cannot travel")
+
+
+def test_an_exception_that_cannot_be_pickled_still_tells_its_story() -> None:
+    with pytest.raises(TaskError, match="UnpicklableError: cannot travel") as caught:
+        skate.get(raise_unpicklable.remote())
+    assert caught.value.cause is None
+    assert "in raise_unpicklable" in caught.value.remote_traceback
+
+
+class FinalError(Exception):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("no subclasses, please")
+
+
+def test_an_exception_class_that_refuses_subclasses_is_the_cause() -> None:
+    with pytest.raises(TaskError, match="FinalError: alone") as caught:
+        skate.get(fail.remote(FinalError("alone")))
+    assert type(caught.value.cause) is FinalError
+
+
+@skate.remote
+def stop_iteration() -> None:
+    raise StopIteration("would end a loop silently")
+
+
+def test_a_stop_iteration_cannot_end_the_callers_loop() -> None:
+    with pytest.raises(TaskError) as caught:
+        skate.get(stop_iteration.remote())
+    assert not isinstance(caught.value, StopIteration)
+
+
+@skate.remote
+def middle(error: Exception) -> None:
+    skate.get(fail.remote(error))
+
+
+@skate.remote
+def top(error: Exception) -> None:
+    skate.get(middle.remote(error))
+
+
+def test_an_error_passes_through_nested_tasks_as_itself() -> None:
+    with pytest.raises(KeyError) as caught:
+        skate.get(top.remote(KeyError("deep")))
+    assert isinstance(caught.value, TaskError)
+    assert type(caught.value.cause) is KeyError
+
+
+def test_the_traceback_shows_each_task_once_and_the_users_frames_only() -> None:
+    with pytest.raises(KeyError) as caught:
+        skate.get(top.remote(KeyError("deep")))
+    text = "".join(traceback.format_exception(caught.value.__cause__))
+    for line in ("raise error", "fail.remote(error)", "middle.remote(error)"):
+        assert text.count(line) == 1
+    assert text.count("KeyError: 'deep'") == 1
+    assert "/skate/" not in text
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+
+
+@skate.remote
+def reraise() -> None:
+    try:
+        skate.get(fail.remote(KeyError("inner")))
+    except KeyError as error:
+        raise RuntimeError("outer") from error
+
+
+def test_the_cause_of_an_error_is_part_of_the_remote_traceback() -> None:
+    with pytest.raises(RuntimeError, match="outer") as caught:
+        skate.get(reraise.remote())
+    text = caught.value.remote_traceback
+    assert text.index("KeyError: 'inner'") < text.index("RuntimeError: outer")
+
+
+def test_a_task_does_not_run_if_an_argument_failed() -> None:
+    counter = Counter.remote()
+    bad = fail.remote(ValueError("upstream"))
+    refs = [add.remote(bad, 1), identity.remote(x=bad), counter.add.remote(bad)]
+    for ref in refs:
+        with pytest.raises(ValueError, match="upstream") as caught:
+            skate.get(ref)
+        assert caught.value.task_name.endswith("fail")
+    assert skate.get(counter.get.remote()) == 0
+
+
+def test_a_failed_ref_raises_each_time_anew() -> None:
+    ref = fail.remote(ValueError("again"))
+    caught = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match="again") as info:
+            skate.get(ref)
+        caught.append(info.value)
+    assert caught[0] is not caught[1]
+
+
+def test_an_error_may_be_caught_inside_a_task() -> None:
+    assert skate.get(survive.remote()) == "caught"
+
+
+@skate.remote
+def survive() -> str:
+    try:
+        skate.get(fail.remote(OSError("inner")))
+    except OSError:
+        return "caught"
+    return "not raised"
+
+
+def test_an_error_of_a_task_survives_pickling() -> None:
+    with pytest.raises(ValueError, match="three") as caught:
+        skate.get(fail.remote(ValueError("three")))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(again, ValueError)
+    assert isinstance(again, TaskError)
+    assert again.remote_traceback == caught.value.remote_traceback
+
+
+def test_an_exception_is_a_value_like_any_other() -> None:
+    assert isinstance(skate.get(identity.remote(ValueError("kept"))), ValueError)
+
+
+def test_an_actor_survives_an_error_of_a_method() -> None:
+    counter = Counter.remote()
+    with pytest.raises(TypeError):
+        skate.get(counter.add.remote("text"))
+    assert skate.get(counter.add.remote()) == 1
+
+
+# What cannot be pickled -----------------------------------------------------------
+
+
+def test_a_function_that_cannot_be_pickled_names_what_it_captures() -> None:
+    guard = threading.Lock()
+
+    @skate.remote
+    def locked() -> None:
+        guard.acquire()
+
+    with pytest.raises(
+        TypeError, match=r"locked: captured variable 'guard', a _thread"
+    ):
+        locked.remote()
+
+
+def test_an_argument_that_cannot_be_pickled_names_the_part_at_fault() -> None:
+    config = {"model": [1, threading.Lock()]}
+    with pytest.raises(TypeError, match=r"argument 0 of .*identity.*\['model'\]\[1\]"):
+        identity.remote(config)
+    with pytest.raises(TypeError, match="argument 'x' of"):
+        identity.remote(x=threading.Lock())
+
+
+def test_put_names_the_part_that_cannot_be_pickled() -> None:
+    with pytest.raises(TypeError, match=r"skate.put: \[1\], a _thread.lock"):
+        skate.put([1, threading.Lock()])
+
+
+@skate.remote
+def return_generator() -> Any:
+    return (x for x in range(3))
+
+
+def test_a_result_that_cannot_be_pickled_fails_the_task() -> None:
+    with pytest.raises(TypeError, match="Return a list of its items"):
+        skate.get(return_generator.remote())
+
+
+def test_a_ref_cannot_be_pickled_behind_the_engines_back() -> None:
+    with pytest.raises(TypeError, match="Pass it to a task"):
+        pickle.dumps(skate.put(1))
+
+
+def test_put_of_a_ref_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="a ref already"):
+        skate.put(skate.put(1))

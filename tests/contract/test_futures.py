@@ -1,0 +1,155 @@
+"""Refs in asyncio and as futures; several threads of one driver."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from helpers import Counter, Signal, add, fail, identity, wait_for
+
+import skate
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def test_a_ref_can_be_awaited_in_the_driver() -> None:
+    async def main() -> int:
+        return await add.remote(1, 2)
+
+    assert asyncio.run(main()) == 3
+
+
+def test_many_refs_can_be_gathered() -> None:
+    async def main() -> list[int]:
+        return list(await asyncio.gather(*(add.remote(i, i) for i in range(50))))
+
+    assert asyncio.run(main()) == list(range(0, 100, 2))
+
+
+def test_awaiting_a_failed_task_raises_its_error() -> None:
+    async def main() -> None:
+        await fail.remote(ValueError("awaited"))
+
+    with pytest.raises(ValueError, match="awaited"):
+        asyncio.run(main())
+
+
+def test_the_event_loop_runs_on_while_a_ref_is_awaited() -> None:
+    signal = Signal.remote()
+
+    async def main() -> str:
+        late = asyncio.ensure_future(_await(wait_for.remote(signal, "late")))
+        await signal.wait_for_waiting.remote(1)
+        assert not late.done()
+        await signal.set.remote()
+        return await late
+
+    assert asyncio.run(main()) == "late"
+
+
+async def _await(ref: skate.ObjectRef[Any]) -> Any:
+    return await ref
+
+
+def test_waiting_for_a_ref_may_be_cancelled() -> None:
+    signal = Signal.remote()
+    ref = wait_for.remote(signal, 1)
+
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(_await(ref), 0.01)
+
+    asyncio.run(main())
+    signal.set.remote()
+    assert skate.get(ref) == 1
+
+
+def test_a_future_has_the_value_or_the_error() -> None:
+    assert add.remote(1, 2).future().result(timeout=60) == 3
+    error = fail.remote(KeyError("gone")).future().exception(timeout=60)
+    assert isinstance(error, KeyError)
+
+
+def test_futures_of_refs_work_with_the_standard_library() -> None:
+    signal = Signal.remote()
+    late, quick = wait_for.remote(signal, "late").future(), skate.put("quick").future()
+    done, _ = concurrent.futures.wait([late, quick], return_when="FIRST_COMPLETED")
+    assert done == {quick}
+    signal.set.remote()
+    assert late.result(timeout=60) == "late"
+
+
+def test_a_future_keeps_its_ref_alive() -> None:
+    assert identity.remote([1] * 1000).future().result(timeout=60) == [1] * 1000
+
+
+def test_a_callback_of_a_future_is_called() -> None:
+    called = threading.Event()
+    identity.remote(1).future().add_done_callback(lambda _: called.set())
+    assert called.wait(timeout=60)
+
+
+@skate.remote
+def use_future() -> int:
+    return add.remote(2, 3).future().result(timeout=60)
+
+
+def test_futures_work_inside_tasks() -> None:
+    assert skate.get(use_future.remote()) == 5
+
+
+# Threads --------------------------------------------------------------------------
+
+
+def test_several_threads_of_the_driver_may_submit_and_wait() -> None:
+    def work(n: int) -> list[int]:
+        return skate.get([add.remote(n, i) for i in range(50)])
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(16)))
+    assert results == [list(range(n, n + 50)) for n in range(16)]
+
+
+def test_threads_may_wait_for_the_same_ref() -> None:
+    signal = Signal.remote()
+    ref = wait_for.remote(signal, 9)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(skate.get, ref) for _ in range(4)]
+        skate.get(signal.wait_for_waiting.remote(1))
+        signal.set.remote()
+        assert [future.result(timeout=60) for future in futures] == [9] * 4
+
+
+def test_one_thread_may_end_what_another_waits_for() -> None:
+    signal = Signal.remote()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(skate.get, wait_for.remote(signal, "done"))
+        skate.get(signal.wait_for_waiting.remote(1))
+        signal.set.remote()
+        assert waiting.result(timeout=60) == "done"
+
+
+def test_threads_share_an_actor() -> None:
+    counter = Counter.remote()
+
+    def work(_: int) -> int:
+        return max(skate.get([counter.add.remote() for _ in range(20)]))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(4))) == 80
+
+
+@skate.remote
+def use_threads() -> list[int]:
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(lambda i: skate.get(add.remote(i, 1)), range(6)))
+
+
+def test_threads_inside_a_task_may_use_skate(engine: str) -> None:
+    if engine == "inline":
+        pytest.skip("a task that waits outside of skate keeps the baton")
+    assert skate.get(use_threads.remote()) == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,140 @@
+"""Collective groups, as ``skate.collective`` and ``skate.train`` use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import identity
+
+import skate
+from skate._runtime import current
+from skate.exceptions import (
+    CollectiveTimeoutError,
+    RankDiedError,
+    ShapeMismatchError,
+)
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+@skate.remote
+class Rank:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def join(self, name: str, size: int, timeout: float | None = 60) -> tuple[int, int]:
+        self.group = current().join_group(name, self.rank, size, timeout)
+        return self.group.rank, self.group.world_size
+
+    def allreduce(
+        self, op: str, dtype: str, shape: Any, own: bool, rounds: int = 1
+    ) -> np.ndarray:
+        x = self.group.empty(shape, dtype) if own else np.empty(shape, dtype)
+        for _ in range(rounds):
+            x[...] = self.rank + 1
+            result = self.group.allreduce(x, op, timeout=60)
+            assert result is x
+        return x.copy()
+
+    def broadcast(self, root: int) -> np.ndarray:
+        x = np.full(10, float(self.rank))
+        return self.group.broadcast(x, root, timeout=60).copy()
+
+    def barrier(self, timeout: float | None = 60) -> None:
+        self.group.barrier(timeout)
+
+    def close(self) -> None:
+        self.group.close()
+        self.group.close()
+
+
+@pytest.fixture
+def ranks() -> Any:
+    ranks = [Rank.remote(rank) for rank in range(3)]
+    joined = skate.get([rank.join.remote("test", 3) for rank in ranks])
+    assert joined == [(0, 3), (1, 3), (2, 3)]
+    yield ranks
+    for rank in ranks:
+        skate.kill(rank)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["group", "ordinary"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize(
+    ("op", "value"), [("sum", 6), ("mean", 2), ("max", 3), ("min", 1)]
+)
+def test_allreduce_gives_every_rank_the_reduction(
+    ranks: Any, op: str, value: int, dtype: str, own: bool
+) -> None:
+    calls = [r.allreduce.remote(op, dtype, (3, 5), own) for r in ranks]
+    for result in skate.get(calls):
+        np.testing.assert_array_equal(result, np.full((3, 5), value, dtype))
+
+
+def test_allreduce_of_a_large_array_many_times(ranks: Any) -> None:
+    calls = [r.allreduce.remote("sum", "float32", 300_000, True, 5) for r in ranks]
+    for result in skate.get(calls):
+        assert (result == 6).all()
+
+
+def test_broadcast_gives_every_rank_the_array_of_the_root(ranks: Any) -> None:
+    for result in skate.get([rank.broadcast.remote(1) for rank in ranks]):
+        np.testing.assert_array_equal(result, np.ones(10))
+
+
+def test_a_barrier_holds_until_all_are_there(ranks: Any) -> None:
+    early = [rank.barrier.remote() for rank in ranks[:2]]
+    assert skate.wait(early, timeout=0.05) == ([], early)
+    skate.get([*early, ranks[2].barrier.remote()])
+
+
+def test_different_shapes_are_an_error_on_every_rank(ranks: Any) -> None:
+    refs = [
+        r.allreduce.remote("sum", "float32", i + 1, False) for i, r in enumerate(ranks)
+    ]
+    for ref in refs:
+        with pytest.raises(ShapeMismatchError):
+            skate.get(ref)
+
+
+def test_different_operations_are_an_error_on_every_rank(ranks: Any) -> None:
+    refs = [
+        rank.allreduce.remote(op, "float32", 4, False)
+        for rank, op in zip(ranks, ["sum", "sum", "max"], strict=True)
+    ]
+    for ref in refs:
+        with pytest.raises(ShapeMismatchError):
+            skate.get(ref)
+
+
+def test_a_timeout_names_the_ranks_that_are_missing(ranks: Any) -> None:
+    with pytest.raises(CollectiveTimeoutError) as caught:
+        skate.get(ranks[1].barrier.remote(0.05))
+    assert caught.value.missing_ranks == (0, 2)
+
+
+def test_the_death_of_a_rank_is_an_error_on_the_others(ranks: Any) -> None:
+    waiting = [rank.barrier.remote(None) for rank in ranks[:2]]
+    assert skate.wait(waiting, timeout=0.05)[0] == []
+    skate.kill(ranks[2])
+    for ref in waiting:
+        with pytest.raises(RankDiedError) as caught:
+            skate.get(ref)
+        assert caught.value.rank == 2
+
+
+def test_joining_waits_for_all_ranks_and_may_time_out() -> None:
+    lonely = Rank.remote(0)
+    with pytest.raises(CollectiveTimeoutError) as caught:
+        skate.get(lonely.join.remote("lonely", 2, 0.05))
+    assert caught.value.missing_ranks == (1,)
+    assert skate.get(identity.remote(1)) == 1
+
+
+def test_a_group_may_be_left_twice_and_its_name_used_again(ranks: Any) -> None:
+    skate.get([rank.barrier.remote() for rank in ranks])
+    skate.get([rank.close.remote() for rank in ranks])
+    skate.get([rank.join.remote("test", 3) for rank in ranks])
+    skate.get([rank.barrier.remote() for rank in ranks])

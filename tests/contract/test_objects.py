@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from helpers import Signal, add, identity, wait_for
+from polling import wait_until
+
+import skate
+from skate._runtime import statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def test_arrays_come_back_equal_and_read_only() -> None:
+    array = np.arange(1000.0).reshape(10, 100)
+    for ref in (skate.put(array), identity.remote(array)):
+        value = skate.get(ref)
+        np.testing.assert_array_equal(value, array)
+        with pytest.raises(ValueError, match="read-only"):
+            value[0] = 1
+
+
+def test_a_small_array_is_read_only_too() -> None:
+    value = skate.get(identity.remote(np.arange(3)))
+    with pytest.raises(ValueError, match="read-only"):
+        value[0] = 1
+
+
+def test_get_with_copy_gives_an_array_of_the_callers_own() -> None:
+    ref = skate.put({"weights": np.zeros(1000)})
+    mine = skate.get(ref, copy=True)["weights"]
+    mine[:] = 1
+    assert skate.get(ref)["weights"].sum() == 0
+
+
+def test_put_takes_a_copy_of_an_ordinary_array() -> None:
+    array = np.zeros(100_000)
+    ref = skate.put(array)
+    array[:] = 1
+    assert skate.get(ref).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(0),
+        np.array(5.0),
+        np.zeros((3, 0, 2), np.int8),
+        np.asfortranarray(np.arange(12).reshape(3, 4)),
+        np.arange(20)[::2],
+        np.arange(12, dtype=">i4"),
+        np.array(["a", "bcd"]),
+        np.array([(1, 2.0)], dtype=[("x", "i4"), ("y", "f8")]),
+        np.array([None, {"a": 1}], dtype=object),
+        np.array(["2020-01-01"], dtype="datetime64[D]"),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_arrays_of_every_kind_survive(array: np.ndarray) -> None:
+    for value in (skate.get(skate.put(array)), skate.get(identity.remote(array))):
+        np.testing.assert_array_equal(value, array)
+        assert value.dtype == array.dtype
+
+
+@skate.remote
+def read_only(array: np.ndarray) -> bool:
+    return not array.flags.writeable
+
+
+def test_arrays_are_read_only_inside_tasks() -> None:
+    array = np.zeros(10)
+    assert skate.get(read_only.remote(array))
+    assert skate.get(read_only.remote(skate.put(np.zeros(100_000))))
+    assert array.flags.writeable
+
+
+def test_an_array_outlives_the_ref_that_it_came_from() -> None:
+    ref = skate.put(np.arange(100_000))
+    array = skate.get(ref)
+    del ref
+    others = [skate.put(np.zeros(100_000)) for _ in range(4)]
+    assert array.sum() == 4_999_950_000
+    del others
+
+
+# skate.empty ----------------------------------------------------------------------
+
+
+def test_empty_gives_a_writable_array() -> None:
+    array = skate.empty((3, 4), np.float32)
+    array[:] = 2
+    assert array.shape == (3, 4)
+    assert array.dtype == np.float32
+    assert array.sum() == 24
+
+
+def test_empty_takes_an_integer_shape() -> None:
+    assert skate.empty(5, "int64").shape == (5,)
+
+
+def test_put_seals_an_array_that_was_born_in_the_store(engine: str) -> None:
+    array = skate.empty(1000, np.float64)
+    array[:] = 3
+    ref = skate.put(array)
+    if engine == "embedded":  # on inline it is an ordinary array, which put copies
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    np.testing.assert_array_equal(skate.get(ref), np.full(1000, 3.0))
+
+
+@skate.remote
+def filled(n: int, value: float) -> np.ndarray:
+    array = skate.empty(n, np.float64)
+    array[:] = value
+    return array
+
+
+def test_an_array_born_in_the_store_may_be_returned_and_passed() -> None:
+    assert skate.get(filled.remote(1000, 2.0)).sum() == 2000
+    array = skate.empty(1000, np.float64)
+    array[:] = 1
+    assert skate.get(identity.remote(array)).sum() == 1000
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -3), (1.5,)])
+def test_empty_refuses_a_bad_shape(shape: Any) -> None:
+    with pytest.raises(ValueError, match="shape must be"):
+        skate.empty(shape, np.float32)
+
+
+def test_empty_refuses_python_objects() -> None:
+    with pytest.raises(TypeError, match="Python objects"):
+        skate.empty(3, object)
+
+
+# Reference counting ---------------------------------------------------------------
+
+
+@pytest.fixture
+def returns_to_baseline(engine: str) -> Callable[[], bool]:
+    """True once the store holds what it held when the test began."""
+    before = statistics()
+
+    def returned() -> bool:
+        gc.collect()
+        return wait_until(
+            lambda: all(
+                statistics()[key] <= before[key] for key in ("objects", "store_bytes")
+            )
+        )
+
+    return returned
+
+
+def big() -> np.ndarray:
+    return np.zeros(200_000)
+
+
+def test_put_uses_memory_until_the_last_ref_goes(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    used = statistics()["store_bytes"]
+    ref = skate.put(big())
+    again = ref
+    assert statistics()["store_bytes"] >= used + 1_600_000
+    del ref
+    assert skate.get(again).nbytes == 1_600_000
+    del again
+    assert returns_to_baseline()
+
+
+def test_a_result_that_nobody_wants_is_freed(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    for _ in range(5):
+        identity.remote(big())
+    assert returns_to_baseline()
+
+
+def test_arguments_are_freed_when_the_task_has_ended(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    assert skate.get(add.remote(skate.put(big()), 1))[0] == 1
+    assert returns_to_baseline()
+
+
+def test_a_ref_in_a_container_lives_as_long_as_the_container(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    container = skate.put({"inner": skate.put(big())})
+    (inner,) = skate.get(container).values()
+    del container
+    assert skate.get(inner).nbytes == 1_600_000
+    del inner
+    assert returns_to_baseline()
+
+
+def test_a_ref_in_a_container_in_flight_is_kept_for_the_task(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    signal = Signal.remote()
+    result = size_of.remote(wait_for.remote(signal), [skate.put(big())])
+    signal.set.remote()
+    assert skate.get(result) == 1_600_000
+    del result, signal
+    assert returns_to_baseline()
+
+
+@skate.remote
+def size_of(_: None, refs: list[skate.ObjectRef[np.ndarray]]) -> int:
+    return skate.get(refs[0]).nbytes
+
+
+def test_a_ref_in_a_closure_lives_as_long_as_the_function(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    read = skate.remote(reader(skate.put(big())))
+    assert skate.get([read.remote(), read.remote()]) == [1_600_000] * 2
+    del read
+    assert returns_to_baseline()
+
+
+def reader(ref: skate.ObjectRef[np.ndarray]) -> Callable[[], int]:
+    return lambda: skate.get(ref).nbytes
+
+
+@skate.remote
+class Keeper:
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def keep(self, refs: list[Any]) -> None:
+        self.kept.extend(refs)
+
+    def read(self) -> list[int]:
+        return [skate.get(ref).nbytes for ref in self.kept]
+
+    def drop(self) -> None:
+        self.kept.clear()
+
+    def make(self) -> list[Any]:
+        self.kept.append(skate.put(big()))
+        return self.kept
+
+
+def test_an_actor_keeps_the_refs_in_its_state(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    keeper = Keeper.remote()
+    skate.get(keeper.keep.remote([skate.put(big())]))
+    assert skate.get(keeper.read.remote()) == [1_600_000]
+    skate.get(keeper.drop.remote())
+    assert returns_to_baseline()
+    skate.kill(keeper)
+
+
+@pytest.mark.parametrize("how", ["kill", "drop"])
+def test_a_dead_actor_lets_go_of_the_refs_in_its_state(
+    how: str, returns_to_baseline: Callable[[], bool]
+) -> None:
+    keeper = Keeper.remote()
+    skate.get(keeper.keep.remote([skate.put(big())]))
+    if how == "kill":
+        skate.kill(keeper)
+    del keeper
+    assert returns_to_baseline()
+
+
+def test_what_an_actor_gave_away_outlives_it(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    keeper = Keeper.remote()
+    (ref,) = skate.get(keeper.make.remote())
+    skate.kill(keeper)
+    assert skate.get(ref).nbytes == 1_600_000
+    del ref, keeper
+    assert returns_to_baseline()
+
+
+def test_a_failed_task_lets_go_of_its_arguments(
+    returns_to_baseline: Callable[[], bool],
+) -> None:
+    with pytest.raises(TypeError):
+        skate.get(add.remote(skate.put(big()), skate.put("text")))
+    assert returns_to_baseline()
+
+
+def test_a_loop_over_large_results_stays_small() -> None:
+    used = statistics()["store_bytes"]
+    for _ in range(200):
+        skate.get(filled.remote(125_000, 0.0))
+    assert wait_until(lambda: statistics()["store_bytes"] < used + 20_000_000)
+
+
+def test_refs_of_an_earlier_session_do_no_harm(engine: str) -> None:
+    old = skate.put(1)
+    skate.shutdown()
+    skate.init(engine, num_cpus=1)
+    del old
+    assert skate.get(skate.put(2)) == 2

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import Counter, Signal, identity, wait_for
+from polling import wait_until
+
+import skate
+from skate.exceptions import ResourceError
+
+
+@pytest.fixture(autouse=True)
+def session(start: Any) -> None:
+    start(num_cpus=2, num_gpus=1, resources={"token": 2})
+
+
+def test_the_session_tells_what_it_has() -> None:
+    assert skate.cluster_resources() == {"CPU": 2.0, "GPU": 1.0, "token": 2.0}
+    assert skate.available_resources() == skate.cluster_resources()
+
+
+def test_nodes_describes_this_machine() -> None:
+    (node,) = skate.nodes()
+    assert node["Alive"]
+    assert node["Resources"] == skate.cluster_resources()
+
+
+def test_a_custom_resource_limits_how_many_tasks_run_at_once() -> None:
+    signal = Signal.remote()
+    limited = wait_for.options(resources={"token": 1})
+    refs = [limited.remote(signal, i) for i in range(3)]
+    assert skate.get(signal.wait_for_waiting.remote(2)) == 2
+    assert skate.wait(refs, timeout=0.05) == ([], refs)
+    assert skate.get(signal.waiting.remote()) == 2
+    assert skate.available_resources()["token"] == 0
+    signal.set.remote()
+    assert skate.get(refs) == [0, 1, 2]
+    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+
+
+def test_resources_may_be_fractions() -> None:
+    signal = Signal.remote()
+    third = wait_for.options(resources={"token": 0.5})
+    refs = [third.remote(signal) for _ in range(5)]
+    assert skate.get(signal.wait_for_waiting.remote(4)) == 4
+    assert skate.wait(refs, timeout=0.05)[0] == []
+    assert skate.get(signal.waiting.remote()) == 4
+    signal.set.remote()
+    skate.get(refs)
+
+
+def test_other_tasks_pass_those_that_lack_a_resource() -> None:
+    signal = Signal.remote()
+    holder = wait_for.options(resources={"token": 2}).remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    waiting = identity.options(resources={"token": 1}).remote(1)
+    assert skate.get(identity.remote(2)) == 2
+    signal.set.remote()
+    assert skate.get([waiting, holder]) == [1, None]
+
+
+def test_an_actor_holds_its_resources_while_it_lives() -> None:
+    counter = Counter.options(num_gpus=0.5, resources={"token": 1}).remote()
+    skate.get(counter.add.remote())
+    held = skate.available_resources()
+    assert (held["GPU"], held["token"], held["CPU"]) == (0.5, 1.0, 2.0)
+    skate.kill(counter)
+    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+
+
+def test_a_failed_constructor_gives_its_resources_back() -> None:
+    class Unborn:
+        def __init__(self) -> None:
+            raise ValueError
+
+        def call(self) -> None: ...
+
+    actor = skate.remote(resources={"token": 2})(Unborn).remote()
+    skate.wait([actor.call.remote()])
+    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+
+
+def test_a_failed_task_gives_its_resources_back() -> None:
+    bad = skate.remote(resources={"token": 2})(lambda: 1 / 0).remote()
+    skate.wait([bad])
+    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_cpus": 3}, r"3 CPU.*this session has 2 CPU"),
+        ({"num_gpus": 2}, r"2 GPU.*skate.init\(num_gpus=2\)"),
+        ({"resources": {"tokn": 1}}, r"1 tokn.*2 token"),
+        ({"resources": {"token": 2.5}}, r"2\.5 token"),
+    ],
+)
+def test_what_can_never_be_had_is_refused_and_the_error_says_what_exists(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ResourceError, match=message):
+        identity.options(**options).remote(1)
+    with pytest.raises(ValueError, match=message):
+        Counter.options(**options).remote()

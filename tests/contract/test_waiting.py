@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from helpers import Counter, Signal, add, fail, identity, wait_for
+
+import skate
+from skate.exceptions import GetTimeoutError
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+# get ------------------------------------------------------------------------------
+
+
+def test_get_with_a_timeout_gives_up_and_the_task_goes_on() -> None:
+    signal = Signal.remote()
+    ref = wait_for.remote(signal, "late")
+    before = time.monotonic()
+    with pytest.raises(GetTimeoutError, match=r"0\.05 s"):
+        skate.get(ref, timeout=0.05)
+    assert time.monotonic() - before >= 0.05
+    signal.set.remote()
+    assert skate.get(ref, timeout=60) == "late"
+
+
+def test_a_timeout_of_get_is_also_the_built_in_error() -> None:
+    signal = Signal.remote()
+    with pytest.raises(TimeoutError):
+        skate.get([skate.put(1), wait_for.remote(signal)], timeout=0)
+    signal.set.remote()
+
+
+def test_get_raises_an_error_without_waiting_for_the_rest() -> None:
+    signal = Signal.remote()
+    refs = [wait_for.remote(signal), fail.remote(KeyError("first"))]
+    with pytest.raises(KeyError, match="first"):
+        skate.get(refs)
+    signal.set.remote()
+
+
+@pytest.mark.parametrize("value", [1, None, "ref", (), {}])
+def test_get_of_what_is_not_a_ref_is_a_type_error(value: Any) -> None:
+    with pytest.raises(TypeError, match="ObjectRef or a list of them"):
+        skate.get(value)
+
+
+def test_get_names_the_item_that_is_not_a_ref() -> None:
+    with pytest.raises(TypeError, match="item 1 of the list is 5"):
+        skate.get([skate.put(1), 5])  # type: ignore[list-item]
+
+
+def test_get_of_an_actor_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="ActorHandle"):
+        skate.get(Counter.remote())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_negative_timeout_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="zero or more seconds"):
+        skate.get(skate.put(1), timeout=timeout)
+
+
+# wait -----------------------------------------------------------------------------
+
+
+def test_wait_returns_what_is_ready_and_the_rest_in_order() -> None:
+    signal = Signal.remote()
+    slow = [wait_for.remote(signal, i) for i in range(2)]
+    quick = [skate.put(i) for i in range(2)]
+    refs = [slow[0], quick[0], slow[1], quick[1]]
+    assert skate.wait(refs, num_returns=2) == (quick, slow)
+    signal.set.remote()
+    assert skate.wait(refs, num_returns=4) == (refs, [])
+
+
+def test_wait_returns_no_more_than_it_was_asked_for() -> None:
+    refs = [skate.put(i) for i in range(3)]
+    assert skate.wait(refs) == (refs[:1], refs[1:])
+
+
+def test_wait_with_a_timeout_returns_fewer() -> None:
+    signal = Signal.remote()
+    slow, quick = wait_for.remote(signal), skate.put(1)
+    assert skate.wait([slow, quick], num_returns=2, timeout=0.01) == ([quick], [slow])
+    assert skate.wait([slow], timeout=0) == ([], [slow])
+    signal.set.remote()
+
+
+def test_a_loop_that_polls_sees_the_end_of_a_task() -> None:
+    ref = add.remote(1, 1)
+    while not skate.wait([ref], timeout=0)[0]:
+        pass
+    assert skate.get(ref, timeout=0) == 2
+
+
+def test_wait_counts_errors_as_ready() -> None:
+    refs = [fail.remote(ValueError())]
+    assert skate.wait(refs) == (refs, [])
+
+
+def test_wait_of_nothing_returns_at_once() -> None:
+    assert skate.wait([]) == ([], [])
+
+
+@pytest.mark.parametrize("refs", [1, (), None, {}])
+def test_wait_takes_lists_only(refs: Any) -> None:
+    with pytest.raises(TypeError, match="list of ObjectRefs"):
+        skate.wait(refs)
+
+
+def test_wait_refuses_a_single_ref() -> None:
+    with pytest.raises(TypeError, match="list of ObjectRefs"):
+        skate.wait(skate.put(1))  # type: ignore[arg-type]
+
+
+def test_wait_refuses_what_is_not_a_ref() -> None:
+    with pytest.raises(TypeError, match="item 0"):
+        skate.wait([1])  # type: ignore[list-item]
+
+
+def test_wait_refuses_a_ref_that_is_there_twice() -> None:
+    ref = skate.put(1)
+    with pytest.raises(ValueError, match="distinct"):
+        skate.wait([ref, ref])
+
+
+@pytest.mark.parametrize("num_returns", [0, -1, 2])
+def test_wait_refuses_a_number_out_of_range(num_returns: int) -> None:
+    with pytest.raises(ValueError, match="num_returns must be from 1"):
+        skate.wait([skate.put(1)], num_returns=num_returns)
+
+
+# as_completed ---------------------------------------------------------------------
+
+
+def test_as_completed_yields_refs_as_they_finish() -> None:
+    first, second = Signal.remote(), Signal.remote()
+    refs = [wait_for.remote(second, "b"), wait_for.remote(first, "a"), skate.put("c")]
+    seen = []
+    for ref in skate.as_completed(refs):
+        seen.append(skate.get(ref))
+        (first if len(seen) == 1 else second).set.remote()
+    assert seen == ["c", "a", "b"]
+
+
+def test_as_completed_yields_failed_tasks_too() -> None:
+    (ref,) = skate.as_completed([fail.remote(ValueError("no"))])
+    with pytest.raises(ValueError, match="no"):
+        skate.get(ref)
+
+
+def test_as_completed_takes_any_iterable_and_gives_each_once() -> None:
+    refs = {add.remote(i, 0) for i in range(500)}
+    values = [skate.get(ref) for ref in skate.as_completed(iter(refs))]
+    assert sorted(values) == list(range(500))
+
+
+def test_as_completed_of_nothing_ends() -> None:
+    assert list(skate.as_completed([])) == []
+
+
+def test_as_completed_gives_up_after_its_timeout() -> None:
+    signal = Signal.remote()
+    iterator = skate.as_completed([wait_for.remote(signal), skate.put(1)], timeout=0.05)
+    assert skate.get(next(iterator)) == 1
+    with pytest.raises(GetTimeoutError, match="1 of 2 refs"):
+        next(iterator)
+    signal.set.remote()
+
+
+def test_as_completed_refuses_what_is_not_a_ref_before_the_first_item() -> None:
+    with pytest.raises(TypeError, match="item 1 is 'x'"):
+        skate.as_completed([skate.put(1), "x"])  # type: ignore[list-item]
+
+
+# map_unordered --------------------------------------------------------------------
+
+
+def test_map_unordered_yields_every_value() -> None:
+    assert sorted(skate.map_unordered(identity, range(200))) == list(range(200))
+
+
+def test_map_unordered_takes_items_only_as_room_comes_free() -> None:
+    taken = 0
+
+    def items() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = skate.map_unordered(identity, items(), max_in_flight=3)
+    for _ in range(10):
+        next(results)
+    assert taken <= 13
+
+
+def test_map_unordered_works_with_the_method_of_an_actor() -> None:
+    counter = Counter.remote()
+    assert sorted(skate.map_unordered(counter.add, [1, 1, 1])) == [1, 2, 3]
+
+
+def test_map_unordered_raises_the_error_of_a_task() -> None:
+    with pytest.raises(ValueError, match="bad item"):
+        list(skate.map_unordered(fail, [ValueError("bad item")]))
+
+
+def test_map_unordered_resolves_refs_among_the_items() -> None:
+    assert list(skate.map_unordered(identity, [skate.put(7)])) == [7]
+
+
+def test_map_unordered_may_be_left_early() -> None:
+    results = skate.map_unordered(identity, range(100))
+    next(results)
+    del results
+
+
+@pytest.mark.parametrize("max_in_flight", [0, -1, 1.5])
+def test_map_unordered_refuses_a_bad_limit(max_in_flight: Any) -> None:
+    with pytest.raises(ValueError, match="max_in_flight"):
+        skate.map_unordered(identity, [1], max_in_flight=max_in_flight)
+
+
+def test_map_unordered_refuses_an_ordinary_function() -> None:
+    with pytest.raises(TypeError, match="Decorate it"):
+        skate.map_unordered(len, [1])  # type: ignore[arg-type]
