@@ -74,7 +74,8 @@ std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
 }
 
 bool Arena::free(u64 offset, u32 generation) {
-  if (offset < kBlockHeaderBytes || offset >= top_) return false;
+  // At top_ itself: an empty block that is the last one.
+  if (offset < kBlockHeaderBytes || offset > top_) return false;
   const u64 start = offset - kBlockHeaderBytes;
   const BlockHeader* h = header(start);
   if (h->size == 0 || h->generation != generation) return false;
