@@ -59,7 +59,7 @@ core: build/dev/build.ninja
 	@cmake --build build/dev -- --quiet
 
 demo: setup
-	@$(BIN)/skate train ppo Pendulum-v1 --out runs/demo --demo
+	@$(BIN)/skate train ppo Pendulum-v1 --out runs/demo --overwrite
 
 test: setup test-core
 	@$(BIN)/python -m pytest -m 'not soak' $(PYTEST)
