@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,28 +141,12 @@ def test_empty_refuses_python_objects() -> None:
 # Reference counting ---------------------------------------------------------------
 
 
-@pytest.fixture
-def returns_to_baseline(engine: str) -> Callable[[], bool]:
-    """True once the store holds what it held when the test began."""
-    before = statistics()
-
-    def returned() -> bool:
-        gc.collect()
-        return wait_until(
-            lambda: all(
-                statistics()[key] <= before[key] for key in ("objects", "store_bytes")
-            )
-        )
-
-    return returned
-
-
 def big() -> np.ndarray:
     return np.zeros(200_000)
 
 
 def test_put_uses_memory_until_the_last_ref_goes(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     used = statistics()["store_bytes"]
     ref = skate.put(big())
@@ -172,44 +155,44 @@ def test_put_uses_memory_until_the_last_ref_goes(
     del ref
     assert skate.get(again).nbytes == 1_600_000
     del again
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_a_result_that_nobody_wants_is_freed(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     for _ in range(5):
         identity.remote(big())
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_arguments_are_freed_when_the_task_has_ended(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     assert skate.get(add.remote(skate.put(big()), 1))[0] == 1
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_a_ref_in_a_container_lives_as_long_as_the_container(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     container = skate.put({"inner": skate.put(big())})
     (inner,) = skate.get(container).values()
     del container
     assert skate.get(inner).nbytes == 1_600_000
     del inner
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_a_ref_in_a_container_in_flight_is_kept_for_the_task(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     signal = Signal.remote()
     result = size_of.remote(wait_for.remote(signal), [skate.put(big())])
     signal.set.remote()
     assert skate.get(result) == 1_600_000
     del result, signal
-    assert returns_to_baseline()
+    assert baseline()
 
 
 @skate.remote
@@ -218,12 +201,12 @@ def size_of(_: None, refs: list[skate.ObjectRef[np.ndarray]]) -> int:
 
 
 def test_a_ref_in_a_closure_lives_as_long_as_the_function(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     read = skate.remote(reader(skate.put(big())))
     assert skate.get([read.remote(), read.remote()]) == [1_600_000] * 2
     del read
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def reader(ref: skate.ObjectRef[np.ndarray]) -> Callable[[], int]:
@@ -250,45 +233,45 @@ class Keeper:
 
 
 def test_an_actor_keeps_the_refs_in_its_state(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     keeper = Keeper.remote()
     skate.get(keeper.keep.remote([skate.put(big())]))
     assert skate.get(keeper.read.remote()) == [1_600_000]
     skate.get(keeper.drop.remote())
-    assert returns_to_baseline()
+    assert baseline()
     skate.kill(keeper)
 
 
 @pytest.mark.parametrize("how", ["kill", "drop"])
 def test_a_dead_actor_lets_go_of_the_refs_in_its_state(
-    how: str, returns_to_baseline: Callable[[], bool]
+    how: str, baseline: Callable[[], bool]
 ) -> None:
     keeper = Keeper.remote()
     skate.get(keeper.keep.remote([skate.put(big())]))
     if how == "kill":
         skate.kill(keeper)
     del keeper
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_what_an_actor_gave_away_outlives_it(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     keeper = Keeper.remote()
     (ref,) = skate.get(keeper.make.remote())
     skate.kill(keeper)
     assert skate.get(ref).nbytes == 1_600_000
     del ref, keeper
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_a_failed_task_lets_go_of_its_arguments(
-    returns_to_baseline: Callable[[], bool],
+    baseline: Callable[[], bool],
 ) -> None:
     with pytest.raises(TypeError):
         skate.get(add.remote(skate.put(big()), skate.put("text")))
-    assert returns_to_baseline()
+    assert baseline()
 
 
 def test_a_loop_over_large_results_stays_small() -> None:

@@ -61,9 +61,13 @@ class Actor:
     def start(self) -> None:
         self._start.await_arguments(self._start.post)
 
+    @property
+    def title(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"actor {self.class_name}{name}"
+
     def describe(self) -> str:
-        label = self.class_name if self.name is None else repr(self.name)
-        return f"actor {label} ({self.state.name.lower()}, runs {len(self._running)})"
+        return f"{self.title}: {self.state.name.lower()}, runs {len(self._running)}"
 
     # Calls ---------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class ActorStart(Call):
             text = serialize.load_error(self.failure)
             self._actor.die(
                 died(
-                    f"{self._actor.describe()} never started: an argument of its "
+                    f"{self._actor.title} never started: an argument of its "
                     f"constructor failed: {text}"
                 )
             )
@@ -191,7 +195,7 @@ class ActorStart(Call):
                 with self._surroundings():
                     loop.run_forever()
                 with self.engine.lock:
-                    actor.die(died(f"{actor.describe()} has ended."))
+                    actor.die(died(f"{actor.title} has ended."))
         finally:
             if actor.loop is not None:
                 actor.loop.end()
@@ -260,7 +264,7 @@ class ActorCall(Call):
         self.finish(outcome)
 
     def stopped_error(self) -> bytes:
-        return died(f"{self._actor.describe()} was killed while it ran {self.name}.")
+        return died(f"{self._actor.title} was killed while it ran {self.name}.")
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         with self.engine.lock:
@@ -287,4 +291,4 @@ class ActorEnd:
         actor = self._actor
         actor.instance = None
         with actor._engine.lock:
-            actor.die(died(f"{actor.describe()} has ended."))
+            actor.die(died(f"{actor.title} has ended."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
     from ..protocol import ActorSpec, EngineConfig, Group, TaskContext, TaskSpec
     from .baton import Unit
+
+
+_SETTLING_ROUNDS = 100
 
 
 def open(config: EngineConfig) -> InlineEngine:  # noqa: A001  # as every engine  # every engine has it
@@ -224,7 +228,7 @@ class InlineEngine:
         self.enter()
         victim = self._find(actor)
         with self.lock:
-            victim.die(died(f"{victim.describe()} was killed by skate.kill."))
+            victim.die(died(f"{victim.title} was killed by skate.kill."))
         worker = this_worker()
         if worker is not None and worker.home is victim.home:
             raise Stopped  # it killed itself
@@ -317,7 +321,10 @@ class InlineEngine:
                 else:
                     entry.callbacks.append(came)
         try:
-            self.baton.block(wait, needed)
+            if wait.deadline is not None and wait.deadline <= time.monotonic():
+                self._settle()
+            else:
+                self.baton.block(wait, needed)
         finally:
             with self.lock:
                 for entry in pending:
@@ -361,9 +368,15 @@ class InlineEngine:
         return future
 
     def _settle(self) -> None:
-        """Give everything that can run one turn: elsewhere it would have run by now."""
+        """Let what can run do so: elsewhere it would have run by now.
+
+        For some rounds only: there are programs that always have something to run.
+        """
         self.enter()
-        self.baton.block(Wait(lambda: "its turn", timeout=0))
+        for _ in range(_SETTLING_ROUNDS):
+            self.baton.block(Wait(lambda: "its turn", timeout=0))
+            if not self.baton.crowded():
+                break
         self.enter()
 
     # Groups ---------------------------------------------------------------------------
@@ -418,7 +431,7 @@ class InlineEngine:
         with self.lock:
             self.baton.forget_units()
             for actor in list(self._actors.values()):
-                actor.die(died(f"{actor.describe()} ended: skate was shut down."))
+                actor.die(died(f"{actor.title} ended: skate was shut down."))
             self.baton.stop(self.baton.tasks)
             self.baton.stop_foreign(ended)
         # The threads that were blocked unwind now, one after the other. One that
