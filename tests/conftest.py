@@ -27,7 +27,7 @@ def _descriptors() -> dict[str, str]:
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(link)  # noqa: PTH115  # not always a path
+            target = os.readlink(link)  # not always a path
         except FileNotFoundError:  # the one that lists the others
             continue
         if target.startswith(("socket:", "pipe:", "anon_inode:", "/memfd:")):

@@ -155,7 +155,7 @@ def fork_and_use(call: Any) -> str:
         os.write(write, said.encode())
         os._exit(0)
     os.close(write)
-    with open(read, "rb") as pipe:  # noqa: PTH123  # a descriptor
+    with open(read, "rb") as pipe:  # a descriptor
         said = pipe.read().decode()
     os.waitpid(pid, 0)
     return said
