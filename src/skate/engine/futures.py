@@ -77,6 +77,8 @@ def finish_future(future: Future[Any], engine: Engine, ref: ObjectRef[Any]) -> N
     try:
         value = engine.get([ref], None, False)[0]
     except BaseException as error:  # whatever it is, it is the result
-        future.set_exception(error)
+        # Without its traceback, which is of this thread, says nothing to the user, and
+        # holds these frames: a cycle that would keep the ref until the next collection.
+        future.set_exception(error.with_traceback(None))
     else:
         future.set_result(value)
