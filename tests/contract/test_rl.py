@@ -33,7 +33,9 @@ def learn(out: Path, updates: int, **options: Any) -> rl.Result:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").open()]
+    return [
+        json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_run_leaves_all_its_files(tmp_path: Path, engine: str) -> None:

@@ -52,8 +52,13 @@ def check_algorithm(algo: str) -> None:
         )
 
 
-def check_env(env: str) -> None:
-    """Raise ValueError, with the nearest names, unless gymnasium knows ``env``."""
+def spaces(env: str) -> Spaces:
+    """The spaces of ``env``.
+
+    Raises:
+        ValueError: there is no ``env`` (the message has the nearest names), its
+            observations are no vectors, or its actions have no bounds.
+    """
     import gymnasium
 
     if env not in gymnasium.registry:
@@ -61,16 +66,6 @@ def check_env(env: str) -> None:
             f"gymnasium has no environment {env!r}. Did you mean "
             f"{_nearest(env, gymnasium.registry)}?"
         )
-
-
-def spaces(env: str) -> Spaces:
-    """The spaces of ``env``.
-
-    Raises:
-        ValueError: observations are no vectors, or actions have no bounds.
-    """
-    import gymnasium
-
     made = gymnasium.make(env)
     observations: Any = made.observation_space
     actions: Any = made.action_space

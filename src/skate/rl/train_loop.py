@@ -12,7 +12,7 @@ import skate.serve
 import skate.train
 
 from . import run_files
-from .envs import check_algorithm, check_env, check_extras, spaces
+from .envs import Spaces, check_algorithm, check_extras, spaces
 from .evaluate import evaluate
 from .learner import Job, learn
 from .log import RunLog
@@ -91,7 +91,7 @@ def train(
     """
     check_algorithm(algo)
     check_extras()
-    check_env(env)
+    found = spaces(env)
     layout = Settings(
         algo=algo,
         env=env,
@@ -105,7 +105,7 @@ def train(
     ).checked()
     path = Path(out)
     checkpoint = run_files.prepare(path, layout, resume=resume, overwrite=overwrite)
-    totals = _train(path, layout, checkpoint, progress)
+    totals = _train(path, layout, found, checkpoint, progress)
 
     policy = run_files.load_policy(path)
     evaluation = evaluate(policy, env, episodes=eval_episodes, seed=seed)
@@ -127,10 +127,9 @@ def train(
 
 
 def _train(
-    path: Path, layout: Settings, checkpoint: Any, progress: bool
+    path: Path, layout: Settings, found: Spaces, checkpoint: Any, progress: bool
 ) -> Mapping[str, Any]:
     """Train, and save the policy however it ends; the totals of the run."""
-    found = spaces(layout.env)
     initial = initial_weights(
         found.low, found.high, found.num_observations, layout.ppo.hidden, layout.seed
     )
