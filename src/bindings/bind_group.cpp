@@ -41,7 +41,8 @@ DType dtype_of(nb::dlpack::dtype type) {
   if (is(Code::UInt, 32)) return DType::kUInt32;
   if (is(Code::UInt, 64)) return DType::kUInt64;
   throw nb::type_error(
-      "collectives take arrays of real numbers: float16, bfloat16, float32, float64, or "
+      "collectives take arrays of real numbers: float16, bfloat16, float32, float64, "
+      "or "
       "integers of 8 to 64 bits");
 }
 
@@ -59,18 +60,30 @@ ReduceOp op_of(const std::string& name, DType dtype) {
   throw nb::value_error(text.c_str());
 }
 
-// An array argument in the core's words.
-class View {
+// An argument that is worked on in place. Nothing may be converted on the way in: the
+// result would go to the copy.
+class Operand {
  public:
-  template <typename AnyArray>
-  explicit View(const AnyArray& array) : dtype_(dtype_of(array.dtype())) {
-    for (std::size_t i = 0; i < array.ndim(); ++i) shape_.push_back(array.shape(i));
+  Operand(nb::handle object, const char* name) {
+    if (!nb::try_cast(object, array_, false)) {
+      const std::string text =
+          std::string(name) +
+          " must be a C-contiguous, writable array in CPU memory; numpy.array(...) "
+          "makes "
+          "one of what is read-only (values from skate.get) or strided";
+      throw nb::type_error(text.c_str());
+    }
+    dtype_ = dtype_of(array_.dtype());
+    for (std::size_t i = 0; i < array_.ndim(); ++i) shape_.push_back(array_.shape(i));
   }
+
+  void* data() const { return array_.data(); }
+  std::size_t size() const { return array_.size(); }
   DType dtype() const { return dtype_; }
-  const std::vector<u64>& shape() const { return shape_; }
-  GroupArray of(const Array& array) const { return {array.data(), dtype_, shape_}; }
+  GroupArray view() const { return {data(), dtype_, shape_}; }
 
  private:
+  Array array_;
   DType dtype_;
   std::vector<u64> shape_;
 };
@@ -159,11 +172,12 @@ class PyGroup {
       data = block ? segment_->arena->at(block->offset) : nullptr;
     }
     if (!block) {
-      PyErr_Format(PyExc_MemoryError,
-                   "an array of %zu bytes does not fit in rank %d's part of the group's "
-                   "memory, %zu bytes: drop arrays of the group that you no longer need, "
-                   "or make the group with more memory",
-                   bytes, group_.rank(), group_.own_area().size());
+      PyErr_Format(
+          PyExc_MemoryError,
+          "an array of %zu bytes does not fit in rank %d's part of the group's "
+          "memory, %zu bytes: drop arrays of the group that you no longer need, "
+          "or make the group with more memory",
+          bytes, group_.rank(), group_.own_area().size());
       throw nb::python_error();
     }
     auto lease = std::make_unique<Lease>(segment_, *block);
@@ -177,48 +191,47 @@ class PyGroup {
     return finish([&] { return group_.barrier(nanoseconds(timeout)); });
   }
 
-  nb::object allreduce(const Array& x, const std::string& op,
+  nb::object allreduce(nb::handle x, const std::string& op,
                        std::optional<double> timeout) {
-    const View view(x);
-    const ReduceOp how = op_of(op, view.dtype());
-    return finish([&] { return group_.allreduce(view.of(x), how, nanoseconds(timeout)); });
+    const Operand array(x, "x");
+    const ReduceOp how = op_of(op, array.dtype());
+    return finish(
+        [&] { return group_.allreduce(array.view(), how, nanoseconds(timeout)); });
   }
 
-  nb::object reduce(const Array& x, const std::string& op, int root,
+  nb::object reduce(nb::handle x, const std::string& op, int root,
                     std::optional<double> timeout) {
-    const View view(x);
-    const ReduceOp how = op_of(op, view.dtype());
+    const Operand array(x, "x");
+    const ReduceOp how = op_of(op, array.dtype());
     check_root(root);
     return finish(
-        [&] { return group_.reduce(view.of(x), how, root, nanoseconds(timeout)); });
+        [&] { return group_.reduce(array.view(), how, root, nanoseconds(timeout)); });
   }
 
-  nb::object broadcast(const Array& x, int root, std::optional<double> timeout) {
-    const View view(x);
+  nb::object broadcast(nb::handle x, int root, std::optional<double> timeout) {
+    const Operand array(x, "x");
     check_root(root);
-    return finish([&] { return group_.broadcast(view.of(x), root, nanoseconds(timeout)); });
-  }
-
-  nb::object allgather(const Array& x, const Array& out, std::optional<double> timeout) {
-    const View view(x);
-    if (dtype_of(out.dtype()) != view.dtype() ||
-        out.size() != x.size() * static_cast<std::size_t>(world_size())) {
-      throw nb::value_error("out must have x's dtype and world_size times its elements");
-    }
     return finish(
-        [&] { return group_.allgather(view.of(x), out.data(), nanoseconds(timeout)); });
+        [&] { return group_.broadcast(array.view(), root, nanoseconds(timeout)); });
   }
 
-  nb::object reducescatter(const Array& x, const Array& out, const std::string& op,
-                           std::optional<double> timeout) {
-    const View view(x);
-    const ReduceOp how = op_of(op, view.dtype());
-    if (dtype_of(out.dtype()) != view.dtype() ||
-        x.size() != out.size() * static_cast<std::size_t>(world_size())) {
-      throw nb::value_error("x must have out's dtype and world_size times its elements");
-    }
+  nb::object allgather(nb::handle x, nb::handle out, std::optional<double> timeout) {
+    const Operand part(x, "x");
+    const Operand whole(out, "out");
+    check_sizes(part, whole);
     return finish([&] {
-      return group_.reducescatter(view.of(x), how, out.data(), nanoseconds(timeout));
+      return group_.allgather(part.view(), whole.data(), nanoseconds(timeout));
+    });
+  }
+
+  nb::object reducescatter(nb::handle x, nb::handle out, const std::string& op,
+                           std::optional<double> timeout) {
+    const Operand whole(x, "x");
+    const Operand part(out, "out");
+    check_sizes(part, whole);
+    const ReduceOp how = op_of(op, whole.dtype());
+    return finish([&] {
+      return group_.reducescatter(whole.view(), how, part.data(), nanoseconds(timeout));
     });
   }
 
@@ -230,6 +243,19 @@ class PyGroup {
     const std::string text = "root " + std::to_string(root) +
                              " is not a rank: the group has ranks 0 to " +
                              std::to_string(world_size() - 1);
+    throw nb::value_error(text.c_str());
+  }
+
+  void check_sizes(const Operand& part, const Operand& whole) const {
+    if (part.dtype() == whole.dtype() &&
+        part.size() * static_cast<std::size_t>(world_size()) == whole.size()) {
+      return;
+    }
+    const std::string text =
+        "x and out need one dtype, and one of them " + std::to_string(world_size()) +
+        " (world_size) times the elements of the other: they are " +
+        std::to_string(part.size()) + " of " + name_of(part.dtype()) + " and " +
+        std::to_string(whole.size()) + " of " + name_of(whole.dtype());
     throw nb::value_error(text.c_str());
   }
 
@@ -272,22 +298,22 @@ class PyGroup {
   Group group_;
 };
 
-void reduce_arrays(const Array& out, const std::vector<ConstArray>& arrays,
+// kernels.py has checked that shapes and dtypes are one.
+void reduce_arrays(nb::handle out, const std::vector<ConstArray>& arrays,
                    const std::string& op) {
-  const View view(out);
-  const ReduceOp how = op_of(op, view.dtype());
-  if (arrays.empty()) throw nb::value_error("there is no array to reduce");
+  const Operand target(out, "out");
+  const ReduceOp how = op_of(op, target.dtype());
   std::vector<const void*> sources;
   for (const ConstArray& array : arrays) {
-    const View other(array);
-    if (other.dtype() != view.dtype() || other.shape() != view.shape()) {
+    if (dtype_of(array.dtype()) != target.dtype() || array.size() != target.size()) {
       throw nb::value_error("all arrays, out included, need one dtype and shape");
     }
     sources.push_back(array.data());
   }
-  void* const target = out.data();
+  if (sources.empty()) throw nb::value_error("there is no array to reduce");
+  void* const to = target.data();
   const nb::gil_scoped_release released;
-  reduce_into({&target, 1}, sources, out.size(), view.dtype(), how);
+  reduce_into({&to, 1}, sources, target.size(), target.dtype(), how);
 }
 
 }  // namespace
@@ -302,13 +328,14 @@ void bind_group(nb::module_& m) {
   // timeout, died, left, aborted (the group is unusable from then on) or mismatch.
   nb::class_<PyGroup>(m, "Group",
                       "A rank's end of a collective group in one shared segment.")
-      .def(nb::init<int, std::size_t, int, int, const std::vector<std::uintptr_t>&,
-                    std::optional<double>>(),
-           "fd"_a, "bytes"_a, "rank"_a, "world_size"_a,
-           "alive"_a = std::vector<std::uintptr_t>(), "spin_us"_a = nb::none(),
-           "Map the segment `fd`, which stays the caller's. `alive` holds for each rank "
-           "the address of a 32-bit word that is non-zero while its process lives; 0 "
-           "stands for a rank that always does. The words must outlive the group.")
+      .def(
+          nb::init<int, std::size_t, int, int, const std::vector<std::uintptr_t>&,
+                   std::optional<double>>(),
+          "fd"_a, "bytes"_a, "rank"_a, "world_size"_a,
+          "alive"_a = std::vector<std::uintptr_t>(), "spin_us"_a = nb::none(),
+          "Map the segment `fd`, which stays the caller's. `alive` holds for each rank "
+          "the address of a 32-bit word that is non-zero while its process lives; 0 "
+          "stands for a rank that always does. The words must outlive the group.")
       .def_prop_ro("rank", &PyGroup::rank)
       .def_prop_ro("world_size", &PyGroup::world_size)
       .def("empty", &PyGroup::empty, "nbytes"_a,

@@ -13,9 +13,9 @@
 namespace skate {
 namespace {
 
-// Chunks stay in a core's cache between the copy in, the reduction and the copy out. 178 MB
-// of float32 over 2 ranks: 38 ms with 512 KiB, 51 with 128 KiB, 44 with 256 KiB, 56 and
-// more from 1 MiB on (EPYC, 2 cores, 512 KiB of second-level cache each).
+// Chunks stay in a core's cache between the copy in, the reduction and the copy out.
+// 178 MB of float32 over 2 ranks: 38 ms with 512 KiB, 51 with 128 KiB, 44 with 256 KiB,
+// 56 and more from 1 MiB on (EPYC, 2 cores, 512 KiB of second-level cache each).
 constexpr std::size_t kChunkBytes = 1 << 19;
 constexpr std::size_t kMinChunkBytes = 4096;
 constexpr std::size_t kPage = 4096;
@@ -25,8 +25,8 @@ constexpr std::size_t kSmallTotalBytes = 1 << 16;
 constexpr u64 kOutside = ~u64{0};
 constexpr std::size_t kMaxDims = 8;
 
-// Sleeping and waking costs about 50 us; spinning longer than that never pays. With more
-// ranks than cores the spinner keeps a core from the rank that it waits for.
+// Sleeping and waking costs about 50 us; spinning longer than that never pays. With
+// more ranks than cores the spinner keeps a core from the rank that it waits for.
 constexpr i64 kSpinNs = 50'000;
 constexpr i64 kSpinCrowdedNs = 10'000;
 constexpr i64 kNever = std::numeric_limits<i64>::max();
@@ -103,7 +103,8 @@ std::string describe(const CallRecord& record) {
     text += (i == 0 ? "" : ", ") + std::to_string(record.shape[i]);
   }
   text += record.ndim == 1 ? ",)" : ")";
-  const bool reduces = record.kind == Kind::kAllreduce || record.kind == Kind::kReduce ||
+  const bool reduces = record.kind == Kind::kAllreduce ||
+                       record.kind == Kind::kReduce ||
                        record.kind == Kind::kReducescatter;
   if (reduces) text += std::string(", op=") + name_of(record.op);
   if (record.kind == Kind::kReduce || record.kind == Kind::kBroadcast) {
@@ -156,14 +157,14 @@ struct Group::Header {
 };
 
 struct alignas(kCacheLine) Group::RankState {
-  // The barrier that the rank has arrived at; only the rank stores it. The store releases
-  // what the rank wrote before, the loads in is_missing acquire that. Both are seq_cst,
-  // because they also stand in the sleeping protocol (see sleep_until_met).
+  // The barrier that the rank has arrived at; only the rank stores it. The store
+  // releases what the rank wrote before, the loads in is_missing acquire that. Both are
+  // seq_cst, because they also stand in the sleeping protocol (see sleep_until_met).
   std::atomic<u64> arrived;
   std::atomic<u32> asleep;
   std::atomic<u32> membership;
-  // By parity of the call: a rank may begin its next call while a slower one still reads
-  // the record of this one, but not the call after.
+  // By parity of the call: a rank may begin its next call while a slower one still
+  // reads the record of this one, but not the call after.
   alignas(kCacheLine) CallRecord calls[2];
 };
 
@@ -277,7 +278,7 @@ std::byte* Group::scratch(int rank, u32 half) const {
   return block(rank) + half * chunk_bytes_;
 }
 
-// ---- calls ---------------------------------------------------------------------------
+// --- calls ---
 
 GroupOutcome Group::barrier(i64 timeout_ns) {
   Call call{.kind = Kind::kBarrier};
@@ -333,7 +334,8 @@ GroupOutcome Group::run(Call& call, i64 timeout_ns) {
   copy_in(call, 0, chunk, call.parity);
   GroupOutcome met = meet(deadline);
   if (met.status != GroupStatus::kOk) return met;
-  if (GroupOutcome wrong = mismatch(call); wrong.status != GroupStatus::kOk) return wrong;
+  if (GroupOutcome wrong = mismatch(call); wrong.status != GroupStatus::kOk)
+    return wrong;
   for (int r = 0; r < world_size_; ++r) {
     staged = staged || (call.is_source(r) && is_staged(r, call));
   }
@@ -395,7 +397,7 @@ std::string Group::describe_call(int rank) const {
   return describe(state(rank).calls[(calls_ - 1) & 1]);
 }
 
-// ---- moving and reducing -------------------------------------------------------------
+// --- moving and reducing ---
 
 bool Group::is_staged(int rank, const Call& call) const {
   return call.small || state(rank).calls[call.parity].offset == kOutside;
@@ -455,7 +457,8 @@ void Group::reduce_share(const Call& call, u64 start, u64 size, u32 half) {
   const u64 share = round_up((size + ranks - 1) / ranks, kCacheLine / call.item);
   const u64 from = std::min(size, share * static_cast<u64>(rank_));
   const u64 to = std::min(size, from + share);
-  for (void*& piece : pieces_) piece = static_cast<std::byte*>(piece) + from * call.item;
+  for (void*& piece : pieces_)
+    piece = static_cast<std::byte*>(piece) + from * call.item;
   const std::span<void* const> all = pieces_;
   const std::span<void* const> targets =
       call.kind == Kind::kAllreduce ? all : all.subspan(static_cast<u64>(call.root), 1);
@@ -469,14 +472,14 @@ void Group::reduce_part(const Call& call, u64 start, u64 size, u32 half) {
   const u64 to = std::min(first + part, start + size);
   if (from >= to) return;
   for (u64 r = 0; r < pieces_.size(); ++r) {
-    pieces_[r] = piece(static_cast<int>(r), call, start, half) +
-                 (from - start) * call.item;
+    pieces_[r] =
+        piece(static_cast<int>(r), call, start, half) + (from - start) * call.item;
   }
   void* const target = call.out_at(from - first);
   reduce_into({&target, 1}, pieces_, to - from, call.x.dtype, call.op);
 }
 
-// ---- meeting -------------------------------------------------------------------------
+// --- meeting ---
 
 bool Group::is_missing(int rank) const {
   return state(rank).arrived.load(std::memory_order_seq_cst) < barrier_;
@@ -492,8 +495,8 @@ bool Group::is_met() const {
 GroupOutcome Group::meet(i64 deadline_ns) {
   ++barrier_;
   state(rank_).arrived.store(barrier_, std::memory_order_seq_cst);
-  // In the one order of all seq_cst operations, the last rank to store its arrival finds
-  // every other; so at least one rank comes by here. Only that one wakes, and once.
+  // In the one order of all seq_cst operations, the last rank to store its arrival
+  // finds every other there. It alone wakes the sleepers, so each is woken once.
   if (is_met()) {
     wake_all();
     return {};
@@ -516,11 +519,11 @@ bool Group::spin_until_met() const {
   return is_met();
 }
 
-// No wake-up is missed. We say that we sleep, then read the epoch, then look; a waker makes
-// true what we look for, then looks who sleeps, then bumps the epoch. All are seq_cst. If
-// we do not find it true, our look came first, so the waker finds us asleep, and its bump
-// comes after our read: the futex call returns at once, or its wake finds us. A waker
-// killed in between costs a slice.
+// No wake-up is missed. We say that we sleep, then read the epoch, then look; a waker
+// makes true what we look for, then looks who sleeps, then bumps the epoch. All are
+// seq_cst. If we do not find it true, our look came first, so the waker finds us
+// asleep, and its bump comes after our read: the futex call returns at once, or its
+// wake finds us. A waker killed in between costs a slice.
 GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
   const Asleep asleep(state(rank_).asleep);
   for (;;) {
@@ -549,8 +552,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
 void Group::end_if_one_is_gone() {
   for (int r = 0; r < world_size_; ++r) {
     if (!is_missing(r)) continue;
-    const bool left =
-        state(r).membership.load(std::memory_order_seq_cst) == kLeft;
+    const bool left = state(r).membership.load(std::memory_order_seq_cst) == kLeft;
     if (!left && hooks_.alive(r)) continue;
     // Only now is its last arrival certain to be visible.
     if (is_missing(r)) end(left ? GroupStatus::kRankLeft : GroupStatus::kRankDied, r);

@@ -1,16 +1,19 @@
-// A collective group: the ranks of one machine exchange arrays through one shared segment.
+// A collective group: the ranks of one machine exchange arrays through one shared
+// segment.
 //
-// Segment: a header, one RankState per rank, then one block per rank. A block starts with
-// two halves of scratch, through which arrays from elsewhere travel in chunks; the rest is
-// the rank's own to place arrays in. Those are worked on where they are: each rank reduces
-// its slice straight from the other ranks' memory and writes the result to all of them.
-// Every rank publishes where its array is, so ranks need not place them alike.
+// Segment: a header, one RankState per rank, then one block per rank. A block starts
+// with two halves of scratch, through which arrays from elsewhere travel in chunks; the
+// rest is the rank's own to place arrays in. Those are worked on where they are: each
+// rank reduces its slice straight from the other ranks' memory and writes the result to
+// all of them. Every rank publishes where its array is, so ranks need not place them
+// alike.
 //
-// Every rank makes the same calls in the same order. A call is a row of barriers with work
-// in between; the first one also publishes what each rank called, so that a mismatch is
-// seen by all ranks before any array is changed, and leaves the group usable. Any other
-// failure is written to the header once, ends every rank's call with the same answer, and
-// leaves the group unusable: a rank that has arrived cannot be called back.
+// Every rank makes the same calls in the same order. A call is a row of barriers with
+// work in between; the first one also publishes what each rank called, so that a
+// mismatch is seen by all ranks before any array is changed, and leaves the group
+// usable. Any other failure is written to the header once, ends every rank's call with
+// the same answer, and leaves the group unusable: a rank that has arrived cannot be
+// called back.
 #pragma once
 
 #include <functional>
@@ -66,9 +69,9 @@ class Group {
   // Bytes of a segment in which every rank can place arrays of `array_bytes` in total.
   static std::size_t segment_bytes(int world_size, std::size_t array_bytes);
 
-  // `base` is `bytes` of memory that was all zeros when the first rank came; it outlives
-  // the group. Throws std::invalid_argument: too small, made for another world size, or
-  // the rank is taken.
+  // `base` is `bytes` of memory that was all zeros when the first rank came; it
+  // outlives the group. Throws std::invalid_argument: too small, made for another world
+  // size, or the rank is taken.
   Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks hooks,
         GroupTiming timing = {});
   ~Group();
@@ -81,8 +84,9 @@ class Group {
   // This rank's part of the segment to place arrays in.
   std::span<std::byte> own_area() const;
 
-  // A negative timeout waits for ever. They throw std::logic_error if another thread is in
-  // a call of this rank, or if this process is a forked child of the one that joined.
+  // A negative timeout waits for ever. They throw std::logic_error if another thread is
+  // in a call of this rank, or if this process is a forked child of the one that
+  // joined.
   GroupOutcome barrier(i64 timeout_ns);
   // In place on every rank.
   GroupOutcome allreduce(const GroupArray& x, ReduceOp op, i64 timeout_ns);
@@ -92,8 +96,8 @@ class Group {
   GroupOutcome broadcast(const GroupArray& x, int root, i64 timeout_ns);
   // `out` has room for world_size times x; rank r's x goes to part r.
   GroupOutcome allgather(const GroupArray& x, void* out, i64 timeout_ns);
-  // x is world_size parts; `out` gets the reduction of part `rank`. x is kept unless `out`
-  // lies in it.
+  // x is world_size parts; `out` gets the reduction of part `rank`. x is kept unless
+  // `out` lies in it.
   GroupOutcome reducescatter(const GroupArray& x, ReduceOp op, void* out,
                              i64 timeout_ns);
 
@@ -118,7 +122,8 @@ class Group {
   void reduce_share(const Call& call, u64 start, u64 size, u32 half);
   void reduce_part(const Call& call, u64 start, u64 size, u32 half);
   void copy_out(const Call& call, u64 start, u64 size, u32 half) const;
-  // Where a rank's elements from `start` are: in its array, or in a half of its scratch.
+  // Where a rank's elements from `start` are: in its array, or in a half of its
+  // scratch.
   std::byte* piece(int rank, const Call& call, u64 start, u32 half) const;
   bool is_staged(int rank, const Call& call) const;
 

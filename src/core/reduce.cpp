@@ -1,5 +1,5 @@
-// Lets GCC compute both sides of a choice, which the vectorised conversions need; nobody
-// here reads floating point exception flags.
+// Lets GCC compute both sides of a choice, which the vectorised conversions need;
+// nobody here reads floating point exception flags.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-trapping-math")
 #endif
@@ -12,9 +12,9 @@
 #include <cstring>
 #include <type_traits>
 
-// Bodies are compiled twice and chosen at load time. The loops wait for memory, so wider
-// vectors than AVX2's gain nothing. Sanitizers instrument the resolver, which runs before
-// they are ready, and musl has no resolvers at all.
+// Bodies are compiled twice and chosen at load time. The loops wait for memory, so
+// wider vectors than AVX2's gain nothing. Sanitizers instrument the resolver, which
+// runs before they are ready, and musl has no resolvers at all.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define SKATE_CLONES __attribute__((target_clones("avx2", "default")))
@@ -26,8 +26,8 @@ namespace skate {
 namespace {
 
 // The accumulator and the same piece of a few sources fit a 32 KB first-level cache, so
-// writing the result over the sources hits lines that were just read. From 2 to 32 KB it
-// makes little difference: memory is the limit.
+// writing the result over the sources hits lines that were just read. From 2 to 32 KB
+// it makes little difference: memory is the limit.
 constexpr std::size_t kPieceBytes = 4096;
 
 struct Half {
@@ -41,7 +41,8 @@ struct BFloat {
 // All four conversions are free of branches, so that the loops around them vectorise.
 inline float widen(Half half) {
   const std::uint32_t magnitude = (half.bits & 0x7fffu) << 13;
-  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // inf, nan
+  const std::uint32_t special =
+      magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // inf, nan
   // The product moves the exponent from bias 15 to 127 and normalises denormals.
   const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | special |
@@ -60,7 +61,8 @@ inline void narrow(float value, Half* half) {
       (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   // Adding 0.5 lines the bits of a denormal up with the low end, rounded by the FPU.
   const std::uint32_t denormal =
-      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) -
+      0x3f000000u;
   const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   std::uint32_t result = magnitude < 0x38800000u ? denormal : normal;
   result = magnitude >= 0x47800000u ? special : result;

@@ -39,8 +39,9 @@ bool is_reducible(DType dtype, ReduceOp op);
 // The order is that of `srcs` for every element, however the work is cut, so ranks that
 // reduce different slices agree to the bit with one that reduces all. float16 and
 // bfloat16 accumulate in float; integers wrap; max and min propagate NaN as NumPy does.
-// A dst may be one of the srcs, and the same one at the same place; any other overlap is
-// not allowed. Sources are aligned to their element, dsts need not be. At least one src.
+// A dst may be one of the srcs, and the same one at the same place; any other overlap
+// is not allowed. Sources are aligned to their element, dsts need not be. At least one
+// src.
 void reduce_into(std::span<void* const> dsts, std::span<const void* const> srcs,
                  std::size_t count, DType dtype, ReduceOp op);
 
