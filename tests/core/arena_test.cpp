@@ -131,7 +131,8 @@ TEST(random_use_agrees_with_a_model) {
     Model model(arena);
     std::mt19937 random(seed);
     for (int step = 0; step < 5000 * check::kLoad; ++step) {
-      const ProcId someone{static_cast<u16>(random() % 3), static_cast<u16>(random() % 2)};
+      const ProcId someone{static_cast<u16>(random() % 3),
+                           static_cast<u16>(random() % 2)};
       const unsigned action = random() % 1000;
       if (action < 480) model.allocate(random_size(random), someone, u8(random()));
       if (action >= 480 && action < 900) model.free(random());

@@ -133,13 +133,13 @@ inline int run_all() {
 
 }  // namespace check
 
-#define CHECK(condition) \
-  do { \
+#define CHECK(condition)                                             \
+  do {                                                               \
     if (!(condition)) ::check::fail(__FILE__, __LINE__, #condition); \
   } while (false)
 
-#define TEST(name) \
-  static void name(); \
+#define TEST(name)                                             \
+  static void name();                                          \
   static const ::check::Register register_##name(#name, name); \
   static void name()
 

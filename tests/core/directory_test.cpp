@@ -35,7 +35,8 @@ void send_all(Shared& shared, int sender, u64 count) {
   for (u64 i = 0; i < count;) {
     if (producer.push(1, &i, sizeof i)) ++i;
     mark_inbox(shared.session, kReceiver, proc_of(sender));
-    if (ring_doorbell(shared.session.procs[kReceiver].doorbell)) shared.wakes.fetch_add(1);
+    if (ring_doorbell(shared.session.procs[kReceiver].doorbell))
+      shared.wakes.fetch_add(1);
     pause_a_while(random);
   }
 }

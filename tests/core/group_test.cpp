@@ -1,5 +1,5 @@
-// Collective groups: results, failures, and no wake-up lost; by threads over one segment
-// and by processes.
+// Collective groups: results, failures, and no wake-up lost; by threads over one
+// segment and by processes.
 #include "core/group.hpp"
 
 #include <algorithm>
@@ -38,8 +38,8 @@ void dawdle(std::mt19937& random) {
 
 // What rank `rank` brings to call number `call`: integers, so that sums are exact.
 float value_at(int rank, int call, u64 i) {
-  return static_cast<float>((i * 7 + static_cast<u64>(call) * 3 +
-                             static_cast<u64>(rank) * 11) % 101);
+  return static_cast<float>(
+      (i * 7 + static_cast<u64>(call) * 3 + static_cast<u64>(rank) * 11) % 101);
 }
 
 float reduced_at(int ranks, int call, u64 i, ReduceOp op) {
@@ -75,7 +75,8 @@ void check_one_call(Group& group, int call, std::mt19937& shared, std::mt19937& 
   const int rank = group.rank();
   // The same on every rank: what is called. Sizes around every border, most small.
   constexpr u64 kCounts[] = {0, 1, 5, 64, 1000, 4096, 16385, 33000, 100'003};
-  const u64 count = kCounts[std::min<std::size_t>(shared() % 12, std::size(kCounts) - 1)];
+  const u64 count =
+      kCounts[std::min<std::size_t>(shared() % 12, std::size(kCounts) - 1)];
   const auto op = static_cast<ReduceOp>(shared() % 4);
   const int root = static_cast<int>(shared() % static_cast<unsigned>(ranks));
   const unsigned kind = shared() % 6;
@@ -135,7 +136,8 @@ void check_random_calls(int ranks, int calls, i64 spin_ns, std::size_t bytes) {
   check::in_both(ranks, [=] {
     auto memory = std::make_shared<check::SharedMemory>(bytes);
     return [=](int rank) {
-      Group group(memory->data(), memory->size(), rank, ranks, {}, {spin_ns, kNoSlices});
+      Group group(memory->data(), memory->size(), rank, ranks, {},
+                  {spin_ns, kNoSlices});
       std::mt19937 shared(7);
       std::mt19937 own(static_cast<unsigned>(rank) + 100);
       for (int call = 0; call < calls; ++call) check_one_call(group, call, shared, own);
@@ -145,10 +147,9 @@ void check_random_calls(int ranks, int calls, i64 spin_ns, std::size_t bytes) {
 }
 
 // One group whose rank r runs body(group) in a thread.
-void with_ranks(int ranks, const std::function<void(Group&)>& body,
-                const std::function<GroupHooks(int)>& hooks = [](int) {
-                  return GroupHooks{};
-                }) {
+void with_ranks(
+    int ranks, const std::function<void(Group&)>& body,
+    const std::function<GroupHooks(int)>& hooks = [](int) { return GroupHooks{}; }) {
   check::SharedMemory memory(Group::segment_bytes(ranks, kAreaBytes));
   check::in_threads(ranks, [&](int rank) {
     Group group(memory.data(), memory.size(), rank, ranks, hooks(rank));
@@ -223,10 +224,11 @@ TEST(every_rank_learns_of_a_mismatch_and_the_group_goes_on) {
     CHECK(group.describe_call(1) == "allreduce(float32 (3, 2), op=sum)");
     expect_mismatch(
         group.allreduce(array_of(x, odd ? less : flat), ReduceOp::kSum, kForever));
-    expect_mismatch(group.allreduce(
-        {x.data(), odd ? DType::kInt32 : DType::kFloat32, flat}, ReduceOp::kSum, kForever));
-    expect_mismatch(group.allreduce(
-        array_of(x, flat), odd ? ReduceOp::kMax : ReduceOp::kSum, kForever));
+    expect_mismatch(
+        group.allreduce({x.data(), odd ? DType::kInt32 : DType::kFloat32, flat},
+                        ReduceOp::kSum, kForever));
+    expect_mismatch(group.allreduce(array_of(x, flat),
+                                    odd ? ReduceOp::kMax : ReduceOp::kSum, kForever));
     expect_mismatch(group.broadcast(array_of(x, flat), odd ? 1 : 0, kForever));
     CHECK(group.describe_call(1) == "broadcast(float32 (6,), root=1)");
     expect_mismatch(odd ? group.barrier(kForever)
@@ -385,7 +387,8 @@ TEST(a_rank_killed_at_any_moment_is_named_by_all_others) {
 TEST(a_forked_child_cannot_act_for_its_parent) {
   if (!check::kCanFork) return;
   check::SharedMemory memory(Group::segment_bytes(1, 4096));
-  auto group = std::make_unique<Group>(memory.data(), memory.size(), 0, 1, GroupHooks{});
+  auto group =
+      std::make_unique<Group>(memory.data(), memory.size(), 0, 1, GroupHooks{});
   check::in_processes(1, [&](int) {
     try {
       group->barrier(kForever);

@@ -152,11 +152,12 @@ TEST(several_claimers_take_every_task_exactly_once) {
       }
       while (shared.taken.load() < kTasks) {
         std::byte out[kCellPayload];
-        const u32 size = claim_task(
-            shared.queue, static_cast<u32>(who), out, [&](const std::byte*, u32) {
-              // Sometimes so slow that the others go around the whole queue meanwhile.
-              if (random() % 1024 == 0) pause_a_while(random);
-            });
+        const u32 size = claim_task(shared.queue, static_cast<u32>(who), out,
+                                    [&](const std::byte*, u32) {
+                                      // Sometimes so slow that the others go around the
+                                      // whole queue meanwhile.
+                                      if (random() % 1024 == 0) pause_a_while(random);
+                                    });
         if (size == 0) {
           cpu_pause();
           continue;
@@ -204,7 +205,7 @@ TEST(a_claimer_killed_at_any_moment_leaves_every_task_done_or_known_to_be_lost) 
 
   QueueProducer producer(&shared.queue);
   std::mt19937 random(3);
-  std::vector<u64> again;        // lost tasks, to be pushed once more
+  std::vector<u64> again;  // lost tasks, to be pushed once more
   std::set<u64> ever_lost;
   u64 next = 0;
   int kills = 0;

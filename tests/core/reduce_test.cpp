@@ -14,10 +14,10 @@ using namespace skate;
 
 namespace {
 
-constexpr DType kAllTypes[] = {
-    DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16,
-    DType::kInt8,    DType::kInt16,   DType::kInt32,   DType::kInt64,
-    DType::kUInt8,   DType::kUInt16,  DType::kUInt32,  DType::kUInt64};
+constexpr DType kAllTypes[] = {DType::kFloat32,  DType::kFloat64, DType::kFloat16,
+                               DType::kBFloat16, DType::kInt8,    DType::kInt16,
+                               DType::kInt32,    DType::kInt64,   DType::kUInt8,
+                               DType::kUInt16,   DType::kUInt32,  DType::kUInt64};
 constexpr ReduceOp kAllOps[] = {ReduceOp::kSum, ReduceOp::kMean, ReduceOp::kMax,
                                 ReduceOp::kMin};
 
@@ -42,8 +42,8 @@ double value_of(std::uint16_t bits, int exponent_bits) {
 std::uint16_t nearest(float value, int exponent_bits) {
   const double magnitude = std::fabs(static_cast<double>(value));
   const auto sign = static_cast<std::uint16_t>(std::signbit(value) ? 0x8000 : 0);
-  const auto infinity = static_cast<std::uint16_t>(
-      ((1 << exponent_bits) - 1) << (15 - exponent_bits));
+  const auto infinity =
+      static_cast<std::uint16_t>(((1 << exponent_bits) - 1) << (15 - exponent_bits));
   std::uint16_t low = 0;
   std::uint16_t high = infinity;
   while (high - low > 1) {
@@ -52,7 +52,8 @@ std::uint16_t nearest(float value, int exponent_bits) {
   }
   // Beyond the largest value, rounding goes as if the next one were not infinite.
   const double below = value_of(low, exponent_bits);
-  const double step = below - value_of(static_cast<std::uint16_t>(low - 1), exponent_bits);
+  const double step =
+      below - value_of(static_cast<std::uint16_t>(low - 1), exponent_bits);
   const double above = high == infinity ? below + step : value_of(high, exponent_bits);
   const bool up = magnitude - below > above - magnitude ||
                   (magnitude - below == above - magnitude && low % 2 == 1);

@@ -117,7 +117,8 @@ TEST(a_stream_arrives_whole_and_in_order) {
     return [memory](int who) {
       if (who == 0) {
         RingProducer producer(memory->as<RingMemory>());
-        for (u64 number = 0; number < kRecords;) number += push(producer, number) ? 1 : 0;
+        for (u64 number = 0; number < kRecords;)
+          number += push(producer, number) ? 1 : 0;
         return;
       }
       RingConsumer consumer(memory->as<RingMemory>());
