@@ -496,6 +496,8 @@ class PyWatch {
   Watch* watch_;
 };
 
+void unconfigure();
+
 void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
                nb::object dumps, nb::object loads, nb::object load_error,
                nb::object load_failure) {
@@ -506,7 +508,7 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
     return reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset;
   };
   CodecTypes& types = codec_types();
-  Py_XDECREF(types.counter);
+  unconfigure();
   types.id_offset = offset("_id");
   types.counter_offset = offset("_counter");
   types.object_ref = reinterpret_cast<PyTypeObject*>(object_ref.inc_ref().ptr());
@@ -518,11 +520,17 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
   g_callbacks.load_failure = load_failure.inc_ref().ptr();
 }
 
+// Lets go of the engine at the end of its session; what was configured stays usable for
+// values that are still being read.
+void unconfigure() { Py_CLEAR(codec_types().counter); Py_CLEAR(g_callbacks.load_failure); }
+
 }  // namespace
 
 void bind_node(nb::module_& m) {
   m.def("configure", &configure, "engine"_a, "object_ref"_a, "actor_ref"_a, "dumps"_a,
         "loads"_a, "load_error"_a, "load_failure"_a);
+
+  m.def("unconfigure", &unconfigure);
 
   nb::class_<PyWatch>(m, "Watch")
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
@@ -640,6 +648,32 @@ void bind_node(nb::module_& m) {
             d["workers"] = workers;
             return d;
           })
+      .def(
+          "processes",
+          [](Node& node) {
+            nb::list all;
+            Session& session = node.session();
+            const u32 n = session.num_procs.load();
+            for (u32 p = kDriver; p < n; ++p) {
+              const ProcEntry& entry = session.procs[p];
+              if (entry.alive.load() == 0) continue;
+              u32 cpus = 0;
+              for (u32 i = 0; i < session.num_cpus; ++i)
+                cpus += session.cpu_token[i].load() == p + 1;
+              nb::dict d;
+              d["index"] = p;
+              d["epoch"] = entry.epoch.load();
+              d["pool"] = (session.state[p].load() & kNotPool) == 0;
+              d["state"] = static_cast<int>(session.state_of(p));
+              d["cpus"] = cpus;
+              d["task_id"] = entry.task_id.load();
+              d["tasks_done"] = entry.tasks_done.load();
+              d["store_bytes"] = entry.store_used.load();
+              all.append(d);
+            }
+            return all;
+          },
+          "What the session directory says of each live process.")
       .def_prop_ro("index", [](const Node& n) { return n.self().index; })
       .def_prop_ro("epoch", [](const Node& n) { return n.self().epoch; })
       .def_prop_ro("closed", [](const Node& n) { return n.stopping(); })

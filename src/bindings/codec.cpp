@@ -1,5 +1,7 @@
 #include "codec.hpp"
 
+#include <nanobind/nanobind.h>
+
 #include <cstring>
 
 namespace skate {
@@ -128,6 +130,7 @@ PyObject* dtype_of(u8 code) {
 struct BlockObject {
   PyObject_HEAD
   Node* node;
+  PyObject* owner;  // of `node`: its mappings last as long as somebody reads them
   std::byte* data;
   Py_ssize_t size;
   ObjectId id;        // counted while this lives; 0: an unsealed block, freed with this
@@ -148,6 +151,7 @@ void block_dealloc(PyObject* self) {
     else
       block->node->free_own_block(block->location);
   }
+  Py_XDECREF(block->owner);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -157,6 +161,7 @@ PyObject* new_block(Node& node, const std::byte* data, u64 size, ObjectId id) {
   auto* block = reinterpret_cast<BlockObject*>(
       checked(block_type()->tp_alloc(block_type(), 0)));
   block->node = &node;
+  block->owner = nanobind::find(&node).release().ptr();
   block->data = const_cast<std::byte*>(data);
   block->size = static_cast<Py_ssize_t>(size);
   block->id = id;

@@ -71,6 +71,8 @@ void Control::mark_dead(ProcId proc) {
     u32 holder = proc.index + 1U;
     session_->cpu_token[i].compare_exchange_strong(holder, 0);
   }
+  // It may have raised this flag and not lived to send the note.
+  session_->worker_request.store(0);
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) {
     // It may have set a doorbell to awake without having woken the sleeper.

@@ -83,6 +83,7 @@ void Node::close() {
     followers_cv_.notify_all();
   }
   if (housekeeper_.joinable()) housekeeper_.join();
+  link_.close();
 }
 
 // Objects ------------------------------------------------------------------------------
@@ -1341,6 +1342,8 @@ void Node::process_died(Reader& reader) {
     out.tail.store(0);
     out.head.store(0);
     out.producer_waits.store(0);
+    // It may have been the one that was about to take, or to ask for, what waits here.
+    if (queue_.maybe_waiting()) wake_for_work();
   }
   // The supervisor asks again by sending the same message: until nobody holds anything
   // that lies in the dead process's arena, its index is not given to another.

@@ -12,6 +12,7 @@ namespace skate {
 SupervisorLink::~SupervisorLink() { close(); }
 
 void SupervisorLink::close() {
+  std::lock_guard lock(mu_);
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
 }

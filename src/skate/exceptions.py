@@ -13,6 +13,7 @@
     |-- ResourceError              (ValueError) more than the session has
     |-- DeadlockError              (RuntimeError) nothing that could run is left
     |-- EngineError                (RuntimeError) no engine, or no longer one
+    |   `-- EngineDiedError        the session ended under a call
     |-- ObjectStoreFullError       (MemoryError)
     |-- ObjectLostError
     |   `-- OwnerDiedError         the process that owned the value ended
@@ -38,6 +39,7 @@ __all__ = [
     "CollectiveError",
     "CollectiveTimeoutError",
     "DeadlockError",
+    "EngineDiedError",
     "EngineError",
     "GetTimeoutError",
     "ObjectLostError",
@@ -218,6 +220,10 @@ class DeadlockError(SkateError, RuntimeError):
 
 class EngineError(SkateError, RuntimeError):
     """The engine could not start, has been shut down, or is not usable here."""
+
+
+class EngineDiedError(EngineError):
+    """The session has ended: shut down, or its supervisor is gone."""
 
 
 class ObjectStoreFullError(SkateError, MemoryError):

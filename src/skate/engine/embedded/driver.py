@@ -93,8 +93,7 @@ class _Driver:
             return
         with contextlib.suppress(Exception):  # it may have died before
             engine.ask("shutdown")
-        engine.node.close()
-        engine.close_futures()
+        engine.end()
         try:
             self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

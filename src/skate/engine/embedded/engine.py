@@ -11,6 +11,7 @@ import pickle
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from ... import _core
 from ..._options import ActorOptions, TaskOptions
@@ -45,7 +46,9 @@ _DRIVER = TaskContext(0, 0, 0, "", True)
 class Exported:
     """Code in the store of this process; freed with the last spec that uses it."""
 
-    __slots__ = ("engine", "function_id", "holds_refs", "resources")
+    __slots__ = ("__weakref__", "engine", "function_id", "holds_refs", "resources")
+
+    engine: EmbeddedEngine | None  # None: its session has ended
 
     def __init__(
         self,
@@ -60,7 +63,8 @@ class Exported:
         self.resources = resources  # None: one CPU of the pool
 
     def __del__(self) -> None:
-        self.engine.release(self.function_id)
+        if self.engine is not None:
+            self.engine.release(self.function_id)
 
 
 class EmbeddedEngine:
@@ -79,6 +83,7 @@ class EmbeddedEngine:
             default=_DRIVER if is_driver else TaskContext(0, 0, node.index, "", False),
         )
         self._futures = FutureDispatcher(self)
+        self._exports: WeakSet[Exported] = WeakSet()
         # Straight to the core: these are called once or more for every task.
         self.release = node.release
         self.adopt = node.adopt
@@ -133,7 +138,9 @@ class EmbeddedEngine:
         packed = serialize.dumps_function(code, what)
         data = pickle.dumps((packed.header, [b.raw().tobytes() for b in packed.buffers]))
         function_id = self.node.export_function(data, packed.refs)
-        return Exported(self, function_id, bool(packed.refs), resources)
+        exported = Exported(self, function_id, bool(packed.refs), resources)
+        self._exports.add(exported)
+        return exported
 
     def _check_resources(
         self, name: str, options: TaskOptions | ActorOptions
@@ -279,8 +286,14 @@ class EmbeddedEngine:
     def shutdown(self) -> None:
         """In a worker there is nothing to end: the session is the driver's."""
 
-    def close_futures(self) -> None:
+    def end(self) -> None:
+        """The session is over: let go of what would keep its memory mapped."""
+        self.node.close()
         self._futures.close()
+        for exported in self._exports:
+            exported.engine = None
+        set_default_counter(None)
+        _core.unconfigure()
 
     # inner ------------------------------------------------------------------
 

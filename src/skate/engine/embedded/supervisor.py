@@ -7,6 +7,7 @@ them; and when the driver ends, in whatever way, it ends everything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import resource
@@ -31,6 +32,7 @@ EXITED, SIGNALED, KILLED, OUT_OF_SCOPE, CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
 _PROC = struct.Struct("=HH")
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
 _MAX_NOTES = 1000
+_MAX_ZYGOTE_FAILURES = 5
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class _Process:
     sock: socket.socket | None = None
     pid: int = 0
     pidfd: int = -1
+    forking: bool = False  # the zygote was asked and has not answered
     kill_requested: bool = False
     cause: int = 0  # what it told about its own end
 
@@ -75,6 +78,7 @@ class Supervisor:
         self._notes: dict[Proc, str] = {}  # why constructors failed
         self._running = True
         self._unsent = 0
+        self._zygote_failures = 0
         self._zygote, self._zygote_sock = self._start_zygote()
         self._start_driver(driver)
 
@@ -97,7 +101,8 @@ class Supervisor:
         theirs.close()
         names = ("sys_path", "preload", "config", "session_id")
         wanted = {name: self._settings[name] for name in names}
-        wire.send(mine, pickle.dumps(wanted), [self._control.session_fd])
+        with contextlib.suppress(BrokenPipeError):  # killed already: replaced below
+            wire.send(mine, pickle.dumps(wanted), [self._control.session_fd])
         self._watch(mine.fileno(), self._on_zygote)
         return zygote, mine
 
@@ -125,7 +130,9 @@ class Supervisor:
             self._do(self._life.handle(life.WorkerWanted(active=0, starting=False)))
             while self._running:
                 for key, _ in self._selector.select(_FLUSH_S if self._unsent else None):
-                    key.data()
+                    # One event may have closed what the next is about.
+                    if self._selector.get_map().get(key.fd) is key:
+                        key.data()
                 if self._unsent:
                     self._unsent = self._control.flush()
         finally:
@@ -158,10 +165,12 @@ class Supervisor:
         if not data:
             self._replace_zygote()
             return
+        self._zygote_failures = 0
         index, epoch, pid = pickle.loads(data)
         process = self._processes.get(Proc(index, epoch))
         if process is None:
             return
+        process.forking = False
         if pid == 0:
             self._died(process, EXITED, 1)
             return
@@ -175,8 +184,20 @@ class Supervisor:
     def _replace_zygote(self) -> None:
         self._selector.unregister(self._zygote_sock.fileno())
         self._zygote_sock.close()
-        self._zygote.wait()
-        lost = [p for p in self._processes.values() if p.pid == 0]
+        status = self._zygote.wait()
+        self._zygote_failures += 1
+        if self._zygote_failures > _MAX_ZYGOTE_FAILURES:
+            print(
+                f"skate: the process that starts workers ended {_MAX_ZYGOTE_FAILURES} "
+                f"times before it had started one (last status {status}); giving up.",
+                file=sys.stderr,
+            )
+            self._stop()
+            return
+        # A worker may have been made, or be in the making, whose name did not reach us.
+        while self._kill_unknown(lambda pid: True):
+            pass
+        lost = [p for p in self._processes.values() if p.forking]
         self._zygote, self._zygote_sock = self._start_zygote()
         for process in lost:
             kind = self._life.kind(process.proc)
@@ -229,12 +250,9 @@ class Supervisor:
         """Notes that it sent before it died."""
         if process.sock is None:
             return
-        process.sock.setblocking(False)
-        try:
+        with contextlib.suppress(BlockingIOError):
             while self._on_packet(process, last=True):
                 pass
-        except BlockingIOError:
-            pass
 
     def _kill_orphans(self, dead_pid: int) -> None:
         """End what a dead worker had started: it is our child now.
@@ -243,22 +261,27 @@ class Supervisor:
         made yet another session is whatever child we do not know, unless a worker is
         just being handed to us.
         """
-        forking = any(p.pid == 0 and p.sock for p in self._processes.values())
+        forking = any(p.forking for p in self._processes.values())
+        self._kill_unknown(lambda pid: not forking or _session_of(pid) == dead_pid)
+
+    def _kill_unknown(self, which: Callable[[int], bool]) -> int:
+        """End the children that we do not know and that ``which`` accepts; how many."""
         known = {p.pid for p in self._processes.values()} | {self._zygote.pid}
+        ended = 0
         for pid in _children():
-            if pid in known or (forking and _session_of(pid) != dead_pid):
+            if pid in known or not which(pid):
                 continue
             _kill(pid)
-            try:
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
+            ended += 1
+        return ended
 
     # Packets -----------------------------------------------------------------
 
     def _on_packet(self, process: _Process, last: bool = False) -> bool:
         assert process.sock is not None
-        data, _ = wire.receive(process.sock)
+        data, _ = wire.receive(process.sock, block=False)
         if not data:
             if process.pid == self._driver_pid and not last:
                 self._stop()
@@ -470,6 +493,7 @@ class Supervisor:
             "counts_cpus": self._life.members[proc].resources.get("CPU", 0) > 0,
             "num_gpus": num_gpus,
         }
+        process.forking = True
         wire.send(
             self._zygote_sock,
             pickle.dumps(order),
@@ -484,7 +508,7 @@ class Supervisor:
         process.kill_requested = True
         if process.pid:
             _kill(process.pid)
-        elif process.sock is None:  # it waits for resources: nothing runs yet
+        elif not process.forking:  # it waits for resources: nothing runs yet
             self._died(process, KILLED, 0)
 
 

@@ -24,11 +24,15 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
     sock.sendmsg([data], rights if fds else [])
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors; ``b""`` when the other side is gone."""
+def receive(sock: socket.socket, *, block: bool = True) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors; ``b""`` when the other side is gone.
+
+    Raises BlockingIOError if there is none and ``block`` is False.
+    """
+    flags = 0 if block else socket.MSG_DONTWAIT
     room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
     try:
-        data, control, _, _ = sock.recvmsg(MAX_PACKET, room)
+        data, control, _, _ = sock.recvmsg(MAX_PACKET, room, flags)
     except ConnectionResetError:
         return b"", []
     fds = array.array("i")

@@ -13,12 +13,18 @@ import gc
 import importlib
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
 import time
 
 from . import wire
+
+
+# Most tasks need it, but the first worker should not wait for it.
+_WHEN_IDLE = ["numpy", "numpy.random"]
+_IDLE_S = 0.1
 
 
 def main(fd: int, supervisor_pid: int) -> None:
@@ -31,9 +37,13 @@ def main(fd: int, supervisor_pid: int) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     _preload(["skate.engine.embedded.worker", "cloudpickle", *settings["preload"]])
-    gc.collect()
-    gc.freeze()  # forked workers share these pages as long as nobody writes to them
+    _freeze()
+    idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
     while True:
+        if idle_imports and not select.select([sock], [], [], _IDLE_S)[0]:
+            _preload(idle_imports)
+            _freeze()
+            idle_imports = []
         request, fds = wire.receive(sock)
         if not request:
             return
@@ -42,6 +52,12 @@ def main(fd: int, supervisor_pid: int) -> None:
         for received in fds:
             os.close(received)
         wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
+
+
+def _freeze() -> None:
+    """Forked workers share these pages as long as nobody writes to them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _preload(modules: list[str]) -> None:

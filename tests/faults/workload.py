@@ -1,0 +1,48 @@
+"""What the fault tests run. Imports little: a fresh worker loads it at each kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+
+import skate
+
+
+@skate.remote(max_retries=-1)
+def echo(x: int) -> tuple[int, int]:
+    return x, os.getpid()
+
+
+@skate.remote(max_retries=-1)
+def block(x: int) -> np.ndarray:
+    return np.full(100_000, x)
+
+
+@skate.remote(max_retries=-1)
+def nested(x: int) -> int:
+    first, second = skate.get([echo.remote(x), block.remote(x)])
+    return first[0] + int(second[-1])
+
+
+@skate.remote(max_retries=0)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@skate.remote
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def sleep(self) -> None:
+        time.sleep(60)
