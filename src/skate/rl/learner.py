@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from skate.serve import Deployment
 
 from .policy import Weights
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .ppo import PPO
 
 RECENT_EPISODES = 100
 
@@ -48,19 +52,10 @@ def learn(job: Job) -> None:
     on weights that are at most a few updates old. PPO allows for that: its ratio is
     to the probabilities that the acting policy recorded.
     """
-    # Here, not above: only learners need torch, whose import takes seconds.
-    import torch
-
-    from .ppo import PPO
-
-    torch.set_num_threads(1)  # the other cores simulate
     context = train.context()
     settings = job.settings
-    learner = PPO(job.initial, settings.ppo, context, settings.seed)
-    totals = Totals()
-    if context.checkpoint is not None:
-        learner.restore(context.checkpoint["learner"])
-        totals = Totals(**context.checkpoint["totals"])
+    checkpoint = context.checkpoint
+    totals = Totals(**checkpoint["totals"]) if checkpoint else Totals()
     served_before = totals.served_states, totals.serving_busy_s
     workers = settings.num_workers // settings.num_learners
     recent: deque[float] = deque(maxlen=RECENT_EPISODES)
@@ -76,6 +71,7 @@ def learn(job: Job) -> None:
         seed=(settings.seed, totals.updates),
         first_worker=context.rank * workers,
     ) as rollouts:
+        learner = _make_learner(job, context)  # while the first rollouts are made
         while totals.updates < settings.updates:
             batch = [next(rollouts) for _ in range(workers)]
             lag = version - np.concatenate([t.policy_versions for t in batch])
@@ -109,3 +105,16 @@ def learn(job: Job) -> None:
                 "totals": asdict(totals),
             }
             context.report(asdict(totals) | metrics, checkpoint)
+
+
+def _make_learner(job: Job, context: train.Context) -> PPO:
+    # Not at the top: only learners need torch, whose import takes seconds.
+    import torch
+
+    from .ppo import PPO
+
+    torch.set_num_threads(1)  # the other cores simulate
+    learner = PPO(job.initial, job.settings.ppo, context, job.settings.seed)
+    if context.checkpoint is not None:
+        learner.restore(context.checkpoint["learner"])
+    return learner
