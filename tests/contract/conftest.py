@@ -48,12 +48,14 @@ def engine(
 
 
 @pytest.fixture
-def baseline() -> Callable[[], bool]:
+def baseline(engine_name: str) -> Callable[[], bool]:
     """True once nothing is left in the store; says False after some seconds."""
+    # Worker processes keep the code of tasks that they started, as long as they live.
+    code_bytes = 50_000 if engine_name == "embedded" else 0
 
     def is_empty() -> bool:
         now = statistics()
-        return now["objects"] == now["store_bytes"] == 0
+        return now["objects"] == 0 and now["store_bytes"] <= code_bytes
 
     def returns() -> bool:
         if not is_empty():

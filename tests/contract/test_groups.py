@@ -62,15 +62,27 @@ def ranks() -> Any:
 
 @pytest.mark.parametrize("own", [True, False], ids=["group", "ordinary"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
-@pytest.mark.parametrize(
-    ("op", "value"), [("sum", 6), ("mean", 2), ("max", 3), ("min", 1)]
-)
 def test_allreduce_gives_every_rank_the_reduction(
-    ranks: Any, op: str, value: int, dtype: str, own: bool
+    ranks: Any, dtype: str, own: bool
 ) -> None:
-    calls = [r.allreduce.remote(op, dtype, (3, 5), own) for r in ranks]
-    for result in skate.get(calls):
-        np.testing.assert_array_equal(result, np.full((3, 5), value, dtype))
+    for op, value in {"sum": 6, "mean": 2, "max": 3, "min": 1}.items():
+        if op == "mean" and dtype == "int64":
+            continue  # it would have to be rounded
+        calls = [r.allreduce.remote(op, dtype, (3, 5), own) for r in ranks]
+        for result in skate.get(calls):
+            np.testing.assert_array_equal(result, np.full((3, 5), value, dtype))
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "error"),
+    [("mean", "int64", TypeError), ("sum", "U3", TypeError), ("mid", "f4", ValueError)],
+)
+def test_what_cannot_be_reduced_is_refused_without_waiting(
+    ranks: Any, op: str, dtype: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        skate.get(ranks[0].allreduce.remote(op, dtype, 3, False))
+    skate.get([rank.barrier.remote() for rank in ranks])
 
 
 def test_allreduce_of_a_large_array_many_times(ranks: Any) -> None:
@@ -97,6 +109,7 @@ def test_different_shapes_are_an_error_on_every_rank(ranks: Any) -> None:
     for ref in refs:
         with pytest.raises(ShapeMismatchError):
             skate.get(ref)
+    skate.get([rank.barrier.remote() for rank in ranks])
 
 
 def test_different_operations_are_an_error_on_every_rank(ranks: Any) -> None:
@@ -113,6 +126,9 @@ def test_a_timeout_names_the_ranks_that_are_missing(ranks: Any) -> None:
     with pytest.raises(CollectiveTimeoutError) as caught:
         skate.get(ranks[1].barrier.remote(0.05))
     assert caught.value.missing_ranks == (0, 2)
+    for rank in ranks:  # who came cannot be called back: the group has ended
+        with pytest.raises(CollectiveTimeoutError):
+            skate.get(rank.barrier.remote())
 
 
 def test_the_death_of_a_rank_is_an_error_on_the_others(ranks: Any) -> None:
@@ -123,6 +139,11 @@ def test_the_death_of_a_rank_is_an_error_on_the_others(ranks: Any) -> None:
         with pytest.raises(RankDiedError) as caught:
             skate.get(ref)
         assert caught.value.rank == 2
+
+
+def test_joining_with_another_world_size_is_an_error(ranks: Any) -> None:
+    with pytest.raises(ShapeMismatchError):
+        skate.get(Rank.remote(0).join.remote("test", 4))
 
 
 def test_joining_waits_for_all_ranks_and_may_time_out() -> None:

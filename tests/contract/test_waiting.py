@@ -19,7 +19,7 @@ def test_get_with_a_timeout_gives_up_and_the_task_goes_on() -> None:
     signal = Signal.remote()
     ref = wait_for.remote(signal, "late")
     before = time.monotonic()
-    with pytest.raises(GetTimeoutError, match=r"0\.05 s"):
+    with pytest.raises(GetTimeoutError, match=r"go(es)? on"):
         skate.get(ref, timeout=0.05)
     assert time.monotonic() - before >= 0.05
     signal.set.remote()

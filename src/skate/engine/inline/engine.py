@@ -387,7 +387,7 @@ class InlineEngine:
         self.enter()
         with self.lock:
             meeting = self._meetings.get(name)
-            if meeting is None or meeting.broken:
+            if meeting is None or meeting.failed:
                 meeting = self._meetings[name] = Meeting(self.baton, name, world_size)
             meeting.join(rank, world_size)
         group = InlineGroup(meeting, rank, self._forget_meeting)

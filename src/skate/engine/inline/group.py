@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import (
+    CollectiveError,
     CollectiveTimeoutError,
     RankDiedError,
     ShapeMismatchError,
-    SkateError,
 )
 from .baton import Wait, context
 
@@ -31,7 +31,7 @@ class _Arrival:
     call: tuple[Any, ...]  # must be equal on all ranks
     array: np.ndarray | None
     wait: Wait
-    error: SkateError | None = None
+    error: CollectiveError | None = None
 
 
 class Meeting:
@@ -42,18 +42,24 @@ class Meeting:
         self.name = name
         self._baton = baton
         self._actors: dict[int, int] = {}  # rank -> actor, or 0
-        self._gone: dict[int, str] = {}  # rank -> why
+        self._gone: set[int] = set()
         self._arrived: dict[int, _Arrival] = {}
+        self._failure: CollectiveError | None = None
 
     @property
-    def broken(self) -> bool:
-        """A rank is gone: nobody can join, or meet, any more."""
-        return bool(self._gone)
+    def failed(self) -> bool:
+        """A rank is gone, or was too late: nobody can join, or meet, any more."""
+        return self._failure is not None
 
     def join(self, rank: int, world_size: int) -> None:
-        """Take a place. Raises ValueError if there is none like that."""
+        """Take a place.
+
+        Raises:
+            ShapeMismatchError: the others gave another world size.
+            ValueError: the rank is taken.
+        """
         if world_size != self.world_size:
-            raise ValueError(
+            raise ShapeMismatchError(
                 f"group {self.name!r} has {self.world_size} ranks, but rank {rank} "
                 f"wants to join with world_size={world_size!r}."
             )
@@ -69,13 +75,19 @@ class Meeting:
     def leave(self, rank: int, why: str) -> bool:
         """``rank`` takes part no more. True if it was the last."""
         with self._baton.lock:
-            self._gone.setdefault(rank, why)
-            self._fail_all(RankDiedError(f"{self._gone[rank]}.", rank))
+            self._gone.add(rank)
+            self._fail(RankDiedError(f"{why}.", rank))
             return len(self._gone) == len(self._actors)
 
-    def _fail_all(self, error: SkateError) -> None:
+    def _fail(self, error: CollectiveError) -> None:
+        """The first failure ends the group: a rank that came cannot be called back."""
+        if self._failure is None:
+            self._failure = error
+            self._fail_call(error)
+
+    def _fail_call(self, error: CollectiveError) -> None:
         for arrival in self._arrived.values():
-            arrival.error = error
+            arrival.error = _again(error)
         self._release()
 
     def _release(self) -> None:
@@ -95,8 +107,8 @@ class Meeting:
     ) -> None:
         """Wait until every rank has made the same ``call`` and ``work`` is done."""
         with self._baton.lock:
-            for gone, why in self._gone.items():
-                raise RankDiedError(f"{why}.", gone)
+            if self._failure is not None:
+                raise _again(self._failure)
             wait = Wait(
                 lambda: (
                     f"{call[0]} of group {self.name!r} for ranks "
@@ -110,10 +122,10 @@ class Meeting:
                 self._finish(work)
         if not last:
             self._baton.block(wait)
+            if not wait.done:
+                self._time_out(rank, call, timeout)
         if arrival.error is not None:
             raise arrival.error
-        if not wait.done:
-            self._give_up(rank, call, timeout)
 
     def _missing(self) -> tuple[int, ...]:
         return tuple(r for r in range(self.world_size) if r not in self._arrived)
@@ -122,7 +134,7 @@ class Meeting:
         calls = {rank: self._arrived[rank].call for rank in range(self.world_size)}
         if len(set(calls.values())) > 1:
             seen = "; ".join(f"rank {r}: {_describe(c)}" for r, c in calls.items())
-            self._fail_all(
+            self._fail_call(
                 ShapeMismatchError(
                     f"the ranks of group {self.name!r} made different calls; nothing "
                     f"was changed. {seen}."
@@ -133,15 +145,23 @@ class Meeting:
         work([array for array in arrays if array is not None])
         self._release()
 
-    def _give_up(self, rank: int, call: tuple[Any, ...], timeout: float | None) -> None:
+    def _time_out(
+        self, rank: int, call: tuple[Any, ...], timeout: float | None
+    ) -> None:
         with self._baton.lock:
             missing = self._missing()
-            self._arrived.pop(rank, None)
-        raise CollectiveTimeoutError(
-            f"rank {rank} of group {self.name!r} waited {timeout} s in {call[0]} for "
-            f"ranks {list(missing)}.",
-            missing,
-        )
+            self._fail(
+                CollectiveTimeoutError(
+                    f"rank {rank} of group {self.name!r} waited {timeout} s in "
+                    f"{call[0]} for ranks {list(missing)}.",
+                    missing,
+                )
+            )
+
+
+def _again(error: CollectiveError) -> CollectiveError:
+    """A new exception for each rank: raising one adds to its traceback."""
+    return type(error)(*error.args)
 
 
 def _describe(call: tuple[Any, ...]) -> str:
@@ -169,8 +189,18 @@ class InlineGroup:
     def allreduce(
         self, x: np.ndarray, op: str = "sum", timeout: float | None = None
     ) -> np.ndarray:
+        from ... import kernels
+
+        def reduce(arrays: list[np.ndarray]) -> None:
+            total = kernels.reduce(arrays, op)
+            for array in arrays:
+                array[...] = total
+
+        kernels.reduce(
+            [x.reshape(-1)[:0]], op
+        )  # refuses what it cannot do, before anybody waits
         call = "allreduce", op, x.dtype.str, x.shape
-        self._meeting.meet(self.rank, call, x, _REDUCTIONS[op], timeout)
+        self._meeting.meet(self.rank, call, x, reduce, timeout)
         return x
 
     def broadcast(
@@ -193,25 +223,3 @@ class InlineGroup:
             why = f"rank {self.rank} left group {self._meeting.name!r}"
             if self._meeting.leave(self.rank, why):
                 self._forget(self._meeting)
-
-
-def _reduce(name: str, arrays: list[np.ndarray], *, mean: bool = False) -> None:
-    """Write the reduction over ``arrays``, in the order of the ranks, into each."""
-    import numpy as np
-
-    wide = np.float32 if arrays[0].dtype == np.float16 else arrays[0].dtype
-    total = arrays[0].astype(wide)
-    for array in arrays[1:]:
-        getattr(np, name)(total, array, out=total)
-    if mean:
-        np.divide(total, len(arrays), out=total, casting="unsafe")
-    for array in arrays:
-        array[...] = total
-
-
-_REDUCTIONS: dict[str, Work] = {
-    "sum": lambda arrays: _reduce("add", arrays),
-    "mean": lambda arrays: _reduce("add", arrays, mean=True),
-    "max": lambda arrays: _reduce("maximum", arrays),
-    "min": lambda arrays: _reduce("minimum", arrays),
-}
