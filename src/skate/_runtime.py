@@ -159,9 +159,14 @@ def shutdown() -> None:
     if _is_worker or (_engine is not None and not _engine.context().is_driver):
         raise RuntimeError("only the driver may call skate.shutdown(), not a task.")
     with _lock:
-        engine, _engine = _engine, None
-        if engine is not None:
-            engine.shutdown()
+        if _engine is None:
+            return
+        try:
+            # Until it has ended, its own threads still find it: one that unwinds and
+            # cleans up must not wait for this lock, nor start another engine.
+            _engine.shutdown()
+        finally:
+            _engine = None
 
 
 def is_initialized() -> bool:
