@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections import deque
@@ -171,6 +172,14 @@ def _attempt(
         for rank, actor in enumerate(ranks)
     ]
     reports = mailbox.take.remote()
+
+    def last_reports() -> None:
+        mailbox.end.remote()
+        # The call that waits may hold some; what came after it is in the next.
+        for last in (reports, mailbox.take.remote()):
+            for report in skate.get(last, timeout=LAST_REPORTS_S):
+                record(*report)
+
     try:
         while running:
             ready, _ = skate.wait([reports, *running], num_returns=1)
@@ -181,16 +190,14 @@ def _attempt(
             else:
                 running.remove(ready[0])
                 _check(ready[0], running)
-    finally:  # after a failure or Ctrl-C, the last checkpoint matters most
-        try:
-            mailbox.end.remote()
-            # The call that waits may hold some; what came after it is in the next.
-            for last in (reports, mailbox.take.remote()):
-                for report in skate.get(last, timeout=LAST_REPORTS_S):
-                    record(*report)
-        finally:
-            for actor in [*ranks, mailbox]:
-                skate.kill(actor)
+        last_reports()
+    except BaseException:  # Ctrl-C included: the last checkpoint matters most then
+        with contextlib.suppress(SkateError):
+            last_reports()
+        raise
+    finally:
+        for actor in [*ranks, mailbox]:
+            skate.kill(actor)
 
 
 def _check(ended: Any, others: list[Any]) -> None:
