@@ -19,7 +19,7 @@ from skate.exceptions import ActorDiedError, RankDiedError, SkateError
 from . import checkpoint as checkpoints
 from .context import Context, set_context
 
-LAST_REPORTS_S = 1.0  # to wait for them at the end: they have been sent already
+LAST_REPORTS_S = 0.5  # to wait for them at the end: they have been sent already
 
 
 @dataclass
