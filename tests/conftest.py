@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 
 def _children() -> set[str]:
-    lists = Path("/proc/self/task").glob("*/children")
-    return {pid for children in lists for pid in children.read_text().split()}
+    found: set[str] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+            found.update((thread / "children").read_text().split())
+    return found
 
 
 def _descriptors() -> dict[str, str]:

@@ -50,21 +50,17 @@ class Rank:
         self.group.close()
 
 
-@pytest.fixture
-def ranks() -> Any:
+def start_ranks() -> list[Any]:
     ranks = [Rank.remote(rank) for rank in range(3)]
     joined = skate.get([rank.join.remote("test", 3) for rank in ranks])
     assert joined == [(0, 3), (1, 3), (2, 3)]
-    yield ranks
-    for rank in ranks:
-        skate.kill(rank)
+    return ranks
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["group", "ordinary"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
-def test_allreduce_gives_every_rank_the_reduction(
-    ranks: Any, dtype: str, own: bool
-) -> None:
+def test_allreduce_gives_every_rank_the_reduction(dtype: str, own: bool) -> None:
+    ranks = start_ranks()
     for op, value in {"sum": 6, "mean": 2, "max": 3, "min": 1}.items():
         if op == "mean" and dtype == "int64":
             continue  # it would have to be rounded
@@ -78,31 +74,36 @@ def test_allreduce_gives_every_rank_the_reduction(
     [("mean", "int64", TypeError), ("sum", "U3", TypeError), ("mid", "f4", ValueError)],
 )
 def test_what_cannot_be_reduced_is_refused_without_waiting(
-    ranks: Any, op: str, dtype: str, error: type[Exception]
+    op: str, dtype: str, error: type[Exception]
 ) -> None:
+    ranks = start_ranks()
     with pytest.raises(error):
         skate.get(ranks[0].allreduce.remote(op, dtype, 3, False))
     skate.get([rank.barrier.remote() for rank in ranks])
 
 
-def test_allreduce_of_a_large_array_many_times(ranks: Any) -> None:
+def test_allreduce_of_a_large_array_many_times() -> None:
+    ranks = start_ranks()
     calls = [r.allreduce.remote("sum", "float32", 300_000, True, 5) for r in ranks]
     for result in skate.get(calls):
         assert (result == 6).all()
 
 
-def test_broadcast_gives_every_rank_the_array_of_the_root(ranks: Any) -> None:
+def test_broadcast_gives_every_rank_the_array_of_the_root() -> None:
+    ranks = start_ranks()
     for result in skate.get([rank.broadcast.remote(1) for rank in ranks]):
         np.testing.assert_array_equal(result, np.ones(10))
 
 
-def test_a_barrier_holds_until_all_are_there(ranks: Any) -> None:
+def test_a_barrier_holds_until_all_are_there() -> None:
+    ranks = start_ranks()
     early = [rank.barrier.remote() for rank in ranks[:2]]
     assert skate.wait(early, timeout=0.05) == ([], early)
     skate.get([*early, ranks[2].barrier.remote()])
 
 
-def test_different_shapes_are_an_error_on_every_rank(ranks: Any) -> None:
+def test_different_shapes_are_an_error_on_every_rank() -> None:
+    ranks = start_ranks()
     refs = [
         r.allreduce.remote("sum", "float32", i + 1, False) for i, r in enumerate(ranks)
     ]
@@ -112,7 +113,8 @@ def test_different_shapes_are_an_error_on_every_rank(ranks: Any) -> None:
     skate.get([rank.barrier.remote() for rank in ranks])
 
 
-def test_different_operations_are_an_error_on_every_rank(ranks: Any) -> None:
+def test_different_operations_are_an_error_on_every_rank() -> None:
+    ranks = start_ranks()
     refs = [
         rank.allreduce.remote(op, "float32", 4, False)
         for rank, op in zip(ranks, ["sum", "sum", "max"], strict=True)
@@ -122,7 +124,8 @@ def test_different_operations_are_an_error_on_every_rank(ranks: Any) -> None:
             skate.get(ref)
 
 
-def test_a_timeout_names_the_ranks_that_are_missing(ranks: Any) -> None:
+def test_a_timeout_names_the_ranks_that_are_missing() -> None:
+    ranks = start_ranks()
     with pytest.raises(CollectiveTimeoutError) as caught:
         skate.get(ranks[1].barrier.remote(0.05))
     assert caught.value.missing_ranks == (0, 2)
@@ -131,7 +134,8 @@ def test_a_timeout_names_the_ranks_that_are_missing(ranks: Any) -> None:
             skate.get(rank.barrier.remote())
 
 
-def test_the_death_of_a_rank_is_an_error_on_the_others(ranks: Any) -> None:
+def test_the_death_of_a_rank_is_an_error_on_the_others() -> None:
+    ranks = start_ranks()
     waiting = [rank.barrier.remote(None) for rank in ranks[:2]]
     assert skate.wait(waiting, timeout=0.05)[0] == []
     skate.kill(ranks[2])
@@ -141,7 +145,8 @@ def test_the_death_of_a_rank_is_an_error_on_the_others(ranks: Any) -> None:
         assert caught.value.rank == 2
 
 
-def test_joining_with_another_world_size_is_an_error(ranks: Any) -> None:
+def test_joining_with_another_world_size_is_an_error() -> None:
+    _ranks = start_ranks()
     with pytest.raises(ShapeMismatchError):
         skate.get(Rank.remote(0).join.remote("test", 4))
 
@@ -154,7 +159,8 @@ def test_joining_waits_for_all_ranks_and_may_time_out() -> None:
     assert skate.get(identity.remote(1)) == 1
 
 
-def test_a_group_may_be_left_twice_and_its_name_used_again(ranks: Any) -> None:
+def test_a_group_may_be_left_twice_and_its_name_used_again() -> None:
+    ranks = start_ranks()
     skate.get([rank.barrier.remote() for rank in ranks])
     skate.get([rank.close.remote() for rank in ranks])
     skate.get([rank.join.remote("test", 3) for rank in ranks])

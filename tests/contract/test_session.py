@@ -97,10 +97,10 @@ def test_refs_and_handles_of_an_ended_session_are_refused(start: Any) -> None:
     ref, counter = skate.put(1), Counter.remote()
     skate.shutdown()
     start(num_cpus=1)
-    with pytest.raises(skate.exceptions.SkateError, match="earlier session"):
+    with pytest.raises(skate.exceptions.SkateError):
         skate.get(ref)
-    with pytest.raises(skate.exceptions.SkateError, match="earlier session"):
-        counter.add.remote()
+    with pytest.raises(skate.exceptions.SkateError):
+        skate.get(counter.add.remote())
 
 
 def test_a_script_may_end_while_tasks_run(engine_name: str) -> None:
@@ -172,9 +172,8 @@ def fork_inside() -> tuple[str, int]:
 def test_a_forked_child_cannot_use_skate_and_harms_nothing(engine: str) -> None:
     ref = skate.put([1])
     said = fork_and_use(lambda: skate.get(ref))
-    assert said.startswith("EngineError")
-    assert "fork" in said
+    assert "Error: this process was forked" in said
     assert skate.get(ref) == [1]
     inside, after = skate.get(fork_inside.remote())
-    assert "fork" in inside
+    assert "Error: this process was forked" in inside
     assert after == 3
