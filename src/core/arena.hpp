@@ -58,6 +58,10 @@ class Arena {
   // The class a size falls into, and the bytes of that class's blocks.
   static u32 class_of(u64 block_bytes);
   static u64 class_bytes(u32 size_class);
+  // What an allocation of `size` bytes uses, header and rounding included.
+  static u64 block_bytes(u64 size) {
+    return class_bytes(class_of(size + kBlockHeaderBytes));
+  }
 
  private:
   struct FreeBlock {

@@ -179,6 +179,11 @@ ObjectId Node::put(Value value, Object::Kind kind) {
   object.value = std::move(value);
   object.ready = true;
   object.local = 1;
+  if (kind == Object::Kind::kFunction) {
+    ++functions_;
+    code_bytes_ += Arena::block_bytes(object.value.block.size);
+    publish_store_used();
+  }
   for (u64 id : object.value.contained)
     if (Object* inner = find({id})) inner->shared = true;
   return object.id;
@@ -212,6 +217,10 @@ void Node::free_object(Object& object) {
     }
     links_.erase(object.id.bits);
   }
+  if (object.kind == Object::Kind::kFunction) {
+    --functions_;
+    code_bytes_ -= Arena::block_bytes(object.value.block.size);
+  }
   object.kind = Object::Kind::kFree;
   const u32 index = object.id.index();
   // The id of a free slot names no object, but keeps the generation to go on from.
@@ -234,7 +243,7 @@ void Node::free_value(Value& value) {
 void Node::free_block(const Location& location) {
   if (location.proc == self_) {
     arena_.free(location.offset, location.generation);
-    me_->store_used.store(arena_.used_bytes(), std::memory_order_relaxed);
+    publish_store_used();
   } else {
     send(location.proc, Message::kFreeBlock, view_of(location));
   }
@@ -337,14 +346,18 @@ u64 Node::store_used() const {
   return sum;
 }
 
+void Node::publish_store_used() {
+  const u64 used = arena_.used_bytes() - code_bytes_;
+  me_->store_used.store(used, std::memory_order_relaxed);
+  if (used > me_->store_peak.load(std::memory_order_relaxed))
+    me_->store_peak.store(used, std::memory_order_relaxed);
+}
+
 std::optional<Location> Node::allocate_now(u64 size, ProcId owner) {
   if (store_used() + size > session_->store_limit) return std::nullopt;
   const auto block = arena_.allocate(size, owner);
   if (!block) return std::nullopt;
-  const u64 used = arena_.used_bytes();
-  me_->store_used.store(used, std::memory_order_relaxed);
-  if (used > me_->store_peak.load(std::memory_order_relaxed))
-    me_->store_peak.store(used, std::memory_order_relaxed);
+  publish_store_used();
   return Location{self_, block->generation, block->offset, size};
 }
 
@@ -374,7 +387,7 @@ void Node::free_own_block(const Location& location) {
 u64 Node::owned_objects() {
   std::lock_guard lock(mu_);
   drain();
-  return owned_;
+  return owned_ - functions_;
 }
 
 u64 Node::borrowed_objects() {
@@ -521,7 +534,7 @@ const std::string& Node::encode(Task* task, std::size_t limit) {
   // Past the store's limit too: what is small enough to be here was counted already.
   if (const auto block = arena_.allocate(size, self_)) {
     std::memcpy(arena_.at(block->offset), scratch_.data() + sizeof(TaskHeader), size);
-    me_->store_used.store(arena_.used_bytes(), std::memory_order_relaxed);
+    publish_store_used();
     task->body = {self_, block->generation, block->offset, size};
     task->has_body = true;
   }
@@ -1373,7 +1386,7 @@ void Node::forget_process(Reader& reader) {
   }
   if (free_blocks) {
     arena_.free_all_of(id);
-    me_->store_used.store(arena_.used_bytes(), std::memory_order_relaxed);
+    publish_store_used();
   }
 }
 

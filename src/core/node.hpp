@@ -229,6 +229,7 @@ class Node {
   void free_object(Object& object);
   void free_value(Value& value);
   void free_block(const Location& location);
+  void publish_store_used();
   std::optional<Location> allocate_now(u64 size, ProcId owner);
   void add_borrow(ObjectId id, ProcId by);
   void end_borrow(ObjectId id, ProcId by);
@@ -300,6 +301,9 @@ class Node {
   std::unordered_map<u64, std::unique_ptr<Object>> borrowed_;
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   u64 owned_ = 0;
+  // Code is kept as objects too, but is not counted as what the program stores.
+  u64 functions_ = 0;
+  u64 code_bytes_ = 0;
   u64 tasks_ = 0;
   std::unordered_map<u64, ActorLink> links_;
   std::deque<Task> task_store_;
