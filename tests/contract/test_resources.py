@@ -69,6 +69,16 @@ def test_an_actor_holds_its_resources_while_it_lives() -> None:
     assert wait_until(lambda: skate.available_resources()["token"] == 2)
 
 
+def test_an_async_actor_holds_its_cpus_while_it_has_nothing_to_do() -> None:
+    signal = Signal.options(num_cpus=1).remote()
+    skate.get(signal.waiting.remote())
+    assert skate.available_resources()["CPU"] == 1
+    blocked = [wait_for.options(num_cpus=1).remote(signal) for _ in range(2)]
+    assert skate.get(signal.wait_for_waiting.remote(2)) == 2  # they lend theirs
+    signal.set.remote()
+    skate.get(blocked)
+
+
 def test_a_failed_constructor_gives_its_resources_back() -> None:
     class Unborn:
         def __init__(self) -> None:

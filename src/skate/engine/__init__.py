@@ -21,7 +21,8 @@ def open_engine(name: str, config: EngineConfig) -> Engine:
     if name == "embedded":
         from .embedded import driver
 
-        return driver.open(config)
+        embedded: Engine = driver.open(config)
+        return embedded
     if name == "inline":
         from .inline import engine
 

@@ -192,7 +192,7 @@ class ActorStart(Call):
             super().run()
             loop = actor.loop
             if loop is not None and actor.state is not State.DEAD:
-                with self._surroundings():
+                with self._surroundings(lent_when_blocked=None):
                     loop.run_forever()
                 with self.engine.lock:
                     actor.die(died(f"{actor.title} has ended."))

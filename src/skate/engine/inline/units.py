@@ -124,7 +124,7 @@ class Call:
     def run(self) -> None:
         outcome: list[Stored] | bytes = b""
         try:
-            with self._surroundings():
+            with self._surroundings(self._grant):
                 outcome = self.store(self.execute())
         except Stopped:
             outcome = self.stopped_error()
@@ -138,14 +138,14 @@ class Call:
             self.finish(outcome)
 
     @contextmanager
-    def _surroundings(self) -> Iterator[None]:
+    def _surroundings(self, lent_when_blocked: Grant | None) -> Iterator[None]:
         own_thread = this_worker() is not None
         traced = own_thread and self._trace is not None and sys.gettrace() is None
         token = context.set(self.context())
         if traced:
             sys.settrace(self._trace)
         try:
-            with holding(self._grant):
+            with holding(lent_when_blocked):
                 yield
         finally:
             if traced:
