@@ -328,7 +328,7 @@ u64 export_function(Node& node, nb::bytes code, nb::list refs) {
   value.kind = Value::Kind::kBlock;
   value.block = *block;
   for (nb::handle ref : refs) {
-    value.contained.push_back(id_of(ref.ptr()).bits);
+    value.contained.push_back({id_of(ref.ptr()).bits, id_of(ref.ptr())});
     node.acquire(id_of(ref.ptr()));
   }
   return node.put(std::move(value), Object::Kind::kFunction).bits;
@@ -376,7 +376,9 @@ class Call {
     });
   }
 
-  void finish(nb::list results) {
+  // First half of ending: the results as values. The caller then drops its own hold on
+  // them, so that objects which only the results hold can be given to the task's owner.
+  void encode(nb::list results) {
     guarded([&] {
       std::vector<Value> values;
       for (nb::handle result : results) {
@@ -399,8 +401,13 @@ class Call {
           throw;
         }
       }
-      node_.finish_task(task_, values);
+      values_ = std::move(values);
     });
+  }
+
+  void send() {
+    node_.finish_task(task_, values_);
+    values_.clear();
   }
 
   void fail(nb::bytes error) {
@@ -445,6 +452,7 @@ class Call {
   Node& node_;
   Incoming task_;
   std::vector<Dependency> dependencies_;
+  std::vector<Value> values_;
 };
 
 nb::object next_task(Node& node) {
@@ -549,7 +557,8 @@ void bind_node(nb::module_& m) {
       .def_prop_ro("method", &Call::method)
       .def("function_code", &Call::function_code)
       .def("arguments", &Call::arguments)
-      .def("finish", &Call::finish, "results"_a)
+      .def("encode", &Call::encode, "results"_a)
+      .def("send", &Call::send)
       .def("fail", &Call::fail, "error"_a);
 
   nb::class_<Node>(m, "Node", "One process of the engine; see src/core/node.hpp.")
@@ -599,9 +608,11 @@ void bind_node(nb::module_& m) {
           "adopt",
           [](Node& node, u64 id) {
             check_alive(node);
-            node.acquire({id});
+            const ObjectId now = current_id(id);
+            node.acquire(now);
+            return now.bits;
           },
-          "id"_a)
+          "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
       .def("next_task", &next_task, nb::keep_alive<0, 1>())
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(

@@ -2,7 +2,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace skate {
 namespace {
@@ -455,8 +457,10 @@ Value Encoder::finish(ProcId owner) {
       write(to);
     }
   }
-  for (u64 id : refs) node_.acquire({id});
-  value.contained = refs;
+  for (u64 id : refs) {
+    node_.acquire({id});
+    value.contained.push_back({id, {id}});
+  }
   return value;
 }
 
@@ -529,6 +533,26 @@ void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id) {
 
 namespace {
 
+// The refs of the value that is being decoded on this thread.
+thread_local const std::vector<Contained>* t_contained = nullptr;
+thread_local std::size_t t_next = 0;  // they are mostly asked for in order
+
+class ContainedScope {
+ public:
+  explicit ContainedScope(const std::vector<Contained>* contained)
+      : outer_(std::exchange(t_contained, contained)),
+        outer_next_(std::exchange(t_next, 0)) {}
+  ~ContainedScope() {
+    t_contained = outer_;
+    t_next = outer_next_;
+  }
+  ContainedScope(const ContainedScope&) = delete;
+
+ private:
+  const std::vector<Contained>* outer_;
+  std::size_t outer_next_;
+};
+
 class Decoder {
  public:
   Decoder(Node& node, const std::byte* bytes, std::size_t size, PyObject* block,
@@ -586,7 +610,7 @@ class Decoder {
         return dict.release();
       }
       case kRef: {
-        const ObjectId id = reader_.pod<ObjectId>();
+        const ObjectId id = current_id(reader_.pod<u64>());
         node_.acquire(id);
         return make_ref(codec_types().object_ref, id);
       }
@@ -683,7 +707,24 @@ PyObject* decode_bytes(Node& node, const std::byte* bytes, std::size_t size,
   return Decoder(node, bytes, size, block, writable).item();
 }
 
+ObjectId current_id(u64 token) {
+  if (t_contained == nullptr) return {token};
+  const std::vector<Contained>& all = *t_contained;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const std::size_t at = (t_next + i) % all.size();
+    if (all[at].token != token) continue;
+    t_next = at + 1;
+    return all[at].id;
+  }
+  return {token};
+}
+
 PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable) {
+  // Almost always a ref still has the name it had when the value was encoded.
+  const bool renamed =
+      std::any_of(value.contained.begin(), value.contained.end(),
+                  [](const Contained& ref) { return ref.token != ref.id.bits; });
+  const ContainedScope scope(renamed ? &value.contained : nullptr);
   if (value.kind == Value::Kind::kInline)
     return decode_bytes(node,
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),

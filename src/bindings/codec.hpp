@@ -95,6 +95,9 @@ void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id);
 // skate.empty: `dtype` is a NumPy dtype. Throws PythonError.
 PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype);
 
+// The object that a ref in the value being decoded on this thread stands for.
+ObjectId current_id(u64 token);
+
 // Decodes a value. Bytes in a block are read in place and hold `id`; inline ones are
 // copied. `writable`: arrays are private copies. Throws PythonError.
 PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable);

@@ -73,13 +73,16 @@ std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
   return Block{start + kBlockHeaderBytes, generation};
 }
 
-bool Arena::free(u64 offset, u32 generation) {
+bool Arena::holds(u64 offset, u32 generation) const {
   // At top_ itself: an empty block that is the last one.
   if (offset < kBlockHeaderBytes || offset > top_) return false;
-  const u64 start = offset - kBlockHeaderBytes;
-  const BlockHeader* h = header(start);
-  if (h->size == 0 || h->generation != generation) return false;
-  release(start);
+  const BlockHeader* h = header(offset - kBlockHeaderBytes);
+  return h->size != 0 && h->generation == generation;
+}
+
+bool Arena::free(u64 offset, u32 generation) {
+  if (!holds(offset, generation)) return false;
+  release(offset - kBlockHeaderBytes);
   return true;
 }
 

@@ -42,6 +42,9 @@ class Arena {
   // or repeated free.
   bool free(u64 offset, u32 generation);
 
+  // Whether the block is in use with that generation.
+  bool holds(u64 offset, u32 generation) const;
+
   void set_owner(u64 offset, ProcId owner);
 
   // Frees every block whose owner is `owner`; returns how many.

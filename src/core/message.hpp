@@ -1,6 +1,7 @@
 // What processes say to each other, byte by byte. Both ends are the same build.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -19,6 +20,7 @@ enum class Message : u16 {
   kSubscribe,      // borrower -> owner: tell me the value when there is one
   kValue,          // owner -> borrower: here it is
   kFreeBlock,      // owner -> arena: nobody needs this block any more
+  kGiveBlock,      // former owner -> arena: another decides now when it is freed
   kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
   kProcessDied,    // supervisor -> all: drain its ring, then confirm
   kForgetProcess,  // supervisor -> all: everybody has; drop its borrows
@@ -48,6 +50,13 @@ struct Failure {
   i64 detail = 0;
 };
 
+// A ref inside a value: what its bytes say, and the object it is now. They differ once
+// the object has been given to another owner.
+struct Contained {
+  u64 token;
+  ObjectId id;
+};
+
 // A value on its way, or at rest: small ones inline, large ones in an arena.
 struct Value {
   enum class Kind : u8 { kNone, kInline, kBlock, kFailure };
@@ -56,7 +65,7 @@ struct Value {
   std::string inline_bytes;
   Location block;
   Failure failure;
-  std::vector<u64> contained;  // ids of refs inside, counted by whoever holds the value
+  std::vector<Contained> contained;  // counted by whoever holds the value
 
   void clear() {
     kind = Kind::kNone;
@@ -81,8 +90,8 @@ class Writer {
   void value(const Value& v) {
     pod(v.kind);
     pod(v.is_error);
-    pod(static_cast<u16>(v.contained.size()));
-    for (u64 id : v.contained) pod(id);
+    pod(static_cast<u32>(v.contained.size()));
+    for (const Contained& ref : v.contained) pod(ref);
     switch (v.kind) {
       case Value::Kind::kInline:
         bytes(v.inline_bytes);
@@ -133,8 +142,8 @@ class Reader {
     v.clear();
     v.kind = pod<Value::Kind>();
     v.is_error = pod<bool>();
-    v.contained.resize(pod<u16>());
-    for (u64& id : v.contained) id = pod<u64>();
+    v.contained.resize(std::min<std::size_t>(pod<u32>(), remaining()));
+    for (Contained& ref : v.contained) ref = pod<Contained>();
     switch (v.kind) {
       case Value::Kind::kInline:
         v.inline_bytes.assign(bytes());

@@ -184,8 +184,7 @@ ObjectId Node::put(Value value, Object::Kind kind) {
     code_bytes_ += Arena::block_bytes(object.value.block.size);
     publish_store_used();
   }
-  for (u64 id : object.value.contained)
-    if (Object* inner = find({id})) inner->shared = true;
+  mark_shared(object.value);
   return object.id;
 }
 
@@ -193,6 +192,10 @@ ObjectId Node::new_actor(ProcId address) {
   Value value;
   value.kind = Value::Kind::kInline;
   value.inline_bytes.assign(view_of(address));
+  {
+    std::lock_guard lock(mu_);
+    ++actors_;
+  }
   return put(std::move(value), Object::Kind::kActor);
 }
 
@@ -221,6 +224,15 @@ void Node::free_object(Object& object) {
     --functions_;
     code_bytes_ -= Arena::block_bytes(object.value.block.size);
   }
+  Value value = std::move(object.value);
+  object.value.clear();
+  forget_object(object);
+  free_value(value);
+}
+
+// Makes the object's place in the table free for another.
+void Node::forget_object(Object& object) {
+  if (object.kind == Object::Kind::kActor) --actors_;
   object.kind = Object::Kind::kFree;
   const u32 index = object.id.index();
   // The id of a free slot names no object, but keeps the generation to go on from.
@@ -229,14 +241,16 @@ void Node::free_object(Object& object) {
   object.waiters.clear();
   free_slots_.push_back(index);
   --owned_;
-  Value value = std::move(object.value);
-  object.value.clear();
-  free_value(value);
+}
+
+void Node::mark_shared(const Value& value) {
+  for (const Contained& ref : value.contained)
+    if (Object* inner = find(ref.id)) inner->shared = true;
 }
 
 void Node::free_value(Value& value) {
   if (value.kind == Value::Kind::kBlock) free_block(value.block);
-  for (u64 id : value.contained) drop({id});
+  for (const Contained& ref : value.contained) drop(ref.id);
   value.clear();
 }
 
@@ -387,7 +401,7 @@ void Node::free_own_block(const Location& location) {
 u64 Node::owned_objects() {
   std::lock_guard lock(mu_);
   drain();
-  return owned_ - functions_;
+  return owned_ - functions_ - actors_;
 }
 
 u64 Node::borrowed_objects() {
@@ -622,20 +636,86 @@ void Node::take_result(Reader& reader, ProcId from) {
   const u64 task_id = reader.pod<u64>();
   const u32 attempt = reader.pod<u32>();
   std::vector<Value> values(reader.pod<u16>());
-  bool holds_refs = false;
-  for (Value& value : values) {
-    reader.value(value);
-    holds_refs |= !value.contained.empty();
-    for (u64 id : value.contained) hold({id});
+  for (Value& value : values) reader.value(value);
+  // Objects that come with it are ours from now on, under names of our own.
+  std::unordered_map<u64, ObjectId> given;
+  std::vector<ObjectId> received(reader.pod<u32>());
+  for (ObjectId& id : received) {
+    const u64 former = reader.pod<u64>();
+    Object& object = new_object(Object::Kind::kData);
+    reader.value(object.value);
+    object.ready = true;
+    object.shared = true;
+    id = object.id;
+    given.emplace(former, id);
   }
+  bool holds_others = false;
+  const auto count = [&](Value& value) {
+    for (Contained& ref : value.contained) {
+      const auto it = given.find(ref.id.bits);
+      if (it != given.end())
+        ref.id = it->second;
+      else
+        holds_others = true;
+      hold(ref.id);
+    }
+  };
+  for (Value& value : values) count(value);
+  for (ObjectId id : received) count(find(id)->value);
   // After the kBorrow messages that hold() sent.
-  if (holds_refs && from != self_) send(from, Message::kResultTaken, {});
+  if (holds_others && from != self_) send(from, Message::kResultTaken, {});
   Task* task = pending_task(task_id);
   if (task == nullptr || task->header.attempt != attempt) {
     for (Value& value : values) free_value(value);
-    return;
+  } else {
+    end_task(task, values);
   }
-  end_task(task, values);
+}
+
+// Gives `to` what only this result still holds, and what only that holds, and so on: a
+// worker then owns nothing that others depend on. Appends it to the message.
+void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message,
+                     std::vector<ObjectId>& kept) {
+  std::unordered_map<u64, u32> entries;  // how often the result holds an object
+  std::vector<Object*> given;
+  const auto look = [&](const Value& value) {
+    for (const Contained& ref : value.contained) {
+      if (ref.id.owner() != self_) continue;
+      Object* object = find(ref.id);
+      const bool unique = object != nullptr && object->kind == Object::Kind::kData &&
+                          object->ready && object->borrowers.empty() &&
+                          object->local == ++entries[ref.id.bits];
+      if (unique) given.push_back(object);
+    }
+  };
+  for (const Value& value : values) look(value);
+  for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
+  std::unordered_set<u64> given_ids;
+  for (const Object* object : given) given_ids.insert(object->id.bits);
+  const auto keep = [&](const Value& value) {
+    for (const Contained& ref : value.contained)
+      if (!given_ids.contains(ref.id.bits)) kept.push_back(ref.id);
+  };
+  for (const Value& value : values) keep(value);
+  Writer writer(message);
+  writer.pod(static_cast<u32>(given.size()));
+  for (Object* object : given) {
+    keep(object->value);
+    writer.pod(object->id);
+    writer.value(object->value);
+    if (object->value.kind == Value::Kind::kBlock) {
+      const Location& block = object->value.block;
+      if (block.proc == self_) {
+        arena_.set_owner(block.offset, to);
+      } else {
+        std::string note(view_of(block));
+        note += view_of(to);
+        send(block.proc, Message::kGiveBlock, note);
+      }
+    }
+    object->value.clear();
+    forget_object(*object);
+  }
 }
 
 void Node::unlist(Task* task) {
@@ -657,8 +737,7 @@ void Node::end_task(Task* task, std::vector<Value>& values) {
     object->task = nullptr;
     if (i < values.size()) {
       object->value = std::move(values[i]);
-      for (u64 id : object->value.contained)
-        if (Object* inner = find({id})) inner->shared = true;
+      mark_shared(object->value);
     }
     resolve(*object);
   }
@@ -675,7 +754,7 @@ void Node::end_task(Task* task, std::vector<Value>& values) {
 void Node::fail_with(Task* task, const Value& error) {
   std::vector<Value> values(task->returns.size(), error);
   for (Value& value : values) {
-    for (u64 inner : value.contained) hold({inner});
+    for (const Contained& ref : value.contained) hold(ref.id);
     if (value.kind != Value::Kind::kBlock) continue;
     const std::byte* bytes = nullptr;
     if (error.block.proc == self_) {
@@ -835,16 +914,16 @@ void Node::finish_task(const Incoming& task, std::vector<Value>& values) {
     if (owner.dead || owner.id != task.owner) {
       for (Value& value : values) free_value(value);
     } else {
-      std::vector<u64> refs;
-      for (Value& value : values)
-        refs.insert(refs.end(), value.contained.begin(), value.contained.end());
-      if (!refs.empty()) {
-        // They leave this process: freeing them must first look at the inbox.
-        for (u64 id : refs)
-          if (Object* inner = find({id})) inner->shared = true;
-        owner.untaken.push_back(std::move(refs));
+      // Built apart: telling arenas about new owners may send messages of its own.
+      std::string message = std::move(scratch_);
+      std::vector<ObjectId> kept;
+      give_away(values, task.owner, message, kept);
+      if (!kept.empty()) {
+        for (Value& value : values) mark_shared(value);
+        owner.untaken.push_back(std::move(kept));
       }
-      send(task.owner, Message::kResult, scratch_);
+      send(task.owner, Message::kResult, message);
+      scratch_ = std::move(message);
     }
   }
   me_->task_id.store(0, std::memory_order_release);
@@ -1229,9 +1308,9 @@ void Node::handle(Peer& from, const Record& record) {
       break;
     case Message::kResultTaken:
       if (!from.untaken.empty()) {
-        const std::vector<u64> ids = std::move(from.untaken.front());
+        const std::vector<ObjectId> ids = std::move(from.untaken.front());
         from.untaken.pop_front();
-        for (u64 id : ids) drop({id});
+        for (ObjectId id : ids) drop(id);
       }
       break;
     case Message::kCall:
@@ -1275,6 +1354,12 @@ void Node::handle(Peer& from, const Record& record) {
     case Message::kFreeBlock: {
       const Location block = reader.pod<Location>();
       if (block.proc == self_) free_block(block);
+      break;
+    }
+    case Message::kGiveBlock: {
+      const Location block = reader.pod<Location>();
+      if (block.proc == self_ && arena_.holds(block.offset, block.generation))
+        arena_.set_owner(block.offset, reader.pod<ProcId>());
       break;
     }
     case Message::kEndActor:
@@ -1338,7 +1423,7 @@ void Node::process_died(Reader& reader) {
       object.value.failure.error = SystemError::kActorDied;
     }
     while (!from.untaken.empty()) {
-      for (u64 ref : from.untaken.front()) drop({ref});
+      for (ObjectId id : from.untaken.front()) drop(id);
       from.untaken.pop_front();
     }
     // What it owned can still be read where the value is known; nobody else will say it.

@@ -125,7 +125,7 @@ struct Peer {
   std::optional<RingConsumer> in;
   std::optional<RingProducer> out;
   // Refs inside results that were sent there and not yet counted there.
-  std::deque<std::vector<u64>> untaken;
+  std::deque<std::vector<ObjectId>> untaken;
   std::vector<Task*> in_flight;  // calls sent there
 };
 
@@ -227,6 +227,8 @@ class Node {
   void resolve(Object& object);  // it has a value: tell those who wait
   void free_unheld();
   void free_object(Object& object);
+  void forget_object(Object& object);
+  void mark_shared(const Value& value);  // its refs are about to leave this process
   void free_value(Value& value);
   void free_block(const Location& location);
   void publish_store_used();
@@ -243,6 +245,8 @@ class Node {
   void flush_actor(ObjectId id);
   void lease_granted(Reader& reader);
   void take_result(Reader& reader, ProcId from);
+  void give_away(std::vector<Value>& values, ProcId to, std::string& message,
+                 std::vector<ObjectId>& kept);
   void end_task(Task* task, std::vector<Value>& values);
   void fail_with(Task* task, const Value& error);
   void fail_task(Task* task, const Failure& failure);
@@ -303,6 +307,7 @@ class Node {
   u64 owned_ = 0;
   // Code is kept as objects too, but is not counted as what the program stores.
   u64 functions_ = 0;
+  u64 actors_ = 0;
   u64 code_bytes_ = 0;
   u64 tasks_ = 0;
   std::unordered_map<u64, ActorLink> links_;

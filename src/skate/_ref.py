@@ -21,8 +21,11 @@ class RefCounter(Protocol):
     def release(self, ref_id: int, /) -> None:
         """One Python object that held ``ref_id`` is gone. May run inside the GC."""
 
-    def adopt(self, ref_id: int, /) -> None:
-        """One more Python object holds ``ref_id`` (it was decoded from a message)."""
+    def adopt(self, ref_id: int, /) -> int:
+        """One more Python object holds ``ref_id`` (it was decoded from a message).
+
+        Returns the id to use from now on: the object may have a new owner.
+        """
 
     def future(self, ref: ObjectRef[Any], /) -> Future[Any]:
         """A future that ends when ``ref`` does. It keeps ``ref`` alive."""
@@ -150,5 +153,4 @@ def _restore(cls: type[ObjectRef[Any]], ref_id: int) -> ObjectRef[Any]:
             f"an {cls.__name__} was unpickled outside a skate call; pass refs to "
             "tasks, actors or skate.put instead of pickling them yourself."
         )
-    counter.adopt(ref_id)
-    return cls._new(ref_id, counter)
+    return cls._new(counter.adopt(ref_id), counter)

@@ -11,15 +11,17 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import skate
 from skate.exceptions import ActorDiedError, DeadlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
 
 LOG: list[Any] = []
 

@@ -118,18 +118,20 @@ class _Worker:
         try:
             result = function(*args, **kwargs)
             del args, kwargs
-            self.finish(call, result, name)
+            self.encode(call, result, name)
+            del result  # what only the result holds goes to the task's owner
+            call.send()
         except BaseException as error:
             self.fail(call, error, name)
         finally:
             self.engine.context_var.reset(token)
 
-    def finish(self, call: _core.Call, result: Any, name: str) -> None:
+    def encode(self, call: _core.Call, result: Any, name: str) -> None:
         returns = call.num_returns
         if returns == 1:
-            call.finish([result])
+            call.encode([result])
         else:
-            call.finish(serialize.split_returns(result, returns, name))
+            call.encode(serialize.split_returns(result, returns, name))
 
     def fail(self, call: _core.Call, error: BaseException, name: str) -> None:
         if isinstance(error, SystemExit):
@@ -197,7 +199,8 @@ class _ActorProcess:
             self._node.tell(pickle.dumps(("constructor_failed", text)))
             self._worker.fail(call, error, f"{self._name}.__init__")
             return None
-        call.finish([])
+        call.encode([])
+        call.send()
         return is_async, max_concurrency
 
     def run_call(self, call: _core.Call) -> None:
@@ -223,7 +226,9 @@ class _ActorProcess:
             del args, kwargs
             if inspect.isawaitable(result):
                 result = await result
-            worker.finish(call, result, name)
+            worker.encode(call, result, name)
+            del result
+            call.send()
         except BaseException as error:
             worker.fail(call, error, name)
 

@@ -87,13 +87,14 @@ class InlineEngine:
     def release(self, ref_id: int, /) -> None:
         self._released.note(ref_id)
 
-    def adopt(self, ref_id: int, /) -> None:
+    def adopt(self, ref_id: int, /) -> int:
         with self.lock:
             actor = self._actors.get(ref_id)
             if actor is not None:
                 actor.count += 1
             else:
                 self.objects.count(ref_id, +1)
+        return ref_id
 
     def _forget(self, ref_id: int) -> None:
         actor = self._actors.get(ref_id)
