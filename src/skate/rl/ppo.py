@@ -20,6 +20,7 @@ from skate.train import Context
 from skate.train.torch import DistributedOptimizer
 
 from .moments import RunningMoments
+from .network import network, network_weights, to_numpy, to_torch
 from .policy import Array, Weights, hidden_sizes, mlp_weights, scale
 from .returns import gae
 from .settings import PPOSettings
@@ -33,7 +34,7 @@ class Samples:
     actions: Tensor  # (B, A), in units of the policy's action scale
     log_probs: Tensor  # (B,), of those actions when they were drawn
     advantages: Tensor  # (B,), mean 0 and variance 1
-    returns: Tensor  # (B,), scaled as the value network's output
+    returns: Tensor  # (B,), in the units of the value network's output
 
 
 class PPO:
@@ -42,13 +43,15 @@ class PPO:
     def __init__(
         self, initial: Weights, settings: PPOSettings, context: Context, seed: int
     ) -> None:
-        self.settings = settings
         self._initial = initial
+        self._settings = settings
+        self._minibatch_size = settings.minibatch_size // context.world_size
         self._rng = np.random.default_rng((seed, context.rank))
         num_observations = initial["w0"].shape[1]
-        value_sizes = (num_observations, *hidden_sizes(initial), 1)
+        sizes = (num_observations, *hidden_sizes(initial), 1)
+        value = mlp_weights(np.random.default_rng(seed), sizes, last_gain=1.0)
+
         self._policy = network(initial)
-        value = mlp_weights(np.random.default_rng(seed), value_sizes, last_gain=1.0)
         self._value = network(value)
         self._log_std = nn.Parameter(torch.tensor(initial["log_std"]))
         self._model = nn.ModuleList([self._policy, self._value])
@@ -57,37 +60,37 @@ class PPO:
         self._optimizer = DistributedOptimizer(adam, self._model)
         self._observations = RunningMoments(num_observations, context.allreduce)
         self._returns = RunningMoments(1, context.allreduce)
-        self._minibatch_size = settings.minibatch_size // context.world_size
 
     def update(
         self, trajectories: Sequence[Trajectory], learning_rate: float
     ) -> dict[str, float]:
         """Improve the policy on what it, or one slightly older, has done."""
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        epochs = self._settings.epochs
         samples = self._samples(trajectories)
         rows = len(samples.returns)
-        totals = torch.zeros(4)
-        for _ in range(self.settings.epochs):
+        watched = torch.zeros(4)
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        for _ in range(epochs):
             order = torch.from_numpy(self._rng.permutation(rows))
             for chosen in torch.split(order, self._minibatch_size):
-                loss, details = self._loss(samples, chosen)
+                loss, figures = self._loss(samples, chosen)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._optimizer.synchronize()
                 nn.utils.clip_grad_norm_(
-                    self._model.parameters(), self.settings.max_gradient_norm
+                    self._model.parameters(), self._settings.max_gradient_norm
                 )
                 self._optimizer.step()
-                totals += details * (len(chosen) / rows / self.settings.epochs)
+                watched += figures * (len(chosen) / rows / epochs)
         names = ("policy_loss", "value_loss", "kl", "clip_fraction")
-        return dict(zip(names, totals.tolist(), strict=True)) | {
+        return dict(zip(names, watched.tolist(), strict=True)) | {
             "action_std": self._log_std.detach().exp().mean().item(),
             "learning_rate": learning_rate,
         }
 
     def _loss(self, samples: Samples, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of the chosen transitions, b of them, and figures to watch."""
-        clip = self.settings.clip
+        clip = self._settings.clip
         observations = samples.observations[chosen]  # (b, D)
         advantages = samples.advantages[chosen]  # (b,)
 
@@ -103,60 +106,58 @@ class PPO:
         value_loss = 0.5 * (values - samples.returns[chosen]).square().mean()
 
         entropy = self._log_std.sum()  # of a Gaussian, but for a constant
-        loss = policy_loss + value_loss - self.settings.entropy_coefficient * entropy
+        loss = policy_loss + value_loss - self._settings.entropy_coefficient * entropy
         with torch.no_grad():
             kl = (ratio - 1 - log_ratio).mean()
             clipped = ((ratio - 1).abs() > clip).float().mean()
-            details = torch.stack([policy_loss, value_loss, kl, clipped])
-        return loss, details
+            figures = torch.stack([policy_loss, value_loss, kl, clipped])
+        return loss, figures
 
     def _log_probs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Log density of each action, (b, A), under the policy as it is: (b,)."""
         noise = (actions - self._policy(observations)) * torch.exp(-self._log_std)
         density = -0.5 * noise.square() - self._log_std - 0.5 * math.log(2 * math.pi)
-        total: Tensor = density.sum(dim=1)  # (b,)
-        return total
+        joint: Tensor = density.sum(dim=1)
+        return joint
 
     @torch.no_grad()
     def _samples(self, trajectories: Sequence[Trajectory]) -> Samples:
-        """Advantages and returns of all trajectories, by the networks as they are."""
+        """All transitions of the trajectories; N is the sum of their environments."""
 
         def joined(name: str) -> Any:
             parts = [getattr(trajectory, name) for trajectory in trajectories]
             return np.concatenate(parts, axis=1)  # (T, N, ...)
 
-        self._observations.add(joined("observations")[:-1])
-        observations = self._scaled(joined("observations")[:-1])  # (T, N, D)
-        next_observations = self._scaled(joined("next_observations"))
-        rewards = joined("rewards")  # (T, N)
-
-        mean, std = self._returns.mean[0], self._returns.std[0]
-        values = mean + std * self._value(observations)[..., 0].numpy()  # (T, N)
-        next_values = mean + std * self._value(next_observations)[..., 0].numpy()
+        observations = joined("observations")[:-1]  # (T, N, D)
+        self._observations.add(observations)
+        values = self._values(observations)  # (T, N)
         advantages = gae(
-            rewards,
+            joined("rewards"),
             values,
-            next_values,
+            self._values(joined("next_observations")),
             joined("terminated"),
             joined("truncated"),
-            gamma=self.settings.gamma,
-            gae_lambda=self.settings.gae_lambda,
-        )
+            gamma=self._settings.gamma,
+            gae_lambda=self._settings.gae_lambda,
+        )  # (T, N)
         returns = advantages + values  # (T, N)
         self._returns.add(returns[..., None])
-        returns = (returns - self._returns.mean[0]) / self._returns.std[0]
 
         center, unit = self._initial["action_center"], self._initial["action_scale"]
-        actions = torch.from_numpy((joined("actions") - center) / unit)  # (T, N, A)
-        parts = [trajectory.extras["log_probs"] for trajectory in trajectories]
-        log_probs = np.concatenate(parts, axis=1) + np.log(unit).sum()  # (T, N)
+        log_probs = [trajectory.extras["log_probs"] for trajectory in trajectories]
         return Samples(
-            observations=observations.flatten(0, 1),
-            actions=actions.flatten(0, 1),
+            observations=self._scaled(observations).flatten(0, 1),
+            actions=_flat((joined("actions") - center) / unit),
             # A density over scaled actions: larger by the volume of their unit.
-            log_probs=torch.from_numpy(log_probs).flatten(),
-            advantages=torch.from_numpy(_standardised(advantages)).flatten(),
-            returns=torch.from_numpy(returns).flatten(),
+            log_probs=_flat(np.concatenate(log_probs, axis=1) + np.log(unit).sum()),
+            advantages=_flat((advantages - advantages.mean()) / advantages.std()),
+            returns=_flat((returns - self._returns.mean) / self._returns.std),
         )
+
+    def _values(self, observations: Array) -> Array:
+        """In units of reward: ``(T, N, D)`` to ``(T, N)``."""
+        scaled: Array = self._value(self._scaled(observations))[..., 0].numpy()
+        return self._returns.mean + self._returns.std * scaled
 
     def _scaled(self, observations: Array) -> Tensor:
         moments = self._observations
@@ -165,8 +166,8 @@ class PPO:
     def weights(self) -> dict[str, Array]:
         """The policy as it is served: see ``policy.GaussianPolicy``."""
         return dict(self._initial) | {
-            **_layers(self._policy),
-            "log_std": self._log_std.detach().numpy().copy(),
+            **network_weights(self._policy),
+            "log_std": to_numpy(self._log_std),
             "observation_mean": self._observations.mean,
             "observation_std": self._observations.std,
         }
@@ -174,59 +175,21 @@ class PPO:
     def state(self) -> dict[str, Any]:
         """All that :meth:`restore` needs to go on as if nothing had happened."""
         return {
-            "model": _numpy(self._model.state_dict()),
-            "optimizer": _numpy(self._optimizer.state_dict()),
+            "model": to_numpy(self._model.state_dict()),
+            "optimizer": to_numpy(self._optimizer.state_dict()),
             "observations": self._observations.sums.copy(),
             "returns": self._returns.sums.copy(),
             "rng": self._rng.bit_generator.state,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._model.load_state_dict(_torch(state["model"]))
-        self._optimizer.load_state_dict(_torch(state["optimizer"]))
+        self._model.load_state_dict(to_torch(state["model"]))
+        self._optimizer.load_state_dict(to_torch(state["optimizer"]))
         self._observations.sums = state["observations"].copy()
         self._returns.sums = state["returns"].copy()
         self._rng.bit_generator.state = state["rng"]
 
 
-def network(weights: Weights) -> nn.Sequential:
-    """The tanh network with these weights, as ``GaussianPolicy.mean`` computes it."""
-    layers: list[nn.Module] = []
-    for i in range(sum(name[0] == "w" for name in weights)):
-        weight = torch.tensor(weights[f"w{i}"])
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.weight = nn.Parameter(weight)
-        linear.bias = nn.Parameter(torch.tensor(weights[f"b{i}"]))
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _layers(net: nn.Sequential) -> dict[str, Array]:
-    weights = {}
-    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-    for i, layer in enumerate(linear):
-        weights[f"w{i}"] = layer.weight.detach().numpy().copy()
-        weights[f"b{i}"] = layer.bias.detach().numpy().copy()
-    return weights
-
-
-def _standardised(x: Array) -> Array:
-    scaled: Array = (x - x.mean()) / (x.std() + 1e-8)
-    return scaled
-
-
-def _numpy(tree: Any) -> Any:
-    """A state dictionary with arrays for tensors: readable without torch."""
-    if isinstance(tree, Tensor):
-        return tree.detach().numpy().copy()
-    if isinstance(tree, dict):
-        return {key: _numpy(value) for key, value in tree.items()}
-    return tree
-
-
-def _torch(tree: Any) -> Any:
-    if isinstance(tree, np.ndarray):
-        return torch.tensor(tree)
-    if isinstance(tree, dict):
-        return {key: _torch(value) for key, value in tree.items()}
-    return tree
+def _flat(rows: Array) -> Tensor:
+    """``(T, N, ...)`` to ``(T * N, ...)``."""
+    return torch.from_numpy(rows).flatten(0, 1)

@@ -65,6 +65,8 @@ class Settings:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value!r}; expected at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}; expected 0 or more.")
         if self.num_workers % self.num_learners:
             raise ValueError(
                 f"num_workers={self.num_workers} cannot be shared equally by "

@@ -91,6 +91,8 @@ def train(
     """
     check_algorithm(algo)
     check_extras()
+    if eval_episodes < 1:
+        raise ValueError(f"eval_episodes={eval_episodes!r}; expected at least 1.")
     found = spaces(env)
     layout = Settings(
         algo=algo,
@@ -134,26 +136,27 @@ def _train(
         found.low, found.high, found.num_observations, layout.ppo.hidden, layout.seed
     )
     latest = checkpoint or {"policy": initial, "totals": {"updates": 0, "env_steps": 0}}
-    deployment = skate.serve.deploy(
-        GaussianPolicy,
-        latest["policy"],
-        (layout.seed, latest["totals"]["updates"]),  # seeds the draws
-        max_batch_size=layout.num_workers * layout.num_envs_per_worker,
-    )
-    log = RunLog(
-        path,
-        layout.total_steps,
-        resumed_at=latest["totals"]["env_steps"],
-        progress=progress,
-    )
-
-    def on_report(metrics: Mapping[str, Any], reported: Any) -> None:
-        nonlocal latest
-        latest = reported
-        log(metrics)
-
     try:
-        with deployment, log:
+        with (
+            skate.serve.deploy(
+                GaussianPolicy,
+                latest["policy"],
+                (layout.seed, latest["totals"]["updates"]),  # seeds the draws
+                max_batch_size=layout.num_workers * layout.num_envs_per_worker,
+            ) as deployment,
+            RunLog(
+                path,
+                layout.total_steps,
+                resumed_at=latest["totals"]["env_steps"],
+                progress=progress,
+            ) as log,
+        ):
+
+            def on_report(metrics: Mapping[str, Any], reported: Any) -> None:
+                nonlocal latest
+                latest = reported
+                log(metrics)
+
             skate.train.run(
                 learn,
                 layout.num_learners,

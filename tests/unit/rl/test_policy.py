@@ -29,8 +29,8 @@ def test_a_new_policy_acts_near_the_middle_of_the_bounds() -> None:
 
 def test_the_served_policy_computes_what_torch_trains() -> None:
     torch = pytest.importorskip("torch")
+    from skate.rl.network import network
     from skate.rl.policy import scale
-    from skate.rl.ppo import network
 
     weights, observations = some_weights(), some_observations(20)
     scaled = scale(
