@@ -1,4 +1,5 @@
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ class FailFirst:
         if len(self.path.read_text()) <= self.failures:
             raise OSError("not yet")
         return config
+
+
+class DieFirst:
+    """The first call of all ends its process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, config: int) -> int:
+        try:
+            self.path.touch(exist_ok=False)
+        except FileExistsError:
+            return config
+        os._exit(1)
 
 
 # run ------------------------------------------------------------------------------
@@ -108,6 +123,27 @@ def test_a_failed_simulation_is_retried(tmp_path: Path) -> None:
 def test_retries_come_to_an_end(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not yet"):
         list(sim.run(FailFirst(tmp_path / "calls", failures=2), [5], retries=1))
+
+
+def test_a_simulator_that_dies_is_started_again(tmp_path: Path, engine: str) -> None:
+    if engine == "inline":
+        pytest.skip("on the inline engine, simulations have no process of their own")
+    run = sim.run(DieFirst(tmp_path / "calls"), [1, 2, 3], retries=1)
+    assert sorted(run) == [1, 2, 3]
+    assert run.stats()["retried"] == 1
+
+
+def test_a_simulator_that_dies_fails_its_own_run_only(
+    tmp_path: Path, engine: str
+) -> None:
+    if engine == "inline":
+        pytest.skip("on the inline engine, simulations have no process of their own")
+    run = sim.run(DieFirst(tmp_path / "calls"), [1, 2, 3], on_error="return")
+    results = list(run)
+    failed = [r for r in results if isinstance(r, sim.FailedRun)]
+    assert len(failed) == 1
+    assert isinstance(failed[0].exception, skate.exceptions.WorkerCrashedError)
+    assert len(results) == 3
 
 
 def test_a_run_tells_where_its_time_went(tmp_path: Path) -> None:
