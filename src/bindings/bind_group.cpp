@@ -339,14 +339,23 @@ void bind_group(nb::module_& m) {
       .def_prop_ro("rank", &PyGroup::rank)
       .def_prop_ro("world_size", &PyGroup::world_size)
       .def("empty", &PyGroup::empty, "nbytes"_a,
-           "A writable uint8 array of `nbytes` in the group's memory.")
-      .def("barrier", &PyGroup::barrier, "timeout"_a = nb::none())
+           "A writable uint8 array of `nbytes` in the group's memory.",
+           nb::sig("def empty(self, nbytes: int) -> numpy.ndarray"))
+      .def("barrier", &PyGroup::barrier, "timeout"_a = nb::none(),
+           nb::sig("def barrier(self, timeout: float | None = None) "
+                   "-> tuple[str, list[int], str] | None"))
       .def("allreduce", &PyGroup::allreduce, "x"_a, "op"_a = "sum",
-           "timeout"_a = nb::none())
+           "timeout"_a = nb::none(),
+           nb::sig("def allreduce(self, x: Any, op: str = 'sum', "
+                   "timeout: float | None = None) "
+                   "-> tuple[str, list[int], str] | None"))
       .def("reduce", &PyGroup::reduce, "x"_a, "op"_a = "sum", "root"_a = 0,
            "timeout"_a = nb::none())
       .def("broadcast", &PyGroup::broadcast, "x"_a, "root"_a = 0,
-           "timeout"_a = nb::none())
+           "timeout"_a = nb::none(),
+           nb::sig("def broadcast(self, x: Any, root: int = 0, "
+                   "timeout: float | None = None) "
+                   "-> tuple[str, list[int], str] | None"))
       .def("allgather", &PyGroup::allgather, "x"_a, "out"_a, "timeout"_a = nb::none())
       .def("reducescatter", &PyGroup::reducescatter, "x"_a, "out"_a, "op"_a = "sum",
            "timeout"_a = nb::none())

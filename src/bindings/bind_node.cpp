@@ -68,9 +68,12 @@ auto guarded(F&& f) {
   }
 }
 
+// `refs` is a list or a tuple of refs.
 std::vector<ObjectId> ids_of(nb::handle refs) {
   std::vector<ObjectId> ids;
   PyObject* list = refs.ptr();
+  if (!PyList_Check(list) && !PyTuple_Check(list))
+    throw nb::type_error("refs must be a list or a tuple");
   const Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
   ids.reserve(static_cast<std::size_t>(n));
   for (Py_ssize_t i = 0; i < n; ++i)
@@ -542,7 +545,8 @@ void bind_node(nb::module_& m) {
 
   nb::class_<PyWatch>(m, "Watch")
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
-      .def("next", &PyWatch::next, "timeout"_a.none())
+      .def("next", &PyWatch::next, "timeout"_a.none(),
+           nb::sig("def next(self, timeout: float | None) -> list[int]"))
       .def("close", &PyWatch::close);
 
   nb::class_<Call>(m, "Call", "A task that this worker was given.")
@@ -556,8 +560,10 @@ void bind_node(nb::module_& m) {
           [](const Call& c) { return (c.header().flags & kFunctionHoldsRefs) != 0; })
       .def_prop_ro("method", &Call::method)
       .def("function_code", &Call::function_code)
-      .def("arguments", &Call::arguments)
-      .def("encode", &Call::encode, "results"_a)
+      .def("arguments", &Call::arguments,
+           nb::sig("def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]"))
+      .def("encode", &Call::encode, "results"_a,
+           nb::sig("def encode(self, results: list[Any]) -> None"))
       .def("send", &Call::send)
       .def("fail", &Call::fail, "error"_a);
 
@@ -571,9 +577,15 @@ void bind_node(nb::module_& m) {
           },
           nb::kw_only(), "session_fd"_a, "segment_fd"_a, "supervisor_fd"_a, "index"_a,
           "epoch"_a, "is_pool"_a)
-      .def("put", &put, "value"_a)
-      .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a)
-      .def("wait", &wait, "refs"_a, "num_returns"_a, "timeout"_a.none())
+      .def("put", &put, "value"_a,
+           nb::sig("def put(self, value: Any) -> ObjectRef[Any]"))
+      .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a,
+           nb::sig("def get(self, refs: Sequence[ObjectRef[Any]], "
+                   "timeout: float | None, writable: bool) -> list[Any]"))
+      .def("wait", &wait, "refs"_a, "num_returns"_a, "timeout"_a.none(),
+           nb::sig("def wait(self, refs: list[ObjectRef[Any]], num_returns: int, "
+                   "timeout: float | None) "
+                   "-> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]"))
       .def("watch", [](Node& n) { return new PyWatch(n); }, nb::keep_alive<0, 1>())
       .def(
           "empty",
@@ -582,12 +594,24 @@ void bind_node(nb::module_& m) {
             return guarded(
                 [&] { return nb::steal(empty_array(node, shape.ptr(), dtype.ptr())); });
           },
-          "shape"_a, "dtype"_a)
+          "shape"_a, "dtype"_a,
+          nb::sig("def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) "
+                  "-> numpy.ndarray"))
       .def("submit", &submit, "function"_a, "holds_refs"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "max_retries"_a, "resources"_a.none())
+           "num_returns"_a, "max_retries"_a, "resources"_a.none(),
+           nb::sig("def submit(self, function: int, holds_refs: bool, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
+                   "max_retries: int, resources: bytes | None) "
+                   "-> list[ObjectRef[Any]]"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "constructor"_a = 0, "holds_refs"_a = false)
-      .def("export_function", &export_function, "code"_a, "refs"_a)
+           "num_returns"_a, "constructor"_a = 0, "holds_refs"_a = false,
+           nb::sig("def call_actor(self, actor: ActorRef, method: str, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
+                   "constructor: int = 0, holds_refs: bool = False) "
+                   "-> list[ObjectRef[Any]]"))
+      .def("export_function", &export_function, "code"_a, "refs"_a,
+           nb::sig("def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) "
+                   "-> int"))
       .def(
           "new_actor",
           [](Node& node, u16 index, u16 epoch) {
@@ -597,7 +621,8 @@ void bind_node(nb::module_& m) {
                               node.new_actor(ProcId{index, epoch}));
             });
           },
-          "index"_a, "epoch"_a)
+          "index"_a, "epoch"_a,
+          nb::sig("def new_actor(self, index: int, epoch: int) -> ActorRef"))
       .def(
           "release",
           [](Node& node, u64 id) {
@@ -613,7 +638,8 @@ void bind_node(nb::module_& m) {
             return now.bits;
           },
           "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
-      .def("next_task", &next_task, nb::keep_alive<0, 1>())
+      .def("next_task", &next_task, nb::keep_alive<0, 1>(),
+           nb::sig("def next_task(self) -> Call | None"))
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",
@@ -631,7 +657,8 @@ void bind_node(nb::module_& m) {
                           "the session has ended: its supervisor is gone.");
             return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
           },
-          "question"_a, "The answer, and the descriptor that came with it or -1.")
+          "question"_a, "The answer, and the descriptor that came with it or -1.",
+          nb::sig("def ask(self, question: bytes) -> tuple[bytes, int]"))
       .def(
           "tell",
           [](Node& node, nb::bytes note) {
@@ -658,7 +685,8 @@ void bind_node(nb::module_& m) {
               workers += node.session().procs[p].alive.load() != 0;
             d["workers"] = workers;
             return d;
-          })
+          },
+          nb::sig("def statistics(self) -> dict[str, int]"))
       .def(
           "processes",
           [](Node& node) {
@@ -684,7 +712,8 @@ void bind_node(nb::module_& m) {
             }
             return all;
           },
-          "What the session directory says of each live process.")
+          "What the session directory says of each live process.",
+          nb::sig("def processes(self) -> list[dict[str, int]]"))
       .def_prop_ro("index", [](const Node& n) { return n.self().index; })
       .def_prop_ro("epoch", [](const Node& n) { return n.self().epoch; })
       .def_prop_ro("closed", [](const Node& n) { return n.stopping(); })

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..protocol import Group, Watch
+    from ..protocol import Group
 
 # As in core/message.hpp.
 _WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
@@ -89,7 +90,7 @@ class EmbeddedEngine:
         self.adopt = node.adopt
         self.put = node.put
         self.wait = node.wait
-        self.watch: Any = node.watch  # Callable[[], Watch]
+        self.watch = node.watch
         _core.configure(
             self,
             ObjectRef,
@@ -190,7 +191,7 @@ class EmbeddedEngine:
                 "processes. Drop handles of actors that are no longer needed."
             )
         index, epoch = value
-        actor: ActorRef = self.node.new_actor(index, epoch)
+        actor = self.node.new_actor(index, epoch)
         self.node.tell(pickle.dumps(("actor_id", index, epoch, actor._id)))
         try:
             self.node.call_actor(
@@ -239,12 +240,14 @@ class EmbeddedEngine:
         actor_id, meta = value
         class_name, methods = pickle.loads(meta)
         self.adopt(actor_id)
-        return NamedActor(ActorRef._new(actor_id, self), class_name, methods)
+        actor = ActorRef._new(actor_id, self)
+        assert isinstance(actor, ActorRef)
+        return NamedActor(actor, class_name, methods)
 
     # objects ----------------------------------------------------------------
 
     def get(
-        self, refs: list[ObjectRef[Any]], timeout: float | None, copy: bool
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None, copy: bool
     ) -> list[Any]:
         return self.node.get(refs, timeout, copy)
 
@@ -278,7 +281,8 @@ class EmbeddedEngine:
         return {**total, **self.config.resources}
 
     def available_resources(self) -> dict[str, float]:
-        return self._ask("available")
+        available: dict[str, float] = self._ask("available")
+        return available
 
     def statistics(self) -> dict[str, int]:
         return self.node.statistics()

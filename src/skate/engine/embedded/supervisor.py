@@ -157,7 +157,7 @@ class Supervisor:
 
     # Events ------------------------------------------------------------------
 
-    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
     def _on_zygote(self) -> None:

@@ -6,7 +6,6 @@ one object, in order, in threads (``max_concurrency``) or on an asyncio loop.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import pickle
@@ -15,13 +14,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import _core, _runtime
 from .. import serialize
 from ..protocol import TaskContext
 from .engine import EmbeddedEngine
+
+if TYPE_CHECKING:
+    import asyncio
 
 _MAX_CACHED_FUNCTIONS = 512
 
@@ -168,8 +169,7 @@ class _ActorProcess:
         call = self._node.next_task()
         if call is None:
             return
-        if not call.is_constructor:  # a task with resources: a leased worker
-            raise AssertionError("an actor's first call constructs it")
+        assert call.is_constructor
         built = self._construct(call)
         del call
         if built is None:
@@ -178,6 +178,8 @@ class _ActorProcess:
         if is_async:
             _AsyncLoop(self, max_concurrency).run()
         elif max_concurrency > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(max_concurrency, "skate-actor") as threads:
                 self._for_each(lambda call: threads.submit(self.run_call, call))
         else:
@@ -237,15 +239,21 @@ class _AsyncLoop:
     """Runs an actor's calls as coroutines; a thread brings them as they come."""
 
     def __init__(self, actor: _ActorProcess, max_concurrency: int) -> None:
+        import asyncio
+
         self._actor = actor
         self._limit = asyncio.Semaphore(max_concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self) -> None:
+        import asyncio
+
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+        import asyncio
+
+        loop = self._loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
         def bring() -> None:
@@ -260,7 +268,7 @@ class _AsyncLoop:
             await asyncio.wait(set(self._tasks))
 
     def _start(self, call: _core.Call) -> None:
-        task = asyncio.get_running_loop().create_task(self._limited(call))
+        task = self._loop.create_task(self._limited(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -22,8 +22,8 @@ import time
 from . import wire
 
 
-# Most tasks need it, but the first worker should not wait for it.
-_WHEN_IDLE = ["numpy", "numpy.random"]
+# Most tasks need some of it, but the first worker should not wait for it.
+_WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
 _IDLE_S = 0.1
 
 
@@ -36,7 +36,7 @@ def main(fd: int, supervisor_pid: int) -> None:
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    _preload(["skate.engine.embedded.worker", "cloudpickle", *settings["preload"]])
+    _preload(["skate.engine.embedded.worker", *settings["preload"]])
     _freeze()
     idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
     while True:

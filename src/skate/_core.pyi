@@ -1,0 +1,230 @@
+"""
+The C++ core of skate's embedded engine. Use the names in skate instead.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+from collections.abc import Sequence
+from typing import Any
+from skate._ref import ActorRef, ObjectRef
+
+build_type: str = 'Release'
+
+def configure(engine: object, object_ref: object, actor_ref: object, dumps: object, loads: object, load_error: object, load_failure: object) -> None: ...
+
+def unconfigure() -> None: ...
+
+class Watch:
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def add(self, ref: object, tag: int) -> None: ...
+
+    def next(self, timeout: float | None) -> list[int]: ...
+
+    def close(self) -> None: ...
+
+class Call:
+    """A task that this worker was given."""
+
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    @property
+    def task_id(self) -> int: ...
+
+    @property
+    def function_id(self) -> int: ...
+
+    @property
+    def num_returns(self) -> int: ...
+
+    @property
+    def is_constructor(self) -> bool: ...
+
+    @property
+    def function_holds_refs(self) -> bool: ...
+
+    @property
+    def method(self) -> str: ...
+
+    def function_code(self) -> bytes: ...
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+
+    def encode(self, results: list[Any]) -> None: ...
+
+    def send(self) -> None: ...
+
+    def fail(self, error: bytes) -> None: ...
+
+class Node:
+    """One process of the engine; see src/core/node.hpp."""
+
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
+
+    def put(self, value: Any) -> ObjectRef[Any]: ...
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
+
+    def wait(self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+
+    def watch(self) -> Watch: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
+
+    def submit(self, function: int, holds_refs: bool, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None) -> list[ObjectRef[Any]]: ...
+
+    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, constructor: int = 0, holds_refs: bool = False) -> list[ObjectRef[Any]]: ...
+
+    def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) -> int: ...
+
+    def new_actor(self, index: int, epoch: int) -> ActorRef: ...
+
+    def release(self, id: int) -> None: ...
+
+    def adopt(self, id: int) -> int:
+        """Count a ref that is being decoded; its id, which may be a new one."""
+
+    def next_task(self) -> Call | None: ...
+
+    def report_blocking(self, on: bool) -> None: ...
+
+    def ask(self, question: bytes) -> tuple[bytes, int]:
+        """The answer, and the descriptor that came with it or -1."""
+
+    def tell(self, note: bytes) -> None: ...
+
+    def alive_word(self, index: int) -> int:
+        """Address of the word that is not 0 while the process lives."""
+
+    def statistics(self) -> dict[str, int]: ...
+
+    def processes(self) -> list[dict[str, int]]:
+        """What the session directory says of each live process."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+MAX_PROCS: int = 1024
+
+class Control:
+    """The supervisor's hand on the session directory."""
+
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, *, num_cpus: int, num_cores: int, store_limit: int, arena_bytes: int, spin_ns: int, spin_busy_ns: int, session_id: str) -> None: ...
+
+    @property
+    def session_fd(self) -> int: ...
+
+    @property
+    def segment_fd(self) -> int: ...
+
+    def make_segment(self) -> int: ...
+
+    def prepare(self, index: int, epoch: int, is_pool: bool) -> None: ...
+
+    def mark_dead(self, index: int, epoch: int) -> None: ...
+
+    def active_workers(self) -> int: ...
+
+    def any_starting(self) -> bool: ...
+
+    def clear_worker_request(self) -> None: ...
+
+    def take_cpus(self, wanted: int) -> int: ...
+
+    def give_cpus(self, count: int) -> None: ...
+
+    def want_cpus(self, count: int) -> None: ...
+
+    def free_cpus(self) -> int: ...
+
+    def send_died(self, to: int, to_epoch: int, index: int, epoch: int, cause: int, detail: int) -> None: ...
+
+    def send_forget(self, to: int, to_epoch: int, index: int, epoch: int, free_blocks: bool) -> None: ...
+
+    def send_lease(self, to: int, to_epoch: int, task: int, index: int, epoch: int) -> None: ...
+
+    def flush(self) -> int: ...
+
+    def close_session(self) -> None: ...
+
+    def store_used(self) -> int: ...
+
+def group_segment_bytes(world_size: int, array_bytes: int) -> int:
+    """
+    Bytes of a segment in which each rank can place arrays of `array_bytes`.
+    """
+
+def reduce_into(out: object, arrays: Sequence[Annotated[NDArray, dict(order='C', device='cpu', writable=False)]], op: str = 'sum') -> None:
+    """Write the elementwise reduction of `arrays`, in their order, to `out`."""
+
+class Group:
+    """A rank's end of a collective group in one shared segment."""
+
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, fd: int, bytes: int, rank: int, world_size: int, alive: Sequence[int] = [], spin_us: float | None = None) -> None:
+        """
+        Map the segment `fd`, which stays the caller's. `alive` holds for each rank the address of a 32-bit word that is non-zero while its process lives; 0 stands for a rank that always does. The words must outlive the group.
+        """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def empty(self, nbytes: int) -> numpy.ndarray:
+        """A writable uint8 array of `nbytes` in the group's memory."""
+
+    def barrier(self, timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
+
+    def allreduce(self, x: Any, op: str = 'sum', timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
+
+    def reduce(self, x: object, op: str = 'sum', root: int = 0, timeout: float | None = None) -> object: ...
+
+    def broadcast(self, x: Any, root: int = 0, timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
+
+    def allgather(self, x: object, out: object, timeout: float | None = None) -> object: ...
+
+    def reducescatter(self, x: object, out: object, op: str = 'sum', timeout: float | None = None) -> object: ...
+
+    def close(self) -> None:
+        """Leave: the other ranks get status `left` if they wait for this one."""
+
+def make_memfd(name: str, bytes: int) -> int: ...
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+
+def become_subreaper() -> None:
+    """Become the parent of orphans among this process's descendants."""
+
+def spin_ping_pong(rounds: int) -> float:
+    """Seconds for a round trip between two spinning processes."""
