@@ -124,7 +124,8 @@ def train(
     }
     run_files.save_result(path, summary)
     draw_learning_curve(run_files.read_metrics(path), env, path)
-    draw_gif(policy, env, path, seed=seed)
+    # The hardest episode of the evaluation shows most of what was learnt.
+    draw_gif(policy, env, path, seed=seed + int(evaluation.returns.argmin()))
     return Result(path, summary)
 
 
@@ -146,7 +147,7 @@ def _train(
             ) as deployment,
             RunLog(
                 path,
-                layout.total_steps,
+                layout.updates * layout.steps_per_update,
                 resumed_at=latest["totals"]["env_steps"],
                 progress=progress,
             ) as log,
