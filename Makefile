@@ -61,8 +61,9 @@ core: build/dev/build.ninja
 demo: setup
 	@$(BIN)/skate train ppo Pendulum-v1 --out runs/demo --overwrite
 
+# Every test has a time limit of its own; the outer one ends a run that no signal stops.
 test: setup test-core
-	@$(BIN)/python -m pytest -m 'not soak' $(PYTEST)
+	@timeout --kill-after=30 2700 $(BIN)/python -m pytest -m 'not soak' $(PYTEST)
 
 test-core: $(CORE_TESTS:%=test-core-%)
 
