@@ -322,7 +322,9 @@ void bind_group(nb::module_& m) {
   m.def("group_segment_bytes", &Group::segment_bytes, "world_size"_a, "array_bytes"_a,
         "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
   m.def("reduce_into", &reduce_arrays, "out"_a, "arrays"_a, "op"_a = "sum",
-        "Write the elementwise reduction of `arrays`, in their order, to `out`.");
+        "Write the elementwise reduction of `arrays`, in their order, to `out`.",
+        nb::sig("def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') "
+                "-> None"));
 
   // A call returns None when it went well, else (status, ranks, detail). The status is
   // timeout, died, left, aborted (the group is unusable from then on) or mismatch.

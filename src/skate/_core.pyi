@@ -3,10 +3,8 @@ The C++ core of skate's embedded engine. Use the names in skate instead.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy
-from numpy.typing import NDArray
 
 
 from collections.abc import Sequence
@@ -179,7 +177,7 @@ def group_segment_bytes(world_size: int, array_bytes: int) -> int:
     Bytes of a segment in which each rank can place arrays of `array_bytes`.
     """
 
-def reduce_into(out: object, arrays: Sequence[Annotated[NDArray, dict(order='C', device='cpu', writable=False)]], op: str = 'sum') -> None:
+def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') -> None:
     """Write the elementwise reduction of `arrays`, in their order, to `out`."""
 
 class Group:
