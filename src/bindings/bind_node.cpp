@@ -135,10 +135,10 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool wr
     raise_named("GetTimeoutError", text.c_str());
   }
   return guarded([&] {
+    if (next < ids.size()) raise_value(node, node.value_of(ids[next]), ids[next]);
     nb::list values;
     for (ObjectId id : ids) {
       const Value& value = node.value_of(id);
-      if (value.is_error) raise_value(node, value, id);
       values.append(nb::steal(decode(node, value, id, writable)));
     }
     return values;
@@ -183,7 +183,8 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
 
 // Arguments ----------------------------------------------------------------------------
 
-// The arguments of a call: u16 length and name of the method, u16 positional, u16 keyword;
+// The arguments of a call: u16 length and name of the method (of a task: its name, if it
+// was given one), u16 positional, u16 keyword;
 // then each, preceded by its name if it is a keyword: a kind and what belongs to it.
 enum ArgKind : u8 { kPlain, kWhole, kDependency };
 
@@ -288,8 +289,10 @@ void set_function(Node& node, Task& task, u64 function, bool holds_refs) {
   task.pins.push_back({function});
 }
 
-nb::list submit(Node& node, u64 function, bool holds_refs, nb::tuple args, nb::dict kwargs,
-                u16 num_returns, i32 max_retries, nb::handle resources) {
+// `name` is what the worker calls the task, if not by its function's name.
+nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& name,
+                nb::tuple args, nb::dict kwargs, u16 num_returns, i32 max_retries,
+                nb::handle resources) {
   check_alive(node);
   Task* task = node.new_task();
   set_function(node, *task, function, holds_refs);
@@ -300,7 +303,7 @@ nb::list submit(Node& node, u64 function, bool holds_refs, nb::tuple args, nb::d
     nb::bytes bytes = nb::borrow<nb::bytes>(resources);
     task->resources.assign(bytes.c_str(), bytes.size());
   }
-  return submit_task(node, task, {}, args, kwargs);
+  return submit_task(node, task, name, args, kwargs);
 }
 
 nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
@@ -577,7 +580,7 @@ void bind_node(nb::module_& m) {
           },
           nb::kw_only(), "session_fd"_a, "segment_fd"_a, "supervisor_fd"_a, "index"_a,
           "epoch"_a, "is_pool"_a)
-      .def("put", &put, "value"_a,
+      .def("put", &put, "value"_a.none(),
            nb::sig("def put(self, value: Any) -> ObjectRef[Any]"))
       .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a,
            nb::sig("def get(self, refs: Sequence[ObjectRef[Any]], "
@@ -597,9 +600,9 @@ void bind_node(nb::module_& m) {
           "shape"_a, "dtype"_a,
           nb::sig("def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) "
                   "-> numpy.ndarray"))
-      .def("submit", &submit, "function"_a, "holds_refs"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "max_retries"_a, "resources"_a.none(),
-           nb::sig("def submit(self, function: int, holds_refs: bool, "
+      .def("submit", &submit, "function"_a, "holds_refs"_a, "name"_a, "args"_a,
+           "kwargs"_a, "num_returns"_a, "max_retries"_a, "resources"_a.none(),
+           nb::sig("def submit(self, function: int, holds_refs: bool, name: str, "
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
                    "max_retries: int, resources: bytes | None) "
                    "-> list[ObjectRef[Any]]"))

@@ -295,6 +295,7 @@ void Node::subscribe(Object& object) {
 
 void Node::resolve(Object& object) {
   object.ready = true;
+  errors_ += object.value.is_error;
   resolved_ = true;
   if (object.waiters.empty()) return;
   std::vector<Waiter> waiters = std::move(object.waiters);
@@ -1099,14 +1100,26 @@ void Node::leave_cpu() {
 WaitResult Node::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
                           i64 deadline_ns) {
   Lock lock(mu_);
+  // An error ends the wait, wherever it stands. Looking for one costs a pass over what is
+  // left, so it is done only when an error has come in since the last pass.
+  u64 errors_seen = errors_ - 1;
   const auto ready = [&] {
     for (; next < ids.size(); ++next) {
       const Object* object = find(ids[next]);
       if (object == nullptr) continue;
-      if (!object->ready) return false;
+      if (!object->ready) break;
       if (object->value.is_error) return true;
     }
-    return true;
+    if (next == ids.size()) return true;
+    if (errors_seen == errors_) return false;
+    errors_seen = errors_;
+    for (std::size_t i = next + 1; i < ids.size(); ++i) {
+      const Object* object = find(ids[i]);
+      if (object == nullptr || !object->ready || !object->value.is_error) continue;
+      next = i;
+      return true;
+    }
+    return false;
   };
   if (ready()) return WaitResult::kReady;
   for (std::size_t i = next; i < ids.size(); ++i)
@@ -1210,46 +1223,49 @@ bool Node::map_peer(Peer& peer) {
   return true;
 }
 
-bool Node::push(const Unsent& message) {
-  Peer& to = peer(message.to.index);
-  if (to.dead || to.id != message.to) return true;  // nobody is there to hear it
-  const bool boxed = message.payload.size() > kMaxRecord - sizeof(RecordHeader);
-  std::string_view payload = message.payload;
+// False: there is no room now. True: sent, or nobody is there to hear it.
+bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) {
+  Peer& receiver = peer(to.index);
+  if (receiver.dead || receiver.id != to) return true;
+  const bool boxed = payload.size() > kMaxRecord - sizeof(RecordHeader);
   Location box;
   if (boxed) {
-    const auto block = arena_.allocate(payload.size(), message.to);
+    const auto block = arena_.allocate(payload.size(), to);
     if (!block) return false;
     std::memcpy(arena_.at(block->offset), payload.data(), payload.size());
     box = {self_, block->generation, block->offset, payload.size()};
     payload = view_of(box);
   }
-  const u16 kind = static_cast<u16>(message.kind) | (boxed ? kBoxed : 0);
-  if (!to.out->push(kind, payload.data(), static_cast<u32>(payload.size()))) {
+  ProcEntry& entry = session_->procs[to.index];
+  const u16 tag = static_cast<u16>(kind) | (boxed ? kBoxed : 0);
+  if (!receiver.out->push(tag, payload.data(), static_cast<u32>(payload.size()))) {
     if (boxed) arena_.free(box.offset, box.generation);
-    to.out->memory().producer_waits.store(1, std::memory_order_seq_cst);
-    mark_inbox(*session_, message.to.index, self_.index);
-    ring_doorbell(session_->procs[message.to.index].doorbell);
-    ring_doorbell(session_->procs[message.to.index].housekeeper_doorbell);
+    receiver.out->memory().producer_waits.store(1, std::memory_order_seq_cst);
+    mark_inbox(*session_, to.index, self_.index);
+    ring_doorbell(entry.doorbell);
+    ring_doorbell(entry.housekeeper_doorbell);
     return false;
   }
-  mark_inbox(*session_, message.to.index, self_.index);
-  ProcEntry& entry = session_->procs[message.to.index];
+  mark_inbox(*session_, to.index, self_.index);
   if (!ring_doorbell(entry.doorbell))
-    ring_doorbell(entry.housekeeper_doorbell, message.urgent ? kAsleep : kAsleepAny);
+    ring_doorbell(entry.housekeeper_doorbell, urgent ? kAsleep : kAsleepAny);
   return true;
 }
 
 void Node::send(ProcId to, Message kind, std::string_view payload, bool urgent) {
-  Unsent message{to, kind, urgent, std::string(payload)};
-  flush_unsent();
-  if (!unsent_.empty() || !push(message)) {
-    unsent_.push_back(std::move(message));
+  if (!unsent_.empty()) flush_unsent();
+  if (!unsent_.empty() || !push(to, kind, payload, urgent)) {
+    unsent_.push_back({to, kind, urgent, std::string(payload)});
     ring_doorbell(me_->housekeeper_doorbell);
   }
 }
 
 void Node::flush_unsent() {
-  while (!unsent_.empty() && push(unsent_.front())) unsent_.pop_front();
+  while (!unsent_.empty()) {
+    const Unsent& next = unsent_.front();
+    if (!push(next.to, next.kind, next.payload, next.urgent)) return;
+    unsent_.pop_front();
+  }
 }
 
 void Node::drain() {

@@ -146,7 +146,8 @@ class Node {
   ObjectId put(Value value, Object::Kind kind);  // takes the counts in value.contained
   void acquire(ObjectId id);
   void release(ObjectId id);
-  // Waits until all have values. `next` is where to go on after kInterrupted.
+  // Waits until all have values, or one of them is an error: then `next` is its place, else
+  // it is ids.size(). After kInterrupted it is where to go on.
   WaitResult wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
                       i64 deadline_ns);
   // Sets `ready[i]`; stops looking once `wanted` are ready.
@@ -258,7 +259,7 @@ class Node {
   Peer& peer(u32 index);
   bool map_peer(Peer& peer);
   void send(ProcId to, Message kind, std::string_view payload, bool urgent = false);
-  bool push(const Unsent& message);
+  bool push(ProcId to, Message kind, std::string_view payload, bool urgent);
   void flush_unsent();
   void drain();
   void drain_ring(Peer& peer);
@@ -308,6 +309,7 @@ class Node {
   // Code is kept as objects too, but is not counted as what the program stores.
   u64 functions_ = 0;
   u64 actors_ = 0;
+  u64 errors_ = 1;  // values that were errors, ever: tells waits when to look for one
   u64 code_bytes_ = 0;
   u64 tasks_ = 0;
   std::unordered_map<u64, ActorLink> links_;

@@ -115,6 +115,7 @@ class EmbeddedEngine:
             return self.node.submit(
                 exported.function_id,
                 exported.holds_refs,
+                options.name or "",
                 args,
                 kwargs,
                 options.num_returns,

@@ -97,7 +97,7 @@ class _Worker:
         name = "task"
         try:
             function = self.load(call)
-            name = getattr(function, "__qualname__", name)
+            name = call.method or getattr(function, "__qualname__", name)
             args, kwargs = call.arguments()
         except BaseException as error:
             self.fail(call, error, name)
