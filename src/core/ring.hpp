@@ -105,7 +105,9 @@ struct Record {
 class RingConsumer {
  public:
   explicit RingConsumer(RingMemory* memory)
-      : memory_(memory), head_(memory->head.load(std::memory_order_relaxed)) {}
+      : memory_(memory),
+        head_(memory->head.load(std::memory_order_relaxed)),
+        tail_(head_) {}  // not yet known: peek() loads it
 
   // The next record, valid until consume(). False: none is published.
   bool peek(Record& out) {
@@ -138,7 +140,7 @@ class RingConsumer {
  private:
   RingMemory* memory_;
   u64 head_;
-  u64 tail_ = 0;
+  u64 tail_;
   u32 bytes_ = 0;
 };
 
