@@ -145,40 +145,82 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool wr
   });
 }
 
+// Has Python say in words what is wrong with the argument of skate.wait.
+void refuse(const char* check, nb::list refs) {
+  nb::module_::import_("skate._ref").attr(check)("skate.wait", refs);
+}
+
+// The list that wait() last returned as not ready. A loop hands it in again, thousands of
+// times: what was checked then is not checked again. Only compared, never followed.
+struct LastRest {
+  const PyObject* list = nullptr;
+  Py_ssize_t size = 0;
+} g_last_rest;
+
+// The first `wanted` refs of `list` that have values, without waiting. An item that is no
+// ref ends the search.
+std::vector<Py_ssize_t> find_ready(Node& node, PyObject* list, std::size_t wanted) {
+  constexpr Py_ssize_t kAtOnce = 64;
+  std::vector<Py_ssize_t> found;
+  std::vector<ObjectId> ids;
+  std::vector<bool> ready;
+  const Py_ssize_t n = PyList_GET_SIZE(list);
+  for (Py_ssize_t start = 0; start < n && found.size() < wanted; start += kAtOnce) {
+    ids.clear();
+    for (Py_ssize_t i = start; i < std::min(n, start + kAtOnce); ++i) {
+      if (!is_ref(PyList_GET_ITEM(list, i))) return found;
+      ids.push_back(id_of(PyList_GET_ITEM(list, i)));
+    }
+    ready.assign(ids.size(), false);
+    node.look(ids, wanted - found.size(), ready);
+    for (std::size_t i = 0; i < ids.size() && found.size() < wanted; ++i)
+      if (ready[i]) found.push_back(start + static_cast<Py_ssize_t>(i));
+  }
+  return found;
+}
+
+nb::tuple split(PyObject* list, const std::vector<Py_ssize_t>& found) {
+  const Py_ssize_t n = PyList_GET_SIZE(list);
+  const auto n_found = static_cast<Py_ssize_t>(found.size());
+  nb::object done = nb::steal(PyList_New(n_found));
+  nb::object rest = nb::steal(PyList_New(n - n_found));
+  if (!done.is_valid() || !rest.is_valid()) throw nb::python_error();
+  Py_ssize_t next = 0;
+  Py_ssize_t at = 0;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* item = Py_NewRef(PyList_GET_ITEM(list, i));
+    if (next < n_found && found[static_cast<std::size_t>(next)] == i)
+      PyList_SET_ITEM(done.ptr(), next++, item);
+    else
+      PyList_SET_ITEM(rest.ptr(), at++, item);
+  }
+  g_last_rest = {rest.ptr(), at};
+  return nb::make_tuple(done, rest);
+}
+
 nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
                std::optional<double> timeout) {
   check_alive(node);
+  PyObject* list = refs.ptr();
+  const bool checked =
+      g_last_rest.list == list && g_last_rest.size == PyList_GET_SIZE(list);
+  if (checked) {
+    const std::vector<Py_ssize_t> found = find_ready(node, list, num_returns);
+    if (found.size() == num_returns) return split(list, found);
+  }
+  for (nb::handle ref : refs)
+    if (!is_ref(ref.ptr())) refuse("check_refs", refs);
   const std::vector<ObjectId> ids = ids_of(refs);
+  if (!checked && !node.all_distinct(ids)) refuse("check_distinct", refs);
   const i64 deadline = deadline_of(timeout);
   std::vector<bool> ready(ids.size());
+  // Another thread may change the list meanwhile.
+  nb::object copy = nb::steal(PyList_GetSlice(list, 0, PyList_GET_SIZE(list)));
   wait_patiently([&] { return node.wait_some(ids, num_returns, ready, deadline); });
-  nb::list done;
-  std::size_t n_done = 0;
-  std::size_t last = 0;
-  for (std::size_t i = 0; i < ids.size() && n_done < num_returns; ++i)
-    if (ready[i]) {
-      done.append(refs[i]);
-      ++n_done;
-      last = i;
-    }
-  // Whole runs of the list are copied at once: callers wait for one of thousands.
-  nb::list rest = nb::steal<nb::list>(PyList_New(0));
-  std::size_t run = 0;
-  const auto copy_run = [&](std::size_t end) {
-    if (run == end) return;
-    nb::object part = nb::steal(PyList_GetSlice(
-        refs.ptr(), static_cast<Py_ssize_t>(run), static_cast<Py_ssize_t>(end)));
-    const Py_ssize_t at = PyList_GET_SIZE(rest.ptr());
-    PyList_SetSlice(rest.ptr(), at, at, part.ptr());
-  };
-  if (n_done != 0)
-    for (std::size_t i = 0; i <= last; ++i)
-      if (ready[i]) {
-        copy_run(i);
-        run = i + 1;
-      }
-  copy_run(ids.size());
-  return nb::make_tuple(done, rest);
+  std::vector<Py_ssize_t> found;
+  for (std::size_t i = 0; i < ids.size() && found.size() < num_returns; ++i)
+    if (ready[i]) found.push_back(static_cast<Py_ssize_t>(i));
+  return split(copy.ptr(), found);
 }
 
 // Arguments ----------------------------------------------------------------------------

@@ -332,6 +332,22 @@ bool Node::is_ready(ObjectId id) {
   return object == nullptr || object->ready;
 }
 
+// In a pass of a nanosecond or so an id: programs wait for one of thousands, in a loop.
+bool Node::all_distinct(const std::vector<ObjectId>& ids) {
+  std::lock_guard lock(mu_);
+  seen_.assign(objects_.size(), false);
+  std::unordered_set<u64> others;
+  for (ObjectId id : ids) {
+    if (id.owner() != self_) {
+      if (!others.insert(id.bits).second) return false;
+    } else if (id.index() < seen_.size()) {
+      if (seen_[id.index()]) return false;
+      seen_[id.index()] = true;
+    }
+  }
+  return true;
+}
+
 const Value& Node::value_of(ObjectId id) {
   std::lock_guard lock(mu_);
   static const Value kLost = [] {
@@ -1126,6 +1142,17 @@ WaitResult Node::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
     if (ids[i].owner() != self_)
       if (Object* object = find(ids[i])) subscribe(*object);
   return wait(lock, deadline_ns, ready);
+}
+
+void Node::look(const std::vector<ObjectId>& ids, std::size_t wanted,
+                std::vector<bool>& flags) {
+  std::lock_guard lock(mu_);
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  for (std::size_t i = 0; i < ids.size() && wanted > 0; ++i) {
+    Object* object = find(ids[i]);
+    flags[i] = object == nullptr || object->ready;
+    wanted -= flags[i];
+  }
 }
 
 WaitResult Node::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,

@@ -153,9 +153,13 @@ class Node {
   // Sets `ready[i]`; stops looking once `wanted` are ready.
   WaitResult wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
                        std::vector<bool>& ready, i64 deadline_ns);
+  // The same without waiting.
+  void look(const std::vector<ObjectId>& ids, std::size_t wanted,
+            std::vector<bool>& ready);
   // The value of a ready object that the caller holds: it does not move or change.
   const Value& value_of(ObjectId id);
   bool is_ready(ObjectId id);
+  bool all_distinct(const std::vector<ObjectId>& ids);
 
   // Bytes of a block, wherever it lies. Valid while the block's object is held.
   const std::byte* bytes_at(const Location& location);
@@ -303,6 +307,7 @@ class Node {
 
   std::deque<Object> objects_;  // owned, by index; index 0 is never used
   std::vector<u32> free_slots_;
+  std::vector<bool> seen_;  // by index in objects_; only all_distinct uses it
   std::unordered_map<u64, std::unique_ptr<Object>> borrowed_;
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   u64 owned_ = 0;

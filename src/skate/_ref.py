@@ -154,3 +154,22 @@ def _restore(cls: type[ObjectRef[Any]], ref_id: int) -> ObjectRef[Any]:
             "tasks, actors or skate.put instead of pickling them yourself."
         )
     return cls._new(counter.adopt(ref_id), counter)
+
+
+def check_refs(call: str, refs: list[Any]) -> None:
+    """Raise TypeError, naming the first item that is not an ObjectRef."""
+    if set(map(type, refs)) <= {ObjectRef}:  # the loops of C: lists may be long
+        return
+    for index, ref in enumerate(refs):
+        if type(ref) is not ObjectRef:
+            raise TypeError(
+                f"{call} takes ObjectRefs; item {index} of the list is {ref!r} of type "
+                f"{type(ref).__name__}."
+            )
+
+
+def check_distinct(call: str, refs: list[Any]) -> None:
+    """Raise ValueError if a ref appears twice."""
+    # By identity number first: __hash__ is a call of Python code for each ref.
+    if len({ref._id for ref in refs}) != len(refs) and len(set(refs)) != len(refs):
+        raise ValueError(f"{call} takes distinct refs; the list has one twice.")

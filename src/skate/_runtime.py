@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import atexit
 import math
-import operator
 import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._options import check_quantity, check_resources
-from ._ref import ObjectRef
+from ._ref import ObjectRef, check_refs
 from .engine import open_engine
 from .engine.protocol import Engine, EngineConfig
 
@@ -271,7 +270,7 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
             f"skate.get takes an ObjectRef or a list of them, not {refs!r} of type "
             f"{type(refs).__name__}."
         )
-    _check_refs("skate.get", refs)
+    check_refs("skate.get", refs)
     return current().get(refs, timeout, copy) if refs else []
 
 
@@ -322,7 +321,6 @@ def wait(
             f"skate.wait takes a list of ObjectRefs, not {refs!r} of type "
             f"{type(refs).__name__}."
         )
-    _check_refs("skate.wait", refs)
     if timeout is not None:
         _check_timeout(timeout)
     if not refs:
@@ -334,24 +332,7 @@ def wait(
             f"num_returns must be from 1 to the number of refs, {len(refs)}, not "
             f"{num_returns!r}."
         )
-    # By identity number first: __hash__ is a call of Python code for each ref.
-    if len(set(map(_ref_id, refs))) != len(refs) and len(set(refs)) != len(refs):
-        raise ValueError("skate.wait takes distinct refs; the list has one twice.")
     return current().wait(refs, num_returns, timeout)
-
-
-_ref_id = operator.attrgetter("_id")
-
-
-def _check_refs(call: str, refs: list[Any]) -> None:
-    if set(map(type, refs)) <= {ObjectRef}:  # the loops of C: lists may be long
-        return
-    for index, ref in enumerate(refs):
-        if type(ref) is not ObjectRef:
-            raise TypeError(
-                f"{call} takes ObjectRefs; item {index} of the list is {ref!r} of type "
-                f"{type(ref).__name__}."
-            )
 
 
 def _check_timeout(timeout: Any) -> None:

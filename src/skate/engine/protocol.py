@@ -188,7 +188,12 @@ class Engine(RefCounter, Protocol):
     def wait(
         self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """At most ``num_returns`` refs that have values, and the rest, in order."""
+        """At most ``num_returns`` refs that have values, and the rest, in order.
+
+        The one call that checks its own input, because it looks at each ref anyway and
+        callers loop over it: TypeError for what is no ref, ValueError for one that is
+        there twice (``_ref.check_refs`` and ``check_distinct`` say it in words).
+        """
 
     def watch(self) -> Watch: ...
 

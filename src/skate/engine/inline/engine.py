@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ..._ref import ActorRef, ObjectRef, restore_refs
+from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
 from ...exceptions import (
     ActorAlreadyExistsError,
     EngineError,
@@ -335,6 +335,8 @@ class InlineEngine:
     def wait(
         self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        check_refs("skate.wait", refs)
+        check_distinct("skate.wait", refs)
         self.enter()
         with self.lock:
             entries = [self.entry(ref) for ref in refs]
