@@ -1,0 +1,260 @@
+"""The supervisor's policy, fed with events; no process is started."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+pytest.importorskip("skate._core", reason="skate's C++ core is not built")
+
+from skate.engine.embedded.lifecycle import (  # noqa: E402 - after the skip
+    ActorWanted,
+    Blocked,
+    Confirmed,
+    CpuFree,
+    CpusTaken,
+    Died,
+    Fork,
+    GiveCpus,
+    GrantLease,
+    Kill,
+    LeaseDone,
+    LeaseWanted,
+    Lifecycle,
+    Proc,
+    Recycle,
+    TakeCpus,
+    TellDied,
+    TellForget,
+    Unblocked,
+    WantCpus,
+    WorkerWanted,
+)
+
+TOTALS = {"CPU": 4.0, "GPU": 1.0, "robot": 2.0}
+
+
+def new_process(life: Lifecycle, kind: str = "pool") -> Proc:
+    proc = life.allocate(kind)
+    assert proc is not None
+    return proc
+
+
+@pytest.fixture
+def life() -> Lifecycle:
+    life = Lifecycle(TOTALS, max_procs=64)
+    new_process(life, "driver")
+    return life
+
+
+def test_a_worker_is_forked_while_fewer_than_the_cpus_are_active(
+    life: Lifecycle,
+) -> None:
+    (fork,) = life.handle(WorkerWanted(active=3, starting=False))
+    assert isinstance(fork, Fork) and fork.kind == "pool"
+    assert life.handle(WorkerWanted(active=4, starting=False)) == []
+    assert life.handle(WorkerWanted(active=1, starting=True)) == []
+
+
+def test_a_lease_that_needs_no_cpu_is_granted_at_once(life: Lifecycle) -> None:
+    driver = Proc(1, 1)
+    fork, grant = life.handle(LeaseWanted(driver, 7, {"robot": 1.0}))
+    assert isinstance(fork, Fork) and fork.kind == "lease"
+    assert grant == GrantLease(driver, 7, fork.proc)
+
+
+def test_leases_share_a_resource_and_the_third_waits(life: Lifecycle) -> None:
+    driver = Proc(1, 1)
+    first = life.handle(LeaseWanted(driver, 1, {"robot": 1.0}))
+    life.handle(LeaseWanted(driver, 2, {"robot": 1.0}))
+    assert life.handle(LeaseWanted(driver, 3, {"robot": 1.0})) == []
+    (grant,) = life.handle(LeaseDone(first[0].proc))
+    assert grant == GrantLease(driver, 3, first[0].proc)  # the idle worker is reused
+
+
+def test_a_lease_takes_cpus_from_the_pool_and_gives_them_back(
+    life: Lifecycle,
+) -> None:
+    driver = Proc(1, 1)
+    assert life.handle(LeaseWanted(driver, 1, {"CPU": 2.0})) == [TakeCpus(2)]
+    assert life.handle(CpusTaken(1)) == [WantCpus(1)]
+    assert life.handle(CpuFree()) == [TakeCpus(1)]
+    commands = life.handle(CpusTaken(1))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    assert WantCpus(0) in commands
+    assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(2)]
+
+
+def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
+    life.handle(LeaseWanted(Proc(1, 1), 1, {"CPU": 2.0}))
+    commands = life.handle(CpusTaken(2))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    assert life.handle(Blocked(fork.proc)) == [GiveCpus(2)]
+    assert life.handle(Unblocked(fork.proc)) == []  # it goes on at once
+    assert life.handle(LeaseDone(fork.proc)) == []  # its CPUs are the pool's already
+
+
+def test_a_worker_that_saw_a_gpu_is_not_reused(life: Lifecycle) -> None:
+    fork, _ = life.handle(LeaseWanted(Proc(1, 1), 1, {"GPU": 1.0}))
+    assert Kill(fork.proc) in life.handle(LeaseDone(fork.proc))
+
+
+def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
+    life: Lifecycle,
+) -> None:
+    driver, dead, other = Proc(1, 1), new_process(life), new_process(life)
+    assert life.handle(Died(dead, 2, 9)) == [
+        TellDied(driver, dead, 2, 9),
+        TellDied(other, dead, 2, 9),
+    ]
+    assert life.handle(Confirmed(driver, dead, False, False)) == []
+    assert life.handle(Confirmed(other, dead, False, False)) == [
+        TellForget(driver, dead, True),
+        TellForget(other, dead, True),
+        Recycle(dead),
+    ]
+    again = new_process(life)
+    assert again.index == dead.index and again.epoch != dead.epoch
+
+
+def test_an_index_is_kept_while_somebody_reads_its_memory(life: Lifecycle) -> None:
+    driver, dead = Proc(1, 1), new_process(life)
+    life.handle(Died(dead, 1, 0))
+    told = life.handle(Confirmed(driver, dead, True, True))
+    assert told == [TellForget(driver, dead, False)]
+    assert life.unheld_dead() == [dead]
+    assert life.ask_again(dead) == [TellDied(driver, dead, 1, 0)]
+    assert life.handle(Confirmed(driver, dead, False, False)) == [Recycle(dead)]
+
+
+def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
+    life: Lifecycle,
+) -> None:
+    driver, first, second = Proc(1, 1), new_process(life), new_process(life)
+    life.handle(Died(first, 2, 9))
+    life.handle(Confirmed(driver, first, False, False))
+    commands = life.handle(Died(second, 2, 9))
+    assert TellForget(driver, first, True) in commands
+
+
+def test_what_a_dead_owner_had_asked_for_is_not_started(life: Lifecycle) -> None:
+    owner = new_process(life)
+    life.handle(LeaseWanted(owner, 1, {"CPU": 4.0}))
+    life.handle(Died(owner, 2, 9))
+    assert not [c for c in life.handle(CpusTaken(4)) if isinstance(c, Fork)]
+
+
+class Machine(RuleBasedStateMachine):
+    """Random events; tokens are kept as the session directory would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.life = Lifecycle(TOTALS, max_procs=64)
+        self.driver = new_process(self.life, "driver")
+        self.free_tokens = 4
+        self.held_tokens = 0
+        self.running: dict[Proc, dict[str, float]] = {}
+        self.blocked: set[Proc] = set()
+        self.wanted: dict[int, dict[str, float]] = {}
+        self.unconfirmed: set[tuple[Proc, Proc]] = set()
+        self.dead: set[Proc] = set()
+        self.tasks = 0
+
+    def carry_out(self, commands: list[object]) -> None:
+        for command in commands:
+            if isinstance(command, TakeCpus):
+                taken = min(command.count, self.free_tokens)
+                self.free_tokens -= taken
+                self.held_tokens += taken
+                self.carry_out(self.life.handle(CpusTaken(taken)))
+            elif isinstance(command, GiveCpus):
+                self.free_tokens += command.count
+                self.held_tokens -= command.count
+            elif isinstance(command, GrantLease):
+                self.running[command.worker] = self.wanted.pop(command.task)
+            elif isinstance(command, TellDied):
+                self.unconfirmed.add((command.to, command.dead))
+            elif isinstance(command, Recycle):
+                assert command.proc in self.dead
+                self.dead.discard(command.proc)
+
+    @rule(
+        cpus=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        robots=st.sampled_from([0.0, 1.0, 2.0]),
+    )
+    def want_lease(self, cpus: float, robots: float) -> None:
+        self.tasks += 1
+        needs = {k: v for k, v in {"CPU": cpus, "robot": robots}.items() if v}
+        self.wanted[self.tasks] = needs
+        self.carry_out(self.life.handle(LeaseWanted(self.driver, self.tasks, needs)))
+
+    @rule()
+    def free_a_cpu(self) -> None:
+        self.carry_out(self.life.handle(CpuFree()))
+
+    @rule()
+    def want_actor(self) -> None:
+        proc = self.life.allocate("actor")
+        if proc is not None:
+            self.carry_out(self.life.handle(ActorWanted(proc, {})))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end_lease(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.running, key=str)))
+        del self.running[worker]
+        self.blocked.discard(worker)
+        self.carry_out(self.life.handle(LeaseDone(worker)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def block_or_go_on(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.running, key=str)))
+        event = Unblocked if worker in self.blocked else Blocked
+        self.blocked ^= {worker}
+        self.carry_out(self.life.handle(event(worker)))
+
+    @precondition(lambda self: len(self.life.members) > 1)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        mortal = sorted(set(self.life.members) - {self.driver}, key=str)
+        proc = data.draw(st.sampled_from(mortal))
+        self.running.pop(proc, None)
+        self.blocked.discard(proc)
+        self.dead.add(proc)
+        self.unconfirmed = {(to, d) for to, d in self.unconfirmed if to != proc}
+        self.carry_out(self.life.handle(Died(proc, 2, 9)))
+
+    @precondition(lambda self: self.unconfirmed)
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        to, dead = data.draw(st.sampled_from(sorted(self.unconfirmed, key=str)))
+        self.unconfirmed.discard((to, dead))
+        self.carry_out(self.life.handle(Confirmed(to, dead, False, False)))
+
+    @invariant()
+    def no_resource_is_given_twice(self) -> None:
+        used = {"CPU": 0.0, "robot": 0.0}
+        for worker, needs in self.running.items():
+            for name, amount in needs.items():
+                if name != "CPU" or worker not in self.blocked:
+                    used[name] += amount
+        assert used["robot"] <= TOTALS["robot"]
+        assert self.free_tokens + self.held_tokens == 4
+        if not self.blocked:
+            # Going on after a wait may oversubscribe for a moment, starting may not.
+            assert math.ceil(used["CPU"]) <= 4 + self.oversubscribed(used["CPU"])
+
+    def oversubscribed(self, cpus: float) -> float:
+        return max(0.0, cpus - self.held_tokens)
+
+    @invariant()
+    def every_death_is_settled_once_all_have_confirmed(self) -> None:
+        waiting = {dead for _, dead in self.unconfirmed}
+        assert self.dead <= waiting
+
+
+TestMachine = Machine.TestCase
