@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
-from skate.engine.embedded.lifecycle import (  # noqa: E402 - after the skip
+from skate.engine.embedded.lifecycle import (
     ActorWanted,
     Blocked,
     Confirmed,
@@ -54,7 +54,8 @@ def test_a_worker_is_forked_while_fewer_than_the_cpus_are_active(
     life: Lifecycle,
 ) -> None:
     (fork,) = life.handle(WorkerWanted(active=3, starting=False))
-    assert isinstance(fork, Fork) and fork.kind == "pool"
+    assert isinstance(fork, Fork)
+    assert fork.kind == "pool"
     assert life.handle(WorkerWanted(active=4, starting=False)) == []
     assert life.handle(WorkerWanted(active=1, starting=True)) == []
 
@@ -62,7 +63,8 @@ def test_a_worker_is_forked_while_fewer_than_the_cpus_are_active(
 def test_a_lease_that_needs_no_cpu_is_granted_at_once(life: Lifecycle) -> None:
     driver = Proc(1, 1)
     fork, grant = life.handle(LeaseWanted(driver, 7, {"robot": 1.0}))
-    assert isinstance(fork, Fork) and fork.kind == "lease"
+    assert isinstance(fork, Fork)
+    assert fork.kind == "lease"
     assert grant == GrantLease(driver, 7, fork.proc)
 
 
@@ -117,7 +119,8 @@ def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
         Recycle(dead),
     ]
     again = new_process(life)
-    assert again.index == dead.index and again.epoch != dead.epoch
+    assert again.index == dead.index
+    assert again.epoch != dead.epoch
 
 
 def test_an_index_is_kept_while_somebody_reads_its_memory(life: Lifecycle) -> None:

@@ -130,7 +130,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
 
 
 def _python_flags() -> list[str]:
-    """The driver's own interpreter flags; -P keeps the working directory off the path."""
+    """The driver's own interpreter flags."""
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [flag for flag in flags if not flag.startswith("-i")]
 

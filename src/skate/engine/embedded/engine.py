@@ -138,7 +138,9 @@ class EmbeddedEngine:
 
     def _export(self, code: Any, what: str, resources: bytes | None) -> Exported:
         packed = serialize.dumps_function(code, what)
-        data = pickle.dumps((packed.header, [b.raw().tobytes() for b in packed.buffers]))
+        data = pickle.dumps(
+            (packed.header, [b.raw().tobytes() for b in packed.buffers])
+        )
         function_id = self.node.export_function(data, packed.refs)
         exported = Exported(self, function_id, bool(packed.refs), resources)
         self._exports.add(exported)
@@ -334,8 +336,8 @@ class EmbeddedEngine:
             return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
         if error == _OWNER_DIED:
             return OwnerDiedError(
-                f"the value is gone with the process that owned it: {how}. The task that "
-                "called put or .remote for it must be run again."
+                f"the value is gone with the process that owned it: {how}. The task "
+                "that called put or .remote for it must be run again."
             )
         return ObjectLostError("the value is gone.")
 

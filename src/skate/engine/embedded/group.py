@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ... import _core
 from ...exceptions import (
@@ -113,10 +113,9 @@ class EmbeddedGroup:
         if status == "mismatch":
             raise ShapeMismatchError(f"{where}: the ranks disagree: {detail}")
         raise CollectiveError(
-            f"{where}: the group is unusable since an earlier call failed. Make a new one."
+            f"{where}: the group is unusable since an earlier call failed. Make a "
+            "new one."
         )
 
     def __repr__(self) -> str:
         return f"Group({self._name!r}, rank={self.rank}/{self.world_size})"
-
-

@@ -302,9 +302,7 @@ class Lifecycle:
         death = self._deaths[dead]
         death.waiting = set(self.members)
         death.holders.clear()
-        return [
-            TellDied(to, dead, death.cause, death.detail) for to in self.members
-        ]
+        return [TellDied(to, dead, death.cause, death.detail) for to in self.members]
 
     # Leases ------------------------------------------------------------------
 
@@ -315,7 +313,9 @@ class Lifecycle:
         waiting: deque[_Request] = deque()
         for request in self._queue:
             others = {k: v for k, v in request.resources.items() if k != "CPU"}
-            if any(self._used[k] + v > self.totals[k] + 1e-9 for k, v in others.items()):
+            if any(
+                self._used[k] + v > self.totals[k] + 1e-9 for k, v in others.items()
+            ):
                 waiting.append(request)
                 continue
             cpus = request.resources.get("CPU", 0.0)

@@ -64,7 +64,9 @@ class _Group:
 
 
 class Supervisor:
-    def __init__(self, driver: socket.socket, driver_pid: int, settings: dict[str, Any]):
+    def __init__(
+        self, driver: socket.socket, driver_pid: int, settings: dict[str, Any]
+    ):
         self._settings = settings
         self._driver_pid = driver_pid
         self._control = _core.Control(**settings["session"])

@@ -2,8 +2,8 @@
 
 It is started by exec, has one thread, and imports only what workers need anyway, so a
 fork is cheap and safe: nothing of the user's program is in it. Workers must be children
-of the supervisor, since a process's death signal comes from its parent: the zygote forks
-a helper, which forks the worker and ends, and the worker is handed to the nearest
+of the supervisor, since a process's death signal comes from its parent: the zygote
+forks a helper, which forks the worker and ends, and the worker is handed to the nearest
 subreaper, the supervisor.
 """
 
@@ -20,7 +20,6 @@ import sys
 import time
 
 from . import wire
-
 
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
