@@ -272,8 +272,7 @@ class Node {
   void forget_process(Reader& reader);
 
   // Waiting.
-  template <class Ready>
-  WaitResult wait(Lock& lock, i64 deadline_ns, Ready&& ready);
+  WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
   bool spin();
   i64 spin_budget() const;
   FutexResult park(i64 timeout_ns);

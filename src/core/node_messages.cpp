@@ -1,0 +1,308 @@
+// Messages between processes, and what is done about a process that died.
+#include "node_common.hpp"
+
+#include <unistd.h>
+
+namespace skate {
+
+namespace {
+
+constexpr u16 kBoxed = 0x4000;  // the payload is the Location of the real payload
+
+}  // namespace
+
+Peer& Node::peer(u32 index) {
+  std::unique_ptr<Peer>& slot = peers_[index];
+  if (slot && slot->dead &&
+      session_->procs[index].epoch.load(std::memory_order_acquire) != slot->id.epoch)
+    former_peers_.push_back(std::move(slot));  // the index has a new user
+  if (!slot) {
+    slot = std::make_unique<Peer>();
+    const ProcEntry& entry = session_->procs[index];
+    slot->id = {static_cast<u16>(index),
+                static_cast<u16>(entry.epoch.load(std::memory_order_acquire))};
+    slot->dead = entry.alive.load(std::memory_order_acquire) == 0;
+    slot->out.emplace(reinterpret_cast<RingMemory*>(
+        segment_.data() + kRingsOffset + static_cast<u64>(index) * kRingBytes));
+  }
+  return *slot;
+}
+
+bool Node::map_peer(Peer& peer) {
+  if (peer.control) return true;
+  const int fd = link_.fetch_segment(peer.id);
+  if (fd < 0) return false;
+  peer.control = Mapping(fd, 0, kArenaOffset, true);
+  peer.arena = Mapping(fd, kArenaOffset, session_->arena_bytes, false);
+  ::close(fd);
+  peer.in.emplace(reinterpret_cast<RingMemory*>(
+      peer.control.data() + kRingsOffset + static_cast<u64>(self_.index) * kRingBytes));
+  queues_[peer.id.index].store(
+      reinterpret_cast<QueueMemory*>(peer.control.data() + kQueueOffset),
+      std::memory_order_release);
+  return true;
+}
+
+// False: there is no room now. True: sent, or nobody is there to hear it.
+bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) {
+  Peer& receiver = peer(to.index);
+  if (receiver.dead || receiver.id != to) return true;
+  const bool boxed = payload.size() > kMaxRecord - sizeof(RecordHeader);
+  Location box;
+  if (boxed) {
+    const auto block = arena_.allocate(payload.size(), to);
+    if (!block) return false;
+    std::memcpy(arena_.at(block->offset), payload.data(), payload.size());
+    box = {self_, block->generation, block->offset, payload.size()};
+    payload = view_of(box);
+  }
+  ProcEntry& entry = session_->procs[to.index];
+  const u16 tag = static_cast<u16>(kind) | (boxed ? kBoxed : 0);
+  if (!receiver.out->push(tag, payload.data(), static_cast<u32>(payload.size()))) {
+    if (boxed) arena_.free(box.offset, box.generation);
+    receiver.out->memory().producer_waits.store(1, std::memory_order_seq_cst);
+    mark_inbox(*session_, to.index, self_.index);
+    ring_doorbell(entry.doorbell);
+    ring_doorbell(entry.housekeeper_doorbell);
+    return false;
+  }
+  mark_inbox(*session_, to.index, self_.index);
+  if (!ring_doorbell(entry.doorbell))
+    ring_doorbell(entry.housekeeper_doorbell, urgent ? kAsleep : kAsleepAny);
+  return true;
+}
+
+void Node::send(ProcId to, Message kind, std::string_view payload, bool urgent) {
+  if (!unsent_.empty()) flush_unsent();
+  if (!unsent_.empty() || !push(to, kind, payload, urgent)) {
+    unsent_.push_back({to, kind, urgent, std::string(payload)});
+    ring_doorbell(me_->housekeeper_doorbell);
+  }
+}
+
+void Node::flush_unsent() {
+  while (!unsent_.empty()) {
+    const Unsent& next = unsent_.front();
+    if (!push(next.to, next.kind, next.payload, next.urgent)) return;
+    unsent_.pop_front();
+  }
+}
+
+void Node::drain() {
+  if (draining_) return;
+  draining_ = true;
+  do {
+    while (me_->inbox_summary.load(std::memory_order_acquire) != 0) {
+      u64 words = me_->inbox_summary.exchange(0, std::memory_order_seq_cst);
+      for (; words != 0; words &= words - 1) {
+        const u32 w = static_cast<u32>(__builtin_ctzll(words));
+        u64 bits = me_->inbox[w].exchange(0, std::memory_order_seq_cst);
+        for (; bits != 0; bits &= bits - 1) {
+          Peer& from = peer(w * 64 + static_cast<u32>(__builtin_ctzll(bits)));
+          if (!from.dead) drain_ring(from);
+        }
+      }
+    }
+    free_unheld();
+  } while (!unheld_.empty());
+  draining_ = false;
+  if (!unsent_.empty()) flush_unsent();
+  run_ready();
+  if (!backlog_.empty()) flush_backlog();
+  announce();
+}
+
+void Node::drain_ring(Peer& from) {
+  if (!map_peer(from)) return;
+  Record record;
+  while (from.in->peek(record)) {
+    if ((record.kind & kBoxed) != 0) {
+      Location box;
+      std::memcpy(&box, record.payload, sizeof box);
+      handle(from, {static_cast<u16>(record.kind & ~kBoxed), static_cast<u32>(box.size),
+                    from.arena.data() + box.offset});
+      free_block(box);
+    } else {
+      handle(from, record);
+    }
+    from.in->consume();
+  }
+  RingMemory& ring = from.in->memory();
+  if (ring.producer_waits.load(std::memory_order_seq_cst) != 0 &&
+      ring.producer_waits.exchange(0, std::memory_order_seq_cst) != 0) {
+    ProcEntry& producer = session_->procs[from.id.index];
+    mark_inbox(*session_, from.id.index, self_.index);
+    if (!ring_doorbell(producer.doorbell)) ring_doorbell(producer.housekeeper_doorbell);
+  }
+}
+
+void Node::handle(Peer& from, const Record& record) {
+  Reader reader(record.payload, record.size);
+  switch (static_cast<Message>(record.kind)) {
+    case Message::kResult:
+      take_result(reader, from.id);
+      break;
+    case Message::kResultTaken:
+      if (!from.untaken.empty()) {
+        const std::vector<ObjectId> ids = std::move(from.untaken.front());
+        from.untaken.pop_front();
+        for (ObjectId id : ids) drop(id);
+      }
+      break;
+    case Message::kCall:
+      receive_body(incoming_.emplace_back(), record.payload, record.size, from.id);
+      resolved_ = true;
+      break;
+    case Message::kBorrow:
+      add_borrow(reader.pod<ObjectId>(), from.id);
+      break;
+    case Message::kReturn:
+      end_borrow(reader.pod<ObjectId>(), from.id);
+      break;
+    case Message::kSubscribe: {
+      const ObjectId id = reader.pod<ObjectId>();
+      Object* object = find(id);
+      if (object != nullptr && !object->ready) {
+        Waiter waiter{Waiter::Kind::kProcess, {}, 0};
+        waiter.process = from.id.index;
+        object->waiters.push_back(waiter);
+        break;
+      }
+      std::string payload;
+      Writer writer(payload);
+      writer.pod(id);
+      writer.value(object == nullptr ? lost_value() : object->value);
+      send(from.id, Message::kValue, payload);
+      break;
+    }
+    case Message::kValue:
+      if (Object* object = find(reader.pod<ObjectId>()); object && !object->ready) {
+        reader.value(object->value);
+        ++object->local;  // those who are told may let go of it
+        resolve(*object);
+        drop(object->id);
+      }
+      break;
+    case Message::kFreeBlock: {
+      const Location block = reader.pod<Location>();
+      if (block.proc == self_) free_block(block);
+      break;
+    }
+    case Message::kGiveBlock: {
+      const Location block = reader.pod<Location>();
+      if (block.proc == self_ && arena_.holds(block.offset, block.generation))
+        arena_.set_owner(block.offset, reader.pod<ProcId>());
+      break;
+    }
+    case Message::kEndActor:
+      ending_ = true;
+      resolved_ = true;
+      break;
+    case Message::kProcessDied:
+      process_died(reader);
+      break;
+    case Message::kForgetProcess:
+      forget_process(reader);
+      break;
+    case Message::kLeaseGranted:
+      lease_granted(reader);
+      break;
+  }
+}
+
+// First step of a death: take all that it has said, then settle what it was doing for us.
+void Node::process_died(Reader& reader) {
+  const ProcId id = reader.pod<ProcId>();
+  const Failure failure = reader.pod<Failure>();
+  Peer& from = peer(id.index);
+  bool holds_owned = false;
+  if (from.id == id && !from.settled) {
+    from.settled = true;
+    drain_ring(from);
+    from.dead = true;
+    from.failure = failure;
+    const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
+    std::vector<u64> lost;
+    queue_.recover(id.index, [&](const std::byte* payload, u32 size) {
+      lost.push_back(Reader(payload, size).pod<TaskHeader>().task_id);
+    });
+    const ProcEntry& entry = session_->procs[id.index];
+    const u64 running = entry.task_id.load(std::memory_order_acquire);
+    const u32 attempt = entry.task_attempt.load(std::memory_order_relaxed);
+    if (Task* task = pending_task(running);
+        task != nullptr && task->route == Task::Route::kQueue &&
+        task->header.attempt == attempt &&
+        std::find(lost.begin(), lost.end(), running) == lost.end())
+      lost.push_back(running);
+    for (u64 task_id : lost)
+      if (Task* task = pending_task(task_id)) lose_task(task, crash);
+    while (!from.in_flight.empty()) {
+      Task* task = from.in_flight.back();
+      Failure why = failure;
+      why.error = task->route == Task::Route::kActor ? SystemError::kActorDied
+                                                     : SystemError::kWorkerCrashed;
+      lose_task(task, why);
+    }
+    // An actor's address becomes the reason why there is none.
+    for (Object& object : objects_) {
+      if (object.kind != Object::Kind::kActor ||
+          object.value.kind != Value::Kind::kInline ||
+          std::memcmp(object.value.inline_bytes.data(), &id, sizeof id) != 0)
+        continue;
+      object.value.clear();
+      object.value.kind = Value::Kind::kFailure;
+      object.value.failure = failure;
+      object.value.failure.error = SystemError::kActorDied;
+    }
+    while (!from.untaken.empty()) {
+      for (ObjectId id : from.untaken.front()) drop(id);
+      from.untaken.pop_front();
+    }
+    // What it owned can still be read where the value is known; nobody else will say it.
+    for (auto& [bits, object] : borrowed_) {
+      if (object->id.owner() != id) continue;
+      if (object->ready) continue;
+      object->value = lost_value(failure.cause, failure.detail);
+      resolve(*object);
+    }
+    // The next process of this index starts with an empty ring.
+    RingMemory& out = from.out->memory();
+    out.tail.store(0);
+    out.head.store(0);
+    out.producer_waits.store(0);
+    // It may have been the one that was about to take, or to ask for, what waits here.
+    if (queue_.maybe_waiting()) wake_for_work();
+  }
+  // The supervisor asks again by sending the same message: until nobody holds anything
+  // that lies in the dead process's arena, its index is not given to another.
+  bool holds_blocks = false;
+  const auto lies_there = [&](const Object& object) {
+    return object.value.kind == Value::Kind::kBlock && object.value.block.proc == id;
+  };
+  for (const Object& object : objects_)
+    holds_blocks |= object.kind != Object::Kind::kFree && lies_there(object);
+  for (const auto& [bits, object] : borrowed_) {
+    holds_owned |= object->id.owner() == id;
+    holds_blocks |= lies_there(*object);
+  }
+  std::string confirm(view_of(id));
+  confirm.push_back(static_cast<char>((holds_owned ? 1 : 0) | (holds_blocks ? 2 : 0)));
+  link_.tell(Note::kConfirm, confirm);
+}
+
+// Second step: everybody has drained its rings, so its borrows can go.
+void Node::forget_process(Reader& reader) {
+  const ProcId id = reader.pod<ProcId>();
+  const bool free_blocks = reader.pod<u8>() != 0;
+  for (Object& object : objects_) {
+    if (object.kind == Object::Kind::kFree || object.borrowers.empty()) continue;
+    std::erase_if(object.borrowers, [&](const Borrow& b) { return b.proc == id; });
+    if (object.local == 0 && object.borrowers.empty()) unheld_.push_back(object.id);
+  }
+  if (free_blocks) {
+    arena_.free_all_of(id);
+    publish_store_used();
+  }
+}
+
+}  // namespace skate

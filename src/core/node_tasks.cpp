@@ -1,0 +1,403 @@
+// Tasks that this process has submitted: dependencies, routes, results, retries.
+#include "node_common.hpp"
+
+namespace skate {
+
+void Task::reset() {
+  header = {};
+  args.clear();
+  deps.clear();
+  pins.clear();
+  returns.clear();
+  has_body = false;
+  missing = 0;
+  retries = 0;
+  route = Route::kQueue;
+  actor = {};
+  resources.clear();
+  target = nullptr;
+}
+
+Task* Node::new_task() {
+  std::lock_guard lock(mu_);
+  if (free_tasks_.empty()) return &task_store_.emplace_back();
+  Task* task = free_tasks_.back();
+  free_tasks_.pop_back();
+  return task;
+}
+
+void Node::discard_task(Task* task) {
+  std::lock_guard lock(mu_);
+  task->reset();
+  free_tasks_.push_back(task);
+}
+
+void Node::add_waiter(ObjectId id, Task* task) {
+  Object* object = find(id);
+  if (object == nullptr || object->ready) return;
+  subscribe(*object);
+  Waiter waiter{Waiter::Kind::kTask, {}, 0};
+  waiter.task = task;
+  object->waiters.push_back(waiter);
+  ++task->missing;
+}
+
+void Node::submit(Task* task, std::vector<ObjectId>& out) {
+  std::lock_guard lock(mu_);
+  const u32 n = task->header.num_returns;
+  for (u32 i = 0; i < std::max<u32>(n, 1); ++i) {
+    Object& object = new_object(Object::Kind::kData);
+    object.task = task;
+    object.local = i < n ? 2 : 1;  // the caller's, and the task's own
+    task->returns.push_back(object.id);
+    if (i < n) out.push_back(object.id);
+  }
+  task->header.task_id = task->returns[0].bits;
+  ++tasks_;
+  for (ObjectId id : task->pins) {
+    hold(id);
+    if (Object* object = find(id)) object->shared |= object->kind != Object::Kind::kFunction;
+  }
+  for (ObjectId id : task->deps) add_waiter(id, task);
+  if (task->route == Task::Route::kActor) {
+    add_waiter(task->actor, task);
+    links_[task->actor.bits].waiting.push_back(task);
+  }
+  if (task->missing != 0) {
+    ++waiting_tasks_;
+    // The housekeeper must now look at every message: nobody may be in get().
+    ring_doorbell(me_->housekeeper_doorbell);
+  } else {
+    pass_on(task);
+    run_ready();
+  }
+  announce();
+}
+
+void Node::run_ready() {
+  while (!runnable_.empty()) {
+    Task* task = runnable_.back();
+    runnable_.pop_back();
+    pass_on(task);
+  }
+}
+
+void Node::pass_on(Task* task) {
+  if (task->route == Task::Route::kActor) {
+    flush_actor(task->actor);
+    return;
+  }
+  for (ObjectId id : task->deps) {
+    const Object* object = find(id);
+    if (object != nullptr && object->value.is_error) {
+      fail_with(task, object->value);
+      return;
+    }
+  }
+  if (task->route == Task::Route::kLease) {
+    std::string payload(view_of(task->header.task_id));
+    payload += task->resources;
+    link_.tell(Note::kWantLease, payload);
+    return;
+  }
+  backlog_.push_back(task);
+  if (backlog_.size() == 1) flush_backlog();
+}
+
+void Node::flush_backlog() {
+  bool pushed = false;
+  while (!backlog_.empty()) {
+    Task* task = backlog_.front();
+    const std::string& bytes = encode(task, kCellPayload);
+    if (!queue_.push(bytes.data(), static_cast<u32>(bytes.size()))) {
+      if (task->has_body) {  // it is made anew when there is room
+        free_block(task->body);
+        task->has_body = false;
+      }
+      break;
+    }
+    backlog_.pop_front();
+    pushed = true;
+  }
+  if (!pushed) return;
+  if (!submitter_) {
+    submitter_ = true;
+    session_->submitters[self_.index / 64].fetch_or(1ULL << (self_.index % 64),
+                                                    std::memory_order_seq_cst);
+  }
+  wake_for_work();
+}
+
+const std::string& Node::encode(Task* task, std::size_t limit) {
+  task->header.args_size = static_cast<u32>(task->args.size());
+  task->header.num_deps = static_cast<u16>(task->deps.size());
+  task->header.flags &= ~kBodyInBlock;
+  scratch_.clear();
+  Writer writer(scratch_);
+  writer.pod(task->header);
+  scratch_ += task->args;
+  for (ObjectId id : task->deps) {
+    const Object* object = find(id);
+    writer.pod(id);
+    writer.value(object == nullptr ? lost_value() : object->value);
+  }
+  if (scratch_.size() <= limit) return scratch_;
+  const u64 size = scratch_.size() - sizeof(TaskHeader);
+  // Past the store's limit too: what is small enough to be here was counted already.
+  if (const auto block = arena_.allocate(size, self_)) {
+    std::memcpy(arena_.at(block->offset), scratch_.data() + sizeof(TaskHeader), size);
+    publish_store_used();
+    task->body = {self_, block->generation, block->offset, size};
+    task->has_body = true;
+  }
+  task->header.flags |= kBodyInBlock;
+  scratch_.clear();
+  writer.pod(task->header);
+  writer.pod(task->body);
+  return scratch_;
+}
+
+void Node::flush_actor(ObjectId id) {
+  ActorLink& link = links_[id.bits];
+  hold(id);  // the last of the calls may be all that keeps the actor
+  const Object* actor = find(id);
+  while (!link.waiting.empty()) {
+    Task* task = link.waiting.front();
+    if (task->missing != 0) break;
+    link.waiting.pop_front();
+    const Value* error = nullptr;
+    for (ObjectId id : task->deps) {
+      const Object* object = find(id);
+      if (object != nullptr && object->value.is_error) error = &object->value;
+    }
+    if (error != nullptr) {
+      fail_with(task, *error);
+      continue;
+    }
+    if (actor == nullptr || actor->value.kind != Value::Kind::kInline) {
+      Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
+      failure.error = SystemError::kActorDied;
+      fail_task(task, failure);
+      continue;
+    }
+    ProcId address;
+    std::memcpy(&address, actor->value.inline_bytes.data(), sizeof address);
+    if (address == self_) {
+      const std::string& bytes = encode(task, kMaxRecord);
+      Incoming& call = incoming_.emplace_back();
+      receive_body(call, reinterpret_cast<const std::byte*>(bytes.data()),
+                   static_cast<u32>(bytes.size()), self_);
+      kicked_.store(true);
+      continue;
+    }
+    Peer& to = peer(address.index);
+    if (to.dead || to.id != address) {
+      Failure failure = to.id == address ? to.failure : Failure{};
+      failure.error = SystemError::kActorDied;
+      fail_task(task, failure);
+      continue;
+    }
+    task->target = &to;
+    task->flight = static_cast<u32>(to.in_flight.size());
+    to.in_flight.push_back(task);
+    send(address, Message::kCall, encode(task, SIZE_MAX));
+  }
+  drop(id);
+}
+
+void Node::lease_granted(Reader& reader) {
+  const u64 task_id = reader.pod<u64>();
+  const ProcId worker = reader.pod<ProcId>();
+  Peer& to = peer(worker.index);
+  Task* task = pending_task(task_id);
+  if (to.dead || to.id != worker) {  // it died before it could be given the task
+    if (task != nullptr) pass_on(task);
+    return;
+  }
+  if (task == nullptr) {
+    link_.tell(Note::kLeaseDone, view_of(worker));
+    return;
+  }
+  task->header.flags |= kLeased;
+  task->target = &to;
+  task->flight = static_cast<u32>(to.in_flight.size());
+  to.in_flight.push_back(task);
+  send(worker, Message::kCall, encode(task, SIZE_MAX));
+}
+
+Task* Node::pending_task(u64 task_id) {
+  const Object* object = find({task_id});
+  return object == nullptr ? nullptr : object->task;
+}
+
+void Node::take_result(Reader& reader, ProcId from) {
+  const u64 task_id = reader.pod<u64>();
+  const u32 attempt = reader.pod<u32>();
+  std::vector<Value> values(reader.pod<u16>());
+  for (Value& value : values) reader.value(value);
+  // Objects that come with it are ours from now on, under names of our own.
+  std::unordered_map<u64, ObjectId> given;
+  std::vector<ObjectId> received(reader.pod<u32>());
+  for (ObjectId& id : received) {
+    const u64 former = reader.pod<u64>();
+    Object& object = new_object(Object::Kind::kData);
+    reader.value(object.value);
+    object.ready = true;
+    object.shared = true;
+    id = object.id;
+    given.emplace(former, id);
+  }
+  bool holds_others = false;
+  const auto count = [&](Value& value) {
+    for (Contained& ref : value.contained) {
+      const auto it = given.find(ref.id.bits);
+      if (it != given.end())
+        ref.id = it->second;
+      else
+        holds_others = true;
+      hold(ref.id);
+    }
+  };
+  for (Value& value : values) count(value);
+  for (ObjectId id : received) count(find(id)->value);
+  // After the kBorrow messages that hold() sent.
+  if (holds_others && from != self_) send(from, Message::kResultTaken, {});
+  Task* task = pending_task(task_id);
+  if (task == nullptr || task->header.attempt != attempt) {
+    for (Value& value : values) free_value(value);
+  } else {
+    end_task(task, values);
+  }
+}
+
+// Gives `to` what only this result still holds, and what only that holds, and so on: a
+// worker then owns nothing that others depend on. Appends it to the message.
+void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message,
+                     std::vector<ObjectId>& kept) {
+  std::unordered_map<u64, u32> entries;  // how often the result holds an object
+  std::vector<Object*> given;
+  const auto look = [&](const Value& value) {
+    for (const Contained& ref : value.contained) {
+      if (ref.id.owner() != self_) continue;
+      Object* object = find(ref.id);
+      const bool unique = object != nullptr && object->kind == Object::Kind::kData &&
+                          object->ready && object->borrowers.empty() &&
+                          object->local == ++entries[ref.id.bits];
+      if (unique) given.push_back(object);
+    }
+  };
+  for (const Value& value : values) look(value);
+  for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
+  std::unordered_set<u64> given_ids;
+  for (const Object* object : given) given_ids.insert(object->id.bits);
+  const auto keep = [&](const Value& value) {
+    for (const Contained& ref : value.contained)
+      if (!given_ids.contains(ref.id.bits)) kept.push_back(ref.id);
+  };
+  for (const Value& value : values) keep(value);
+  Writer writer(message);
+  writer.pod(static_cast<u32>(given.size()));
+  for (Object* object : given) {
+    keep(object->value);
+    writer.pod(object->id);
+    writer.value(object->value);
+    if (object->value.kind == Value::Kind::kBlock) {
+      const Location& block = object->value.block;
+      if (block.proc == self_) {
+        arena_.set_owner(block.offset, to);
+      } else {
+        std::string note(view_of(block));
+        note += view_of(to);
+        send(block.proc, Message::kGiveBlock, note);
+      }
+    }
+    object->value.clear();
+    forget_object(*object);
+  }
+}
+
+void Node::unlist(Task* task) {
+  if (task->target == nullptr) return;
+  std::vector<Task*>& all = task->target->in_flight;
+  all[task->flight] = all.back();
+  all[task->flight]->flight = task->flight;
+  all.pop_back();
+  task->target = nullptr;
+}
+
+// Takes the counts in the values' `contained`.
+void Node::end_task(Task* task, std::vector<Value>& values) {
+  unlist(task);
+  if (task->has_body) free_block(task->body);
+  for (std::size_t i = 0; i < task->returns.size(); ++i) {
+    Object* object = find(task->returns[i]);
+    if (object == nullptr) continue;
+    object->task = nullptr;
+    if (i < values.size()) {
+      object->value = std::move(values[i]);
+      mark_shared(object->value);
+    }
+    resolve(*object);
+  }
+  for (std::size_t i = task->returns.size(); i < values.size(); ++i)
+    free_value(values[i]);
+  for (ObjectId id : task->returns) drop(id);
+  for (ObjectId id : task->pins) drop(id);
+  task->reset();
+  free_tasks_.push_back(task);
+  --tasks_;
+}
+
+// A dependency is an error: the task does not run, and its returns are that error.
+void Node::fail_with(Task* task, const Value& error) {
+  std::vector<Value> values(task->returns.size(), error);
+  for (Value& value : values) {
+    for (const Contained& ref : value.contained) hold(ref.id);
+    if (value.kind != Value::Kind::kBlock) continue;
+    const std::byte* bytes = nullptr;
+    if (error.block.proc == self_) {
+      bytes = arena_.at(error.block.offset);
+    } else if (Peer& there = peer(error.block.proc.index); map_peer(there)) {
+      bytes = there.arena.data() + error.block.offset;
+    }
+    const auto block = arena_.allocate(error.block.size, self_);
+    if (bytes == nullptr || !block) {
+      value.kind = Value::Kind::kFailure;
+      value.failure = {SystemError::kOwnerDied, DeathCause::kUnknown, 0};
+      continue;
+    }
+    std::memcpy(arena_.at(block->offset), bytes, error.block.size);
+    value.block = {self_, block->generation, block->offset, error.block.size};
+  }
+  end_task(task, values);
+}
+
+void Node::fail_task(Task* task, const Failure& failure) {
+  Value value;
+  value.kind = Value::Kind::kFailure;
+  value.is_error = true;
+  value.failure = failure;
+  std::vector<Value> values(task->returns.size(), value);
+  end_task(task, values);
+}
+
+// The process that ran `task` has died without a result.
+void Node::lose_task(Task* task, const Failure& failure) {
+  if (task->route == Task::Route::kActor || task->retries == 0) {
+    fail_task(task, failure);
+    return;
+  }
+  if (task->retries > 0) --task->retries;
+  unlist(task);
+  ++task->header.attempt;
+  if (task->has_body) free_block(task->body);
+  task->has_body = false;
+  if (task->route == Task::Route::kLease) {
+    pass_on(task);
+  } else {
+    backlog_.push_front(task);  // somebody may already be waiting for it
+    flush_backlog();
+  }
+}
+
+}  // namespace skate
