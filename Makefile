@@ -57,6 +57,7 @@ build/dev/build.ninja: .venv/installed.stamp
 
 core: build/dev/build.ninja
 	@cmake --build build/dev -- --quiet
+	@$(BIN)/python -m compileall -q src/skate  # each worker process would do it anew
 
 demo: setup
 	@$(BIN)/skate train ppo Pendulum-v1 --out runs/demo --overwrite

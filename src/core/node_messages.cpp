@@ -73,8 +73,10 @@ bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) 
 }
 
 void Node::send(ProcId to, Message kind, std::string_view payload, bool urgent) {
-  if (!unsent_.empty()) flush_unsent();
-  if (!unsent_.empty() || !push(to, kind, payload, urgent)) {
+  // What waits is sent when the receiver says that it has made room: see drain_ring.
+  if (!unsent_.empty()) {
+    unsent_.push_back({to, kind, urgent, std::string(payload)});
+  } else if (!push(to, kind, payload, urgent)) {
     unsent_.push_back({to, kind, urgent, std::string(payload)});
     ring_doorbell(me_->housekeeper_doorbell);
   }

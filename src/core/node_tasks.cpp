@@ -106,16 +106,10 @@ void Node::pass_on(Task* task) {
 
 void Node::flush_backlog() {
   bool pushed = false;
-  while (!backlog_.empty()) {
+  while (!backlog_.empty() && queue_.has_room()) {
     Task* task = backlog_.front();
     const std::string& bytes = encode(task, kCellPayload);
-    if (!queue_.push(bytes.data(), static_cast<u32>(bytes.size()))) {
-      if (task->has_body) {  // it is made anew when there is room
-        free_block(task->body);
-        task->has_body = false;
-      }
-      break;
-    }
+    queue_.push(bytes.data(), static_cast<u32>(bytes.size()));
     backlog_.pop_front();
     pushed = true;
   }

@@ -48,6 +48,12 @@ class QueueProducer {
  public:
   explicit QueueProducer(QueueMemory* memory) : memory_(memory) {}
 
+  bool has_room() const {
+    // Pairs as in push().
+    return memory_->cells[tail_ % kQueueCells].state.load(std::memory_order_acquire) ==
+           cell_state::free_for(tail_);
+  }
+
   // False: the next cell is still in use. `size` is at most kCellPayload.
   bool push(const void* payload, u32 size) {
     Cell& cell = memory_->cells[tail_ % kQueueCells];
