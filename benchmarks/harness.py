@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -345,7 +346,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": f"Linux {platform.release()}",
-        "compiler_flags": "-O3 -DNDEBUG -std=c++20",
+        "core_flags": _core_flags(),
         "versions": versions,
     }
 
@@ -355,6 +356,15 @@ def _git(*arguments: str) -> str:
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return done.stdout.strip()
+
+
+def _core_flags() -> str | None:
+    """How `make core` compiled the core; None if it did not."""
+    commands = ROOT / "build" / "dev" / "compile_commands.json"
+    if not commands.exists():
+        return None
+    words = json.loads(commands.read_text())[0]["command"].split()
+    return " ".join(word for word in words if re.match("-[DOWfgms]", word))
 
 
 def _cpu_model() -> str:
