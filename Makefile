@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 CORE_TESTS := plain address thread
 
-.PHONY: setup demo test check bench soak docs core clean
+.PHONY: setup demo test check bench docs core clean
 .PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
 
 setup: core
@@ -64,7 +64,7 @@ demo: setup
 
 # Every test has a time limit of its own; the outer one ends a run that no signal stops.
 test: setup test-core
-	@timeout --kill-after=30 2700 $(BIN)/python -m pytest -m 'not soak' $(PYTEST)
+	@timeout --kill-after=30 2700 $(BIN)/python -m pytest $(PYTEST)
 
 test-core: $(CORE_TESTS:%=test-core-%)
 
@@ -90,9 +90,6 @@ check-pythons: setup
 
 bench: setup .venv/bench.stamp
 	@$(BIN)/python -m benchmarks.engine
-
-soak: setup
-	@$(BIN)/python -m pytest -m soak --timeout=3600 $(PYTEST)
 
 docs: .venv/installed.stamp
 	@$(BIN)/python scripts/check_links.py
