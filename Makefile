@@ -4,7 +4,6 @@
 # make check   lint, formatting, types, documents, and the contract tests on
 #              every CPython from 3.10 to 3.13 on this machine
 # make bench   skate beside Ray, a process pool and joblib, into benchmarks/results
-# make soak    the tests that run for minutes
 # make docs    check the links in the documents
 # make core    rebuild the C++ core into src/skate
 # make clean   remove what these made
