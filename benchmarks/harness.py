@@ -172,6 +172,7 @@ def _ask(question: Question, peer: str, group: str, seconds: float) -> dict[str,
         )
         if done.returncode != 0:
             last_words = "".join(done.stderr.splitlines(keepends=True)[-15:])
+            last_words = last_words.replace(f"{ROOT}/", "")
             return {"samples": {}, "failures": {f"group {group}": last_words}}
         answer: dict[str, Any] = json.loads(into.read_text())
         return answer
