@@ -352,9 +352,10 @@ nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
                     nb::tuple args, nb::dict kwargs, u16 num_returns, u64 constructor,
                     bool holds_refs) {
   check_alive(node);
+  const ObjectId id = id_of(actor.ptr());
   Task* task = node.new_task();
   task->route = Task::Route::kActor;
-  task->actor = id_of(actor.ptr());
+  task->actor = id;
   task->pins.push_back(task->actor);
   task->header.num_returns = num_returns;
   if (constructor != 0) {
@@ -583,6 +584,13 @@ void unconfigure() { Py_CLEAR(codec_types().counter); Py_CLEAR(g_callbacks.load_
 }  // namespace
 
 void bind_node(nb::module_& m) {
+  nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const PythonError&) {
+      // The Python error is set already.
+    }
+  });
   m.def("configure", &configure, "engine"_a, "object_ref"_a, "actor_ref"_a, "dumps"_a,
         "loads"_a, "load_error"_a, "load_failure"_a);
 

@@ -241,6 +241,17 @@ PyTypeObject* block_type() {
 bool is_ref(PyObject* object) { return Py_TYPE(object) == codec_types().object_ref; }
 
 ObjectId id_of(PyObject* ref) {
+  PyObject* counter = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(ref) +
+                                                    codec_types().counter_offset);
+  if (counter != codec_types().counter) {
+    Owned module(PyImport_ImportModule("skate.exceptions"));
+    Owned error(PyObject_GetAttrString(module.get(), "EngineError"));
+    PyErr_Format(error.get(),
+                 "%R belongs to a session that has ended, and its value with it. Make it "
+                 "anew in this one.",
+                 ref);
+    throw PythonError{};
+  }
   PyObject* id = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(ref) +
                                                codec_types().id_offset);
   if (id == nullptr) return {};

@@ -268,6 +268,11 @@ void Node::take_result(Reader& reader, ProcId from) {
 // worker then owns nothing that others depend on. Appends it to the message.
 void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message,
                      std::vector<ObjectId>& kept) {
+  if (std::all_of(values.begin(), values.end(),
+                  [](const Value& value) { return value.contained.empty(); })) {
+    Writer(message).pod(u32{0});
+    return;
+  }
   std::unordered_map<u64, u32> entries;  // how often the result holds an object
   std::vector<Object*> given;
   const auto look = [&](const Value& value) {

@@ -116,11 +116,13 @@ class _State(threading.local):
 
 
 _state = _State()
+_default_counter: RefCounter | None = None
 
 
 def set_default_counter(counter: RefCounter | None) -> None:
     """What counts refs unpickled on any thread, outside ``restore_refs``."""
-    _State.counter = counter
+    global _default_counter
+    _default_counter = counter
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def restore_refs(counter: RefCounter) -> Generator[None, None, None]:
 
 
 def _restore(cls: type[ObjectRef[Any]], ref_id: int) -> ObjectRef[Any]:
-    counter = _state.counter
+    counter = _state.counter or _default_counter
     if counter is None:
         raise TypeError(
             f"an {cls.__name__} was unpickled outside a skate call; pass refs to "

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
 _EXITED, _SIGNALED, _KILLED, _OUT_OF_SCOPE, _CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
 
-_DRIVER = TaskContext(0, 0, 0, "", True)
-
 
 class Exported:
     """Code in the store of this process; freed with the last spec that uses it."""
@@ -79,9 +77,11 @@ class EmbeddedEngine:
         self.config = config
         self.session = session
         self.node = node
-        self.context_var: ContextVar[TaskContext] = ContextVar(
-            "skate_context",
-            default=_DRIVER if is_driver else TaskContext(0, 0, node.index, "", False),
+        self._is_driver = is_driver
+        # Task id, actor id and task name of what runs here; set for every task, so it is
+        # made into a TaskContext only for those who ask.
+        self.context_var: ContextVar[tuple[int, int, str]] = ContextVar(
+            "skate_context", default=(0, 0, "")
         )
         self._futures = FutureDispatcher(self)
         self._exports: WeakSet[Exported] = WeakSet()
@@ -275,7 +275,9 @@ class EmbeddedEngine:
     # the session ------------------------------------------------------------
 
     def context(self) -> TaskContext:
-        return self.context_var.get()
+        task_id, actor_id, name = self.context_var.get()
+        worker_id = 0 if self._is_driver else self.node.index
+        return TaskContext(task_id, actor_id, worker_id, name, self._is_driver)
 
     def cluster_resources(self) -> dict[str, float]:
         total = {"CPU": float(self.config.num_cpus)}

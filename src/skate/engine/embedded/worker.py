@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _core, _runtime
 from .. import serialize
-from ..protocol import TaskContext
 from .engine import EmbeddedEngine
 
 if TYPE_CHECKING:
@@ -113,9 +112,7 @@ class _Worker:
         name: str,
         actor_id: int,
     ) -> None:
-        token = self.engine.context_var.set(
-            TaskContext(call.task_id, actor_id, self.node.index, name, False)
-        )
+        token = self.engine.context_var.set((call.task_id, actor_id, name))
         try:
             result = function(*args, **kwargs)
             del args, kwargs
@@ -218,9 +215,7 @@ class _ActorProcess:
     async def run_call_async(self, call: _core.Call) -> None:
         name = f"{self._name.rpartition('.')[2]}.{call.method}"
         worker = self._worker
-        worker.engine.context_var.set(
-            TaskContext(call.task_id, self._node.index, self._node.index, name, False)
-        )
+        worker.engine.context_var.set((call.task_id, self._node.index, name))
         try:
             method = getattr(self._object, call.method)
             args, kwargs = call.arguments()
