@@ -78,8 +78,8 @@ class EmbeddedEngine:
         self.session = session
         self.node = node
         self._is_driver = is_driver
-        # Task id, actor id and task name of what runs here; set for every task, so it is
-        # made into a TaskContext only for those who ask.
+        # Task id, actor id and task name of what runs here; set for every task, so it
+        # is made into a TaskContext only for those who ask.
         self.context_var: ContextVar[tuple[int, int, str]] = ContextVar(
             "skate_context", default=(0, 0, "")
         )
