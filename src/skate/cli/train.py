@@ -19,7 +19,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     total_steps: Annotated[
         int, typer.Option(help="Environment steps, over all environments.")
-    ] = 300_000,
+    ] = 550_000,
     num_workers: Annotated[int, typer.Option(help="Rollout workers.")] = 2,
     num_envs_per_worker: Annotated[int, typer.Option()] = 32,
     rollout_length: Annotated[

@@ -51,7 +51,7 @@ def train(
     env: str,
     *,
     out: str | Path,
-    total_steps: int = 300_000,
+    total_steps: int = 550_000,
     seed: int = 0,
     num_workers: int = 2,
     num_envs_per_worker: int = 32,
