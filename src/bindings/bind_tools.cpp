@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <stdexcept>
 
 #include "core/platform.hpp"
@@ -61,6 +62,9 @@ void bind_tools(nb::module_& m) {
   m.def(
       "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
       "Become the parent of orphans among this process's descendants.");
+  m.def(
+      "line_buffer_stdout", [] { setvbuf(stdout, nullptr, _IOLBF, 0); },
+      "Let C code's printf show a line when it ends, into a pipe too.");
   m.def("spin_ping_pong", &spin_ping_pong, nb::arg("rounds"),
         "Seconds for a round trip between two spinning processes.");
 }

@@ -224,5 +224,8 @@ def die_with_parent() -> None:
 def become_subreaper() -> None:
     """Become the parent of orphans among this process's descendants."""
 
+def line_buffer_stdout() -> None:
+    """Let C code's printf show a line when it ends, into a pipe too."""
+
 def spin_ping_pong(rounds: int) -> float:
     """Seconds for a round trip between two spinning processes."""

@@ -14,6 +14,7 @@ from typing import Any
 from ...exceptions import EngineError
 from ..protocol import EngineConfig
 from . import wire
+from .output import Printer
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
 _ARENA_FACTOR = 2  # address space of one arena, in store sizes
@@ -64,10 +65,14 @@ class _Driver:
             env=_environment(),
         )
         theirs.close()
-        wire.send(sock, pickle.dumps(_settings(config, session_id)))
+        output, theirs = wire.socket_pair()
+        settings = pickle.dumps(_settings(config, session_id))
+        wire.send(sock, settings, [theirs.fileno()])
+        theirs.close()
         hello, fds = wire.receive(sock)
         if not hello:
             status = self._process.wait()
+            output.close()
             raise EngineError(
                 f"skate's supervisor ended with status {status} before it had started; "
                 "its message is above."
@@ -86,6 +91,7 @@ class _Driver:
             node, config, session_id, is_driver=True
         )
         self.engine.shutdown = self.end
+        self._printer = Printer(output, self._on_packet)
 
     def end(self) -> None:
         engine = self.engine
@@ -99,6 +105,11 @@ class _Driver:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._printer.join(_END_TIMEOUT_S)
+
+    def _on_packet(self, packet: bytes, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
 
 
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:

@@ -18,13 +18,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ... import _core
 from . import lifecycle as life
 from . import wire
 from .lifecycle import Lifecycle, Proc
+from .output import Collector
 
 # Death causes, as in core/message.hpp.
 EXITED, SIGNALED, KILLED, OUT_OF_SCOPE, CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
@@ -33,6 +34,7 @@ _PROC = struct.Struct("=HH")
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
 _MAX_NOTES = 1000
 _MAX_ZYGOTE_FAILURES = 5
+_LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class _Process:
     pid: int = 0
     pidfd: int = -1
     forking: bool = False  # the zygote was asked and has not answered
+    output: list[int] = field(default_factory=list)  # pipes that it prints to
     kill_requested: bool = False
     cause: int = 0  # what it told about its own end
 
@@ -65,13 +68,18 @@ class _Group:
 
 class Supervisor:
     def __init__(
-        self, driver: socket.socket, driver_pid: int, settings: dict[str, Any]
+        self,
+        driver: socket.socket,
+        driver_output: socket.socket,
+        driver_pid: int,
+        settings: dict[str, Any],
     ):
         self._settings = settings
         self._driver_pid = driver_pid
         self._control = _core.Control(**settings["session"])
         self._life = Lifecycle(settings["totals"], _core.MAX_PROCS)
         self._selector = selectors.DefaultSelector()
+        self._output = Collector(driver_output, self._selector)
         self._processes: dict[Proc, _Process] = {}
         self._segments: dict[Proc, int] = {}  # of the dead that are still read
         self._actors: dict[int, _Actor] = {}  # by process index
@@ -148,6 +156,10 @@ class Supervisor:
             if process.pid and process.pid != self._driver_pid:
                 _kill(process.pid)
         self._zygote.wait()
+        self._reap_all()
+        self._output.finish(_LAST_OUTPUT_S)
+
+    def _reap_all(self) -> None:
         while True:
             # A worker's own children come to us when it ends: we are their subreaper.
             for pid in _children():
@@ -177,6 +189,7 @@ class Supervisor:
             self._died(process, EXITED, 1)
             return
         process.pid = pid
+        self._output.name_process(process.output, pid)
         # It is our child, or about to be: its id cannot name another process yet.
         process.pidfd = os.pidfd_open(pid)
         self._watch(process.pidfd, lambda: self._on_exit(process))
@@ -206,6 +219,7 @@ class Supervisor:
             if process.sock is not None:
                 self._selector.unregister(process.sock.fileno())
                 process.sock.close()
+            self._output.close(process.output)
             self._order_fork(process, kind == "pool", 0.0)
 
     def _on_exit(self, process: _Process) -> None:
@@ -246,6 +260,7 @@ class Supervisor:
             self._names.pop(actor.name, None)
         self._control.mark_dead(proc.index, proc.epoch)
         self._kill_orphans(process.pid)
+        self._output.close(process.output)
         self._do(self._life.handle(life.Died(proc, cause, detail)))
 
     def _read_last_words(self, process: _Process) -> None:
@@ -495,13 +510,18 @@ class Supervisor:
             "counts_cpus": self._life.members[proc].resources.get("CPU", 0) > 0,
             "num_gpus": num_gpus,
         }
+        printed: list[int] = []
+        if self._settings["config"].log_to_driver:
+            process.output, printed = self._output.open()
         process.forking = True
         wire.send(
             self._zygote_sock,
             pickle.dumps(order),
-            [process.segment, theirs.fileno()],
+            [process.segment, theirs.fileno(), *printed],
         )
         theirs.close()
+        for fd in printed:
+            os.close(fd)
 
     def _kill(self, proc: Proc) -> None:
         process = self._processes.get(proc)
@@ -539,13 +559,14 @@ def _session_of(pid: int) -> int:
 def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
-    hello, _ = wire.receive(sock)
+    hello, (output_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)
     _core.become_subreaper()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    Supervisor(sock, settings["driver_pid"], settings).run()
+    output = socket.socket(fileno=output_fd)
+    Supervisor(sock, output, settings["driver_pid"], settings).run()
 
 
 if __name__ == "__main__":

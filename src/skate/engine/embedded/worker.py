@@ -6,6 +6,7 @@ one object, in order, in threads (``max_concurrency``) or on an asyncio loop.
 
 from __future__ import annotations
 
+import faulthandler
 import inspect
 import os
 import pickle
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _core, _runtime
 from .. import serialize
 from .engine import EmbeddedEngine
+from .output import redirect_worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,12 +30,12 @@ _MAX_CACHED_FUNCTIONS = 512
 
 def main(
     session_fd: int,
-    segment_fd: int,
-    supervisor_fd: int,
+    fds: list[int],  # segment, socket to the supervisor, pipes to print to
     settings: dict[str, Any],
     order: dict[str, Any],
 ) -> int:
     _start_afresh()
+    segment_fd, supervisor_fd, *printed = fds
     node = _core.Node(
         session_fd=os.dup(session_fd),
         segment_fd=segment_fd,
@@ -49,6 +51,8 @@ def main(
     )
     _runtime.set_worker_engine(engine)
     worker = _Worker(engine)
+    redirect_worker(printed, worker.printing_name)
+    faulthandler.enable(sys.stderr.fileno())  # a crash says where
     if order["is_actor"]:
         _ActorProcess(worker).run()
     else:
@@ -86,6 +90,12 @@ class _Worker:
         self.engine = engine
         self.node = engine.node
         self._functions: dict[int, Callable[..., Any]] = {}
+        self.title = ""  # of an actor's process: its class
+
+    def printing_name(self) -> str:
+        """For people who read what this thread prints: its actor, or its task."""
+        name = self.title or self.engine.context_var.get()[2]
+        return name.rpartition(".")[2] or "worker"
 
     def run(self) -> None:
         while (call := self.node.next_task()) is not None:
@@ -191,6 +201,7 @@ class _ActorProcess:
         try:
             code: Any = self._worker.load(call)
             cls, is_async, max_concurrency, self._name = code
+            self._worker.title = self._name
             args, kwargs = call.arguments()
             self._object = cls(*args, **kwargs)
         except BaseException as error:

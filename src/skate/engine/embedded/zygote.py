@@ -122,7 +122,7 @@ def _become_worker(
 
     code = 1
     try:
-        code = worker.main(session_fd, fds[0], fds[1], settings, order)
+        code = worker.main(session_fd, fds, settings, order)
     finally:
         # Never back into the zygote's loop, and no exit handlers of its modules twice.
         os._exit(code)

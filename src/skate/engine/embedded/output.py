@@ -1,0 +1,455 @@
+"""What workers print: from their descriptors, through the supervisor, to the driver.
+
+A worker's standard output and error are pipes that the supervisor reads, so what C code
+writes comes too, and what was written before a death. The supervisor cuts it into lines
+and passes them on to a thread of the driver, which prints them with a prefix. Nobody
+waits for a driver that does not read: the supervisor keeps some, then lets the workers
+that print wait.
+
+The name in the prefix travels in the stream itself, as a mark before the first line
+that another task prints; text that is not Python's goes under the last name.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import functools
+import io
+import itertools
+import os
+import re
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ... import _core
+from . import wire
+
+STDOUT, STDERR = 1, 2
+
+_MARK = re.compile(rb"\x1e\x02([^\x03\n]*)\x03")
+_LINE_END = re.compile(r"\r?\n|\r")
+_HEADER = struct.Struct("=cBIH")  # kind, stream, pid, length of the name
+_CHUNK = 32 << 10  # of text, in one packet
+_MAX_LINE = 64 << 10  # a longer one is cut
+_MAX_KEPT = 4 << 20  # bytes that wait for the driver; then workers wait
+_PARTIAL_S = 0.1  # text without a line's end leaves its process after this
+_WINDOW_S = 5.0  # in which lines count as repeated
+_NUMBERS = re.compile(r"\d")
+
+
+# In a worker --------------------------------------------------------------------------
+
+
+def redirect_worker(fds: list[int], name: Callable[[], str]) -> None:
+    """Point descriptors 1 and 2 at the supervisor's pipes, or at nothing.
+
+    ``name`` says what runs on the calling thread.
+    """
+    if not fds:
+        null = os.open(os.devnull, os.O_WRONLY)
+        fds = [null, os.dup(null)]
+    for fd, stream in zip(fds, (STDOUT, STDERR), strict=True):
+        os.dup2(fd, stream)
+        os.close(fd)
+    _core.line_buffer_stdout()
+    sys.stdout = sys.__stdout__ = _Text(STDOUT, name)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _Text(STDERR, name)  # type: ignore[misc]
+
+
+class _Text(io.TextIOWrapper):
+    """Line-buffered; what has no line's end yet goes out a moment later."""
+
+    def __init__(self, fd: int, name: Callable[[], str]) -> None:
+        raw = _Marked(fd, name)
+        super().__init__(
+            io.BufferedWriter(raw),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        self._timer: threading.Timer | None = None
+
+    def write(self, text: str, /) -> int:
+        count = super().write(text)
+        if text and text[-1] != "\n" and self._timer is None:
+            self._timer = threading.Timer(_PARTIAL_S, self._flush_partial)
+            self._timer.daemon = True
+            self._timer.start()
+        return count
+
+    def _flush_partial(self) -> None:
+        self._timer = None
+        self.flush()
+
+
+class _Marked(io.RawIOBase):
+    """Writes a mark with the task's name before the text of another task."""
+
+    def __init__(self, fd: int, name: Callable[[], str]) -> None:
+        self._fd = fd
+        self._name = name
+        self._last = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    # Any: io's own type for it is newer than the oldest Python that skate supports.
+    def write(self, data: Any, /) -> int:
+        name = self._name()
+        whole = bytes(data)
+        if name != self._last:
+            self._last = name
+            whole = b"\x1e\x02%s\x03" % name.encode() + whole
+        rest = memoryview(whole)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        return len(data)
+
+
+# In the supervisor --------------------------------------------------------------------
+
+
+class _Source:
+    """One stream of one worker."""
+
+    def __init__(self, fd: int, stream: int) -> None:
+        self.fd = fd
+        self.stream = stream
+        self.pid = 0
+        self.name: bytes | None = None  # of what printed last
+        self.other: _Source | None = None  # the same worker's other stream
+        self.partial = b""
+        self.watched = False
+        self.ended = False  # nobody can write to it any more
+
+
+class Collector:
+    """Reads the workers' pipes; passes lines on to the driver, without waiting."""
+
+    def __init__(self, driver: socket.socket, selector: selectors.BaseSelector) -> None:
+        self._driver = driver
+        self._driver.setblocking(False)
+        self._selector = selector
+        self._sources: dict[int, _Source] = {}
+        self._kept: deque[bytes] = deque()  # packets that the driver had no room for
+        self._kept_bytes = 0
+        self._waits_for_room = False
+        self._gone = False  # the driver does not listen any more
+
+    def open(self) -> tuple[list[int], list[int]]:
+        """Pipes for a new worker: the ends to keep here, and the worker's."""
+        pipes = [os.pipe(), os.pipe()]
+        out, err = (
+            _Source(fd, stream)
+            for (fd, _), stream in zip(pipes, (STDOUT, STDERR), strict=True)
+        )
+        out.other, err.other = err, out
+        for source in (out, err):
+            os.set_blocking(source.fd, False)
+            self._sources[source.fd] = source
+        self._settle()
+        return [out.fd, err.fd], [writable for _, writable in pipes]
+
+    def name_process(self, fds: list[int], pid: int) -> None:
+        for fd in fds:
+            self._sources[fd].pid = pid
+
+    def close(self, fds: list[int]) -> None:
+        """The worker has ended: pass on what it had written."""
+        for fd in fds:
+            source = self._sources.pop(fd)
+            if source.watched:
+                self._selector.unregister(fd)
+            while self._read(source):
+                pass
+            self._cut(source, b"", last=True)
+            os.close(fd)
+
+    def finish(self, timeout: float) -> None:
+        """The session ends: wait a little for the driver to take what is left."""
+        self.close(list(self._sources))
+        self._driver.settimeout(timeout)
+        self._flush()
+        self._driver.close()
+
+    def call_driver(self, packet: bytes, fds: list[int]) -> bool:
+        """Something else for the driver's thread. False: it cannot hear it now."""
+        try:
+            wire.send(self._driver, packet, fds)
+        except OSError:
+            return False
+        return True
+
+    def _settle(self) -> None:
+        """Watch what should be watched: all sources, unless too much waits already."""
+        paused = self._kept_bytes > _MAX_KEPT and not self._gone
+        for source in self._sources.values():
+            wanted = not (paused or source.ended)
+            if wanted == source.watched:
+                continue
+            source.watched = wanted
+            if wanted:
+                reader = functools.partial(self._on_readable, source)
+                self._selector.register(source.fd, selectors.EVENT_READ, reader)
+            else:
+                self._selector.unregister(source.fd)
+
+    def _on_readable(self, source: _Source) -> None:
+        self._read(source)
+        self._settle()
+
+    def _read(self, source: _Source) -> bool:
+        try:
+            data = os.read(source.fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        source.ended = not data
+        if data:
+            self._cut(source, data)
+        return bool(data)
+
+    def _cut(self, source: _Source, data: bytes, last: bool = False) -> None:
+        """Pass on the whole lines, under the names of those who printed them."""
+        text = source.partial + data
+        end = len(text)
+        if not last and end < _MAX_LINE:
+            end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        text, source.partial = text[:end], text[end:]
+        at = 0
+        for mark in _MARK.finditer(text):
+            self._pass_on(source, text[at : mark.start()])
+            source.name = mark[1]
+            at = mark.end()
+        self._pass_on(source, text[at:])
+
+    def _pass_on(self, source: _Source, text: bytes) -> None:
+        if text and not self._gone:
+            other = source.other.name if source.other is not None else None
+            name = source.name or other or b"worker"
+            head = _HEADER.pack(b"O", source.stream, source.pid, len(name))
+            self._kept.append(head + name + text)
+            self._kept_bytes += len(text)
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._kept:
+            try:
+                self._driver.send(self._kept[0])
+            except (BlockingIOError, TimeoutError):
+                break
+            except OSError:
+                self._gone = True
+                self._kept.clear()
+                break
+            self._kept.popleft()
+        self._kept_bytes = sum(map(len, self._kept)) if self._kept else 0
+        if bool(self._kept) != self._waits_for_room and self._driver.gettimeout() == 0:
+            self._waits_for_room = bool(self._kept)
+            if self._waits_for_room:
+                self._selector.register(
+                    self._driver, selectors.EVENT_WRITE, self._on_room
+                )
+            else:
+                self._selector.unregister(self._driver)
+
+    def _on_room(self) -> None:
+        self._flush()
+        self._settle()
+
+
+# In the driver ------------------------------------------------------------------------
+
+
+class Printer:
+    """A thread that prints what workers print. It ends with the session."""
+
+    def __init__(
+        self, sock: socket.socket, others: Callable[[bytes, list[int]], None]
+    ) -> None:
+        self._sock = sock
+        self._others = others  # takes packets that are not output
+        self._ended = threading.Event()
+        self._shown = Shown.from_environment()
+        # Not a threading.Thread: a notebook shows what those print in the cell that
+        # started them, and output belongs to the cell that runs now.
+        _thread.start_new_thread(self._run, ())
+
+    def join(self, timeout: float) -> None:
+        """Wait until all is printed; the supervisor has closed its end."""
+        self._ended.wait(timeout)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                pause = self._shown.pause(time.monotonic())
+                self._sock.settimeout(pause)
+                try:
+                    packet, fds = wire.receive(self._sock)
+                except TimeoutError:
+                    packet, fds = b"", []
+                else:
+                    if not packet:
+                        break
+                if packet[:1] not in (b"", b"O"):
+                    self._others(packet, fds)
+                    continue
+                self._print(self._shown.take(_lines(packet), time.monotonic()))
+            self._print(self._shown.flush())
+        finally:
+            self._sock.close()
+            self._ended.set()
+
+    def _print(self, lines: list[Line]) -> None:
+        for stream, group in itertools.groupby(lines, lambda line: line.stream):
+            out = sys.stdout if stream == STDOUT else sys.stderr
+            coloured = _coloured(out)
+            text = "".join(line.format(coloured) for line in group)
+            # A closed or broken stream of the driver's is no reason to stop reading.
+            with contextlib.suppress(Exception):
+                out.write(text)
+                out.flush()
+
+
+def _coloured(out: Any) -> bool:
+    try:
+        return out.isatty() and "NO_COLOR" not in os.environ
+    except Exception:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    stream: int
+    pid: int
+    name: str
+    text: str
+
+    def format(self, coloured: bool) -> str:
+        prefix = f"({self.name} pid={self.pid})"
+        if coloured:
+            prefix = f"\x1b[36m{prefix}\x1b[0m"
+        return f"{prefix} {self.text}\n"
+
+
+def _lines(packet: bytes) -> list[Line]:
+    if not packet:
+        return []
+    _, stream, pid, size = _HEADER.unpack_from(packet)
+    at = _HEADER.size + size
+    name = packet[_HEADER.size : at].decode(errors="replace")
+    text = packet[at:].decode(errors="replace")
+    lines = _LINE_END.split(text)
+    if not lines[-1]:
+        lines.pop()
+    return [Line(stream, pid, name, line) for line in lines]
+
+
+class Shown:
+    """Which lines are printed. Pure: the caller tells the time.
+
+    The same line from several workers within some seconds, numbers aside, is printed
+    once, and then how often it came again: as Ray does. And no more than so many lines
+    a second are printed; it says how many were not.
+    """
+
+    def __init__(self, window_s: float, lines_per_second: float) -> None:
+        self._window = window_s
+        self._rate = lines_per_second
+        self._recent: dict[str, _Repeated] = {}  # oldest first
+        self._second = 0
+        self._in_second = 0
+        self._left_out = 0
+
+    @classmethod
+    def from_environment(cls) -> Shown:
+        dedup = os.environ.get("SKATE_DEDUP_LOGS", "1") != "0"
+        rate = float(os.environ.get("SKATE_LOG_LINES_PER_SECOND", "10000"))
+        return cls(_WINDOW_S if dedup else 0.0, rate)
+
+    def pause(self, now: float) -> float | None:
+        """When to call ``take`` again, though there may be no lines."""
+        if self._left_out:
+            return 1.0
+        for repeated in self._recent.values():
+            return max(0.01, repeated.since + self._window - now)
+        return None
+
+    def take(self, lines: list[Line], now: float) -> list[Line]:
+        shown = [line for line in lines if self._is_news(line, now)]
+        for key, repeated in list(self._recent.items()):
+            if now - repeated.since < self._window:
+                break
+            del self._recent[key]
+            shown += repeated.summary()
+        return self._within_rate(shown, now)
+
+    def flush(self) -> list[Line]:
+        summaries = [line for r in self._recent.values() for line in r.summary()]
+        self._recent.clear()
+        return summaries + self._report_left_out()
+
+    def _is_news(self, line: Line, now: float) -> bool:
+        words = line.text.split()
+        key = " ".join(word for word in words if not _NUMBERS.search(word))
+        if not self._window or not key:
+            return True
+        repeated = self._recent.get(key)
+        if repeated is None:
+            self._recent[key] = _Repeated(line, now)
+            return True
+        repeated.pids.add(line.pid)
+        if len(repeated.pids) == 1:  # what one worker says twice, it means twice
+            return True
+        repeated.last = line
+        repeated.count += 1
+        return False
+
+    def _within_rate(self, lines: list[Line], now: float) -> list[Line]:
+        before: list[Line] = []
+        if int(now) != self._second:
+            self._second, self._in_second = int(now), 0
+            before = self._report_left_out()
+        if self._rate:
+            room = max(0, int(self._rate) - self._in_second)
+            self._left_out += len(lines[room:])
+            lines = lines[:room]
+            self._in_second += len(lines)
+        return before + lines
+
+    def _report_left_out(self) -> list[Line]:
+        count, self._left_out = self._left_out, 0
+        if not count:
+            return []
+        text = (
+            f"{count} lines were not shown: workers print more than {self._rate:g} a "
+            "second. SKATE_LOG_LINES_PER_SECOND=0 shows all."
+        )
+        return [Line(STDERR, os.getpid(), "skate", text)]
+
+
+class _Repeated:
+    def __init__(self, line: Line, now: float) -> None:
+        self.since = now
+        self.pids = {line.pid}
+        self.last = line
+        self.count = 0
+
+    def summary(self) -> list[Line]:
+        if self.count == 0:
+            return []
+        if self.count == 1:
+            return [self.last]
+        text = f"{self.last.text} [repeated {self.count}x by other workers]"
+        return [replace(self.last, text=text)]

@@ -1,0 +1,161 @@
+"""What tasks and actors print reaches the driver's own standard output."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from helpers import Signal
+
+import skate
+
+Start = Callable[..., None]
+
+
+@skate.remote
+def say(*lines: str) -> int:
+    for line in lines:
+        print(line)
+    print("to stderr", file=sys.stderr)
+    return os.getpid()
+
+
+@skate.remote
+class Talker:
+    def __init__(self) -> None:
+        print("made")
+
+    def say(self, text: str, end: str = "\n") -> int:
+        print(text, end=end)
+        return os.getpid()
+
+    def write_and_die(self, data: bytes) -> None:
+        os.write(1, data)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def printed(capfd: pytest.CaptureFixture[str]) -> str:
+    """All that was printed; ends the session, which prints what is on its way."""
+    skate.shutdown()
+    return capfd.readouterr().out
+
+
+def test_what_a_task_prints_comes_with_its_name_and_process(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(num_cpus=1)
+    pid = skate.get(say.remote("one", "two"))
+    skate.shutdown()
+    out, err = capfd.readouterr()
+    prefix = "" if engine_name == "inline" else f"(say pid={pid}) "
+    assert out == f"{prefix}one\n{prefix}two\n"
+    assert err == f"{prefix}to stderr\n"
+
+
+def test_an_actor_prints_under_its_class(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(num_cpus=1)
+    talker = Talker.remote()
+    pid = skate.get(talker.say.remote("hello"))
+    prefix = "" if engine_name == "inline" else f"(Talker pid={pid}) "
+    assert printed(capfd) == f"{prefix}made\n{prefix}hello\n"
+
+
+def test_lines_of_many_workers_are_never_mixed(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(num_cpus=4)
+    lines = [[f"{task}:{i}:{'x' * 300}" for i in range(200)] for task in range(4)]
+    skate.get([say.remote(*each) for each in lines])
+    out = printed(capfd).splitlines()
+    texts = [re.sub(r"^\(say pid=\d+\) ", "", line) for line in out]
+    assert sorted(texts) == sorted(line for each in lines for line in each)
+    for task in range(4):
+        mine = [text for text in texts if text.startswith(f"{task}:")]
+        assert mine == lines[task]
+
+
+def test_what_was_printed_while_nobody_read_is_not_lost(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKATE_LOG_LINES_PER_SECOND", "0")
+    start(num_cpus=1)
+    lines = [f"{i} {'y' * 1000}" for i in range(8000)]  # more than pipes hold
+    skate.get(say.remote(*lines))
+    texts = [re.sub(r"^\(\w+ pid=\d+\) ", "", x) for x in printed(capfd).splitlines()]
+    assert texts == lines
+
+
+def test_a_line_without_an_end_is_shown_too(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(num_cpus=1)
+    talker, signal_ = Talker.remote(), Signal.remote()
+    skate.get(talker.say.remote("half", end=""))
+    skate.get(talker.say.remote(" a line"))
+    del signal_
+    assert "half a line\n" in printed(capfd)
+
+
+def test_log_to_driver_false_shows_nothing_of_workers(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("tasks run in the driver, and print as it does")
+    start(num_cpus=1, log_to_driver=False)
+    skate.get(say.remote("quiet"))
+    skate.shutdown()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_last_words_of_a_killed_process_are_shown(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("the kill would end the driver")
+    start(num_cpus=1)
+    talker = Talker.remote()
+    with pytest.raises(skate.exceptions.ActorDiedError):
+        skate.get(talker.write_and_die.remote(b"no line end"))
+    assert re.search(r"\(Talker pid=\d+\) no line end\n", printed(capfd))
+
+
+def test_what_c_code_prints_is_shown(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("C code prints to the driver's descriptor itself")
+
+    @skate.remote
+    def call_c() -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        libc.printf(b"from C\n")
+
+    start(num_cpus=1)
+    skate.get(call_c.remote())
+    assert re.search(r"\(\w+ pid=\d+\) from C\n", printed(capfd))
+
+
+def test_a_driver_with_a_closed_output_goes_on(engine_name: str) -> None:
+    if engine_name == "inline":
+        pytest.skip("tasks print to the driver's own closed output")
+    text = """
+import sys, skate
+skate.init("embedded", num_cpus=1)
+@skate.remote
+def chatter():
+    for i in range(5000):
+        print("chatter", i)
+    return 7
+sys.stdout.close()
+assert skate.get(chatter.remote()) == 7
+"""
+    subprocess.run([sys.executable, "-c", text], timeout=60, check=True)
