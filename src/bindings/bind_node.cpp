@@ -30,13 +30,21 @@ i64 deadline_of(std::optional<double> timeout) {
   throw nb::python_error();
 }
 
+[[noreturn]] void raise_engine_died() {
+  raise_named("EngineDiedError",
+              "the session has ended: its supervisor is gone, or skate.shutdown() was "
+              "called. Results that were not fetched are lost; the next call of "
+              "skate.init() starts a new session.");
+}
+
 void check_alive(Node& node) {
   if (Node::in_forked_child())
-    raise_named("SkateError",
+    raise_named("EngineError",
                 "this process was forked from one that runs skate: skate cannot be used "
                 "in it. Start the work with f.remote(...), or call skate before forking.");
   if (node.stopping())
     raise_named("EngineDiedError", "skate has been shut down in this process.");
+  if (node.engine_died()) raise_engine_died();
 }
 
 // Runs `wait` without the GIL until it is done; Ctrl-C gets through.
@@ -48,11 +56,7 @@ WaitResult wait_patiently(Wait&& wait) {
       nb::gil_scoped_release release;
       result = wait();
     }
-    if (result == WaitResult::kEngineDied)
-      raise_named("EngineDiedError",
-                  "the session has ended: its supervisor is gone, or skate.shutdown() was "
-                  "called. Results that were not fetched are lost; the next call of "
-                  "skate.init() starts a new session.");
+    if (result == WaitResult::kEngineDied) raise_engine_died();
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
   }
@@ -705,9 +709,7 @@ void bind_node(nb::module_& m) {
               nb::gil_scoped_release release;
               ok = node.supervisor().ask({question.c_str(), question.size()}, answer, &fd);
             }
-            if (!ok)
-              raise_named("EngineDiedError",
-                          "the session has ended: its supervisor is gone.");
+            if (!ok) raise_engine_died();
             return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
           },
           "question"_a, "The answer, and the descriptor that came with it or -1.",
@@ -770,6 +772,7 @@ void bind_node(nb::module_& m) {
       .def_prop_ro("index", [](const Node& n) { return n.self().index; })
       .def_prop_ro("epoch", [](const Node& n) { return n.self().epoch; })
       .def_prop_ro("closed", [](const Node& n) { return n.stopping(); })
+      .def_prop_ro("engine_died", [](const Node& n) { return n.engine_died(); })
       .def("close", [](Node& node) {
         nb::gil_scoped_release release;
         node.close();

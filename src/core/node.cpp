@@ -89,11 +89,24 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     leader_ = false;
     if (followers_ != 0 || idle_) followers_cv_.notify_all();
     if (interrupted) {
+      look_for_supervisor();
       drain();
       if (ready()) return WaitResult::kReady;
       return WaitResult::kInterrupted;
     }
   }
+}
+
+bool Node::look_for_supervisor() {
+  if (engine_died_) return false;
+  if (!link_.broken()) return true;
+  // Nobody is left who would say that processes have died: all of them have, since a
+  // worker ends with its supervisor.
+  const u32 n = session_->num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 0; p < n; ++p)
+    if (p != self_.index) session_->procs[p].alive.store(0, std::memory_order_release);
+  engine_died_ = true;
+  return false;
 }
 
 void Node::announce() {
@@ -233,6 +246,8 @@ bool Node::needs_attention() const {
 // where a wake-up might have been lost.
 void Node::housekeep() {
   pthread_setname_np(pthread_self(), "skate-keeper");
+  // Workers end with their supervisor; the driver must notice by itself.
+  const i64 idle_pause = (self_.index == kDriver ? 3 : 10) * kSlice;
   i64 pause = kWatchdogFirst;
   while (!stopping_) {
     u32 level = kAsleep;
@@ -244,7 +259,7 @@ void Node::housekeep() {
       const bool queued = queue_.maybe_waiting();
       if (queued) wake_for_work();
       if (needs_attention() && !leader_) level = kAsleepAny;
-      pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : 10 * kSlice;
+      pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : idle_pause;
     }
     me_->housekeeper_doorbell.store(level, std::memory_order_seq_cst);
     if (me_->inbox_summary.load(std::memory_order_seq_cst) == 0 && !stopping_) {
@@ -256,8 +271,7 @@ void Node::housekeep() {
       futex_wait(me_->housekeeper_doorbell, level, kWatchdogFirst);
     }
     me_->housekeeper_doorbell.store(kAwake, std::memory_order_seq_cst);
-    if (link_.broken()) {
-      engine_died_ = true;
+    if (!look_for_supervisor()) {
       kicked_.store(true);
       ring_doorbell(me_->doorbell);
       std::lock_guard lock(mu_);

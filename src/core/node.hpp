@@ -188,6 +188,8 @@ class Node {
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
+  // The supervisor has ended, and the session with it.
+  bool engine_died() const { return engine_died_.load(std::memory_order_relaxed); }
 
   // Watches ----------------------------------------------------------------------
   Watch* new_watch();
@@ -278,6 +280,7 @@ class Node {
   FutexResult park(i64 timeout_ns);
   void leave_cpu();
   void announce();  // tell other threads that something became ready
+  bool look_for_supervisor();  // false: it has ended
   void housekeep();
   bool needs_attention() const;
 

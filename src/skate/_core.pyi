@@ -121,6 +121,9 @@ class Node:
     @property
     def closed(self) -> bool: ...
 
+    @property
+    def engine_died(self) -> bool: ...
+
     def close(self) -> None: ...
 
 MAX_PROCS: int = 1024

@@ -108,11 +108,15 @@ def init(
     Returns:
         A session, which ends when used as ``with skate.init(): ...``.
 
+    A session whose supervisor was killed is ended and replaced.
+
     Raises:
         RuntimeError: skate runs already in this process.
         TypeError, ValueError: an argument is wrong; the message says which.
     """
     global _engine
+    if _engine is not None and _engine.has_died():
+        shutdown()
     with _lock:
         if _engine is not None:
             if ignore_reinit_error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from processes import alive, children, descendants, worker_pids, zygote_and_workers
 from workload import Counter, block, die, echo, nested
 
 import skate
@@ -25,30 +26,6 @@ pytest.importorskip("skate._core", reason="faults need the embedded engine's cor
 def session() -> Iterator[None]:
     with skate.init("embedded", num_cpus=2):
         yield
-
-
-def zygote_and_workers(driver: int) -> tuple[list[int], list[int]]:
-    """Children of the supervisor; workers lead sessions of their own."""
-    zygotes, workers = [], []
-    for supervisor in children(driver):
-        for pid in children(supervisor):
-            try:
-                (workers if os.getsid(pid) == pid else zygotes).append(pid)
-            except ProcessLookupError:
-                continue
-    return zygotes, workers
-
-
-def worker_pids(driver: int) -> list[int]:
-    return zygote_and_workers(driver)[1]
-
-
-def children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(child) for child in file.read().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def wait_until(condition, timeout: float = 30.0) -> None:
@@ -227,18 +204,6 @@ def test_nothing_outlives_the_driver(
     driver.wait(timeout=30)
     driver.stdout.close()
     wait_until(lambda: not any(map(alive, session)), timeout=5)
-
-
-def descendants(pid: int) -> list[int]:
-    return [d for child in children(pid) for d in (child, *descendants(child))]
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_worker_leaves_no_process_behind(session: None) -> None:

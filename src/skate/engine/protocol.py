@@ -215,5 +215,8 @@ class Engine(RefCounter, Protocol):
     def statistics(self) -> dict[str, int]:
         """At least ``store_bytes`` (in use), ``objects`` (owned here), ``workers``."""
 
+    def has_died(self) -> bool:
+        """True once the session has ended by a fault: ``init`` may start another."""
+
     def shutdown(self) -> None:
         """End everything that was started. May be called twice."""

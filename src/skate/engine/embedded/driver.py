@@ -13,7 +13,7 @@ from typing import Any
 
 from ...exceptions import EngineError
 from ..protocol import EngineConfig
-from . import wire
+from . import leftovers, wire
 from .output import Printer
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
@@ -97,15 +97,20 @@ class _Driver:
         engine = self.engine
         if engine.node.closed:
             return
+        clean = False
         with contextlib.suppress(Exception):  # it may have died before
             engine.ask("shutdown")
+            clean = True
         engine.end()
         try:
             self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            clean = False
         self._printer.join(_END_TIMEOUT_S)
+        if not clean:
+            leftovers.end_all(engine.session, {os.getpid()})
 
     def _on_packet(self, packet: bytes, fds: list[int]) -> None:
         for fd in fds:

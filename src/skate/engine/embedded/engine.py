@@ -292,6 +292,9 @@ class EmbeddedEngine:
     def statistics(self) -> dict[str, int]:
         return self.node.statistics()
 
+    def has_died(self) -> bool:
+        return self.node.engine_died
+
     def shutdown(self) -> None:
         """In a worker there is nothing to end: the session is the driver's."""
 

@@ -11,6 +11,7 @@ from ... import _core
 from ...exceptions import (
     CollectiveError,
     CollectiveTimeoutError,
+    EngineDiedError,
     RankDiedError,
     ShapeMismatchError,
 )
@@ -106,6 +107,8 @@ class EmbeddedGroup:
             raise CollectiveTimeoutError(
                 f"{where}: ranks {ranks} did not arrive within {timeout} s.", ranks
             )
+        if status == "died" and self._engine.has_died():
+            raise EngineDiedError(f"{where}: the session has ended under the call.")
         if status in ("died", "left"):
             what = "died" if status == "died" else "left the group"
             rank = ranks[0] if ranks else None

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import _core
+from . import leftovers, wire
 from . import lifecycle as life
-from . import wire
 from .lifecycle import Lifecycle, Proc
 from .output import Collector
 
@@ -107,11 +107,13 @@ class Supervisor:
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            env={**os.environ, leftovers.MARK: self._settings["session_id"]},
         )
         theirs.close()
         names = ("sys_path", "preload", "config", "session_id")
         wanted = {name: self._settings[name] for name in names}
-        with contextlib.suppress(BrokenPipeError):  # killed already: replaced below
+        # Killed already: replaced when its end is noticed.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(mine, pickle.dumps(wanted), [self._control.session_fd])
         self._watch(mine.fileno(), self._on_zygote)
         return zygote, mine
@@ -195,6 +197,10 @@ class Supervisor:
         self._watch(process.pidfd, lambda: self._on_exit(process))
         if process.kill_requested:
             _kill(pid)
+        elif process.sock is not None:
+            # The worker waits for this: see zygote._may_start.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                wire.send(process.sock, b"go")
 
     def _replace_zygote(self) -> None:
         self._selector.unregister(self._zygote_sock.fileno())
@@ -514,11 +520,14 @@ class Supervisor:
         if self._settings["config"].log_to_driver:
             process.output, printed = self._output.open()
         process.forking = True
-        wire.send(
-            self._zygote_sock,
-            pickle.dumps(order),
-            [process.segment, theirs.fileno(), *printed],
-        )
+        # A zygote that has just been killed is noticed later, and replaced: the new one
+        # gets the order again.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wire.send(
+                self._zygote_sock,
+                pickle.dumps(order),
+                [process.segment, theirs.fileno(), *printed],
+            )
         theirs.close()
         for fd in printed:
             os.close(fd)

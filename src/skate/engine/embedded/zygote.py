@@ -9,6 +9,7 @@ subreaper, the supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -19,7 +20,7 @@ import socket
 import sys
 import time
 
-from . import wire
+from . import leftovers, wire
 
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
@@ -31,6 +32,7 @@ def main(fd: int, supervisor_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     hello, (session_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)
+    _call_it("skate-zygote")
     sys.path[:] = settings["sys_path"]
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -45,12 +47,22 @@ def main(fd: int, supervisor_pid: int) -> None:
             idle_imports = []
         request, fds = wire.receive(sock)
         if not request:
+            # The supervisor was killed: it ends its zygote before it ends itself.
+            session_id: str = settings["session_id"]
+            leftovers.end_all(session_id, {os.getpid()})
             return
         order = pickle.loads(request)
         pid = _fork_worker(sock, session_fd, fds, supervisor_pid, settings, order)
         for received in fds:
             os.close(received)
-        wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
+
+
+def _call_it(name: str) -> None:
+    """What ps, top and a debugger show as the name of this process."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)
 
 
 def _freeze() -> None:
@@ -88,6 +100,7 @@ def _fork_worker(
         if worker != 0:
             os.write(writable, max(worker, 0).to_bytes(8, "little"))
             os._exit(0)
+        _call_it("skate-worker")
         os.close(readable)
         os.close(writable)
         sock.close()
@@ -118,6 +131,8 @@ def _become_worker(
     if os.getppid() != supervisor_pid:
         os._exit(1)
     os.setsid()  # what it starts can be told from other workers and their offspring
+    if not _may_start(fds[1]):
+        os._exit(1)
     from . import worker
 
     code = 1
@@ -126,6 +141,18 @@ def _become_worker(
     finally:
         # Never back into the zygote's loop, and no exit handlers of its modules twice.
         os._exit(code)
+
+
+def _may_start(supervisor_fd: int) -> bool:
+    """Wait until the supervisor knows of this process: False if it never will.
+
+    If the zygote is killed before it has said whom it forked, the worker is forked
+    again under the same name. The first one must not have read the second's messages.
+    """
+    sock = socket.socket(fileno=supervisor_fd)
+    data, _ = wire.receive(sock)
+    sock.detach()
+    return bool(data)
 
 
 if __name__ == "__main__":

@@ -425,6 +425,9 @@ class InlineEngine:
         with self.lock:
             return {**self.objects.statistics(), "workers": len(self.baton.workers)}
 
+    def has_died(self) -> bool:
+        return False
+
     def shutdown(self) -> None:
         if self._closed or os.getpid() != self._pid:
             return

@@ -1,0 +1,45 @@
+"""Ends what a session left behind whose supervisor could not do it.
+
+The supervisor ends everything it started, and all that its workers started. Killed
+itself, it cannot: its workers end with it, but not what *they* had started. Every
+process of a session has the session's mark in the environment that it was started with,
+and so have its children; that is how they are found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+MARK = "SKATE_SESSION_MARK"
+_PATIENCE_S = 5.0
+
+
+def end_all(session_id: str, spare: set[int]) -> None:
+    """Kill every process of the session but ``spare``, and wait until they are gone."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (found := _marked(session_id) - spare) and time.monotonic() < deadline:
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(0.005)
+
+
+def _marked(session_id: str) -> set[int]:
+    mark = f"{MARK}={session_id}".encode()
+    return {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and mark in _environment(entry).split(b"\0")
+    }
+
+
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return b""
