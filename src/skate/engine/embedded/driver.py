@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import secrets
@@ -30,45 +31,44 @@ def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
             f"the embedded engine runs on Linux only, and this is {sys.platform}. Use "
             "skate.init(engine='inline'): the same program in one process."
         )
-    try:
-        from . import engine
-    except ImportError as error:
-        if error.name not in ("skate._core", None):
-            raise
+    if importlib.util.find_spec("skate._core") is None:
         raise EngineError(
             "the embedded engine needs skate's C++ core, which is not installed. "
             "Reinstall skate with a C++20 compiler present (g++), or use "
             "skate.init(engine='inline')."
-        ) from error
-    return _Driver(engine, config).engine
+        )
+    return _Driver(config).engine
 
 
 class _Driver:
     """Owns the supervisor's process; the engine calls ``end`` when it is shut down."""
 
-    def __init__(self, engine_module: Any, config: EngineConfig) -> None:
-        from ... import _core
-
+    def __init__(self, config: EngineConfig) -> None:
         session_id = secrets.token_hex(4)
         sock, theirs = wire.socket_pair()
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 *_python_flags(),
-                "-m",
-                "skate.engine.embedded.supervisor",
+                "-S",  # it imports nothing but skate and the standard library
+                os.path.join(os.path.dirname(__file__), "boot.py"),
                 str(theirs.fileno()),
+                *_python_flags(),
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the driver alone
-            env=_environment(),
+            env=_environment(session_id),
         )
         theirs.close()
         output, theirs = wire.socket_pair()
         settings = pickle.dumps(_settings(config, session_id))
         wire.send(sock, settings, [theirs.fileno()])
         theirs.close()
+        # While it starts, import what this side needs.
+        from ... import _core
+        from .engine import EmbeddedEngine
+
         hello, fds = wire.receive(sock)
         if not hello:
             status = self._process.wait()
@@ -87,10 +87,8 @@ class _Driver:
             epoch=epoch,
             is_pool=False,
         )
-        self.engine = engine_module.EmbeddedEngine(
-            node, config, session_id, is_driver=True
-        )
-        self.engine.shutdown = self.end
+        self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
+        self.engine.end_session = self.end
         self._printer = Printer(output, self._on_packet)
 
     def end(self) -> None:
@@ -151,11 +149,12 @@ def _python_flags() -> list[str]:
     return [flag for flag in flags if not flag.startswith("-i")]
 
 
-def _environment() -> dict[str, str]:
+def _environment(session_id: str) -> dict[str, str]:
     """Let the supervisor find the skate that this process runs, wherever it is."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    python_path = os.pathsep.join(dict.fromkeys(paths))
+    return {**os.environ, "PYTHONPATH": python_path, leftovers.MARK: session_id}
 
 
 def _memory_bytes() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,8 @@ class EmbeddedEngine:
         self.session = session
         self.node = node
         self._is_driver = is_driver
+        # In a worker there is nothing to end: the session is the driver's.
+        self.end_session: Callable[[], None] | None = None
         # Task id, actor id and task name of what runs here; set for every task, so it
         # is made into a TaskContext only for those who ask.
         self.context_var: ContextVar[tuple[int, int, str]] = ContextVar(
@@ -296,7 +298,8 @@ class EmbeddedEngine:
         return self.node.engine_died
 
     def shutdown(self) -> None:
-        """In a worker there is nothing to end: the session is the driver's."""
+        if self.end_session is not None:
+            self.end_session()
 
     def end(self) -> None:
         """The session is over: let go of what would keep its memory mapped."""

@@ -1,8 +1,9 @@
 """The supervisor: one thread that starts processes, sees them die, and cleans up.
 
-It is started by exec from the driver, and carries out what ``lifecycle`` decides. It
-holds the descriptor of every process's memory, so results outlive the worker that made
-them; and when the driver ends, in whatever way, it ends everything else.
+It is started by exec from the driver (see ``boot``), and carries out what ``lifecycle``
+decides. It holds the descriptor of every process's memory, so results outlive the
+worker that made them; and when the driver ends, in whatever way, it ends everything
+else.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ... import _core
-from . import leftovers, wire
+from . import boot, wire
 from . import lifecycle as life
 from .lifecycle import Lifecycle, Proc
 from .output import Collector
@@ -71,11 +71,11 @@ class Supervisor:
         self,
         driver: socket.socket,
         driver_output: socket.socket,
-        driver_pid: int,
+        zygote: tuple[int, socket.socket],
         settings: dict[str, Any],
     ):
         self._settings = settings
-        self._driver_pid = driver_pid
+        self._driver_pid = settings["driver_pid"]
         self._control = _core.Control(**settings["session"])
         self._life = Lifecycle(settings["totals"], _core.MAX_PROCS)
         self._selector = selectors.DefaultSelector()
@@ -89,34 +89,21 @@ class Supervisor:
         self._running = True
         self._unsent = 0
         self._zygote_failures = 0
-        self._zygote, self._zygote_sock = self._start_zygote()
+        self._zygote_pid, self._zygote_sock = zygote
+        self._greet_zygote()
         self._start_driver(driver)
 
     # Start and end -----------------------------------------------------------
 
-    def _start_zygote(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        mine, theirs = wire.socket_pair()
-        zygote = subprocess.Popen(
-            [
-                sys.executable,
-                *self._settings["python_flags"],
-                "-m",
-                "skate.engine.embedded.zygote",
-                str(theirs.fileno()),
-                str(os.getpid()),
-            ],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, leftovers.MARK: self._settings["session_id"]},
-        )
-        theirs.close()
+    def _greet_zygote(self) -> None:
         names = ("sys_path", "preload", "config", "session_id")
         wanted = {name: self._settings[name] for name in names}
         # Killed already: replaced when its end is noticed.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            wire.send(mine, pickle.dumps(wanted), [self._control.session_fd])
-        self._watch(mine.fileno(), self._on_zygote)
-        return zygote, mine
+            wire.send(
+                self._zygote_sock, pickle.dumps(wanted), [self._control.session_fd]
+            )
+        self._watch(self._zygote_sock.fileno(), self._on_zygote)
 
     def _start_driver(self, sock: socket.socket) -> None:
         proc = self._life.allocate("driver")
@@ -153,11 +140,10 @@ class Supervisor:
     def _end_all(self) -> None:
         """Kill and reap everything that was started, and what that left behind."""
         self._control.close_session()
-        self._zygote.kill()
+        _kill(self._zygote_pid)
         for process in self._processes.values():
             if process.pid and process.pid != self._driver_pid:
                 _kill(process.pid)
-        self._zygote.wait()
         self._reap_all()
         self._output.finish(_LAST_OUTPUT_S)
 
@@ -205,12 +191,13 @@ class Supervisor:
     def _replace_zygote(self) -> None:
         self._selector.unregister(self._zygote_sock.fileno())
         self._zygote_sock.close()
-        status = self._zygote.wait()
+        _, status = os.waitpid(self._zygote_pid, 0)
         self._zygote_failures += 1
         if self._zygote_failures > _MAX_ZYGOTE_FAILURES:
             print(
                 f"skate: the process that starts workers ended {_MAX_ZYGOTE_FAILURES} "
-                f"times before it had started one (last status {status}); giving up.",
+                f"times before it had started one (last status "
+                f"{os.waitstatus_to_exitcode(status)}); giving up.",
                 file=sys.stderr,
             )
             self._stop()
@@ -219,7 +206,10 @@ class Supervisor:
         while self._kill_unknown(lambda pid: True):
             pass
         lost = [p for p in self._processes.values() if p.forking]
-        self._zygote, self._zygote_sock = self._start_zygote()
+        self._zygote_pid, self._zygote_sock = boot.start_zygote(
+            self._settings["python_flags"]
+        )
+        self._greet_zygote()
         for process in lost:
             kind = self._life.kind(process.proc)
             if process.sock is not None:
@@ -289,7 +279,7 @@ class Supervisor:
 
     def _kill_unknown(self, which: Callable[[int], bool]) -> int:
         """End the children that we do not know and that ``which`` accepts; how many."""
-        known = {p.pid for p in self._processes.values()} | {self._zygote.pid}
+        known = {p.pid for p in self._processes.values()} | {self._zygote_pid}
         ended = 0
         for pid in _children():
             if pid in known or not which(pid):
@@ -565,7 +555,7 @@ def _session_of(pid: int) -> int:
         return 0
 
 
-def main(fd: int) -> None:
+def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
     hello, (output_fd,) = wire.receive(sock)
@@ -575,8 +565,4 @@ def main(fd: int) -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     output = socket.socket(fileno=output_fd)
-    Supervisor(sock, output, settings["driver_pid"], settings).run()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    Supervisor(sock, output, zygote, settings).run()
