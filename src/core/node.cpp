@@ -16,6 +16,22 @@ namespace {
 
 std::atomic<bool> g_forked_child{false};
 
+// What tells whether this process computes while workers take its tasks.
+struct Progress {
+  i64 time_ns = 0;
+  i64 cpu_ns = 0;
+  u64 claimed = 0;
+
+  static Progress of(u64 claimed) {
+    timespec cpu{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+    return {now_ns(), cpu.tv_sec * 1'000'000'000 + cpu.tv_nsec, claimed};
+  }
+  bool is_brisk_after(const Progress& last) const {
+    return claimed > last.claimed && cpu_ns - last.cpu_ns > (time_ns - last.time_ns) / 2;
+  }
+};
+
 }  // namespace
 
 Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool)
@@ -249,6 +265,8 @@ void Node::housekeep() {
   // Workers end with their supervisor; the driver must notice by itself.
   const i64 idle_pause = (self_.index == kDriver ? 3 : 10) * kSlice;
   i64 pause = kWatchdogFirst;
+  Progress last;
+  bool watching = false;
   while (!stopping_) {
     u32 level = kAsleep;
     {
@@ -257,7 +275,12 @@ void Node::housekeep() {
       flush_unsent();
       flush_backlog();
       const bool queued = queue_.maybe_waiting();
-      if (queued) wake_for_work();
+      const Progress now = Progress::of(queue_.claimed());
+      const bool first_look = queue_watched_ && !watching;
+      watching = queue_watched_ = queue_watched_ && queued;
+      if (queued && !first_look && !(watching && now.is_brisk_after(last)))
+        wake_for_work();
+      last = now;
       if (needs_attention() && !leader_) level = kAsleepAny;
       pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : idle_pause;
     }

@@ -292,7 +292,8 @@ class Node {
   bool take_token();
   bool token_free() const;
   void release_token();
-  void wake_for_work();
+  enum class Wake : u8 { kNow, kUnlessBusy };
+  void wake_for_work(Wake when = Wake::kNow);
   void set_state(ProcState state);
 
   std::mutex mu_;
@@ -348,6 +349,7 @@ class Node {
   u32 token_ = 0;
   bool was_idle_ = true;
   bool submitter_ = false;
+  bool queue_watched_ = false;  // the housekeeper looks whether the queue is served
   std::atomic<bool> kicked_{false};  // the leader must look again
   std::atomic<bool> stopping_{false};
   std::atomic<bool> engine_died_{false};

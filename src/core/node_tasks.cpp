@@ -119,7 +119,7 @@ void Node::flush_backlog() {
     session_->submitters[self_.index / 64].fetch_or(1ULL << (self_.index % 64),
                                                     std::memory_order_seq_cst);
   }
-  wake_for_work();
+  wake_for_work(Wake::kUnlessBusy);
 }
 
 const std::string& Node::encode(Task* task, std::size_t limit) {

@@ -277,13 +277,21 @@ void Node::release_token() {
 
 // Somebody should take what is in a queue. If a worker is looking, it will find it; if
 // all CPUs are taken, whoever ends first will.
-void Node::wake_for_work() {
+//
+// kUnlessBusy, for a process that goes on computing: when it and the workers that run keep
+// every core busy, one more would only take a core from them. They come back for more, and
+// before this process sleeps it wakes others; until then the housekeeper watches.
+void Node::wake_for_work(Wake when) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const u32 n = session_->num_procs.load(std::memory_order_acquire);
   bool starting = false;
   bool parked = false;
+  bool served = false;
+  u32 running = 0;
   for (u32 p = kDriver; p < n; ++p) {
-    switch (static_cast<ProcState>(session_->state[p].load(std::memory_order_seq_cst))) {
+    const u8 byte = session_->state[p].load(std::memory_order_seq_cst);
+    running += (byte & ~kNotPool) == static_cast<u8>(ProcState::kRunning);
+    switch (static_cast<ProcState>(byte)) {
       case ProcState::kSearching:
         if (p != self_.index) return;
         break;
@@ -293,11 +301,21 @@ void Node::wake_for_work() {
       case ProcState::kStarting:
         starting = true;
         break;
+      case ProcState::kRunning:
+        served |= p != self_.index;
+        break;
       default:
         break;
     }
   }
   if (!token_free()) return;
+  if (when == Wake::kUnlessBusy && served && running >= session_->num_cores) {
+    if (!queue_watched_) {
+      queue_watched_ = true;
+      ring_doorbell(me_->housekeeper_doorbell);
+    }
+    return;
+  }
   if (parked) {
     for (u32 p = kDriver; p < n; ++p)
       if (session_->state[p].load(std::memory_order_seq_cst) ==

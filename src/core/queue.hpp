@@ -74,6 +74,9 @@ class QueueProducer {
     return memory_->head.load(std::memory_order_seq_cst) < tail_;
   }
 
+  // How many tasks have been claimed so far: a hint, never ahead of the truth.
+  u64 claimed() const { return memory_->head.load(std::memory_order_relaxed); }
+
   // Calls `lost(payload, size)` for every task that the dead process `proc` had claimed
   // without freeing its cell, and frees the cell. Only after the process has ended.
   template <class Lost>
