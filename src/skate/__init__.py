@@ -18,6 +18,8 @@ from ._actor import method as method
 from ._gather import as_completed as as_completed
 from ._gather import map_unordered as map_unordered
 from ._ref import ObjectRef as ObjectRef
+from ._runtime import RuntimeContext as RuntimeContext
+from ._runtime import Session as Session
 from ._runtime import available_resources as available_resources
 from ._runtime import cluster_resources as cluster_resources
 from ._runtime import empty as empty
@@ -40,6 +42,8 @@ __all__ = [
     "ActorMethod",
     "ObjectRef",
     "RemoteFunction",
+    "RuntimeContext",
+    "Session",
     "as_completed",
     "available_resources",
     "cluster_resources",

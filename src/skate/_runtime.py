@@ -101,7 +101,8 @@ def init(
         object_store_memory: bytes; None lets the engine choose.
         namespace: where the names of this driver's actors live.
         address: only None or ``"local"``; clusters need an engine for them.
-        preload: modules that worker processes import before they start.
+        preload: modules that worker processes import before they start, after those
+            that the environment variable ``SKATE_PRELOAD`` names (with commas).
         log_to_driver: show here what tasks print.
         ignore_reinit_error: do nothing if skate runs already.
 
@@ -136,7 +137,7 @@ def init(
             resources=check_resources("resources", resources or {}),
             object_store_memory=_check_memory(object_store_memory),
             namespace=namespace or "",
-            preload=_check_preload(preload),
+            preload=(*_preload_of_environment(), *_check_preload(preload)),
             log_to_driver=bool(log_to_driver),
         )
         name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
@@ -207,6 +208,11 @@ def _check_preload(preload: Any) -> tuple[str, ...]:
             f"{preload!r}."
         )
     return tuple(preload)
+
+
+def _preload_of_environment() -> tuple[str, ...]:
+    """What ``SKATE_PRELOAD`` names: it concerns sessions that start by themselves."""
+    return tuple(filter(None, os.environ.get("SKATE_PRELOAD", "").split(",")))
 
 
 def usable_cpus() -> int:
@@ -403,6 +409,7 @@ class RuntimeContext:
     """Where the calling code runs; see ``get_runtime_context``."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._context = engine.context()
         self.namespace = engine.config.namespace
 
@@ -417,6 +424,52 @@ class RuntimeContext:
     def get_worker_id(self) -> str | None:
         """The worker that runs this code; None in the driver."""
         return self._hex(self._context.worker_id)
+
+    def get_job_id(self) -> str:
+        """The session: the same for everything that it runs."""
+        return self._engine.session
+
+    def get_node_id(self) -> str:
+        """This machine, as in ``nodes()``."""
+        return self._engine.session
+
+    def get_session_name(self) -> str:
+        """The session's name, for people."""
+        return f"session_{self._engine.session}"
+
+    def get_task_function_name(self) -> str | None:
+        """The same as ``get_task_name``, which may have been given as an option."""
+        return self._context.task_name or None
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the running task, or this actor, holds; nothing in the driver."""
+        return self._engine.assigned_resources()
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """``{"GPU": [...]}``: the GPUs of the running task or this actor."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        ids = visible.split(",") if self.get_assigned_resources().get("GPU") else []
+        return {"GPU": [number for number in ids if number]}
+
+    def get_node_labels(self) -> dict[str, str]:
+        """Labels of this machine: none."""
+        return {}
+
+    @property
+    def gcs_address(self) -> str:
+        """Empty: there is no server to connect to."""
+        return ""
+
+    def get(self) -> dict[str, Any]:
+        """The ids and names that there are, as a dict."""
+        found = {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "namespace": self.namespace,
+            "task_id": self.get_task_id(),
+            "actor_id": self.get_actor_id(),
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def get_task_name(self) -> str | None:
         """``module.function`` or ``module.Class.method``; None in the driver."""

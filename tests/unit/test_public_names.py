@@ -13,6 +13,8 @@ NAMES = [
     "ActorMethod",
     "ObjectRef",
     "RemoteFunction",
+    "RuntimeContext",
+    "Session",
     "as_completed",
     "available_resources",
     "cluster_resources",

@@ -208,6 +208,9 @@ class Engine(RefCounter, Protocol):
     # the session ------------------------------------------------------------
     def context(self) -> TaskContext: ...
 
+    def assigned_resources(self) -> dict[str, float]:
+        """What the calling task, or its actor, holds; nothing in the driver."""
+
     def cluster_resources(self) -> dict[str, float]: ...
 
     def available_resources(self) -> dict[str, float]: ...

@@ -281,11 +281,17 @@ class EmbeddedEngine:
         worker_id = 0 if self._is_driver else self.node.index
         return TaskContext(task_id, actor_id, worker_id, name, self._is_driver)
 
+    def assigned_resources(self) -> dict[str, float]:
+        if self._is_driver:
+            return {}
+        assigned: dict[str, float] = self._ask("assigned")
+        return assigned
+
     def cluster_resources(self) -> dict[str, float]:
         total = {"CPU": float(self.config.num_cpus)}
         if self.config.num_gpus:
             total["GPU"] = float(self.config.num_gpus)
-        return {**total, **self.config.resources}
+        return {**total, **{k: float(v) for k, v in self.config.resources.items()}}
 
     def available_resources(self) -> dict[str, float]:
         available: dict[str, float] = self._ask("available")

@@ -257,6 +257,11 @@ class Lifecycle:
         member = self.members.get(proc)
         return member.kind if member else None
 
+    def assigned(self, proc: Proc) -> dict[str, float]:
+        """What the task or the actor in ``proc`` holds."""
+        member = self.members[proc]
+        return {"CPU": 1.0} if member.kind == "pool" else dict(member.resources)
+
     def available(self, free_tokens: int) -> dict[str, float]:
         """Amounts that are not in use; ``free_tokens`` are those of the pool."""
         left = {k: total - self._used[k] for k, total in self.totals.items()}

@@ -425,6 +425,9 @@ class Supervisor:
     def _ask_available(self, process: _Process) -> Any:
         return self._life.available(self._control.free_cpus())
 
+    def _ask_assigned(self, process: _Process) -> Any:
+        return self._life.assigned(process.proc)
+
     def _ask_note(self, process: _Process, index: int, epoch: int) -> Any:
         return self._notes.get(Proc(index, epoch), "")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..protocol import ActorSpec
     from .engine import InlineEngine
     from .objects import Stored
+    from .resources import Grant
     from .units import Arguments, Exported
 
 
@@ -65,6 +66,11 @@ class Actor:
     def title(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
         return f"actor {self.class_name}{name}"
+
+    @property
+    def grant(self) -> Grant:
+        """The resources that it holds while it lives."""
+        return self._start._grant
 
     def describe(self) -> str:
         return f"{self.title}: {self.state.name.lower()}, runs {len(self._running)}"

@@ -117,6 +117,11 @@ def this_worker() -> Worker | None:
     return _here.worker
 
 
+def this_grant() -> Grant | None:
+    """The resources of the innermost task on this thread."""
+    return _here.grant
+
+
 def holds_baton() -> bool:
     """True in code that the engine runs; False in the driver's own."""
     return _here.holds

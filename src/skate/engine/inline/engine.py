@@ -19,7 +19,15 @@ from .. import serialize
 from ..futures import FutureDispatcher
 from ..protocol import NamedActor
 from .actor import Actor, ActorCall, State, died
-from .baton import Baton, Stopped, Wait, context, holds_baton, this_worker
+from .baton import (
+    Baton,
+    Stopped,
+    Wait,
+    context,
+    holds_baton,
+    this_grant,
+    this_worker,
+)
 from .group import InlineGroup, Meeting
 from .objects import Entry, Objects, Released, Stored
 from .resources import Resources
@@ -410,6 +418,13 @@ class InlineEngine:
 
     def context(self) -> TaskContext:
         return context.get()
+
+    def assigned_resources(self) -> dict[str, float]:
+        self.enter()
+        here = context.get()
+        actor = self._actors.get(here.actor_id)
+        grant = this_grant() if actor is None else actor.grant
+        return {} if grant is None else grant.amounts()
 
     def cluster_resources(self) -> dict[str, float]:
         self.enter()

@@ -86,6 +86,9 @@ class Grant:
         self._demand = demand
         self._cpus = {key: n for key, n in demand.items() if key == "CPU"}
 
+    def amounts(self) -> dict[str, float]:
+        return {key: n / _UNIT for key, n in self._demand.items()}
+
     def take(self) -> None:
         self._resources.take(self._demand)
 

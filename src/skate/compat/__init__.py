@@ -1,0 +1,1 @@
+"""Other systems' names over skate: ``skate.compat.ray``."""

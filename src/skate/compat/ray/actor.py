@@ -1,0 +1,5 @@
+"""``ray.actor``."""
+
+from skate import ActorClass, ActorHandle, ActorMethod, method
+
+__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "method"]

@@ -1,0 +1,110 @@
+"""``ray.exceptions``: skate's exceptions under Ray's names, so that ``except`` works.
+
+Those that only a cluster can raise are here too, and never raised.
+"""
+
+from skate.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OwnerDiedError,
+    WorkerCrashedError,
+)
+from skate.exceptions import ActorError as RayActorError
+from skate.exceptions import EngineDiedError as LocalRayletDiedError
+from skate.exceptions import EngineError as RaySystemError
+from skate.exceptions import SkateError as RayError
+from skate.exceptions import TaskError as RayTaskError
+
+UserCodeException = RayTaskError
+
+
+class ActorHandleNotFoundError(RayError, ValueError):
+    """Never raised."""
+
+
+class ActorPlacementGroupRemoved(RayError):
+    """Never raised: such calls fail with ActorDiedError."""
+
+
+class ActorUnschedulableError(RayError):
+    """Never raised: what cannot be had is refused at the call."""
+
+
+class AuthenticationError(RayError):
+    """Never raised."""
+
+
+class CrossLanguageError(RayError):
+    """Never raised."""
+
+
+class NodeDiedError(RayError):
+    """Never raised."""
+
+
+class ObjectFetchTimedOutError(ObjectLostError):
+    """Never raised."""
+
+
+class ObjectFreedError(ObjectLostError):
+    """Never raised."""
+
+
+class ObjectReconstructionFailedError(ObjectLostError):
+    """Never raised."""
+
+
+class PlasmaObjectNotAvailable(RayError):
+    """Never raised."""
+
+
+class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
+    """Never raised."""
+
+
+class RpcError(RayError):
+    """Never raised."""
+
+
+class TaskPlacementGroupRemoved(RayError):
+    """Never raised: such tasks fail with WorkerCrashedError."""
+
+
+class TaskUnschedulableError(RayError):
+    """Never raised: what cannot be had is refused at the call."""
+
+
+__all__ = [
+    "ActorAlreadyExistsError",
+    "ActorDiedError",
+    "ActorHandleNotFoundError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
+    "AuthenticationError",
+    "CrossLanguageError",
+    "GetTimeoutError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectFetchTimedOutError",
+    "ObjectFreedError",
+    "ObjectLostError",
+    "ObjectReconstructionFailedError",
+    "ObjectStoreFullError",
+    "OwnerDiedError",
+    "PlasmaObjectNotAvailable",
+    "RayActorError",
+    "RayError",
+    "RaySystemError",
+    "RayTaskError",
+    "ReferenceCountingAssertionError",
+    "RpcError",
+    "TaskPlacementGroupRemoved",
+    "TaskUnschedulableError",
+    "UserCodeException",
+    "WorkerCrashedError",
+]
