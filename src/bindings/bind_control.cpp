@@ -43,6 +43,7 @@ void bind_control(nb::module_& m) {
           "mark_dead",
           [](Control& c, u16 index, u16 epoch) { c.mark_dead(proc_id(index, epoch)); },
           "index"_a, "epoch"_a)
+      .def("retire", &Control::retire, "index"_a)
       .def("active_workers", &Control::active_workers)
       .def("any_starting", &Control::any_starting)
       .def("clear_worker_request", &Control::clear_worker_request)
@@ -63,13 +64,13 @@ void bind_control(nb::module_& m) {
           "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "cause"_a, "detail"_a)
       .def(
           "send_forget",
-          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, bool free_blocks) {
+          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u8 step) {
             std::string payload;
             append(payload, proc_id(index, epoch));
-            append(payload, static_cast<u8>(free_blocks));
+            append(payload, static_cast<Forget>(step));
             c.send(proc_id(to, to_epoch), Message::kForgetProcess, std::move(payload));
           },
-          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "free_blocks"_a)
+          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "step"_a)
       .def(
           "send_lease",
           [](Control& c, u16 to, u16 to_epoch, u64 task, u16 index, u16 epoch) {

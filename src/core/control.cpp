@@ -65,7 +65,6 @@ void Control::prepare(ProcId proc, bool is_pool) {
 void Control::mark_dead(ProcId proc) {
   session_->procs[proc.index].alive.store(0);
   session_->procs[proc.index].blocked_since.store(0);
-  session_->procs[proc.index].store_used.store(0);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));
   for (u32 i = 0; i < session_->num_cpus; ++i) {
     u32 holder = proc.index + 1U;
@@ -80,6 +79,8 @@ void Control::mark_dead(ProcId proc) {
     futex_wake(session_->procs[p].housekeeper_doorbell);
   }
 }
+
+void Control::retire(u32 index) { session_->procs[index].store_used.store(0); }
 
 bool Control::is_starting(u32 index) const {
   return session_->state_of(index) == ProcState::kStarting;

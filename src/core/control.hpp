@@ -39,6 +39,8 @@ class Control {
   void prepare(ProcId proc, bool is_pool);
   // After it has ended: wakes everybody once, since it may have died while waking one.
   void mark_dead(ProcId proc);
+  // When nobody reads its memory any more.
+  void retire(u32 index);
   bool is_starting(u32 index) const;
   // Pool workers that run, look for work, sleep or start; not those that are blocked.
   u32 active_workers() const;

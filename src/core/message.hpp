@@ -23,9 +23,23 @@ enum class Message : u16 {
   kGiveBlock,      // former owner -> arena: another decides now when it is freed
   kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
   kProcessDied,    // supervisor -> all: drain its ring, then confirm
-  kForgetProcess,  // supervisor -> all: everybody has; drop its borrows
+  kForgetProcess,  // supervisor -> all: everybody has; drop its borrows (see Forget)
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
 };
+
+// How far the forgetting of a dead process goes.
+enum class Forget : u8 {
+  kBorrows = 0,  // what it held can go
+  kObjects = 1,  // nobody holds what it owned: that can go too
+  kAll = 2,      // nor anything that lies in its arena: its index is used again
+};
+
+// Of a dead process, in Note::kConfirm: what is held, and what has come to be held since
+// the last such note.
+constexpr u8 kHoldsObjects = 1;
+constexpr u8 kHoldsBlocks = 2;
+constexpr u8 kCameByObjects = 4;
+constexpr u8 kCameByBlocks = 8;
 
 enum class SystemError : u32 {
   kNone = 0,

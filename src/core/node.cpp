@@ -254,7 +254,7 @@ WaitResult Node::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
 }
 
 bool Node::needs_attention() const {
-  return waiting_tasks_ != 0 || !unsent_.empty() || !backlog_.empty();
+  return waiting_tasks_ != 0 || unsent_ != 0 || !backlog_.empty() || let_go_of_dead_;
 }
 
 // Does what cannot wait for the process's own threads to enter skate: answers other
@@ -274,6 +274,9 @@ void Node::housekeep() {
       if (!leader_) drain();
       flush_unsent();
       flush_backlog();
+      if (let_go_of_dead_) look_at_dead();
+      // An idle worker that looks for work reads queues without the lock.
+      if (!leader_) retired_.clear();
       const bool queued = queue_.maybe_waiting();
       const Progress now = Progress::of(queue_.claimed());
       const bool first_look = queue_watched_ && !watching;

@@ -73,6 +73,8 @@ struct Object {
   bool ready = false;
   bool subscribed = false;  // borrowed: the owner was asked for the value
   bool shared = false;      // owned: its id has left this process
+  bool given = false;       // owned: kept here too, but the driver frees its value
+  u64 former = 0;           // owned: what the process that gave it still calls it
   u32 local = 0;            // Python refs, views, tasks in flight, containers
   std::vector<Borrow> borrowers;
   Value value;
@@ -114,12 +116,24 @@ struct Incoming {
   std::string body;  // arguments and dependencies, copied out of shared memory
 };
 
+// A message that waits for room.
+struct Unsent {
+  ProcId to;
+  Message kind;
+  bool urgent;
+  std::string payload;
+};
+
 // Another process, as this one sees it.
 struct Peer {
   ProcId id;
   bool dead = false;
   bool settled = false;  // its death has been dealt with here
   Failure failure;       // why, once dead
+  u32 views = 0;         // blocks of its arena that are being read here
+  // What was last said of what is held here of the dead one, and what has come since.
+  u8 said = 0;
+  u8 acquired = 0;
   Mapping control;  // its queue and rings, writable
   Mapping arena;    // read-only
   std::optional<RingConsumer> in;
@@ -127,6 +141,7 @@ struct Peer {
   // Refs inside results that were sent there and not yet counted there.
   std::deque<std::vector<ObjectId>> untaken;
   std::vector<Task*> in_flight;  // calls sent there
+  std::deque<Unsent> unsent;     // its ring is full
 };
 
 // Calls to one actor, in the order in which they were made.
@@ -217,13 +232,6 @@ class Node {
 
  private:
   using Lock = std::unique_lock<std::mutex>;
-  struct Unsent {
-    ProcId to;
-    Message kind;
-    bool urgent;
-    std::string payload;
-  };
-
   // Objects.
   Object* find(ObjectId id);
   Object& borrowed(ObjectId id);
@@ -254,6 +262,7 @@ class Node {
   void take_result(Reader& reader, ProcId from);
   void give_away(std::vector<Value>& values, ProcId to, std::string& message,
                  std::vector<ObjectId>& kept);
+  void give_block(const Value& value, ProcId to);
   void end_task(Task* task, std::vector<Value>& values);
   void fail_with(Task* task, const Value& error);
   void fail_task(Task* task, const Failure& failure);
@@ -266,11 +275,15 @@ class Node {
   bool map_peer(Peer& peer);
   void send(ProcId to, Message kind, std::string_view payload, bool urgent = false);
   bool push(ProcId to, Message kind, std::string_view payload, bool urgent);
+  void send_or_keep(Unsent&& message);
   void flush_unsent();
   void drain();
   void drain_ring(Peer& peer);
   void handle(Peer& from, const Record& record);
   void process_died(Reader& reader);
+  std::vector<u8> held_of_others() const;
+  void look_at_dead();
+  void free_dead_block(const Location& location);
   void forget_process(Reader& reader);
 
   // Waiting.
@@ -312,6 +325,8 @@ class Node {
   std::vector<u32> free_slots_;
   std::vector<bool> seen_;  // by index in objects_; only all_distinct uses it
   std::unordered_map<u64, std::unique_ptr<Object>> borrowed_;
+  // The driver: what actors have given it and keep, by their names for it.
+  std::unordered_map<u64, ObjectId> former_names_;
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   u64 owned_ = 0;
   // Code is kept as objects too, but is not counted as what the program stores.
@@ -331,9 +346,16 @@ class Node {
   // Task queues of mapped peers: read by a worker that looks for work without the lock.
   std::vector<std::atomic<QueueMemory*>> queues_;
   std::vector<std::unique_ptr<Peer>> former_peers_;  // views may still lie in them
-  // Did not fit into its ring, and all that was said after it, to whomever: a message
-  // that overtook a kBorrow would break the rule at the top.
-  std::deque<Unsent> unsent_;
+  std::vector<Mapping> retired_;  // of the dead, to be unmapped when nobody looks
+  bool let_go_of_dead_ = false;   // something that a dead process owned or stored
+  i64 next_look_at_dead_ = 0;
+  // What did not fit into its ring waits at its receiver's Peer. If a kBorrow is among
+  // it, all that is said later waits here, to whomever: a message that overtook it
+  // would break the rule at the top.
+  std::deque<Unsent> held_back_;
+  std::vector<u32> full_;  // receivers that something waits for
+  u64 unsent_ = 0;         // messages that wait, here or there
+  u64 unsent_borrows_ = 0;
   std::deque<Incoming> incoming_;
   std::string scratch_;
 

@@ -12,6 +12,9 @@ namespace skate {
 // A sleeper looks around this often, whatever happens: a lost wake-up costs at most this.
 constexpr i64 kSlice = 100'000'000;
 
+constexpr u64 kPage = 4096;
+inline u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
+
 inline std::string_view view_of(const auto& pod) {
   return {reinterpret_cast<const char*>(&pod), sizeof pod};
 }

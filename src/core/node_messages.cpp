@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include <utility>
+
 namespace skate {
 
 namespace {
@@ -73,20 +75,49 @@ bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) 
 }
 
 void Node::send(ProcId to, Message kind, std::string_view payload, bool urgent) {
-  // What waits is sent when the receiver says that it has made room: see drain_ring.
-  if (!unsent_.empty()) {
-    unsent_.push_back({to, kind, urgent, std::string(payload)});
-  } else if (!push(to, kind, payload, urgent)) {
-    unsent_.push_back({to, kind, urgent, std::string(payload)});
-    ring_doorbell(me_->housekeeper_doorbell);
+  if (unsent_ == 0 && push(to, kind, payload, urgent)) return;
+  send_or_keep({to, kind, urgent, std::string(payload)});
+}
+
+// What waits is sent when its receiver says that it has made room: see drain_ring. A
+// receiver that does not (one that is stopped, say) holds up only what is meant for it,
+// unless a kBorrow is among that.
+void Node::send_or_keep(Unsent&& message) {
+  if (unsent_borrows_ != 0) {
+    held_back_.push_back(std::move(message));
+    ++unsent_;
+    return;
   }
+  Peer& receiver = peer(message.to.index);
+  if (receiver.unsent.empty()) {
+    if (push(message.to, message.kind, message.payload, message.urgent)) return;
+    full_.push_back(message.to.index);
+  }
+  unsent_borrows_ += message.kind == Message::kBorrow;
+  receiver.unsent.push_back(std::move(message));
+  if (unsent_++ == 0) ring_doorbell(me_->housekeeper_doorbell);
 }
 
 void Node::flush_unsent() {
-  while (!unsent_.empty()) {
-    const Unsent& next = unsent_.front();
-    if (!push(next.to, next.kind, next.payload, next.urgent)) return;
-    unsent_.pop_front();
+  if (unsent_ == 0) return;
+  for (;;) {
+    std::erase_if(full_, [&](u32 index) {
+      std::deque<Unsent>& waiting = peer(index).unsent;
+      while (!waiting.empty()) {
+        const Unsent& next = waiting.front();
+        if (!push(next.to, next.kind, next.payload, next.urgent)) return false;
+        unsent_borrows_ -= next.kind == Message::kBorrow;
+        --unsent_;
+        waiting.pop_front();
+      }
+      return true;
+    });
+    if (unsent_borrows_ != 0 || held_back_.empty()) return;
+    std::deque<Unsent> released = std::move(held_back_);
+    held_back_.clear();
+    unsent_ -= released.size();
+    for (Unsent& message : released) send_or_keep(std::move(message));
+    if (held_back_.empty()) return;
   }
 }
 
@@ -108,7 +139,7 @@ void Node::drain() {
     free_unheld();
   } while (!unheld_.empty());
   draining_ = false;
-  if (!unsent_.empty()) flush_unsent();
+  if (unsent_ != 0) flush_unsent();
   run_ready();
   if (!backlog_.empty()) flush_backlog();
   announce();
@@ -217,7 +248,6 @@ void Node::process_died(Reader& reader) {
   const ProcId id = reader.pod<ProcId>();
   const Failure failure = reader.pod<Failure>();
   Peer& from = peer(id.index);
-  bool holds_owned = false;
   if (from.id == id && !from.settled) {
     from.settled = true;
     drain_ring(from);
@@ -275,36 +305,71 @@ void Node::process_died(Reader& reader) {
     // It may have been the one that was about to take, or to ask for, what waits here.
     if (queue_.maybe_waiting()) wake_for_work();
   }
-  // The supervisor asks again by sending the same message: until nobody holds anything
-  // that lies in the dead process's arena, its index is not given to another.
-  bool holds_blocks = false;
-  const auto lies_there = [&](const Object& object) {
-    return object.value.kind == Value::Kind::kBlock && object.value.block.proc == id;
-  };
-  for (const Object& object : objects_)
-    holds_blocks |= object.kind != Object::Kind::kFree && lies_there(object);
-  for (const auto& [bits, object] : borrowed_) {
-    holds_owned |= object->id.owner() == id;
-    holds_blocks |= lies_there(*object);
+  // The supervisor asks again by sending the same message.
+  u8 held = 0;
+  if (from.id == id) {
+    const std::vector<u8> all = held_of_others();
+    held = all[id.index];
+    from.said = held;
+    held |= std::exchange(from.acquired, u8{0});
   }
   std::string confirm(view_of(id));
-  confirm.push_back(static_cast<char>((holds_owned ? 1 : 0) | (holds_blocks ? 2 : 0)));
+  confirm.push_back(static_cast<char>(held));
   link_.tell(Note::kConfirm, confirm);
 }
 
-// Second step: everybody has drained its rings, so its borrows can go.
+// By process index: whether something is held here that it owns, or that lies in its
+// arena.
+std::vector<u8> Node::held_of_others() const {
+  std::vector<u8> held(kMaxProcs);
+  const auto note_block = [&](const Object& object) {
+    if (object.value.kind == Value::Kind::kBlock)
+      held[object.value.block.proc.index] |= kHoldsBlocks;
+  };
+  for (const Object& object : objects_)
+    if (object.kind != Object::Kind::kFree) note_block(object);
+  for (const auto& [bits, object] : borrowed_) {
+    held[object->id.owner().index] |= kHoldsObjects;
+    note_block(*object);
+  }
+  return held;
+}
+
+// Tells the supervisor when the last thing of a dead process has been let go of here.
+void Node::look_at_dead() {
+  const i64 now = now_ns();
+  if (now < next_look_at_dead_) return;
+  next_look_at_dead_ = now + kSlice;
+  let_go_of_dead_ = false;
+  const std::vector<u8> held = held_of_others();
+  for (const std::unique_ptr<Peer>& peer : peers_) {
+    if (!peer || (peer->said & ~held[peer->id.index]) == 0) continue;
+    peer->said &= held[peer->id.index];
+    link_.tell(Note::kLetGo, view_of(peer->id));
+  }
+}
+
+// Second step: everybody has drained its rings, so its borrows can go. In time, what it
+// owned and its memory follow; see lifecycle.py.
 void Node::forget_process(Reader& reader) {
   const ProcId id = reader.pod<ProcId>();
-  const bool free_blocks = reader.pod<u8>() != 0;
+  const Forget step = reader.pod<Forget>();
   for (Object& object : objects_) {
     if (object.kind == Object::Kind::kFree || object.borrowers.empty()) continue;
+    // What it gave us and kept may still be read by others under its name for it.
+    if (object.former != 0 && step == Forget::kBorrows) continue;
     std::erase_if(object.borrowers, [&](const Borrow& b) { return b.proc == id; });
     if (object.local == 0 && object.borrowers.empty()) unheld_.push_back(object.id);
   }
-  if (free_blocks) {
-    arena_.free_all_of(id);
-    publish_store_used();
-  }
+  if (step == Forget::kBorrows) return;
+  arena_.free_all_of(id);
+  publish_store_used();
+  Peer& dead = peer(id.index);
+  if (step != Forget::kAll || dead.id != id || dead.views != 0) return;
+  queues_[id.index].store(nullptr, std::memory_order_release);
+  dead.in.reset();
+  retired_.push_back(std::move(dead.control));
+  retired_.push_back(std::move(dead.arena));
 }
 
 }  // namespace skate

@@ -1,6 +1,9 @@
 // What the process owns and borrows: counts, values, blocks, watches.
 #include "node_common.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 namespace skate {
 
 Object* Node::find(ObjectId id) {
@@ -29,6 +32,8 @@ Object& Node::new_object(Object::Kind kind) {
   object.kind = kind;
   object.ready = false;
   object.shared = false;
+  object.given = false;
+  object.former = 0;
   object.local = 0;
   object.task = nullptr;
   ++owned_;
@@ -42,9 +47,11 @@ Object& Node::borrowed(ObjectId id) {
     slot = std::make_unique<Object>();
     slot->id = id;
     slot->kind = Object::Kind::kData;
-    if (peer(id.owner().index).dead || peer(id.owner().index).id != id.owner()) {
+    Peer& owner = peer(id.owner().index);
+    if (owner.dead || owner.id != id.owner()) {
       slot->ready = true;
       slot->value = lost_value();
+      owner.acquired |= kCameByObjects;
     } else {
       send(id.owner(), Message::kBorrow, view_of(id));
     }
@@ -67,6 +74,7 @@ void Node::drop(ObjectId id) {
   if (id.owner() != self_) {
     borrowed_.erase(id.bits);
     links_.erase(id.bits);
+    let_go_of_dead_ |= peer(id.owner().index).dead;
     send(id.owner(), Message::kReturn, view_of(id));
   } else if (object->shared) {
     unheld_.push_back(id);
@@ -137,10 +145,19 @@ void Node::free_object(Object& object) {
     --functions_;
     code_bytes_ -= Arena::block_bytes(object.value.block.size);
   }
+  if (object.former != 0) former_names_.erase(object.former);
+  const ObjectId id = object.id;
+  const bool given = object.given;
   Value value = std::move(object.value);
   object.value.clear();
   forget_object(object);
-  free_value(value);
+  if (given) {
+    // Its new owner frees the block, and counts this name for it as a borrower.
+    for (const Contained& ref : value.contained) drop(ref.id);
+    send(peer(kDriver).id, Message::kReturn, view_of(id));
+  } else {
+    free_value(value);
+  }
 }
 
 // Makes the object's place in the table free for another.
@@ -171,9 +188,32 @@ void Node::free_block(const Location& location) {
   if (location.proc == self_) {
     arena_.free(location.offset, location.generation);
     publish_store_used();
+  } else if (peer(location.proc.index).dead) {
+    free_dead_block(location);
   } else {
     send(location.proc, Message::kFreeBlock, view_of(location));
   }
+}
+
+// The process whose arena it is does so no longer: its memory is given back here.
+void Node::free_dead_block(const Location& location) {
+  constexpr u64 kWorthIt = 256 << 10;
+  Peer& dead = peer(location.proc.index);
+  if (dead.id != location.proc) return;
+  let_go_of_dead_ = true;
+  std::atomic<u64>& used = session_->procs[location.proc.index].store_used;
+  const u64 bytes = Arena::block_bytes(location.size);
+  u64 before = used.load(std::memory_order_relaxed);
+  while (!used.compare_exchange_weak(before, before - std::min(before, bytes))) {
+  }
+  if (location.size < kWorthIt) return;
+  const int fd = link_.fetch_segment(location.proc);
+  if (fd < 0) return;
+  const u64 from = page_up(location.offset);
+  const u64 to = (location.offset + location.size) & ~(kPage - 1);
+  fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+            static_cast<off_t>(kArenaOffset + from), static_cast<off_t>(to - from));
+  ::close(fd);
 }
 
 void Node::add_borrow(ObjectId id, ProcId by) {
@@ -189,6 +229,8 @@ void Node::add_borrow(ObjectId id, ProcId by) {
 }
 
 void Node::end_borrow(ObjectId id, ProcId by) {
+  if (const auto given = former_names_.find(id.bits); given != former_names_.end())
+    id = given->second;
   Object* object = find(id);
   if (object == nullptr) return;
   auto& all = object->borrowers;

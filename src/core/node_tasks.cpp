@@ -229,28 +229,40 @@ void Node::take_result(Reader& reader, ProcId from) {
   const u32 attempt = reader.pod<u32>();
   std::vector<Value> values(reader.pod<u16>());
   for (Value& value : values) reader.value(value);
+  bool holds_others = false;
   // Objects that come with it are ours from now on, under names of our own.
   std::unordered_map<u64, ObjectId> given;
   std::vector<ObjectId> received(reader.pod<u32>());
   for (ObjectId& id : received) {
     const u64 former = reader.pod<u64>();
+    const bool kept = reader.pod<bool>();
     Object& object = new_object(Object::Kind::kData);
     reader.value(object.value);
     object.ready = true;
     object.shared = true;
     id = object.id;
     given.emplace(former, id);
+    if (!kept) continue;
+    object.borrowers.push_back({from, 1});
+    object.former = former;
+    former_names_.emplace(former, id);
+    holds_others = true;
   }
-  bool holds_others = false;
   const auto count = [&](Value& value) {
     for (Contained& ref : value.contained) {
       const auto it = given.find(ref.id.bits);
-      if (it != given.end())
+      if (it != given.end()) {
         ref.id = it->second;
-      else
+      } else {
         holds_others = true;
+        const auto earlier = former_names_.find(ref.id.bits);
+        if (earlier != former_names_.end()) ref.id = earlier->second;
+      }
       hold(ref.id);
     }
+    if (value.kind == Value::Kind::kBlock && value.block.proc != self_)
+      if (Peer& there = peer(value.block.proc.index); there.dead)
+        there.acquired |= kCameByBlocks;
   };
   for (Value& value : values) count(value);
   for (ObjectId id : received) count(find(id)->value);
@@ -266,6 +278,9 @@ void Node::take_result(Reader& reader, ProcId from) {
 
 // Gives `to` what only this result still holds, and what only that holds, and so on: a
 // worker then owns nothing that others depend on. Appends it to the message.
+//
+// The driver, which outlives everybody, also becomes the owner of what is kept here: this
+// process goes on reading it under its own name, which the driver counts as a borrower's.
 void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message,
                      std::vector<ObjectId>& kept) {
   if (std::all_of(values.begin(), values.end(),
@@ -275,43 +290,74 @@ void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message
   }
   std::unordered_map<u64, u32> entries;  // how often the result holds an object
   std::vector<Object*> given;
+  const auto own = [&](const Contained& ref) -> Object* {
+    Object* object = ref.id.owner() == self_ ? find(ref.id) : nullptr;
+    const bool can_be_given = object != nullptr && object->ready && !object->given &&
+                              object->kind == Object::Kind::kData;
+    return can_be_given ? object : nullptr;
+  };
   const auto look = [&](const Value& value) {
     for (const Contained& ref : value.contained) {
-      if (ref.id.owner() != self_) continue;
-      Object* object = find(ref.id);
-      const bool unique = object != nullptr && object->kind == Object::Kind::kData &&
-                          object->ready && object->borrowers.empty() &&
-                          object->local == ++entries[ref.id.bits];
-      if (unique) given.push_back(object);
+      Object* object = own(ref);
+      if (object != nullptr && object->borrowers.empty() &&
+          object->local == ++entries[ref.id.bits])
+        given.push_back(object);
     }
   };
   for (const Value& value : values) look(value);
   for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
   std::unordered_set<u64> given_ids;
   for (const Object* object : given) given_ids.insert(object->id.bits);
+  std::vector<Object*> lent;  // given and kept
+  if (to.index == kDriver) {
+    std::unordered_set<u64> lent_ids;
+    const auto look_again = [&](const Value& value) {
+      for (const Contained& ref : value.contained) {
+        Object* object = own(ref);
+        if (object != nullptr && !given_ids.contains(ref.id.bits) &&
+            lent_ids.insert(ref.id.bits).second)
+          lent.push_back(object);
+      }
+    };
+    for (const Value& value : values) look_again(value);
+    for (const Object* object : given) look_again(object->value);
+    for (std::size_t i = 0; i < lent.size(); ++i) look_again(lent[i]->value);
+  }
   const auto keep = [&](const Value& value) {
     for (const Contained& ref : value.contained)
       if (!given_ids.contains(ref.id.bits)) kept.push_back(ref.id);
   };
   for (const Value& value : values) keep(value);
   Writer writer(message);
-  writer.pod(static_cast<u32>(given.size()));
+  writer.pod(static_cast<u32>(given.size() + lent.size()));
   for (Object* object : given) {
     keep(object->value);
     writer.pod(object->id);
+    writer.pod(false);
     writer.value(object->value);
-    if (object->value.kind == Value::Kind::kBlock) {
-      const Location& block = object->value.block;
-      if (block.proc == self_) {
-        arena_.set_owner(block.offset, to);
-      } else {
-        std::string note(view_of(block));
-        note += view_of(to);
-        send(block.proc, Message::kGiveBlock, note);
-      }
-    }
+    give_block(object->value, to);
     object->value.clear();
     forget_object(*object);
+  }
+  for (Object* object : lent) {
+    writer.pod(object->id);
+    writer.pod(true);
+    writer.value(object->value);
+    give_block(object->value, to);
+    object->given = true;
+    object->shared = true;
+  }
+}
+
+// `to` decides from now on when the value's block is freed.
+void Node::give_block(const Value& value, ProcId to) {
+  if (value.kind != Value::Kind::kBlock) return;
+  if (value.block.proc == self_) {
+    arena_.set_owner(value.block.offset, to);
+  } else {
+    std::string note(view_of(value.block));
+    note += view_of(to);
+    send(value.block.proc, Message::kGiveBlock, note);
   }
 }
 

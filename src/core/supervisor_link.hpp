@@ -20,7 +20,8 @@ enum class Note : char {
   kBlocked = 'B',
   kRunning = 'R',
   kTokenFree = 'F',
-  kConfirm = 'C',    // + u16 dead process, u8 whether we hold what it owned
+  kConfirm = 'C',    // + dead process, u8 what is held of it: see message.hpp
+  kLetGo = 'U',      // + dead process: something of it is held no longer
 };
 
 class SupervisorLink {

@@ -9,7 +9,6 @@ from polling import wait_until
 
 import skate
 from skate._runtime import statistics
-from skate.exceptions import OwnerDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,6 +234,15 @@ class Keeper:
         self.kept.append(skate.put(big()))
         return self.kept
 
+    def make_for(self, other: Any) -> None:
+        skate.get(other.keep.remote([skate.put(big())]))
+
+    def keep_nested(self) -> None:
+        self.kept.append(skate.put([skate.put(big())]))
+
+    def kept_refs(self) -> list[Any]:
+        return self.kept
+
 
 def test_an_actor_keeps_the_refs_in_its_state(
     baseline: Callable[[], bool],
@@ -271,15 +279,67 @@ def test_what_an_actor_gave_away_outlives_it(
 
 
 def test_what_an_actor_gave_away_and_kept_outlives_it(
-    request: pytest.FixtureRequest, engine_name: str
+    baseline: Callable[[], bool],
 ) -> None:
-    if engine_name == "embedded":
-        reason = "only what an actor does not keep is handed over; see engines.md"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=OwnerDiedError))
     keeper = Keeper.remote()
     (ref,) = skate.get(keeper.make_and_keep.remote())
     skate.kill(keeper)
     assert skate.get(ref).nbytes == 1_600_000
+    del ref, keeper
+    assert baseline()
+
+
+def test_what_an_actor_keeps_is_one_object_however_often_it_is_given_away(
+    baseline: Callable[[], bool],
+) -> None:
+    keeper = Keeper.remote()
+    skate.get(keeper.keep_nested.remote())
+    lists = skate.get([keeper.kept_refs.remote() for _ in range(20)])
+    assert len({ref for (ref,) in lists}) == 1
+    skate.kill(keeper)
+    for (ref,) in lists:
+        (inner,) = skate.get(ref)
+        assert skate.get(inner).nbytes == 1_600_000
+    del lists, ref, inner, keeper
+    assert baseline()
+
+
+def test_an_actor_may_drop_what_it_gave_away_and_kept(
+    baseline: Callable[[], bool],
+) -> None:
+    keeper = Keeper.remote()
+    (ref,) = skate.get(keeper.make_and_keep.remote())
+    assert skate.get(keeper.read.remote()) == [1_600_000]
+    assert skate.get(read_all.remote([ref])) == [1_600_000]
+    skate.get(keeper.drop.remote())
+    assert skate.get(ref).nbytes == 1_600_000
+    del ref
+    assert baseline()
+    (ref,) = skate.get(keeper.make_and_keep.remote())
+    del ref
+    assert skate.get(keeper.read.remote()) == [1_600_000]
+    skate.get(keeper.drop.remote())
+    assert baseline()
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_what_a_dead_actor_owned_is_freed_with_its_last_ref(
+    read_first: bool, baseline: Callable[[], bool]
+) -> None:
+    maker, holder = Keeper.remote(), Keeper.remote()
+    skate.get(maker.make_for.remote(holder))
+    if read_first:
+        assert skate.get(holder.read.remote()) == [1_600_000]
+    skate.kill(maker)
+    del maker
+    assert statistics()["store_bytes"] >= 1_600_000
+    skate.get(holder.drop.remote())
+    assert baseline()
+
+
+@skate.remote
+def read_all(refs: list[Any]) -> list[int]:
+    return [skate.get(ref).nbytes for ref in refs]
 
 
 def test_a_failed_task_lets_go_of_its_arguments(

@@ -21,6 +21,7 @@ from skate.engine.embedded.lifecycle import (
     Kill,
     LeaseDone,
     LeaseWanted,
+    LetGo,
     Lifecycle,
     Proc,
     Recycle,
@@ -112,8 +113,15 @@ def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
     ]
     assert life.handle(Confirmed(driver, dead, False, False)) == []
     assert life.handle(Confirmed(other, dead, False, False)) == [
-        TellForget(driver, dead, True),
-        TellForget(other, dead, True),
+        TellForget(driver, dead, 0),
+        TellForget(other, dead, 0),
+        TellDied(driver, dead, 2, 9),
+        TellDied(other, dead, 2, 9),
+    ]
+    assert life.handle(Confirmed(driver, dead, False, False)) == []
+    assert life.handle(Confirmed(other, dead, False, False)) == [
+        TellForget(driver, dead, 2),
+        TellForget(other, dead, 2),
         Recycle(dead),
     ]
     again = new_process(life)
@@ -125,10 +133,39 @@ def test_an_index_is_kept_while_somebody_reads_its_memory(life: Lifecycle) -> No
     driver, dead = Proc(1, 1), new_process(life)
     life.handle(Died(dead, 1, 0))
     told = life.handle(Confirmed(driver, dead, True, True))
-    assert told == [TellForget(driver, dead, False)]
-    assert life.unheld_dead() == [dead]
-    assert life.ask_again(dead) == [TellDied(driver, dead, 1, 0)]
-    assert life.handle(Confirmed(driver, dead, False, False)) == [Recycle(dead)]
+    assert told == [TellForget(driver, dead, 0)]
+    asked = [TellDied(driver, dead, 1, 0)]
+    assert life.handle(LetGo(dead)) == asked
+    assert life.handle(Confirmed(driver, dead, False, True)) == asked
+    assert life.handle(Confirmed(driver, dead, False, True)) == [
+        TellForget(driver, dead, 1)
+    ]
+    assert life.handle(LetGo(dead)) == asked
+    assert life.handle(Confirmed(driver, dead, False, False)) == asked
+    assert life.handle(Confirmed(driver, dead, False, False)) == [
+        TellForget(driver, dead, 2),
+        Recycle(dead),
+    ]
+
+
+def test_what_passed_to_a_process_that_had_answered_is_still_held(
+    life: Lifecycle,
+) -> None:
+    giver, taker, dead = Proc(1, 1), new_process(life), new_process(life)
+    life.handle(Died(dead, 1, 0))
+
+    def answers(by: Proc, *, came_by: bool = False) -> list[object]:
+        return life.handle(Confirmed(by, dead, False, False, came_by))
+
+    assert answers(taker) == []
+    asked = [TellDied(giver, dead, 1, 0), TellDied(taker, dead, 1, 0)]
+    assert answers(giver)[-2:] == asked  # it has just passed on what it held
+    assert answers(giver) == []
+    assert answers(taker, came_by=True) == asked
+    assert answers(giver) == []
+    assert answers(taker) == asked
+    assert answers(giver) == []
+    assert Recycle(dead) in answers(taker)
 
 
 def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
@@ -138,7 +175,7 @@ def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
     life.handle(Died(first, 2, 9))
     life.handle(Confirmed(driver, first, False, False))
     commands = life.handle(Died(second, 2, 9))
-    assert TellForget(driver, first, True) in commands
+    assert TellForget(driver, first, 0) in commands
 
 
 def test_what_a_dead_owner_had_asked_for_is_not_started(life: Lifecycle) -> None:

@@ -89,12 +89,23 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """``by`` has drained the rings of ``dead``, and says what it still holds of it."""
+    """``by`` has drained the rings of ``dead``, and says what it still holds of it.
+
+    ``came_by``: it has come to hold something of it since it last said so.
+    """
 
     by: Proc
     dead: Proc
     holds_objects: bool
     holds_blocks: bool
+    came_by: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """A process has let go of the last it held of ``dead``, or of its memory."""
+
+    dead: Proc
 
 
 Event = (
@@ -108,6 +119,7 @@ Event = (
     | CpusTaken
     | Died
     | Confirmed
+    | LetGo
 )
 
 # Commands ----------------------------------------------------------------------------
@@ -142,9 +154,11 @@ class TellDied:
 
 @dataclass(frozen=True, slots=True)
 class TellForget:
+    """Forget ``dead``: its borrows; ``step`` 1: what it owned; 2: its memory too."""
+
     to: Proc
     dead: Proc
-    free_blocks: bool
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +215,17 @@ class _Member:
 class _Death:
     cause: int
     detail: int
-    waiting: set[Proc]
-    holders: set[Proc] = field(default_factory=set)  # hold blocks in its arena
+    waiting: set[Proc]  # have not answered in this round of asking
     objects_held: bool = False
-    forgotten: bool = False
+    blocks_held: bool = False
+    came_by: bool = False
+    let_go: bool = False  # somebody did, after it had answered in this round
+    # Rounds in a row in which nobody held anything. What one process holds may pass to
+    # another that has just answered; it says so in the next round. So after two rounds
+    # without, nobody does.
+    objects_clean: int = 0
+    blocks_clean: int = 0
+    step: int = -1  # the last one that was told
 
 
 @dataclass(slots=True)
@@ -218,6 +239,7 @@ class _Request:
 
 
 _MAX_EPOCH = 1 << 14
+_CLEAN_ROUNDS = 2
 _DRIVER_INDEX = 1
 # Workers for tasks with resources of their own, kept for the next such task.
 _MAX_IDLE_LEASED = 4
@@ -268,10 +290,6 @@ class Lifecycle:
         left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
         return left
 
-    def unheld_dead(self) -> list[Proc]:
-        """Dead processes whose arenas were still read when last asked."""
-        return [dead for dead, death in self._deaths.items() if death.forgotten]
-
     # Events ------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:
@@ -301,13 +319,12 @@ class Lifecycle:
                 return self._died(event)
             case Confirmed():
                 return self._confirmed(event)
-
-    def ask_again(self, dead: Proc) -> list[Command]:
-        """Ask everybody once more whether they still hold something of ``dead``."""
-        death = self._deaths[dead]
-        death.waiting = set(self.members)
-        death.holders.clear()
-        return [TellDied(to, dead, death.cause, death.detail) for to in self.members]
+            case LetGo(dead):
+                death = self._deaths.get(dead)
+                if death is None:
+                    return []
+                death.let_go = True
+                return [] if death.waiting else self._ask_again(dead, death)
 
     # Leases ------------------------------------------------------------------
 
@@ -449,23 +466,42 @@ class Lifecycle:
             return []
         death.waiting.discard(event.by)
         death.objects_held |= event.holds_objects
-        if event.holds_blocks:
-            death.holders.add(event.by)
+        death.blocks_held |= event.holds_blocks
+        death.came_by |= event.came_by
         return self._settle(event.dead)
+
+    def _ask_again(self, dead: Proc, death: _Death) -> list[Command]:
+        """Ask everybody once more what they still hold of ``dead``."""
+        death.waiting = set(self.members)
+        death.objects_held = death.blocks_held = False
+        death.came_by = death.let_go = False
+        return [TellDied(to, dead, death.cause, death.detail) for to in self.members]
 
     def _settle(self, dead: Proc) -> list[Command]:
         """When everybody has drained the dead one's rings, its borrows may go."""
         death = self._deaths[dead]
         if death.waiting:
             return []
+        objects_held = death.objects_held or death.came_by
+        blocks_held = death.blocks_held or death.came_by
+        death.objects_clean = 0 if objects_held else death.objects_clean + 1
+        death.blocks_clean = 0 if blocks_held else death.blocks_clean + 1
+        step = 0
+        if death.objects_clean >= _CLEAN_ROUNDS:
+            step = 2 if death.blocks_clean >= _CLEAN_ROUNDS else 1
         commands: list[Command] = []
-        if not death.forgotten:
-            death.forgotten = True
-            commands += [
-                TellForget(to, dead, not death.objects_held) for to in self.members
-            ]
-        if not (death.holders & self.members.keys()):
+        if step > death.step:
+            death.step = step
+            commands += [TellForget(to, dead, step) for to in self.members]
+        if step == 2:
             del self._deaths[dead]
             self._free.append(Proc(dead.index, dead.epoch % (_MAX_EPOCH - 2) + 1))
             commands.append(Recycle(dead))
+        elif (
+            death.let_go
+            or death.came_by
+            or 0 < death.objects_clean < _CLEAN_ROUNDS
+            or 0 < death.blocks_clean < _CLEAN_ROUNDS
+        ):
+            commands += self._ask_again(dead, death)
         return commands

@@ -340,12 +340,16 @@ class Supervisor:
                 self._do(self._life.handle(life.CpuFree()))
             case b"C":
                 dead = Proc(*_PROC.unpack(payload[:4]))
-                flags = payload[4]
+                held = payload[4]  # see message.hpp
                 self._do(
                     self._life.handle(
-                        life.Confirmed(proc, dead, bool(flags & 1), bool(flags & 2))
+                        life.Confirmed(
+                            proc, dead, bool(held & 1), bool(held & 2), held > 3
+                        )
                     )
                 )
+            case b"U":
+                self._do(self._life.handle(life.LetGo(Proc(*_PROC.unpack(payload)))))
 
     def _send_segment(self, process: _Process, wanted: Proc) -> None:
         assert process.sock is not None
@@ -473,12 +477,13 @@ class Supervisor:
                     self._control.send_died(
                         to.index, to.epoch, dead.index, dead.epoch, cause, detail
                     )
-                case life.TellForget(to, dead, free_blocks):
+                case life.TellForget(to, dead, step):
                     self._control.send_forget(
-                        to.index, to.epoch, dead.index, dead.epoch, free_blocks
+                        to.index, to.epoch, dead.index, dead.epoch, step
                     )
                 case life.Recycle(proc):
                     os.close(self._segments.pop(proc))
+                    self._control.retire(proc.index)
                 case life.TakeCpus(count):
                     taken = self._control.take_cpus(count)
                     self._do(self._life.handle(life.CpusTaken(taken)))
@@ -492,8 +497,6 @@ class Supervisor:
         process = _Process(proc, self._control.make_segment())
         self._processes[proc] = process
         self._control.prepare(proc.index, proc.epoch, is_pool)
-        for dead in self._life.unheld_dead()[:1]:
-            self._do(self._life.ask_again(dead))
         return process
 
     def _order_fork(self, process: _Process, is_pool: bool, num_gpus: float) -> None:
