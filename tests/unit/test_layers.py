@@ -43,6 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rl": {*PUBLIC, "sim", "serve", "train", "rl"},
     "cli": {*PUBLIC, "sim", "serve", "train", "rl", "cli"},
     "util": {*PUBLIC, "util"},
+    # Like collective: public calls, with one implementation for all engines.
+    "util.serialization": {*PUBLIC, "engine.serialize"},
     "compat": {*PUBLIC, "util", "compat"},
     "testing": {*PUBLIC, "testing"},
 }

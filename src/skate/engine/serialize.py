@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._importable import find_global
@@ -66,7 +66,7 @@ def loads(header: bytes | memoryview, buffers: Iterable[Buffer] = ()) -> Any:
 
 
 def _fast_dumps(value: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
-    reducers = _tensor_reducers()
+    reducers = _dispatch_table()
     if not reducers:
         return pickle.dumps(value, 5, buffer_callback=buffers.append)
     file = io.BytesIO()
@@ -84,15 +84,21 @@ def _cloud_dumps(value: Any, what: str) -> Packed:
     with capture_refs() as refs:
         try:
             pickler = cloudpickle.Pickler(file, 5, buffer_callback=buffers.append)
-            reducers = _tensor_reducers()
-            if reducers:
-                pickler.dispatch_table = ChainMap(
-                    reducers.maps[0], pickler.dispatch_table
-                )
+            _add_reducers(pickler)
             pickler.dump(value)
         except Exception as error:
             raise _unpicklable(what, value, error) from error
     return Packed(file.getvalue(), buffers, refs)
+
+
+def _add_reducers(pickler: Any) -> None:
+    """Let a pickler of cloudpickle's know what ``_dispatch_table`` knows."""
+    reducers = _dispatch_table()
+    if reducers:
+        table = ChainMap(*reducers.maps[:-1], pickler.dispatch_table)
+        # Its class has an attribute of that name, which hides the one that counts.
+        member: Any = vars(pickle.Pickler)["dispatch_table"]
+        member.__set__(pickler, table)
 
 
 def _registered_by_value() -> bool:
@@ -162,6 +168,34 @@ def _import_global(module: str, qualname: str, wrapped: bool) -> Any:
     for name in qualname.split("."):
         found = getattr(found, name)
     return found.__wrapped__ if wrapped else found
+
+
+# What users registered, in this process ----------------------------------------------
+
+
+_registered: dict[Any, Any] = {}  # type -> reducer
+
+
+def register_reducer(cls: type, reducer: Callable[[Any], tuple[Any, ...]]) -> None:
+    """Pickle instances of exactly ``cls`` as ``reducer`` says, as ``copyreg`` does."""
+    _registered[cls] = reducer
+
+
+def deregister_reducer(cls: type) -> None:
+    """Forget what was registered for ``cls``, if anything was."""
+    _registered.pop(cls, None)
+
+
+def _dispatch_table() -> ChainMap[Any, Any] | None:
+    """What pickle must know beside ``copyreg``, which is last; None: nothing."""
+    tensors = _tensor_reducers()
+    if not _registered:
+        return tensors
+    if tensors is None:
+        import copyreg
+
+        return ChainMap(_registered, copyreg.dispatch_table)
+    return tensors.new_child(_registered)
 
 
 # Torch tensors -----------------------------------------------------------------
@@ -261,7 +295,8 @@ def explain_arguments(
 
 
 def _unpicklable(what: str, value: Any, error: Exception) -> TypeError:
-    path, culprit, error = _find_culprit(value, error)
+    steps, culprit, _, error = _find_culprit(value, error)
+    path = "".join(steps).removeprefix(" -> ").removeprefix(".")
     kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}"
     kind = kind.removeprefix("builtins.")
     if isinstance(culprit, types.GeneratorType):
@@ -276,9 +311,24 @@ def _unpicklable(what: str, value: Any, error: Exception) -> TypeError:
     )
 
 
-def _find_culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
-    """The smallest part of ``value`` that cannot be pickled, and how it is reached."""
-    path = ""
+class Culprit(NamedTuple):
+    """The smallest part of a value that cannot be pickled."""
+
+    steps: tuple[str, ...]  # how to write the way there
+    part: Any
+    parent: Any  # what holds it; None if it is the value itself
+    error: Exception
+
+
+def find_culprit(value: Any) -> Culprit | None:
+    """What in ``value`` cannot be pickled; None if all can."""
+    error = _pickling_error(value)
+    return None if error is None else _find_culprit(value, error)
+
+
+def _find_culprit(value: Any, error: Exception) -> Culprit:
+    steps: list[str] = []
+    parent = None
     seen = {id(value)}
     while True:
         for step, part in _parts(value):
@@ -287,11 +337,11 @@ def _find_culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
             failure = _pickling_error(part)
             if failure is not None:
                 seen.add(id(part))
-                path += step
-                value, error = part, failure
+                steps.append(step)
+                parent, value, error = value, part, failure
                 break
         else:
-            return path.removeprefix(" -> ").removeprefix("."), value, error
+            return Culprit(tuple(steps), value, parent, error)
 
 
 def _pickling_error(value: Any) -> Exception | None:
@@ -299,7 +349,9 @@ def _pickling_error(value: Any) -> Exception | None:
 
     with capture_refs():
         try:
-            cloudpickle.dumps(value, 5)
+            pickler = cloudpickle.Pickler(io.BytesIO(), 5)
+            _add_reducers(pickler)
+            pickler.dump(value)
         except Exception as error:  # any reducer may raise anything
             return error
     return None

@@ -12,12 +12,20 @@ from .debug import enable_periodic_logging as enable_periodic_logging
 from .debug import log_once as log_once
 from .gather import as_completed as as_completed
 from .gather import map_unordered as map_unordered
+from .network import get_node_ip_address as get_node_ip_address
+from .serialization import deregister_serializer as deregister_serializer
+from .serialization import inspect_serializability as inspect_serializability
+from .serialization import register_serializer as register_serializer
 
 __all__ = [
     "ActorPool",
     "as_completed",
+    "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_node_ip_address",
+    "inspect_serializability",
     "log_once",
     "map_unordered",
+    "register_serializer",
 ]

@@ -8,13 +8,17 @@ from types import ModuleType
 from skate.util import (
     ActorPool,
     as_completed,
+    deregister_serializer,
     disable_log_once_globally,
     enable_periodic_logging,
+    get_node_ip_address,
+    inspect_serializability,
     log_once,
     map_unordered,
+    register_serializer,
 )
 
-from . import actor_pool, debug, queue
+from . import actor_pool, debug, metrics, queue, serialization
 
 __all__ = [
     "ActorPool",
@@ -22,11 +26,17 @@ __all__ = [
     "as_completed",
     "collective",
     "debug",
+    "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_node_ip_address",
+    "inspect_serializability",
     "log_once",
     "map_unordered",
+    "metrics",
     "queue",
+    "register_serializer",
+    "serialization",
 ]
 
 
