@@ -35,10 +35,10 @@ void bind_control(nb::module_& m) {
       .def("make_segment", &Control::make_segment)
       .def(
           "prepare",
-          [](Control& c, u16 index, u16 epoch, bool is_pool) {
-            c.prepare(proc_id(index, epoch), is_pool);
+          [](Control& c, u16 index, u16 epoch, bool is_pool, const std::string& title) {
+            c.prepare(proc_id(index, epoch), is_pool, title);
           },
-          "index"_a, "epoch"_a, "is_pool"_a)
+          "index"_a, "epoch"_a, "is_pool"_a, "title"_a)
       .def(
           "mark_dead",
           [](Control& c, u16 index, u16 epoch) { c.mark_dead(proc_id(index, epoch)); },

@@ -124,6 +124,14 @@ nb::object put(Node& node, nb::handle object) {
   });
 }
 
+// In the trace: the call, and which tasks' values it brought.
+void record_get(Node& node, const std::vector<ObjectId>& ids) {
+  constexpr std::size_t kMost = kTraceEvents / 8;
+  Trace& trace = node.trace();
+  trace.waited(TraceEvent::kGet, Node::take_wait_start(), ids.size());
+  for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i].bits);
+}
+
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool writable) {
   check_alive(node);
   const std::vector<ObjectId> ids = ids_of(refs);
@@ -131,6 +139,7 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool wr
   std::size_t next = 0;
   const WaitResult result =
       wait_patiently([&] { return node.wait_all(ids, next, deadline); });
+  record_get(node, ids);
   if (result == WaitResult::kTimeout) {
     const std::string text = "get() timed out: " + std::to_string(ids.size() - next) +
                              " of " + std::to_string(ids.size()) +
@@ -221,6 +230,8 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
   // Another thread may change the list meanwhile.
   nb::object copy = nb::steal(PyList_GetSlice(list, 0, PyList_GET_SIZE(list)));
   wait_patiently([&] { return node.wait_some(ids, num_returns, ready, deadline); });
+  if (const u64 since = Node::take_wait_start())
+    node.trace().waited(TraceEvent::kWait, since, ids.size());
   std::vector<Py_ssize_t> found;
   for (std::size_t i = 0; i < ids.size() && found.size() < num_returns; ++i)
     if (ready[i]) found.push_back(static_cast<Py_ssize_t>(i));
@@ -335,6 +346,15 @@ void set_function(Node& node, Task& task, u64 function, bool holds_refs) {
   task.pins.push_back({function});
 }
 
+// In the trace a task is known by the name it was given, or by its function.
+u32 label_of_task(Node& node, u64 function, std::string_view name) {
+  Trace& trace = node.trace();
+  if (name.empty()) return trace.find(function);
+  const u64 key = hash_name(name, 0);
+  const u32 known = trace.find(key);
+  return known != 0 ? known : trace.add(key, name);
+}
+
 // `name` is what the worker calls the task, if not by its function's name.
 nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& name,
                 nb::tuple args, nb::dict kwargs, u16 num_returns, i32 max_retries,
@@ -344,6 +364,7 @@ nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& na
   set_function(node, *task, function, holds_refs);
   task->header.num_returns = num_returns;
   task->retries = max_retries;
+  task->label = label_of_task(node, function, name);
   if (!resources.is_none()) {
     task->route = Task::Route::kLease;
     nb::bytes bytes = nb::borrow<nb::bytes>(resources);
@@ -362,6 +383,7 @@ nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
   task->actor = id;
   task->pins.push_back(task->actor);
   task->header.num_returns = num_returns;
+  task->label = node.trace().label_of_call(id.bits, method);
   if (constructor != 0) {
     set_function(node, *task, constructor, holds_refs);
     task->header.flags |= kConstructor;
@@ -411,6 +433,9 @@ class Call {
   nb::tuple arguments() {
     return guarded([&] {
       read_dependencies();
+      u64 size = task_.body.size();
+      for (const Dependency& d : dependencies_) size += d.value.size();
+      task_.running = node_.trace().started(label(), task_.header.task_id, size);
       Reader reader(
           std::string_view(task_.body).substr(0, task_.header.args_size));
       for (u16 n = reader.pod<u16>(); n > 0; --n) reader.pod<char>();
@@ -502,6 +527,19 @@ class Call {
                         bytes.size(), nullptr, false);
   }
 
+  u32 label() {
+    Trace& trace = node_.trace();
+    Reader reader(task_.body);
+    const u16 size = reader.pod<u16>();
+    const std::string_view name = reader.rest().substr(0, size);
+    const char* title = trace.title();
+    if (title[0] == '\0') return label_of_task(node_, task_.header.function_id, name);
+    const u64 key = hash_name(name, 0);
+    const u32 known = trace.find(key);
+    if (known != 0) return known;
+    return trace.add(key, std::string(title) + "." + std::string(name));
+  }
+
   Node& node_;
   Incoming task_;
   std::vector<Dependency> dependencies_;
@@ -540,6 +578,8 @@ class PyWatch {
     const i64 deadline = deadline_of(timeout);
     std::vector<u32> tags;
     wait_patiently([&] { return node_.watch_wait(watch_, tags, deadline); });
+    if (const u64 since = Node::take_wait_start())
+      node_.trace().waited(TraceEvent::kWait, since, tags.size());
     nb::list out;
     for (u32 tag : tags) out.append(tag);
     return out;
@@ -697,6 +737,51 @@ void bind_node(nb::module_& m) {
           "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
       .def("next_task", &next_task, nb::keep_alive<0, 1>(),
            nb::sig("def next_task(self) -> Call | None"))
+      .def(
+          "name_function",
+          [](Node& node, u64 function, const std::string& name) {
+            node.trace().add(function, name);
+          },
+          "function"_a, "name"_a, "What the trace calls an exported function.")
+      .def(
+          "name_actor",
+          [](Node& node, u64 actor, const std::string& title) {
+            node.trace().name_actor(actor, title);
+          },
+          "actor"_a, "title"_a, "What the trace calls an actor's class.")
+      .def(
+          "record_span",
+          [](Node& node, const std::string& name, u64 start) {
+            const u64 key = hash_name(name, 1);
+            const u32 known = node.trace().find(key);
+            node.trace().span(known != 0 ? known : node.trace().add(key, name), start);
+          },
+          "name"_a, "start_ns"_a, "Something of the user's, from then to now.")
+      .def(
+          "explain",
+          [](Node& node, u64 id, u32 process) -> nb::object {
+            check_alive(node);
+            std::optional<Explanation> found;
+            {
+              nb::gil_scoped_release release;
+              found = node.explain({id}, process);
+            }
+            if (!found) return nb::none();
+            nb::list missing;
+            for (ObjectId other : found->missing) missing.append(other.bits);
+            nb::dict d;
+            d["state"] = static_cast<int>(found->state);
+            d["name"] = found->name;
+            d["ahead"] = found->ahead;
+            d["attempt"] = found->attempt;
+            d["task_id"] = found->task;
+            d["target"] = found->target.index;
+            d["missing"] = missing;
+            return d;
+          },
+          "object"_a, "process"_a,
+          "What a process knows of why an object has no value; None if it is silent.",
+          nb::sig("def explain(self, object: int, process: int) -> dict[str, Any] | None"))
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",

@@ -7,6 +7,7 @@ void bind_node(nb::module_& m);
 void bind_control(nb::module_& m);
 void bind_group(nb::module_& m);
 void bind_tools(nb::module_& m);
+void bind_trace(nb::module_& m);
 
 NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);  // the engine lives as long as the process
@@ -16,4 +17,5 @@ NB_MODULE(_core, m) {
   bind_control(m);
   bind_group(m);
   bind_tools(m);
+  bind_trace(m);
 }

@@ -8,9 +8,9 @@
 namespace skate {
 
 Control::Control(const SessionOptions& options)
-    : session_fd_(make_memfd("skate-session", sizeof(Session))),
+    : session_fd_(make_memfd("skate-session", kSessionBytes)),
       segment_fd_(make_memfd("skate-control", kArenaOffset + options.arena_bytes)),
-      session_map_(session_fd_, 0, sizeof(Session), true),
+      session_map_(session_fd_, 0, kSessionBytes, true),
       segment_(segment_fd_, 0, kArenaOffset, true),
       session_(reinterpret_cast<Session*>(session_map_.data())),
       rings_(kMaxProcs) {
@@ -36,7 +36,7 @@ int Control::make_segment() const {
   return make_memfd("skate-process", kArenaOffset + session_->arena_bytes);
 }
 
-void Control::prepare(ProcId proc, bool is_pool) {
+void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   ProcEntry& entry = session_->procs[proc.index];
   entry.doorbell.store(kAwake);
   entry.housekeeper_doorbell.store(kAwake);
@@ -54,6 +54,7 @@ void Control::prepare(ProcId proc, bool is_pool) {
   ring->head.store(0);
   ring->producer_waits.store(0);
   rings_[proc.index] = std::make_unique<RingProducer>(ring);
+  begin_trace(trace_part(session_map_.data(), proc.index), proc, is_pool, title);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kStarting) |
                                     (is_pool ? 0 : kNotPool));
   entry.epoch.store(proc.epoch);
@@ -63,6 +64,7 @@ void Control::prepare(ProcId proc, bool is_pool) {
 }
 
 void Control::mark_dead(ProcId proc) {
+  end_trace(trace_part(session_map_.data(), proc.index));
   session_->procs[proc.index].alive.store(0);
   session_->procs[proc.index].blocked_since.store(0);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));

@@ -10,6 +10,7 @@
 #include "directory.hpp"
 #include "message.hpp"
 #include "node.hpp"
+#include "trace.hpp"
 
 namespace skate {
 
@@ -36,7 +37,8 @@ class Control {
   int make_segment() const;
 
   // Before a process starts. From now on others may send to it.
-  void prepare(ProcId proc, bool is_pool);
+  // `title`: of an actor, its class.
+  void prepare(ProcId proc, bool is_pool, std::string_view title);
   // After it has ended: wakes everybody once, since it may have died while waking one.
   void mark_dead(ProcId proc);
   // When nobody reads its memory any more.

@@ -25,6 +25,8 @@ enum class Message : u16 {
   kProcessDied,    // supervisor -> all: drain its ring, then confirm
   kForgetProcess,  // supervisor -> all: everybody has; drop its borrows (see Forget)
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
+  kExplain,        // anybody -> anybody: why has this object no value?
+  kExplained,      // the answer
 };
 
 // How far the forgetting of a dead process goes.
@@ -80,6 +82,8 @@ struct Value {
   Location block;
   Failure failure;
   std::vector<Contained> contained;  // counted by whoever holds the value
+
+  u64 size() const { return kind == Kind::kBlock ? block.size : inline_bytes.size(); }
 
   void clear() {
     kind = Kind::kNone;

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <utility>
+
 namespace skate {
 
 namespace {
@@ -32,10 +34,13 @@ struct Progress {
   }
 };
 
+// When this thread's wait began that has not been asked about yet; 0: it did not wait.
+thread_local i64 t_waits_since = 0;
+
 }  // namespace
 
 Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool)
-    : session_map_(session_fd, 0, sizeof(Session), true),
+    : session_map_(session_fd, 0, kSessionBytes, true),
       session_(reinterpret_cast<Session*>(session_map_.data())),
       self_(self),
       is_pool_(is_pool),
@@ -45,7 +50,8 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
       arena_(segment_.data() + kArenaOffset, session_->arena_bytes),
       link_(supervisor_fd),
       peers_(kMaxProcs),
-      queues_(kMaxProcs) {
+      queues_(kMaxProcs),
+      trace_(trace_part(session_map_.data(), self.index)) {
   ::close(session_fd);
   ::close(segment_fd);
   static const int once = pthread_atfork(
@@ -59,6 +65,10 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
 
 Node::~Node() {
   close();
+}
+
+u64 Node::take_wait_start() {
+  return static_cast<u64>(std::exchange(t_waits_since, 0));
 }
 
 bool Node::in_forked_child() { return g_forked_child.load(std::memory_order_relaxed); }
@@ -151,7 +161,9 @@ bool Node::spin() {
   const i64 budget = spin_budget();
   if (budget == 0) return false;
   const bool idle = is_pool_ && session_->state_of(self_.index) == ProcState::kSearching;
-  const i64 end = now_ns() + budget;
+  const i64 start = now_ns();
+  const i64 end = start + budget;
+  if (t_waits_since == 0) t_waits_since = start;
   do {
     for (int i = 0; i < 16; ++i) {
       if (me_->inbox_summary.load(std::memory_order_acquire) != 0) return true;
@@ -180,6 +192,7 @@ FutexResult Node::park(i64 timeout_ns) {
 // User code is about to sleep in a skate call: others may use its CPU.
 void Node::leave_cpu() {
   me_->blocked_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+  tell_what_is_waited_for();
   set_state(ProcState::kBlocked);
   if (reports_blocking_) link_.tell(Note::kBlocked);
   std::lock_guard lock(mu_);
@@ -221,6 +234,7 @@ WaitResult Node::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
   for (std::size_t i = next; i < ids.size(); ++i)
     if (ids[i].owner() != self_)
       if (Object* object = find(ids[i])) subscribe(*object);
+  const Wanted wanted(ids, Wanted::kAll, &next);
   return wait(lock, deadline_ns, std::ref(ready));
 }
 
@@ -250,6 +264,7 @@ WaitResult Node::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
     subscribed = true;
     return found >= wanted;
   };
+  const Wanted waited(ids, Wanted::kSome);
   return wait(lock, deadline_ns, std::ref(ready));
 }
 

@@ -27,10 +27,12 @@
 
 #include "arena.hpp"
 #include "directory.hpp"
+#include "explain.hpp"
 #include "message.hpp"
 #include "queue.hpp"
 #include "ring.hpp"
 #include "supervisor_link.hpp"
+#include "trace.hpp"
 
 namespace skate {
 
@@ -99,6 +101,7 @@ struct Task {
   std::string resources;    // kLease: for the supervisor
   Peer* target = nullptr;   // kLease, kActor: where it was sent
   u32 flight = 0;           // its place in target->in_flight
+  u32 label = 0;            // in the trace
 
   void reset();  // for the next task: buffers keep their capacity
 };
@@ -114,6 +117,7 @@ struct Incoming {
   ProcId owner;
   TaskHeader header{};
   std::string body;  // arguments and dependencies, copied out of shared memory
+  Trace::Running running;
 };
 
 // A message that waits for room.
@@ -221,6 +225,12 @@ class Node {
   u64 pending_tasks();
   Arena& arena() { return arena_; }
   u64 store_used() const;
+  Trace& trace() { return trace_; }
+  const std::byte* session_bytes() const { return session_map_.data(); }
+  // What `process` knows of an object; nullopt if it does not answer.
+  std::optional<Explanation> explain(ObjectId id, u32 process);
+  // When the calling thread's last wait began, asked once; 0: it did not wait.
+  static u64 take_wait_start();
   // Stops the housekeeper; every later wait answers kEngineDied.
   void close();
   // Called in a forked child of this process: nothing may be touched any more.
@@ -280,6 +290,10 @@ class Node {
   void drain();
   void drain_ring(Peer& peer);
   void handle(Peer& from, const Record& record);
+  void tell_what_is_waited_for();
+  Explanation explain_here(ObjectId id);
+  void answer_explain(Reader& reader, ProcId from);
+  void take_explained(Reader& reader);
   void process_died(Reader& reader);
   std::vector<u8> held_of_others() const;
   void look_at_dead();
@@ -376,6 +390,10 @@ class Node {
   std::atomic<bool> stopping_{false};
   std::atomic<bool> engine_died_{false};
   std::thread housekeeper_;
+  Trace trace_;
+  Explanation explained_;  // the last answer
+  u32 explained_token_ = 0;
+  u32 explain_token_ = 0;
 };
 
 }  // namespace skate

@@ -186,6 +186,12 @@ void Node::handle(Peer& from, const Record& record) {
       receive_body(incoming_.emplace_back(), record.payload, record.size, from.id);
       resolved_ = true;
       break;
+    case Message::kExplain:
+      answer_explain(reader, from.id);
+      break;
+    case Message::kExplained:
+      take_explained(reader);
+      break;
     case Message::kBorrow:
       add_borrow(reader.pod<ObjectId>(), from.id);
       break;

@@ -16,6 +16,7 @@ void Task::reset() {
   actor = {};
   resources.clear();
   target = nullptr;
+  label = 0;
 }
 
 Task* Node::new_task() {
@@ -54,6 +55,7 @@ void Node::submit(Task* task, std::vector<ObjectId>& out) {
   }
   task->header.task_id = task->returns[0].bits;
   ++tasks_;
+  trace_.submitted(task->label, task->header.task_id);
   for (ObjectId id : task->pins) {
     hold(id);
     if (Object* object = find(id)) object->shared |= object->kind != Object::Kind::kFunction;
@@ -372,6 +374,7 @@ void Node::unlist(Task* task) {
 
 // Takes the counts in the values' `contained`.
 void Node::end_task(Task* task, std::vector<Value>& values) {
+  trace_.ended(task->label, !values.empty() && values[0].is_error);
   unlist(task);
   if (task->has_body) free_block(task->body);
   for (std::size_t i = 0; i < task->returns.size(); ++i) {

@@ -89,7 +89,10 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     const bool stay = me_->inbox_summary.load(std::memory_order_seq_cst) == 0 &&
                       !kicked_.load() && !(is_pool_ && token_free() && work_waiting());
     lock.unlock();
-    if (stay) futex_wait(me_->doorbell, kAsleep, remaining(deadline_ns, kIdleSlice));
+    if (stay) {
+      futex_wait(me_->doorbell, kAsleep, remaining(deadline_ns, kIdleSlice));
+      trace_.slept();
+    }
     me_->doorbell.store(kAwake, std::memory_order_seq_cst);
     kicked_.store(false);
     lock.lock();
@@ -104,6 +107,9 @@ void Node::stop_idling() {
 
 void Node::finish_task(const Incoming& task, std::vector<Value>& values) {
   std::lock_guard lock(mu_);
+  u64 result_bytes = 0;
+  for (const Value& value : values) result_bytes += value.size();
+  trace_.finished(task.running, task.header.task_id, result_bytes);
   scratch_.clear();
   Writer writer(scratch_);
   writer.pod(task.header.task_id);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 
 #include "ids.hpp"
 
@@ -76,6 +77,24 @@ class QueueProducer {
 
   // How many tasks have been claimed so far: a hint, never ahead of the truth.
   u64 claimed() const { return memory_->head.load(std::memory_order_relaxed); }
+
+  // How many unclaimed tasks are before `task_id`, which stands first in its payload;
+  // nullopt if it is not there.
+  std::optional<u32> ahead_of(u64 task_id) const {
+    u32 ahead = 0;
+    const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
+    for (u64 position = first; position < tail_; ++position) {
+      const Cell& cell = memory_->cells[position % kQueueCells];
+      // The payload is this process's own: only the state changes under us.
+      if (cell.state.load(std::memory_order_acquire) != cell_state::ready_at(position))
+        continue;
+      u64 id;
+      std::memcpy(&id, cell.payload, sizeof id);
+      if (id == task_id) return ahead;
+      ++ahead;
+    }
+    return std::nullopt;
+  }
 
   // Calls `lost(payload, size)` for every task that the dead process `proc` had claimed
   // without freeing its cell, and frees the cell. Only after the process has ended.

@@ -17,6 +17,9 @@ from ._actor import kill as kill
 from ._actor import method as method
 from ._gather import as_completed as as_completed
 from ._gather import map_unordered as map_unordered
+from ._observe import summary as summary
+from ._observe import timeline as timeline
+from ._observe import why as why
 from ._ref import ObjectRef as ObjectRef
 from ._runtime import RuntimeContext as RuntimeContext
 from ._runtime import Session as Session
@@ -61,7 +64,10 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "summary",
+    "timeline",
     "wait",
+    "why",
 ]
 
 for _name in __all__:

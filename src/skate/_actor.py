@@ -100,6 +100,7 @@ class ActorHandle(Generic[T]):
         self._skate_actor = actor
         self._skate_class = class_name
         self._skate_methods = methods
+        actor._counter.name_actor(actor._id, class_name.rpartition(".")[2])
 
     def __getattr__(self, name: str) -> ActorMethod:
         # Half-made handles (in copy and pickle) have no attribute at all.

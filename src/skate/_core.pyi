@@ -97,6 +97,20 @@ class Node:
 
     def next_task(self) -> Call | None: ...
 
+    def name_function(self, function: int, name: str) -> None:
+        """What the trace calls an exported function."""
+
+    def name_actor(self, actor: int, title: str) -> None:
+        """What the trace calls an actor's class."""
+
+    def record_span(self, name: str, start_ns: int) -> None:
+        """Something of the user's, from then to now."""
+
+    def explain(self, object: int, process: int) -> dict[str, Any] | None:
+        """
+        What a process knows of why an object has no value; None if it is silent.
+        """
+
     def report_blocking(self, on: bool) -> None: ...
 
     def ask(self, question: bytes) -> tuple[bytes, int]:
@@ -145,7 +159,7 @@ class Control:
 
     def make_segment(self) -> int: ...
 
-    def prepare(self, index: int, epoch: int, is_pool: bool) -> None: ...
+    def prepare(self, index: int, epoch: int, is_pool: bool, title: str) -> None: ...
 
     def mark_dead(self, index: int, epoch: int) -> None: ...
 
@@ -234,3 +248,65 @@ def line_buffer_stdout() -> None:
 
 def spin_ping_pong(rounds: int) -> float:
     """Seconds for a round trip between two spinning processes."""
+
+EVENT_SUBMIT: int = 1
+
+EVENT_RUN: int = 2
+
+EVENT_GET: int = 3
+
+EVENT_GOT: int = 4
+
+EVENT_SPAN: int = 5
+
+EVENT_WAIT: int = 6
+
+def announce_stacks(node: Node, signal_number: int, fd: int) -> None:
+    """
+    After faulthandler.register(signal_number, fd): lets others ask for stacks.
+    """
+
+def forget_stacks() -> None: ...
+
+def monotonic_ns() -> int: ...
+
+class Statistics:
+    """What the processes of a session say."""
+
+    from collections.abc import Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, fd: int) -> None: ...
+
+    @staticmethod
+    def of(node: Node) -> Statistics: ...
+
+    @property
+    def num_cpus(self) -> int: ...
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def store_limit(self) -> int: ...
+
+    @property
+    def closing(self) -> bool: ...
+
+    def processes(self) -> list[dict[str, Any]]: ...
+
+    def functions(self) -> dict[str, dict[str, Any]]: ...
+
+    def events(self) -> list[tuple[int, int, int, int, int, int, int, int]]:
+        """
+        (process, pid, kind, thread, label, start, end, id); end 0: it goes on.
+        """
+
+    def users(self) -> list[tuple[int, int, str, bool]]:
+        """(process, pid, title, is of the pool), oldest first."""
+
+    def labels(self, process: int) -> list[str]: ...
+
+    def running(self) -> list[tuple[int, int, int, str]]:
+        """(process, task, since, name)"""

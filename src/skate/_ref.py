@@ -27,6 +27,9 @@ class RefCounter(Protocol):
         Returns the id to use from now on: the object may have a new owner.
         """
 
+    def name_actor(self, ref_id: int, class_name: str, /) -> None:
+        """Statistics call the actor of this handle by its class's name."""
+
     def future(self, ref: ObjectRef[Any], /) -> Future[Any]:
         """A future that ends when ``ref`` does. It keeps ``ref`` alive."""
 

@@ -14,8 +14,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FIRST_ROW = {"exceptions", "_ref", "_options", "_importable", "kernels"}
 CONTRACT = {*FIRST_ROW, "engine.protocol"}
-SHARED = {*CONTRACT, "engine.serialize", "engine.futures"}
-PUBLIC = {"", "exceptions", "collective", "kernels"}
+SHARED = {*CONTRACT, "engine.serialize", "engine.futures", "engine.timeline"}
+PUBLIC = {"", "exceptions", "collective", "kernels", "debug"}
 
 # A module's room, by the longest prefix of its name -> what it may import of skate.
 # A name stands for itself and everything below it; "" is ``import skate`` alone.
@@ -25,13 +25,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_options": {"exceptions"},
     "_importable": set(),
     "kernels": {"_core"},
-    "engine": {"engine.protocol", "engine.embedded.driver", "engine.inline.engine"},
+    "engine": {
+        "engine.protocol",
+        "engine.embedded.driver",
+        "engine.embedded.observe",
+        "engine.inline.engine",
+    },
+    "engine.timeline": set(),
     "engine.protocol": {"_ref", "_options"},
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,
     "engine.embedded": {*SHARED, "engine.embedded", "_core", "_runtime"},
     "engine.inline": {*SHARED, "engine.inline"},
     "_runtime": {*CONTRACT, "engine"},
+    "_observe": {*CONTRACT, "_runtime", "engine"},
+    "debug": {"_observe"},
     "_task": {*CONTRACT, "_actor", "_runtime"},
     "_actor": {*CONTRACT, "_runtime"},
     "_gather": {*CONTRACT, "_actor", "_runtime", "_task"},

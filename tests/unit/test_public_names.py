@@ -32,7 +32,10 @@ NAMES = [
     "put",
     "remote",
     "shutdown",
+    "summary",
+    "timeline",
     "wait",
+    "why",
 ]
 
 

@@ -13,6 +13,7 @@ from skate.exceptions import SkateError
 
 from . import INTERRUPTED
 from .evaluate import evaluate
+from .observe import stack, timeline, top
 from .train import train
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -44,3 +45,6 @@ app = typer.Typer(
 )
 app.command()(polite(train))
 app.command()(polite(evaluate))
+app.command()(polite(top))
+app.command()(polite(stack))
+app.command()(polite(timeline))

@@ -42,6 +42,14 @@ class EngineConfig:
     log_to_driver: bool = True
 
 
+def label_of(code: Any) -> str:
+    """What statistics call a function or a class: its name, without where it is."""
+    if isinstance(code, type):
+        return code.__name__
+    name = getattr(code, "__qualname__", None) or type(code).__qualname__
+    return str(name).rpartition("<locals>.")[2]
+
+
 @dataclass(slots=True, eq=False)
 class TaskSpec:
     """One remote function as decorated (or as changed by ``.options``)."""
@@ -100,6 +108,43 @@ class Watch(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSummary:
+    """What has become of the calls of one function, since the session began."""
+
+    finished: int
+    failed: int  # with an error, or lost with their worker
+    running: int
+    queued: int  # submitted and not started
+    total_s: float  # of those that finished, waiting included
+    cpu_s: float
+    p50_s: float  # of their durations; to about 10 %
+    p99_s: float
+    argument_bytes: int
+    result_bytes: int
+
+
+class Observer(Protocol):
+    """Looks at a session without taking part in it."""
+
+    def session(self) -> dict[str, Any]:
+        """engine, seconds, cpus, cpus_used, workers, store_bytes, store_limit, ended"""
+
+    def functions(self) -> dict[str, FunctionSummary]: ...
+
+    def trace(self) -> dict[str, Any]:
+        """The last events of every process, in Chrome's trace event format."""
+
+    def stacks(self) -> str:
+        """The Python stacks of all processes, for people."""
+
+    def span(self, name: str, start_ns: int) -> None:
+        """Record that the calling thread did ``name`` from then (``now``) to now."""
+
+    def now(self) -> int:
+        """The clock of spans, in ns."""
 
 
 class Group(Protocol):
@@ -220,6 +265,11 @@ class Engine(RefCounter, Protocol):
 
     def has_died(self) -> bool:
         """True once the session has ended by a fault: ``init`` may start another."""
+
+    def observer(self) -> Observer: ...
+
+    def why(self, ref: ObjectRef[Any]) -> str:
+        """Why ``ref`` has no value yet, in words."""
 
     def shutdown(self) -> None:
         """End everything that was started. May be called twice."""

@@ -28,8 +28,17 @@ from ...exceptions import (
 )
 from .. import serialize
 from ..futures import FutureDispatcher
-from ..protocol import ActorSpec, EngineConfig, NamedActor, TaskContext, TaskSpec
+from ..protocol import (
+    ActorSpec,
+    EngineConfig,
+    NamedActor,
+    TaskContext,
+    TaskSpec,
+    label_of,
+)
 from . import group as groups
+from . import stacks
+from .observe import OwnObserver
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +96,11 @@ class EmbeddedEngine:
         )
         self._futures = FutureDispatcher(self)
         self._exports: WeakSet[Exported] = WeakSet()
+        self._stacks_fd = stacks.answer_signals(node)
         # Straight to the core: these are called once or more for every task.
         self.release = node.release
         self.adopt = node.adopt
+        self.name_actor = node.name_actor
         self.put = node.put
         self.wait = node.wait
         self.watch = node.watch
@@ -136,14 +147,18 @@ class EmbeddedEngine:
             spec.function,
             f"function {spec.name}",
             None if plain else pickle.dumps(resources),
+            label_of(spec.function),
         )
 
-    def _export(self, code: Any, what: str, resources: bytes | None) -> Exported:
+    def _export(
+        self, code: Any, what: str, resources: bytes | None, label: str
+    ) -> Exported:
         packed = serialize.dumps_function(code, what)
         data = pickle.dumps(
             (packed.header, [b.raw().tobytes() for b in packed.buffers])
         )
         function_id = self.node.export_function(data, packed.refs)
+        self.node.name_function(function_id, label)
         exported = Exported(self, function_id, bool(packed.refs), resources)
         self._exports.add(exported)
         return exported
@@ -175,7 +190,7 @@ class EmbeddedEngine:
         exported = spec.exported
         if exported is None or exported.engine is not self:
             exported = spec.exported = self._export(
-                _ActorCode(spec), f"actor class {spec.name}", None
+                _ActorCode(spec), f"actor class {spec.name}", None, label_of(spec.cls)
             )
         full_name = None
         if options.name is not None:
@@ -303,6 +318,14 @@ class EmbeddedEngine:
     def has_died(self) -> bool:
         return self.node.engine_died
 
+    def why(self, ref: ObjectRef[Any]) -> str:
+        from .why import Explainer
+
+        return Explainer(self).explain(ref._id)
+
+    def observer(self) -> OwnObserver:
+        return OwnObserver(self.node)
+
     def shutdown(self) -> None:
         if self.end_session is not None:
             self.end_session()
@@ -311,6 +334,7 @@ class EmbeddedEngine:
         """The session is over: let go of what would keep its memory mapped."""
         self.node.close()
         self._futures.close()
+        stacks.stop_answering(self._stacks_fd)
         for exported in self._exports:
             exported.engine = None
         set_default_counter(None)

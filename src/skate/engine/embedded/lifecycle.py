@@ -290,6 +290,22 @@ class Lifecycle:
         left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
         return left
 
+    def waiting(self) -> list[_Request]:
+        """Requests that were not granted yet, oldest first."""
+        return list(self._queue)
+
+    def holders(self) -> dict[int, dict[str, float]]:
+        """What processes with resources of their own hold, by index."""
+        return {
+            proc.index: {
+                name: amount
+                for name, amount in member.resources.items()
+                if name != "CPU" or not member.blocked
+            }
+            for proc, member in self.members.items()
+            if member.granted
+        }
+
     # Events ------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:

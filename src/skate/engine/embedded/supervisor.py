@@ -404,7 +404,8 @@ class Supervisor:
         proc = self._life.allocate("actor")
         if proc is None:
             return "full", _core.MAX_PROCS
-        self._new_process(proc, is_pool=False)
+        title = pickle.loads(meta)[0].rpartition(".")[2]
+        self._new_process(proc, is_pool=False, title=title)
         actor = _Actor(proc, name=name, meta=meta)
         self._actors[proc.index] = actor
         if name is not None:
@@ -431,6 +432,21 @@ class Supervisor:
 
     def _ask_assigned(self, process: _Process) -> Any:
         return self._life.assigned(process.proc)
+
+    def _ask_waiting(self, process: _Process) -> Any:
+        """Requests for resources that were not granted yet, oldest first."""
+        return [
+            (
+                (r.owner.index, r.task) if r.owner is not None else None,
+                r.actor.index if r.actor is not None else None,
+                dict(r.resources),
+            )
+            for r in self._life.waiting()
+        ]
+
+    def _ask_holders(self, process: _Process) -> Any:
+        """Who holds resources: process index -> what."""
+        return self._life.holders()
 
     def _ask_note(self, process: _Process, index: int, epoch: int) -> Any:
         return self._notes.get(Proc(index, epoch), "")
@@ -493,10 +509,10 @@ class Supervisor:
                     self._control.want_cpus(count)
         self._unsent = self._control.flush()
 
-    def _new_process(self, proc: Proc, is_pool: bool) -> _Process:
+    def _new_process(self, proc: Proc, is_pool: bool, title: str = "") -> _Process:
         process = _Process(proc, self._control.make_segment())
         self._processes[proc] = process
-        self._control.prepare(proc.index, proc.epoch, is_pool)
+        self._control.prepare(proc.index, proc.epoch, is_pool, title)
         return process
 
     def _order_fork(self, process: _Process, is_pool: bool, num_gpus: float) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _core, _runtime
 from .. import serialize
+from ..protocol import label_of
 from .engine import EmbeddedEngine
 from .output import redirect_worker
 
@@ -154,6 +155,7 @@ class _Worker:
         if function is None:
             header, buffers = pickle.loads(call.function_code())
             function = serialize.loads(header, buffers)
+            self.node.name_function(key, label_of(function))
             # Code that holds refs would keep them alive for as long as it is cached.
             if not call.function_holds_refs:
                 if len(self._functions) >= _MAX_CACHED_FUNCTIONS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...exceptions import ActorDiedError
 from .. import serialize
+from ..protocol import label_of
 from .baton import Home, Stopped, context
 from .loop import BatonLoop
 from .units import Call
@@ -44,6 +45,7 @@ class Actor:
         self.id = engine.new_id()
         self.count = 1  # handles
         self.class_name = spec.name
+        self.label = label_of(spec.cls)
         self.methods: Mapping[str, Mapping[str, Any]] = spec.methods
         self.state = State.STARTING
         self.instance: Any = None
@@ -56,8 +58,9 @@ class Actor:
         self._death = b""  # the error of calls that come too late
         self._queues: dict[int, deque[ActorCall]] = {}  # by caller
         self._ready: deque[ActorCall] = deque()
-        self._running: set[ActorCall] = set()
+        self.running: set[ActorCall] = set()
         self._start = ActorStart(self, exported, arguments)
+        self.demand = exported.demand
 
     def start(self) -> None:
         self._start.await_arguments(self._start.post)
@@ -73,7 +76,7 @@ class Actor:
         return self._start._grant
 
     def describe(self) -> str:
-        return f"{self.title}: {self.state.name.lower()}, runs {len(self._running)}"
+        return f"{self.title}: {self.state.name.lower()}, runs {len(self.running)}"
 
     # Calls ---------------------------------------------------------------------------
 
@@ -99,13 +102,13 @@ class Actor:
         while (
             self.state is State.ALIVE
             and self._ready
-            and len(self._running) < self._most_at_once
+            and len(self.running) < self._most_at_once
         ):
             call = self._ready.popleft()
             if call.failure is not None:
                 call.fulfil(call.failure)
                 continue
-            self._running.add(call)
+            self.running.add(call)
             if self.loop is not None:
                 self.loop.call_soon_threadsafe(call.start_in, self.loop)
             else:
@@ -118,7 +121,7 @@ class Actor:
             self.end_if_unused()
 
     def call_ended(self, call: ActorCall) -> None:
-        self._running.discard(call)
+        self.running.discard(call)
         self._dispatch()
         self.end_if_unused()
 
@@ -126,7 +129,7 @@ class Actor:
 
     def end_if_unused(self) -> None:
         """End the actor when nobody can call it any more and nothing is left to do."""
-        unused = not (self.count or self._queues or self._ready or self._running)
+        unused = not (self.count or self._queues or self._ready or self.running)
         if unused and self.state is State.ALIVE:
             self.state = State.ENDING
             if self.loop is not None:
@@ -140,10 +143,10 @@ class Actor:
             return
         self.state = State.DEAD
         self._death = error
-        calls = [*self._running, *self._ready]
+        calls = [*self.running, *self._ready]
         for queue in self._queues.values():
             calls.extend(queue)
-        self._running.clear()
+        self.running.clear()
         self._ready.clear()
         self._queues.clear()
         for call in calls:
@@ -166,6 +169,8 @@ class ActorStart(Call):
         name = f"{actor.class_name}.__init__"
         super().__init__(actor._engine, name, arguments, 0, actor.home, exported.demand)
         self.actor_id = actor.id
+        self.label = f"{actor.label}.__init__"
+        self.engine.record.submitted(self)
         self._actor = actor
         self._class = exported
         self._holds_resources = False
@@ -226,6 +231,7 @@ class ActorStart(Call):
                     died(f"the constructor of {actor.class_name} raised.\n\n{text}")
                 )
             else:
+                self.fulfil(outcome)
                 actor.started()
 
 
@@ -241,7 +247,7 @@ class ActorCall(Call):
         # A call of an actor that does one thing at a time lends the actor's CPUs.
         if actor._most_at_once == 1:
             self._grant = actor._start._grant
-        self._actor = actor
+        self.actor = actor
         self._method = method
 
     def begin(self) -> None:
@@ -249,7 +255,7 @@ class ActorCall(Call):
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
-        return getattr(self._actor.instance, self._method)(*args, **kwargs)
+        return getattr(self.actor.instance, self._method)(*args, **kwargs)
 
     def start_in(self, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(self._run_in_loop(), name=self.name)
@@ -270,12 +276,12 @@ class ActorCall(Call):
         self.finish(outcome)
 
     def stopped_error(self) -> bytes:
-        return died(f"{self._actor.title} was killed while it ran {self.name}.")
+        return died(f"{self.actor.title} was killed while it ran {self.name}.")
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         with self.engine.lock:
             self.fulfil(outcome)
-            self._actor.call_ended(self)
+            self.actor.call_ended(self)
 
 
 class ActorEnd:

@@ -26,8 +26,9 @@ from ...exceptions import DeadlockError
 from ..protocol import TaskContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from .objects import Entry
     from .resources import Grant
 
 # Tasks that run on the stack of the thread that waits for them, one inside the other,
@@ -77,8 +78,10 @@ class Wait:
         *,
         timeout: float | None = None,
         idle: bool = False,
+        pending: Sequence[Entry] = (),
     ) -> None:
         self.about = about  # what it waits for, for people
+        self.pending = pending  # not refs: they would keep the values
         self.who = context.get().task_name or "the driver"
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.idle = idle  # nobody misses the answer: an event loop without work
@@ -231,6 +234,13 @@ class Baton:
                 return
         with contextlib.suppress(TimeoutError):
             self.block(wait)
+
+    def wait_of(self, thread: int) -> Wait | None:
+        """The call of skate in which ``thread`` waits."""
+        for wait in self._parked:
+            if wait.thread.ident == thread:
+                return wait
+        return None
 
     def crowded(self) -> bool:
         """True if something else may be able to run."""

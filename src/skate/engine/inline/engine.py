@@ -17,7 +17,7 @@ from ...exceptions import (
 )
 from .. import serialize
 from ..futures import FutureDispatcher
-from ..protocol import NamedActor
+from ..protocol import NamedActor, label_of
 from .actor import Actor, ActorCall, State, died
 from .baton import (
     Baton,
@@ -30,9 +30,11 @@ from .baton import (
 )
 from .group import InlineGroup, Meeting
 from .objects import Entry, Objects, Released, Stored
+from .record import Record
 from .resources import Resources
 from .units import Arguments, Call, Exported, Task
 from .waiting import Completion, DrivenFuture, InlineWatch
+from .why import why
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -73,6 +75,7 @@ class InlineEngine:
         self._meetings: dict[str, Meeting] = {}
         self._futures = FutureDispatcher(self)
         self._closed = False
+        self.record = Record(self)
 
     def new_id(self) -> int:
         return next(self._ids)
@@ -103,6 +106,9 @@ class InlineEngine:
             else:
                 self.objects.count(ref_id, +1)
         return ref_id
+
+    def name_actor(self, ref_id: int, class_name: str, /) -> None:
+        pass  # the actor is here, and knows
 
     def _forget(self, ref_id: int) -> None:
         actor = self._actors.get(ref_id)
@@ -154,6 +160,8 @@ class InlineEngine:
         arguments = Arguments(spec.name, args, kwargs)
         with self.lock:
             task = Task(self, spec.name, function, arguments, spec.options.num_returns)
+            task.label = spec.options.name or label_of(spec.function)
+            self.record.submitted(task)
             refs = self._output_refs(task)
             task.await_arguments(task.post)
         return refs
@@ -220,6 +228,8 @@ class InlineEngine:
         arguments = Arguments(f"{callee.class_name}.{method}", args, kwargs)
         with self.lock:
             call = ActorCall(callee, method, arguments, num_returns)
+            call.label = f"{callee.label}.{method}"
+            self.record.submitted(call)
             refs = self._output_refs(call)
             here = context.get()
             callee.submit(call, here.actor_id or here.task_id)
@@ -268,14 +278,18 @@ class InlineEngine:
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None, copy: bool
     ) -> list[Any]:
         self.enter()
+        since = self.record.now()
         with self.lock:
             entries = [self.entry(ref) for ref in refs]
             pending = list({id(e): e for e in entries if not e.ready}.values())
             # With a timeout this thread may have to go on before they have ended.
             needed = self._needed(pending) if timeout is None else ()
         if pending and not any(entry.error for entry in entries):
-            wait = Wait(lambda: self._describe("get", pending), timeout=timeout)
+            wait = Wait(
+                lambda: self._describe("get", pending), timeout=timeout, pending=pending
+            )
             self._block_for(pending, len(pending), wait, needed, or_error=True)
+        self.record.got([ref._id for ref in refs], since)
         for entry in entries:
             if entry.error is not None:
                 raise serialize.load_error(entry.error)
@@ -351,7 +365,11 @@ class InlineEngine:
             pending = [entry for entry in entries if not entry.ready]
         missing = num_returns - (len(entries) - len(pending))
         if missing > 0:
-            wait = Wait(lambda: self._describe("wait", pending), timeout=timeout)
+            wait = Wait(
+                lambda: self._describe("wait", pending),
+                timeout=timeout,
+                pending=pending,
+            )
             self._block_for(pending, missing, wait)
         ready: list[ObjectRef[Any]] = []
         others: list[ObjectRef[Any]] = []
@@ -466,6 +484,12 @@ class InlineEngine:
                 actor.instance = None
             self._actors.clear()
             self.objects.clear()
+
+    def why(self, ref: ObjectRef[Any]) -> str:
+        return why(self, ref)
+
+    def observer(self) -> Record:
+        return self.record
 
     # For people -----------------------------------------------------------------------
 

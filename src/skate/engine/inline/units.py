@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ class Arguments:
             assert isinstance(cause, Exception)
             raise serialize.explain_arguments(name, plain_args, plain, cause) from cause
         self._stored = Stored.of(packed)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._stored.num_bytes
 
     def _without_ref(self, place: int | str, arg: Any) -> Any:
         if type(arg) is ObjectRef:
@@ -80,6 +85,11 @@ class Call:
         self.outputs = [engine.new_id() for _ in range(num_returns)]
         self._num_returns = num_returns
         self.task_id = engine.new_id()
+        self.trace_id = self.outputs[0] if self.outputs else self.task_id
+        self.label = name  # in statistics
+        self.thread = 0  # that runs it
+        self._began: tuple[int, int] | None = None
+        self._recorded = False
         self.actor_id = 0
         self.missing = 0  # arguments that have no value yet
         self.failure: bytes | None = None  # of an argument: the call does not run
@@ -160,6 +170,9 @@ class Call:
 
     def load_arguments(self) -> tuple[list[Any], dict[str, Any]]:
         assert self._arguments is not None
+        size = self._arguments.num_bytes
+        self._began = self.engine.record.started(self, size)
+        self.thread = threading.get_ident()
         loaded = self._arguments.load(self.engine)
         self._arguments = None
         return loaded
@@ -191,6 +204,12 @@ class Call:
 
     def fulfil(self, outcome: list[Stored] | bytes) -> None:
         """Give the results, or the error, to the refs; once, the first time."""
+        if not self._recorded:
+            self._recorded = True
+            failed = isinstance(outcome, bytes)
+            parts = () if isinstance(outcome, bytes) else outcome
+            size = sum(part.num_bytes for part in parts)
+            self.engine.record.ended(self, self._began, failed, size)
         outputs, self.outputs = self.outputs, []
         self._arguments = None
         for index, output in enumerate(outputs):

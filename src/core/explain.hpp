@@ -1,0 +1,60 @@
+// Why an object has no value yet, as one process sees it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ids.hpp"
+
+namespace skate {
+
+struct Explanation {
+  enum State : u8 {
+    kUnknown,   // this process knows nothing of it
+    kReady,     // it has a value
+    kFailed,    // it has: an error
+    kNeeds,     // its task lacks the values of `missing`
+    kQueued,    // `ahead` tasks are before it in the queue
+    kTaken,     // a worker has taken it from the queue
+    kLease,     // it waits for resources
+    kSent,      // it was sent to `target`, which has not answered
+    kBehind,    // `ahead` calls of the actor are before it; the first is missing[0]
+    kReceived,  // an actor has it, and has not started it: `ahead` are before it
+  };
+  State state = kUnknown;
+  u32 ahead = 0;
+  u32 attempt = 0;
+  u64 task = 0;
+  ProcId target;
+  std::string name;
+  std::vector<ObjectId> missing;
+};
+
+// While it lives, the refs that this thread waits for.
+class Wanted {
+ public:
+  enum Kind : u32 { kAll, kSome };
+  Wanted(const std::vector<ObjectId>& ids, Kind kind, const std::size_t* next = nullptr)
+      : ids(ids), kind(kind), next_(next), outer_(current()) {
+    current() = this;
+  }
+  ~Wanted() { current() = outer_; }
+  Wanted(const Wanted&) = delete;
+  Wanted& operator=(const Wanted&) = delete;
+
+  static const Wanted* of_this_thread() { return current(); }
+  std::size_t first() const { return next_ == nullptr ? 0 : *next_; }
+
+  const std::vector<ObjectId>& ids;
+  const Kind kind;
+
+ private:
+  static const Wanted*& current() {
+    thread_local const Wanted* wanted = nullptr;
+    return wanted;
+  }
+  const std::size_t* next_;
+  const Wanted* outer_;
+};
+
+}  // namespace skate

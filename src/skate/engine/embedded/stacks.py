@@ -1,0 +1,99 @@
+"""Python stacks of other processes: on a signal, each writes its own to a file.
+
+faulthandler does the writing, in a signal handler: no GIL is needed, so a process that
+hangs in C code answers too. The file is a memfd, which others of the same user open by
+the process's entry in /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import re
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from ... import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# A real-time signal that hardly anybody uses; never sent to a process that has not said
+# that it handles it.
+SIGNAL = signal.SIGRTMAX - 2
+
+_PATIENCE_S = 2.0
+_POLL_S = 0.002
+# Where the engine's own frames begin, seen from the innermost.
+_OWN_FRAME = re.compile(r'  File ".*/skate/(engine/embedded/|_runtime\.py)')
+_LIBRARY_FRAME = re.compile(r'  File "[^"]*/lib/python3\.\d+/(?!site-packages)')
+
+
+def answer_signals(node: _core.Node) -> int:
+    """From now on this process writes its stacks when asked; the file's descriptor."""
+    fd = os.memfd_create("skate-stacks")
+    faulthandler.register(SIGNAL, fd, all_threads=True)
+    _core.announce_stacks(node, SIGNAL, fd)
+    return fd
+
+
+def stop_answering(fd: int) -> None:
+    """The handler stays: a late signal's default would end the process."""
+    _core.forget_stacks()
+    os.close(fd)
+
+
+def read_stacks(
+    statistics: _core.Statistics, indices: Iterable[int] | None = None
+) -> dict[int, str]:
+    """The stacks of processes, by their index; without those that do not answer."""
+    wanted = None if indices is None else set(indices)
+    asked: dict[int, dict[str, Any]] = {}
+    for process in statistics.processes():
+        index = process["index"]
+        if process["stack_fd"] < 0 or (wanted is not None and index not in wanted):
+            continue
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process["pid"], SIGNAL)
+            asked[index] = process
+    found: dict[int, str] = {}
+    deadline = time.monotonic() + _PATIENCE_S
+    while asked and time.monotonic() < deadline:
+        now = {process["index"]: process for process in statistics.processes()}
+        for index, before in list(asked.items()):
+            after = now.get(index)
+            if after is None or after["pid"] != before["pid"]:
+                del asked[index]
+            elif after["stack_count"] != before["stack_count"]:
+                del asked[index]
+                with contextlib.suppress(OSError):
+                    found[index] = _read(before, after)
+        if asked:
+            time.sleep(_POLL_S)
+    return found
+
+
+def _read(before: dict[str, Any], after: dict[str, Any]) -> str:
+    start = before["stack_end"] if before["stack_end"] <= after["stack_end"] else 0
+    with open(f"/proc/{after['pid']}/fd/{after['stack_fd']}", "rb") as file:
+        file.seek(start)
+        text = file.read(after["stack_end"] - start)
+    return text.decode(errors="replace")
+
+
+def users_frames(text: str) -> list[list[str]]:
+    """Of each thread that is in the user's code: its frames, innermost first."""
+    threads: list[list[str]] = []
+    for block in text.split("\n\n"):
+        frames = [line for line in block.splitlines() if line.startswith("  File ")]
+        while frames and _OWN_FRAME.match(frames[0]):
+            frames.pop(0)  # in a call of skate's
+        for place, frame in enumerate(frames):
+            if _OWN_FRAME.match(frame):
+                del frames[place:]
+                break
+        if not all(map(_LIBRARY_FRAME.match, frames)):
+            threads.append([frame.strip() for frame in frames])
+    return threads

@@ -1,0 +1,314 @@
+"""Why a ref has no value yet: who makes it, what that waits for, and so on down."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from ... import _core
+from . import stacks
+
+if TYPE_CHECKING:
+    from .engine import EmbeddedEngine
+
+
+class _State(enum.IntEnum):
+    """As in core/explain.hpp."""
+
+    UNKNOWN = 0
+    READY = 1
+    FAILED = 2
+    NEEDS = 3
+    QUEUED = 4
+    TAKEN = 5
+    LEASE = 6
+    SENT = 7
+    BEHIND = 8
+    RECEIVED = 9
+
+
+_STATE_STARTING, _STATE_BLOCKED = 1, 5  # as in core/directory.hpp
+_MAX_DEPTH = 12
+_MAX_BRANCHES = 4
+_MAX_FRAMES = 4
+_INDENT = "  "
+
+
+class Explainer:
+    """One explanation: a look at the session, and the lines written so far."""
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self._engine = engine
+        self._statistics = _core.Statistics.of(engine.node)
+        self._processes = {p["index"]: p for p in self._statistics.processes()}
+        self._now = _core.monotonic_ns()
+        self._running: dict[int, list[tuple[int, int, str]]] = {}
+        self._runs: dict[int, tuple[int, int, str]] = {}  # task -> process, since, name
+        for index, task, since, name in self._statistics.running():
+            self._running.setdefault(index, []).append((task, since, name))
+            self._runs[task] = index, since, name
+        self._lines: list[str] = []
+        self._path: list[tuple[int, str]] = []  # objects on the way down, their tasks
+        self._told: set[int] = set()
+        self.found_cycle = False
+
+    def explain(self, object_id: int) -> str:
+        self._object(object_id, 0)
+        return "\n".join(self._lines)
+
+    def _say(self, depth: int, text: str) -> None:
+        self._lines.append(_INDENT * depth + text)
+
+    # An object, by its owner ------------------------------------------------------
+
+    def _object(self, object_id: int, depth: int) -> None:
+        for place, (other, _) in enumerate(self._path):
+            if other == object_id:
+                names = [name for _, name in self._path[place:]]
+                circle = " -> ".join([*names, names[0]])
+                self._say(
+                    depth, f"which closes a circle: {circle}. None of them can end."
+                )
+                self.found_cycle = True
+                return
+        if depth > _MAX_DEPTH:
+            self._say(depth, "... and so on")
+            return
+        owner = object_id >> 54
+        found = self._engine.node.explain(object_id, owner)
+        if found is None or found["state"] == _State.UNKNOWN:
+            runs = self._runs.get(object_id)
+            if runs is not None:
+                self._task(object_id, runs[2], found, depth)
+            elif owner not in self._processes:
+                self._say(depth, "its owner's process has ended: get raises an error.")
+            else:
+                self._say(depth, f"{self._title(owner)} owns it, and does not answer.")
+            return
+        if found["state"] == _State.READY:
+            self._say(depth, "it has its value now.")
+        elif found["state"] == _State.FAILED:
+            self._say(depth, "it has an error: get raises it.")
+        else:
+            self._task(object_id, found["name"], found, depth)
+
+    def _task(
+        self, object_id: int, name: str, found: dict[str, Any] | None, depth: int
+    ) -> None:
+        task = found["task_id"] if found is not None else object_id
+        if task in self._told:
+            self._say(depth, f"{name}: see above.")
+            return
+        again = ""
+        if found is not None and found["attempt"]:
+            again = f" (attempt {found['attempt'] + 1})"
+        self._path.append((object_id, name))
+        self._told.add(task)
+        try:
+            if task in self._runs:
+                self._runs_on(task, name + again, depth)
+            elif found is not None:
+                self._not_running(object_id, task, name + again, found, depth)
+        finally:
+            self._path.pop()
+            self._told.discard(task)
+
+    def _not_running(
+        self, object_id: int, task: int, name: str, found: dict[str, Any], depth: int
+    ) -> None:
+        state, ahead = found["state"], found["ahead"]
+        owner = object_id >> 54
+        match state:
+            case _State.NEEDS:
+                missing = found["missing"]
+                if missing:
+                    many = (
+                        f"{len(missing)} arguments"
+                        if len(missing) > 1
+                        else "an argument"
+                    )
+                    self._say(depth, f"{name} has not started: it lacks {many}:")
+                    self._branches(missing, depth + 1)
+                else:
+                    self._say(depth, f"{name} waits for its actor's handle.")
+            case _State.QUEUED:
+                self._say(
+                    depth,
+                    f"{name} is queued for 1 CPU, with {_tasks(ahead)} before it.",
+                )
+                self._cpus(depth + 1)
+            case _State.TAKEN:
+                self._say(depth, f"{name} was taken by a worker, and is about to run.")
+            case _State.LEASE:
+                self._lease(owner, task, name, depth)
+            case _State.SENT:
+                self._sent(task, name, found["target"], depth)
+            case _State.BEHIND:
+                self._say(
+                    depth,
+                    f"{name} waits behind {_calls(ahead)} of its caller to the same "
+                    "actor; the first of them:",
+                )
+                self._branches(found["missing"], depth + 1)
+            case _State.RECEIVED:
+                self._sent(task, name, owner, depth)
+            case _:
+                self._say(depth, f"{name} has not ended.")
+
+    def _branches(self, objects: list[int], depth: int) -> None:
+        for object_id in objects[:_MAX_BRANCHES]:
+            self._object(object_id, depth)
+        if len(objects) > _MAX_BRANCHES:
+            self._say(depth, f"... and {len(objects) - _MAX_BRANCHES} more")
+
+    # Where it is ------------------------------------------------------------------
+
+    def _runs_on(self, task: int, name: str, depth: int) -> None:
+        index, since, _ = self._runs[task]
+        seconds = (self._now - since) * 1e-9
+        self._say(depth, f"{name} runs on {self._title(index)} for {seconds:.1f} s.")
+        self._doing(index, depth + 1)
+
+    def _doing(self, index: int, depth: int) -> None:
+        """Where a process's code stands, and what it waits for in skate."""
+        process = self._processes[index]
+        for frames in self._frames(index)[:_MAX_BRANCHES]:
+            self._say(depth, "it stands at")
+            for frame in frames[:_MAX_FRAMES]:
+                self._say(depth + 1, frame)
+        waited = process["waited"]
+        if process["state"] == _STATE_BLOCKED and waited:
+            seconds = (self._now - process["blocked_since"]) * 1e-9
+            how = "get" if process["waits_for_all"] else "wait"
+            what = "a ref" if len(waited) == 1 else f"{len(waited)} refs"
+            self._say(depth, f"it is blocked in {how} of {what} for {seconds:.1f} s:")
+            self._branches(waited, depth + 1)
+
+    def _frames(self, index: int) -> list[list[str]]:
+        found = stacks.read_stacks(self._statistics, [index])
+        return stacks.users_frames(found.get(index, ""))
+
+    def _sent(self, task: int, name: str, index: int, depth: int) -> None:
+        process = self._processes.get(index)
+        if process is None:
+            self._say(depth, f"{name} was sent to a process that has just ended.")
+            return
+        if process["state"] == _STATE_STARTING or process["pid"] == 0:
+            self._starting(index, name, depth)
+            return
+        running = self._running.get(index, [])
+        found = self._engine.node.explain(task, index)
+        ahead = (
+            found["ahead"]
+            if found is not None and found["state"] == _State.RECEIVED
+            else 0
+        )
+        behind = ", ".join(other for _, _, other in running)
+        text = f"{name} waits in {self._title(index)}"
+        if ahead:
+            text += f", with {_calls(ahead)} before it"
+        if behind:
+            self._say(depth, f"{text}, behind what runs there now: {behind}.")
+        else:
+            self._say(depth, f"{text}.")
+        for other, since, other_name in running[:_MAX_BRANCHES]:
+            if any(other == known for known, _ in self._path):
+                self._object(other, depth + 1)
+                continue
+            seconds = (self._now - since) * 1e-9
+            self._say(depth + 1, f"{other_name} runs for {seconds:.1f} s.")
+        if running:
+            self._path.append((running[0][0], running[0][2]))
+            try:
+                self._doing(index, depth + 2)
+            finally:
+                self._path.pop()
+
+    def _starting(self, index: int, name: str, depth: int) -> None:
+        requests = self._engine.ask("waiting")[0]
+        for place, (_, actor, resources) in enumerate(requests):
+            if actor == index:
+                self._say(
+                    depth,
+                    f"{name}: its actor has not started; it needs "
+                    f"{_amounts(resources)}, with {_requests(place)} before it.",
+                )
+                self._resources(resources, depth + 1)
+                return
+        self._say(depth, f"{name}: its actor's process is starting.")
+
+    def _lease(self, owner: int, task: int, name: str, depth: int) -> None:
+        requests = self._engine.ask("waiting")[0]
+        for place, (asker, _, resources) in enumerate(requests):
+            if asker == (owner, task):
+                self._say(
+                    depth,
+                    f"{name} is queued for {_amounts(resources)}, with "
+                    f"{_requests(place)} before it.",
+                )
+                self._resources(resources, depth + 1)
+                return
+        self._say(depth, f"{name} has its resources; its worker is starting.")
+
+    # Resources --------------------------------------------------------------------
+
+    def _cpus(self, depth: int) -> None:
+        self._resources({"CPU": 1.0}, depth)
+
+    def _resources(self, wanted: dict[str, float], depth: int) -> None:
+        total = self._engine.cluster_resources()
+        free = self._engine.available_resources()
+        there = {name: free.get(name, 0.0) for name in wanted}
+        self._say(
+            depth,
+            "free: "
+            + ", ".join(f"{there[k]:g} of {total.get(k, 0.0):g} {k}" for k in wanted)
+            + ".",
+        )
+        holders: dict[int, dict[str, float]] = self._engine.ask("holders")[0]
+        for index, process in self._processes.items():
+            held = {
+                k: v for k, v in holders.get(index, {}).items() if k in wanted and v
+            }
+            if process["cpus"] and "CPU" in wanted and index not in holders:
+                held["CPU"] = process["cpus"]
+            if not held:
+                continue
+            running = self._running.get(index, [])
+            doing = ", ".join(
+                f"{name} for {(self._now - since) * 1e-9:.1f} s"
+                for _, since, name in running
+            )
+            what = f"runs {doing}" if doing else "runs nothing now"
+            self._say(depth, f"{_amounts(held)}: {self._title(index)} {what}.")
+
+    def _title(self, index: int) -> str:
+        process = self._processes.get(index)
+        if index == 1:
+            return "the driver"
+        if process is None:
+            return "a process that has ended"
+        kind = f"actor {process['title']}" if process["title"] else "worker"
+        return f"{kind} (pid {process['pid']})"
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    if not resources:
+        return "no resources"
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _tasks(number: int) -> str:
+    return _count(number, "task")
+
+
+def _calls(number: int) -> str:
+    return _count(number, "call")
+
+
+def _requests(number: int) -> str:
+    return _count(number, "request")

@@ -1,0 +1,149 @@
+"""What the inline engine remembers of its calls: counters, and the last events."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .. import timeline
+from ..protocol import FunctionSummary
+from ..timeline import Event
+
+if TYPE_CHECKING:
+    from .engine import InlineEngine
+    from .units import Call
+
+_MAX_EVENTS = 32_768
+_MAX_DURATIONS = 4096  # of one function: the percentiles are those of the last ones
+
+
+class _Function:
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.started = 0
+        self.finished = 0
+        self.failed = 0
+        self.total_ns = 0
+        self.cpu_ns = 0
+        self.argument_bytes = 0
+        self.result_bytes = 0
+        self.durations: deque[int] = deque(maxlen=_MAX_DURATIONS)
+
+    def percentile(self, share: float) -> float:
+        if not self.durations:
+            return 0.0
+        ordered = sorted(self.durations)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e-9
+
+
+class Record:
+    """Filled by the engine as calls come and go; see ``engine.protocol.Observer``."""
+
+    def __init__(self, engine: InlineEngine) -> None:
+        self._engine = engine
+        self._began = time.monotonic_ns()
+        self._functions: dict[str, _Function] = {}
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
+        self._threads: dict[int, int] = {}
+
+    # The engine's -----------------------------------------------------------------
+
+    def submitted(self, call: Call) -> None:
+        self._function(call.label).submitted += 1
+        now = self.now()
+        self._add("submit", call.label, now, now, call.trace_id)
+
+    def started(self, call: Call, argument_bytes: int) -> tuple[int, int]:
+        function = self._function(call.label)
+        function.started += 1
+        function.argument_bytes += argument_bytes
+        return self.now(), time.thread_time_ns()
+
+    def ended(
+        self, call: Call, since: tuple[int, int] | None, failed: bool, size: int
+    ) -> None:
+        function = self._function(call.label)
+        function.failed += failed
+        if since is None:  # an argument was an error, or it was stopped before
+            function.submitted -= 1
+            return
+        now = self.now()
+        function.finished += 1
+        function.total_ns += now - since[0]
+        function.cpu_ns += time.thread_time_ns() - since[1]
+        function.result_bytes += size
+        function.durations.append(now - since[0])
+        self._add("run", call.label, since[0], now, call.trace_id)
+
+    def got(self, tasks: list[int], since: int) -> None:
+        self._add("get", "get", since, self.now(), len(tasks))
+        for task in tasks:
+            self._add("got", "", since, since, task)
+
+    def _function(self, name: str) -> _Function:
+        found = self._functions.get(name)
+        if found is None:
+            found = self._functions[name] = _Function()
+        return found
+
+    def _add(self, kind: str, name: str, start: int, end: int, number: int) -> None:
+        ident = threading.get_ident()
+        thread = self._threads.setdefault(ident, len(self._threads))
+        process = 1, os.getpid()
+        self._events.append(Event(process, kind, thread, name, start, end, number))
+
+    # The observer's ---------------------------------------------------------------
+
+    def session(self) -> dict[str, Any]:
+        resources = self._engine.resources
+        total = resources.total()["CPU"]
+        with self._engine.lock:
+            used = self._engine.objects.statistics()["store_bytes"]
+        return {
+            "engine": "inline",
+            "seconds": (self.now() - self._began) * 1e-9,
+            "cpus": int(total),
+            "cpus_used": int(total - resources.available()["CPU"]),
+            "workers": len(self._engine.baton.workers),
+            "store_bytes": used,
+            "store_limit": self._engine.config.object_store_memory or 0,
+            "ended": False,
+        }
+
+    def functions(self) -> dict[str, FunctionSummary]:
+        return {
+            name: FunctionSummary(
+                finished=f.finished,
+                failed=f.failed,
+                running=f.started - f.finished,
+                queued=f.submitted - f.started,
+                total_s=f.total_ns * 1e-9,
+                cpu_s=f.cpu_ns * 1e-9,
+                p50_s=f.percentile(0.5),
+                p99_s=f.percentile(0.99),
+                argument_bytes=f.argument_bytes,
+                result_bytes=f.result_bytes,
+            )
+            for name, f in sorted(self._functions.items())
+        }
+
+    def trace(self) -> dict[str, Any]:
+        titles = {(1, os.getpid()): f"inline pid={os.getpid()}"}
+        return timeline.chrome_trace(list(self._events), titles, self.now())
+
+    def stacks(self) -> str:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return f"inline pid={os.getpid()}\n{file.read().decode(errors='replace')}"
+
+    def span(self, name: str, start_ns: int) -> None:
+        self._add("span", name, start_ns, self.now(), 0)
+
+    def now(self) -> int:
+        return time.monotonic_ns()
