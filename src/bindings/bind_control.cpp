@@ -54,14 +54,16 @@ void bind_control(nb::module_& m) {
       .def(
           "send_died",
           [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u32 cause,
-             i64 detail) {
+             i64 detail, u16 successor, u16 successor_epoch) {
             std::string payload;
             append(payload, proc_id(index, epoch));
             append(payload, Failure{SystemError::kNone, static_cast<DeathCause>(cause),
                                     detail});
+            append(payload, proc_id(successor, successor_epoch));
             c.send(proc_id(to, to_epoch), Message::kProcessDied, std::move(payload));
           },
-          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "cause"_a, "detail"_a)
+          "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "cause"_a, "detail"_a,
+          "successor"_a, "successor_epoch"_a)
       .def(
           "send_forget",
           [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u8 step) {

@@ -373,21 +373,35 @@ nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& na
   return submit_task(node, task, name, args, kwargs);
 }
 
-nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
-                    nb::tuple args, nb::dict kwargs, u16 num_returns, u64 constructor,
-                    bool holds_refs) {
-  check_alive(node);
-  const ObjectId id = id_of(actor.ptr());
+Task* new_call(Node& node, nb::handle actor) {
   Task* task = node.new_task();
   task->route = Task::Route::kActor;
-  task->actor = id;
+  task->actor = id_of(actor.ptr());
   task->pins.push_back(task->actor);
+  return task;
+}
+
+void construct_actor(Node& node, nb::handle actor, u64 code, bool holds_refs,
+                     bool restartable, nb::tuple args, nb::dict kwargs) {
+  check_alive(node);
+  Task* task = new_call(node, actor);
+  set_function(node, *task, code, holds_refs);
+  task->header.flags |= kConstructor;
+  task->label = node.trace().label_of_call(task->actor.bits, "__init__");
+  if (restartable) task->header.flags |= kRestartable;
+  submit_task(node, task, "__init__", args, kwargs);
+}
+
+nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
+                    nb::tuple args, nb::dict kwargs, u16 num_returns, u16 group,
+                    i32 max_retries, bool out_of_order) {
+  check_alive(node);
+  Task* task = new_call(node, actor);
   task->header.num_returns = num_returns;
-  task->label = node.trace().label_of_call(id.bits, method);
-  if (constructor != 0) {
-    set_function(node, *task, constructor, holds_refs);
-    task->header.flags |= kConstructor;
-  }
+  task->label = node.trace().label_of_call(task->actor.bits, method);
+  task->header.group = group;
+  task->retries = max_retries;
+  if (out_of_order) task->header.flags |= kOutOfOrder;
   return submit_task(node, task, method, args, kwargs);
 }
 
@@ -519,8 +533,10 @@ class Call {
 
   PyObject* argument(Reader& reader) {
     if (reader.pod<ArgKind>() == kDependency) {
-      const u16 i = reader.pod<u16>();
-      return decode(node_, dependencies_.at(i).value, dependencies_.at(i).id, false);
+      const Dependency& given = dependencies_.at(reader.pod<u16>());
+      // Only a constructor is sent with one: its actor tells why it cannot be made.
+      if (given.value.is_error) raise_value(node_, given.value, given.id);
+      return decode(node_, given.value, given.id, false);
     }
     const std::string_view bytes = reader.bytes();
     return decode_bytes(node_, reinterpret_cast<const std::byte*>(bytes.data()),
@@ -649,6 +665,7 @@ void bind_node(nb::module_& m) {
   nb::class_<Call>(m, "Call", "A task that this worker was given.")
       .def_prop_ro("task_id", [](const Call& c) { return c.header().task_id; })
       .def_prop_ro("function_id", [](const Call& c) { return c.header().function_id; })
+      .def_prop_ro("group", [](const Call& c) { return c.header().group; })
       .def_prop_ro("num_returns", [](const Call& c) { return c.header().num_returns; })
       .def_prop_ro("is_constructor",
                    [](const Call& c) { return (c.header().flags & kConstructor) != 0; })
@@ -700,26 +717,42 @@ void bind_node(nb::module_& m) {
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
                    "max_retries: int, resources: bytes | None) "
                    "-> list[ObjectRef[Any]]"))
+      .def("construct_actor", &construct_actor, "actor"_a, "code"_a, "holds_refs"_a,
+           "restartable"_a, "args"_a, "kwargs"_a,
+           nb::sig("def construct_actor(self, actor: ActorRef, code: int, "
+                   "holds_refs: bool, restartable: bool, args: tuple[Any, ...], "
+                   "kwargs: dict[str, Any]) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "constructor"_a = 0, "holds_refs"_a = false,
+           "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a,
            nb::sig("def call_actor(self, actor: ActorRef, method: str, "
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
-                   "constructor: int = 0, holds_refs: bool = False) "
+                   "group: int, max_retries: int, out_of_order: bool) "
                    "-> list[ObjectRef[Any]]"))
+      .def(
+          "unanswered_calls",
+          [](Node& node, nb::handle actor) {
+            return node.unanswered_calls(id_of(actor.ptr()));
+          },
+          "actor"_a, nb::sig("def unanswered_calls(self, actor: ActorRef) -> int"))
       .def("export_function", &export_function, "code"_a, "refs"_a,
            nb::sig("def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) "
                    "-> int"))
       .def(
           "new_actor",
-          [](Node& node, u16 index, u16 epoch) {
+          [](Node& node) {
             check_alive(node);
-            return guarded([&] {
-              return take_ref(codec_types().actor_ref,
-                              node.new_actor(ProcId{index, epoch}));
-            });
+            return guarded(
+                [&] { return take_ref(codec_types().actor_ref, node.new_actor()); });
           },
-          "index"_a, "epoch"_a,
-          nb::sig("def new_actor(self, index: int, epoch: int) -> ActorRef"))
+          nb::sig("def new_actor(self) -> ActorRef"))
+      .def(
+          "place_actor",
+          [](Node& node, nb::handle actor, u16 index, u16 epoch) {
+            node.place_actor(id_of(actor.ptr()), ProcId{index, epoch});
+          },
+          "actor"_a, "index"_a, "epoch"_a,
+          nb::sig("def place_actor(self, actor: ActorRef, index: int, epoch: int) "
+                  "-> None"))
       .def(
           "release",
           [](Node& node, u64 id) {
@@ -782,6 +815,8 @@ void bind_node(nb::module_& m) {
           "object"_a, "process"_a,
           "What a process knows of why an object has no value; None if it is silent.",
           nb::sig("def explain(self, object: int, process: int) -> dict[str, Any] | None"))
+      .def("catch_up", &Node::catch_up)
+      .def("stop_serving", &Node::stop_serving)
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",

@@ -22,7 +22,8 @@ enum class Message : u16 {
   kFreeBlock,      // owner -> arena: nobody needs this block any more
   kGiveBlock,      // former owner -> arena: another decides now when it is freed
   kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
-  kProcessDied,    // supervisor -> all: drain its ring, then confirm
+  kProcessDied,    // supervisor -> all: drain its ring, then confirm; with the process
+                   // that takes its place, if it was an actor that is restarted
   kForgetProcess,  // supervisor -> all: everybody has; drop its borrows (see Forget)
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
   kExplain,        // anybody -> anybody: why has this object no value?
@@ -48,6 +49,7 @@ enum class SystemError : u32 {
   kWorkerCrashed,
   kActorDied,
   kOwnerDied,
+  kActorUnavailable,  // its process died, and it is being restarted
 };
 
 // Why a process ended, as far as its supervisor knows.
@@ -58,6 +60,8 @@ enum class DeathCause : u32 {
   kKilled,     // by skate.kill
   kOutOfScope,
   kConstructorFailed,
+  kActorExit,   // it ended itself
+  kOwnerEnded,  // the process that had created it ended
 };
 
 struct Failure {
@@ -195,13 +199,16 @@ struct TaskHeader {
   u32 attempt;
   u16 num_returns;
   u16 num_deps;
-  u32 flags;
+  u16 flags;
+  u16 group;  // an actor's concurrency group; 0: none
   u32 args_size;
 };
 
-constexpr u32 kBodyInBlock = 1;        // a Location follows instead of the body
-constexpr u32 kFunctionHoldsRefs = 2;  // do not cache it: the refs would never go
-constexpr u32 kConstructor = 4;        // the call that makes the actor
-constexpr u32 kLeased = 8;             // tell the supervisor when it is done
+constexpr u16 kBodyInBlock = 1;        // a Location follows instead of the body
+constexpr u16 kFunctionHoldsRefs = 2;  // do not cache it: the refs would never go
+constexpr u16 kConstructor = 4;        // the call that makes the actor
+constexpr u16 kLeased = 8;             // tell the supervisor when it is done
+constexpr u16 kOutOfOrder = 16;        // need not wait for earlier calls of the caller
+constexpr u16 kRestartable = 32;       // with kConstructor: keep what it needs
 
 }  // namespace skate

@@ -269,7 +269,8 @@ WaitResult Node::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
 }
 
 bool Node::needs_attention() const {
-  return waiting_tasks_ != 0 || unsent_ != 0 || !backlog_.empty() || let_go_of_dead_;
+  return waiting_tasks_ != 0 || asking_links_ != 0 || unsent_ != 0 || !backlog_.empty() ||
+         let_go_of_dead_;
 }
 
 // Does what cannot wait for the process's own threads to enter skate: answers other

@@ -53,7 +53,7 @@ struct Task;
 struct Watch;
 
 struct Waiter {
-  enum class Kind : u8 { kTask, kProcess, kWatch } kind;
+  enum class Kind : u8 { kTask, kProcess, kWatch, kLink } kind;
   union {
     Task* task;
     u32 process;
@@ -98,6 +98,7 @@ struct Task {
   i32 retries = 0;  // left; negative: for ever
   Route route = Route::kQueue;
   ObjectId actor;           // kActor
+  u64 order = 0;            // kActor: its place among this process's calls
   std::string resources;    // kLease: for the supervisor
   Peer* target = nullptr;   // kLease, kActor: where it was sent
   u32 flight = 0;           // its place in target->in_flight
@@ -148,9 +149,23 @@ struct Peer {
   std::deque<Unsent> unsent;     // its ring is full
 };
 
-// Calls to one actor, in the order in which they were made.
+// This process's calls to one actor.
 struct ActorLink {
-  std::deque<Task*> waiting;  // the first one lacks a dependency, or the address
+  std::deque<Task*> waiting;  // not sent, by `order`: the first lacks something
+  u64 made = 0;               // calls so far
+  u32 unanswered = 0;
+  bool asks = false;  // waits for the actor's address
+};
+
+// What an actor that is restarted is made from: its constructor's call, kept by the owner
+// of its handle for as long as it may be needed.
+struct Recipe {
+  TaskHeader header;
+  std::string args;
+  std::vector<ObjectId> deps;
+  std::vector<ObjectId> pins;
+  u32 label = 0;
+  bool under_way = false;  // a call of the constructor has not been answered
 };
 
 class Node {
@@ -194,8 +209,13 @@ class Node {
   // Counts what the task needs. Returns ids that the caller holds once each.
   void submit(Task* task, std::vector<ObjectId>& out);
   void discard_task(Task* task);  // instead of submitting it
-  // For an actor: its address as the value of an object of kind kActor.
-  ObjectId new_actor(ProcId address);
+  // For an actor: an object of kind kActor whose value will be the actor's address.
+  ObjectId new_actor();
+  void place_actor(ObjectId actor, ProcId address);
+  // Takes in what others have said until now.
+  void catch_up();
+  // Calls of this process that the actor has not answered.
+  u32 unanswered_calls(ObjectId actor);
 
   // A worker's side. next_task blocks: kReady, or kInterrupted, or kEngineDied (stop).
   WaitResult next_task(Incoming& out, i64 deadline_ns);
@@ -209,6 +229,8 @@ class Node {
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
   // The supervisor has ended, and the session with it.
   bool engine_died() const { return engine_died_.load(std::memory_order_relaxed); }
+  // An actor ends itself: next_task gives nothing any more.
+  void stop_serving();
 
   // Watches ----------------------------------------------------------------------
   Watch* new_watch();
@@ -268,6 +290,13 @@ class Node {
   const std::string& encode(Task* task, std::size_t limit);
   void flush_backlog();
   void flush_actor(ObjectId id);
+  void ask_address(ActorLink& link, Object& actor);
+  void send_call(Task* task, ProcId address);
+  void keep_recipe(const Task& task);
+  void forget_recipe(ObjectId actor);
+  void construct_again(ObjectId actor);
+  void forget_link(ObjectId actor);
+  bool lives(ProcId address) const;
   void lease_granted(Reader& reader);
   void take_result(Reader& reader, ProcId from);
   void give_away(std::vector<Value>& values, ProcId to, std::string& message,
@@ -277,6 +306,9 @@ class Node {
   void fail_with(Task* task, const Value& error);
   void fail_task(Task* task, const Failure& failure);
   void lose_task(Task* task, const Failure& failure);
+  void lose_call(Task* task, Failure failure, bool restarts);
+  void actor_moved(Object& actor, const Failure& failure, ProcId successor);
+  Task* take_task();
   Task* pending_task(u64 task_id);
   void unlist(Task* task);  // from target->in_flight
 
@@ -350,6 +382,9 @@ class Node {
   u64 code_bytes_ = 0;
   u64 tasks_ = 0;
   std::unordered_map<u64, ActorLink> links_;
+  std::unordered_map<u64, Recipe> recipes_;
+  std::vector<ObjectId> flushes_;  // links that may be able to send; see run_ready
+  u64 asking_links_ = 0;
   std::deque<Task> task_store_;
   std::vector<Task*> free_tasks_;
   std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
@@ -379,6 +414,7 @@ class Node {
   bool resolved_ = false;  // the last drain made something ready
   bool draining_ = false;
   bool ending_ = false;       // actor: the last handle is gone
+  bool leaving_ = false;      // actor: it ends itself, whatever is still to do
   bool constructed_ = false;  // actor: its constructor has been started
   bool reports_blocking_ = false;  // the supervisor counts its CPUs
   bool has_token_ = false;

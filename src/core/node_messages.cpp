@@ -201,6 +201,12 @@ void Node::handle(Peer& from, const Record& record) {
     case Message::kSubscribe: {
       const ObjectId id = reader.pod<ObjectId>();
       Object* object = find(id);
+      // An actor's new address, or that there is none, will be known when we have dealt
+      // with the death of its process.
+      if (object != nullptr && object->kind == Object::Kind::kActor && object->ready &&
+          object->value.kind == Value::Kind::kInline &&
+          !lives(Reader(object->value.inline_bytes).pod<ProcId>()))
+        object->ready = false;
       if (object != nullptr && !object->ready) {
         Waiter waiter{Waiter::Kind::kProcess, {}, 0};
         waiter.process = from.id.index;
@@ -253,6 +259,7 @@ void Node::handle(Peer& from, const Record& record) {
 void Node::process_died(Reader& reader) {
   const ProcId id = reader.pod<ProcId>();
   const Failure failure = reader.pod<Failure>();
+  const ProcId successor = reader.pod<ProcId>();
   Peer& from = peer(id.index);
   if (from.id == id && !from.settled) {
     from.settled = true;
@@ -276,21 +283,17 @@ void Node::process_died(Reader& reader) {
       if (Task* task = pending_task(task_id)) lose_task(task, crash);
     while (!from.in_flight.empty()) {
       Task* task = from.in_flight.back();
-      Failure why = failure;
-      why.error = task->route == Task::Route::kActor ? SystemError::kActorDied
-                                                     : SystemError::kWorkerCrashed;
-      lose_task(task, why);
+      if (task->route == Task::Route::kActor)
+        lose_call(task, failure, successor != ProcId{});
+      else
+        lose_task(task, crash);
     }
-    // An actor's address becomes the reason why there is none.
-    for (Object& object : objects_) {
-      if (object.kind != Object::Kind::kActor ||
-          object.value.kind != Value::Kind::kInline ||
-          std::memcmp(object.value.inline_bytes.data(), &id, sizeof id) != 0)
-        continue;
-      object.value.clear();
-      object.value.kind = Value::Kind::kFailure;
-      object.value.failure = failure;
-      object.value.failure.error = SystemError::kActorDied;
+    for (std::size_t i = 1; i < objects_.size(); ++i) {  // it may grow meanwhile
+      Object& object = objects_[i];
+      if (object.kind == Object::Kind::kActor &&
+          object.value.kind == Value::Kind::kInline &&
+          Reader(object.value.inline_bytes).pod<ProcId>() == id)
+        actor_moved(object, failure, successor);
     }
     while (!from.untaken.empty()) {
       for (ObjectId id : from.untaken.front()) drop(id);

@@ -73,7 +73,7 @@ void Node::drop(ObjectId id) {
   if (--object->local > 0) return;
   if (id.owner() != self_) {
     borrowed_.erase(id.bits);
-    links_.erase(id.bits);
+    forget_link(id);
     let_go_of_dead_ |= peer(id.owner().index).dead;
     send(id.owner(), Message::kReturn, view_of(id));
   } else if (object->shared) {
@@ -109,15 +109,23 @@ ObjectId Node::put(Value value, Object::Kind kind) {
   return object.id;
 }
 
-ObjectId Node::new_actor(ProcId address) {
-  Value value;
-  value.kind = Value::Kind::kInline;
-  value.inline_bytes.assign(view_of(address));
-  {
-    std::lock_guard lock(mu_);
-    ++actors_;
-  }
-  return put(std::move(value), Object::Kind::kActor);
+ObjectId Node::new_actor() {
+  std::lock_guard lock(mu_);
+  Object& object = new_object(Object::Kind::kActor);
+  object.local = 1;
+  ++actors_;
+  return object.id;
+}
+
+void Node::place_actor(ObjectId id, ProcId address) {
+  std::lock_guard lock(mu_);
+  Object* actor = find(id);
+  if (actor == nullptr) return;
+  actor->value.kind = Value::Kind::kInline;
+  actor->value.inline_bytes.assign(view_of(address));
+  resolve(*actor);
+  run_ready();
+  announce();
 }
 
 // Counts that reached zero may be freed once the inbox has been emptied: drain() calls
@@ -138,8 +146,13 @@ void Node::free_object(Object& object) {
       ProcId address;
       std::memcpy(&address, object.value.inline_bytes.data(), sizeof address);
       send(address, Message::kEndActor, {}, true);
+      // If it is no longer there, it must not be restarted for nobody.
+      std::string note(view_of(object.id));
+      note += view_of(address);
+      link_.tell(Note::kUnwanted, note);
     }
-    links_.erase(object.id.bits);
+    forget_link(object.id);
+    forget_recipe(object.id);
   }
   if (object.kind == Object::Kind::kFunction) {
     --functions_;
@@ -271,6 +284,11 @@ void Node::resolve(Object& object) {
         send(peer(waiter.process).id, Message::kValue, payload);
         break;
       }
+      case Waiter::Kind::kLink:
+        links_[object.id.bits].asks = false;
+        --asking_links_;
+        flushes_.push_back(object.id);
+        break;
       case Waiter::Kind::kWatch:
         if (watches_.contains(waiter.watch)) {
           waiter.watch->ready.push_back(waiter.tag);

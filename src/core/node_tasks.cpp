@@ -14,6 +14,7 @@ void Task::reset() {
   retries = 0;
   route = Route::kQueue;
   actor = {};
+  order = 0;
   resources.clear();
   target = nullptr;
   label = 0;
@@ -21,6 +22,10 @@ void Task::reset() {
 
 Task* Node::new_task() {
   std::lock_guard lock(mu_);
+  return take_task();
+}
+
+Task* Node::take_task() {
   if (free_tasks_.empty()) return &task_store_.emplace_back();
   Task* task = free_tasks_.back();
   free_tasks_.pop_back();
@@ -62,8 +67,11 @@ void Node::submit(Task* task, std::vector<ObjectId>& out) {
   }
   for (ObjectId id : task->deps) add_waiter(id, task);
   if (task->route == Task::Route::kActor) {
-    add_waiter(task->actor, task);
-    links_[task->actor.bits].waiting.push_back(task);
+    ActorLink& link = links_[task->actor.bits];
+    task->order = link.made++;
+    link.unanswered += (task->header.flags & kConstructor) == 0;
+    link.waiting.push_back(task);
+    if ((task->header.flags & kRestartable) != 0) keep_recipe(*task);
   }
   if (task->missing != 0) {
     ++waiting_tasks_;
@@ -77,7 +85,13 @@ void Node::submit(Task* task, std::vector<ObjectId>& out) {
 }
 
 void Node::run_ready() {
-  while (!runnable_.empty()) {
+  while (!runnable_.empty() || !flushes_.empty()) {
+    if (!flushes_.empty()) {
+      const ObjectId actor = flushes_.back();
+      flushes_.pop_back();
+      flush_actor(actor);
+      continue;
+    }
     Task* task = runnable_.back();
     runnable_.pop_back();
     pass_on(task);
@@ -151,54 +165,6 @@ const std::string& Node::encode(Task* task, std::size_t limit) {
   writer.pod(task->header);
   writer.pod(task->body);
   return scratch_;
-}
-
-void Node::flush_actor(ObjectId id) {
-  ActorLink& link = links_[id.bits];
-  hold(id);  // the last of the calls may be all that keeps the actor
-  const Object* actor = find(id);
-  while (!link.waiting.empty()) {
-    Task* task = link.waiting.front();
-    if (task->missing != 0) break;
-    link.waiting.pop_front();
-    const Value* error = nullptr;
-    for (ObjectId id : task->deps) {
-      const Object* object = find(id);
-      if (object != nullptr && object->value.is_error) error = &object->value;
-    }
-    if (error != nullptr) {
-      fail_with(task, *error);
-      continue;
-    }
-    if (actor == nullptr || actor->value.kind != Value::Kind::kInline) {
-      Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
-      failure.error = SystemError::kActorDied;
-      fail_task(task, failure);
-      continue;
-    }
-    ProcId address;
-    std::memcpy(&address, actor->value.inline_bytes.data(), sizeof address);
-    if (address == self_) {
-      const std::string& bytes = encode(task, kMaxRecord);
-      Incoming& call = incoming_.emplace_back();
-      receive_body(call, reinterpret_cast<const std::byte*>(bytes.data()),
-                   static_cast<u32>(bytes.size()), self_);
-      kicked_.store(true);
-      continue;
-    }
-    Peer& to = peer(address.index);
-    if (to.dead || to.id != address) {
-      Failure failure = to.id == address ? to.failure : Failure{};
-      failure.error = SystemError::kActorDied;
-      fail_task(task, failure);
-      continue;
-    }
-    task->target = &to;
-    task->flight = static_cast<u32>(to.in_flight.size());
-    to.in_flight.push_back(task);
-    send(address, Message::kCall, encode(task, SIZE_MAX));
-  }
-  drop(id);
 }
 
 void Node::lease_granted(Reader& reader) {
@@ -376,6 +342,13 @@ void Node::unlist(Task* task) {
 void Node::end_task(Task* task, std::vector<Value>& values) {
   trace_.ended(task->label, !values.empty() && values[0].is_error);
   unlist(task);
+  if (task->route == Task::Route::kActor) {
+    if ((task->header.flags & kConstructor) == 0)
+      --links_[task->actor.bits].unanswered;
+    if ((task->header.flags & kRestartable) != 0)
+      if (const auto it = recipes_.find(task->actor.bits); it != recipes_.end())
+        it->second.under_way = false;
+  }
   if (task->has_body) free_block(task->body);
   for (std::size_t i = 0; i < task->returns.size(); ++i) {
     Object* object = find(task->returns[i]);
@@ -431,7 +404,7 @@ void Node::fail_task(Task* task, const Failure& failure) {
 
 // The process that ran `task` has died without a result.
 void Node::lose_task(Task* task, const Failure& failure) {
-  if (task->route == Task::Route::kActor || task->retries == 0) {
+  if (task->retries == 0) {
     fail_task(task, failure);
     return;
   }

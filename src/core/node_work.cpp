@@ -13,7 +13,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
   Lock lock(mu_);
   for (;;) {
     drain();
-    if (stopping_ || engine_died_) return WaitResult::kEngineDied;
+    if (stopping_ || engine_died_ || leaving_) return WaitResult::kEngineDied;
     // Calls from elsewhere may overtake the constructor; they wait for it.
     auto call = incoming_.begin();
     if (!is_pool_ && !constructed_) {
@@ -98,6 +98,13 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     lock.lock();
     leader_ = false;
   }
+}
+
+void Node::stop_serving() {
+  std::lock_guard lock(mu_);
+  leaving_ = true;
+  resolved_ = true;
+  announce();
 }
 
 void Node::stop_idling() {

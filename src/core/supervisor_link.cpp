@@ -30,8 +30,12 @@ bool SupervisorLink::tell(Note note, std::string_view payload) {
 }
 
 bool SupervisorLink::receive(std::string& answer, int* descriptor) {
-  // A packet is at most what the supervisor may send: see kMaxPacket in supervisor.py.
-  answer.resize(256 << 10);
+  ssize_t size;
+  do {
+    size = recv(fd_, nullptr, 0, MSG_PEEK | MSG_TRUNC);
+  } while (size < 0 && errno == EINTR);
+  if (size <= 0) return false;
+  answer.resize(static_cast<std::size_t>(size));
   iovec part{answer.data(), answer.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
   msghdr message{};

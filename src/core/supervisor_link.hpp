@@ -22,6 +22,7 @@ enum class Note : char {
   kTokenFree = 'F',
   kConfirm = 'C',    // + dead process, u8 what is held of it: see message.hpp
   kLetGo = 'U',      // + dead process: something of it is held no longer
+  kUnwanted = 'H',   // + u64 actor, ProcId that was told: its last handle is gone
 };
 
 class SupervisorLink {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from ._importable import find_global
 from ._options import ActorOptions, check_method_options, nearest
 from ._runtime import current
-from .engine.protocol import ActorSpec
-from .exceptions import ActorAlreadyExistsError
+from .engine.actor_methods import BUILT_IN_METHODS
+from .engine.protocol import ActorInterface, ActorSpec, MethodSpec
+from .exceptions import ActorAlreadyExistsError, ActorClassInheritanceException
 
 if TYPE_CHECKING:
     from ._ref import ActorRef
@@ -22,8 +23,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 _METHOD_OPTIONS = "__skate_method_options__"
 
 
-def method(**options: Any) -> Callable[[F], F]:
+@overload
+def method(function: F, /) -> F: ...
+
+
+@overload
+def method(**options: Any) -> Callable[[F], F]: ...
+
+
+def method(*plain: F, **options: Any) -> F | Callable[[F], F]:
     """Give an actor's method options: ``@skate.method(num_returns=2)``."""
+    if plain:
+        if len(plain) == 1 and callable(plain[0]) and not options:
+            return plain[0]
+        raise TypeError("@skate.method takes options by name, such as num_returns=2.")
     if not options:
         raise TypeError("@skate.method takes options, such as num_returns=2.")
     checked = check_method_options(options)
@@ -38,49 +51,69 @@ def method(**options: Any) -> Callable[[F], F]:
 class ActorMethod:
     """A method of one actor. Holds the actor alive, as its handle does."""
 
-    __slots__ = ("_actor", "_full_name", "_name", "_num_returns")
+    __slots__ = ("_actor", "_interface", "_spec")
 
     def __init__(
-        self, actor: ActorRef, name: str, full_name: str, num_returns: int
+        self, actor: ActorRef, interface: ActorInterface, spec: MethodSpec
     ) -> None:
         self._actor = actor
-        self._name = name
-        self._full_name = full_name
-        self._num_returns = num_returns
+        self._interface = interface
+        self._spec = spec
+
+    @property
+    def _num_returns(self) -> int:
+        return self._spec.num_returns
 
     # Any: the method's types are not known through a handle.
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method; returns its ref at once (with ``num_returns=n``, n refs).
 
         Calls that one caller makes run in the order in which they were made. If the
-        actor is dead, the ref holds an ActorDiedError.
+        actor is dead, the ref holds an ActorDiedError; if it dies before it has
+        answered and is restarted, an ActorUnavailableError (see ``max_task_retries``).
+
+        Raises:
+            PendingCallsLimitExceeded: ``max_pending_calls`` are unanswered.
         """
-        refs = current().call_actor(
-            self._actor, self._name, args, kwargs, self._num_returns
-        )
-        if self._num_returns == 1:
+        refs = current().call_actor(self._actor, self._spec, args, kwargs)
+        if self._spec.num_returns == 1:
             return refs[0]
         return refs or None
 
     def options(self, **options: Any) -> ActorMethod:
-        """The same method with other options: ``num_returns``."""
-        num_returns = check_method_options(options).get(
-            "num_returns", self._num_returns
+        """The same method with other options, as ``skate.method`` takes them."""
+        spec = _with_method_options(
+            self._interface, self._spec, check_method_options(options)
         )
-        return ActorMethod(self._actor, self._name, self._full_name, num_returns)
+        return ActorMethod(self._actor, self._interface, spec)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
-            f"an actor's method is not called directly: write .{self._name}.remote"
+            f"an actor's method is not called directly: write .{self._spec.name}.remote"
             "(...), and skate.get on what it returns."
         )
 
     def __repr__(self) -> str:
-        return f"ActorMethod({self._full_name})"
+        return f"ActorMethod({self._interface.class_name}.{self._spec.name})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (self._actor, self._name, self._full_name, self._num_returns)
-        return ActorMethod, values
+        return ActorMethod, (self._actor, self._interface, self._spec)
+
+
+def _with_method_options(
+    interface: ActorInterface, spec: MethodSpec, options: Mapping[str, Any]
+) -> MethodSpec:
+    changes = dict(options)
+    group = changes.pop("concurrency_group", None)
+    if group is not None:
+        groups = interface.options.get("concurrency_groups", {})
+        if group not in groups:
+            raise ValueError(
+                f"actor class {interface.class_name} has no concurrency group "
+                f"{group!r}: {nearest(group, groups)}"
+            )
+        changes["group"] = 1 + list(groups).index(group)
+    return replace(spec, **changes)
 
 
 class ActorHandle(Generic[T]):
@@ -91,38 +124,41 @@ class ActorHandle(Generic[T]):
     """
 
     # Not slots: a method found once becomes an ordinary attribute of the handle.
-    def __init__(
-        self,
-        actor: ActorRef,
-        class_name: str,
-        methods: Mapping[str, Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, actor: ActorRef, interface: ActorInterface) -> None:
         self._skate_actor = actor
-        self._skate_class = class_name
-        self._skate_methods = methods
-        actor._counter.name_actor(actor._id, class_name.rpartition(".")[2])
+        self._skate_interface = interface
+        title = interface.class_name.rpartition(".")[2]
+        actor._counter.name_actor(actor._id, title)
 
     def __getattr__(self, name: str) -> ActorMethod:
         # Half-made handles (in copy and pickle) have no attribute at all.
-        methods = vars(self).get("_skate_methods", {})
-        if name not in methods:
-            if name.startswith("__"):
-                raise AttributeError(name)
+        interface: ActorInterface | None = vars(self).get("_skate_interface")
+        if interface is None:
+            raise AttributeError(name)
+        methods = interface.methods
+        given: Mapping[str, Any] = {}
+        if name in methods:
+            given = methods[name]
+        elif name.startswith("__") and name not in BUILT_IN_METHODS:
+            raise AttributeError(name)
+        elif name not in BUILT_IN_METHODS:
             raise AttributeError(
-                f"actor class {self._skate_class} has no method {name!r}: "
+                f"actor class {interface.class_name} has no method {name!r}: "
                 f"{nearest(name, methods)}"
             )
-        found = ActorMethod(
-            self._skate_actor,
+        options = interface.options
+        spec = MethodSpec(
             name,
-            f"{self._skate_class}.{name}",
-            methods[name].get("num_returns", 1),
+            max_task_retries=options.get("max_task_retries", 0),
+            max_pending_calls=options.get("max_pending_calls", -1),
+            out_of_order=options.get("allow_out_of_order_execution", False),
         )
-        vars(self)[name] = found
+        spec = _with_method_options(interface, spec, given)
+        found = vars(self)[name] = ActorMethod(self._skate_actor, interface, spec)
         return found
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._skate_methods})
+        return sorted({*super().__dir__(), *self._skate_interface.methods})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActorHandle):
@@ -133,11 +169,11 @@ class ActorHandle(Generic[T]):
         return hash(self._skate_actor)
 
     def __repr__(self) -> str:
-        return f"ActorHandle({self._skate_class}, {self._skate_actor.hex()})"
+        name = self._skate_interface.class_name
+        return f"ActorHandle({name}, {self._skate_actor.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (self._skate_actor, self._skate_class, self._skate_methods)
-        return ActorHandle, values
+        return ActorHandle, (self._skate_actor, self._skate_interface)
 
 
 class ActorClass(Generic[T]):
@@ -171,7 +207,7 @@ class ActorClass(Generic[T]):
                 options,
                 max_concurrency=options.max_concurrency or (1000 if is_async else 1),
             ),
-            methods={name: given for name, (_, given) in methods.items()},
+            interface=_interface(actor_class, methods, options),
             is_async=is_async,
         )
 
@@ -203,7 +239,7 @@ class ActorClass(Generic[T]):
                 continue
 
     def _handle(self, actor: ActorRef) -> ActorHandle[T]:
-        return ActorHandle(actor, self._spec.name, self._spec.methods)
+        return ActorHandle(actor, self._spec.interface)
 
     def options(self, **options: Any) -> ActorClass[T]:
         """The same class with other options, for one actor or for many."""
@@ -217,7 +253,7 @@ class ActorClass(Generic[T]):
         )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
-        raise TypeError(
+        raise ActorClassInheritanceException(
             f"{self.__name__} is an actor class, and those are not inherited from. "
             f"Inherit from the ordinary class, {self.__name__}.__wrapped__, and "
             "decorate the subclass with @skate.remote."
@@ -266,6 +302,33 @@ def _methods(
     return found
 
 
+def _interface(
+    actor_class: type,
+    methods: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]],
+    options: ActorOptions,
+) -> ActorInterface:
+    """Raises ValueError if a method names a concurrency group that there is not."""
+    defaults = ActorOptions()
+    for_callers = (
+        "max_task_retries",
+        "max_pending_calls",
+        "allow_out_of_order_execution",
+        "concurrency_groups",
+    )
+    interface = ActorInterface(
+        f"{actor_class.__module__}.{actor_class.__qualname__}",
+        {name: given for name, (_, given) in methods.items()},
+        {
+            name: getattr(options, name)
+            for name in for_callers
+            if getattr(options, name) != getattr(defaults, name)
+        },
+    )
+    for name, given in interface.methods.items():
+        _with_method_options(interface, MethodSpec(name), given)
+    return interface
+
+
 def _check_constructor(
     spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
@@ -289,18 +352,21 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of an actor must be a string, not {name!r}.")
     named = current().get_actor(name, namespace)
-    return ActorHandle(named.actor, named.class_name, named.methods)
+    return ActorHandle(named.actor, named.interface)
 
 
 def kill(actor: ActorHandle[Any], no_restart: bool = True) -> None:
-    """End ``actor`` now. Calls that run or wait fail with ActorDiedError.
+    """End ``actor``'s process now. Calls that run or wait fail with ActorDiedError.
 
     Args:
-        no_restart: as in Ray; actors are not restarted yet, so it changes nothing.
+        no_restart: end the actor for good. If False, it is restarted as after a crash,
+            as often as its ``max_restarts`` allows.
     """
     if not isinstance(actor, ActorHandle):
         raise TypeError(
             f"skate.kill takes the handle of an actor, not {actor!r} of type "
             f"{type(actor).__name__}."
         )
-    current().kill_actor(actor._skate_actor)
+    if not isinstance(no_restart, bool):
+        raise TypeError(f"no_restart must be True or False, not {no_restart!r}.")
+    current().kill_actor(actor._skate_actor, no_restart)

@@ -96,6 +96,31 @@ def _check_num_returns(name: str, value: Any) -> int:
     return _check_int(0, "zero or more")(name, value)
 
 
+def _check_lifetime(name: str, value: Any) -> str:
+    if value not in ("detached", "non_detached"):
+        raise ValueError(f"{name} must be 'detached' or 'non_detached', not {value!r}.")
+    return str(value)
+
+
+def _check_groups(name: str, value: Any) -> dict[str, int]:
+    # Ray takes a list of dicts as well, from before it had this form.
+    if isinstance(value, (list, tuple)):
+        value = {group["name"]: group["max_concurrency"] for group in value}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must be a dict from names to how many calls may run at once, such "
+            f"as {{'io': 2}}, not {value!r}."
+        )
+    check = _check_int(1, "1 or more")
+    groups = {
+        _check_name(f"a name in {name}", key): check(f"{name}[{key!r}]", number)
+        for key, number in value.items()
+    }
+    if len(groups) > _MAX_GROUPS:
+        raise ValueError(f"{name} has {len(groups)} groups; at most {_MAX_GROUPS}.")
+    return groups
+
+
 def _check_strategy(name: str, value: Any) -> Any:
     if value not in ("DEFAULT", "SPREAD"):
         raise ValueError(
@@ -104,6 +129,8 @@ def _check_strategy(name: str, value: Any) -> Any:
         )
     return value
 
+
+_MAX_GROUPS = 1000
 
 _Check = Callable[[str, Any], Any]
 _CHECKS: dict[str, _Check] = {
@@ -116,6 +143,13 @@ _CHECKS: dict[str, _Check] = {
     "namespace": _check_name,
     "get_if_exists": _check_type(bool, "True or False"),
     "max_concurrency": _check_int(1, "1 or more"),
+    "concurrency_groups": _check_groups,
+    "concurrency_group": _check_name,
+    "max_pending_calls": _check_int(-1, "zero or more, or -1 for no limit"),
+    "allow_out_of_order_execution": _check_type(bool, "True or False"),
+    "max_restarts": _check_int(-1, "zero or more, or -1 for no limit"),
+    "max_task_retries": _check_int(-1, "zero or more, or -1 for no limit"),
+    "lifetime": _check_lifetime,
 }
 
 # Checked, then without effect: there is one machine, so there is nothing to choose.
@@ -134,13 +168,6 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "retry_exceptions": (False,),
     "max_calls": (0,),
     "runtime_env": ({},),
-    "max_restarts": (0,),
-    "max_task_retries": (0,),
-    "lifetime": ("non_detached",),
-    "concurrency_groups": ({}, []),
-    "concurrency_group": (),
-    "max_pending_calls": (-1,),
-    "allow_out_of_order_execution": (False,),
     "placement_group": ("default",),
     "placement_group_bundle_index": (-1,),
     "placement_group_capture_child_tasks": (False,),
@@ -236,6 +263,12 @@ class ActorOptions:
     # Calls that may run at once: threads, or coroutines if the class has any.
     # 0: not set (ActorClass turns it into 1, or 1000 for coroutines, as Ray does).
     max_concurrency: int = 0
+    concurrency_groups: Mapping[str, int] = field(default_factory=dict)
+    max_restarts: int = 0  # -1: no limit
+    max_task_retries: int = 0  # of calls that a death interrupts; -1: no limit
+    max_pending_calls: int = -1  # unanswered calls of one caller; -1, 0: no limit
+    allow_out_of_order_execution: bool = False
+    lifetime: str = "non_detached"  # "detached": it lives on without a handle
 
     def updated(self, given: Mapping[str, Any]) -> ActorOptions:
         options = _updated(self, _check_all(given, _ACTOR_NAMES, "an actor class"))
@@ -245,7 +278,7 @@ class ActorOptions:
 
 
 def check_method_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an actor's method: ``num_returns`` if it was given."""
+    """Options of an actor's method: those that were given and have an effect."""
     kept = _check_all(given, _METHOD_NAMES, "an actor's method")
     kept.pop("name", None)  # a label in Ray's dashboard
     return kept

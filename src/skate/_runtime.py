@@ -475,6 +475,11 @@ class RuntimeContext:
         """``module.function`` or ``module.Class.method``; None in the driver."""
         return self._context.task_name or None
 
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """True in an actor that has been restarted."""
+        return self._context.num_restarts > 0
+
     @staticmethod
     def _hex(number: int) -> str | None:
         return f"{number:016x}" if number else None

@@ -9,6 +9,8 @@
     |   |-- ActorDiedError         the actor is gone, for good
     |   `-- ActorUnavailableError  the actor cannot be reached now
     |-- ActorAlreadyExistsError    (ValueError) the name is taken
+    |-- ActorClassInheritanceException (TypeError) of what @skate.remote returned
+    |-- PendingCallsLimitExceeded  more unanswered calls than max_pending_calls
     |-- GetTimeoutError            (TimeoutError)
     |-- ResourceError              (ValueError) more than the session has
     |-- DeadlockError              (RuntimeError) nothing that could run is left
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActorAlreadyExistsError",
+    "ActorClassInheritanceException",
     "ActorDiedError",
     "ActorError",
     "ActorUnavailableError",
@@ -45,6 +48,7 @@ __all__ = [
     "ObjectLostError",
     "ObjectStoreFullError",
     "OwnerDiedError",
+    "PendingCallsLimitExceeded",
     "RankDiedError",
     "RemoteTraceback",
     "ResourceError",
@@ -199,11 +203,19 @@ class ActorDiedError(ActorError):
 
 
 class ActorUnavailableError(ActorError):
-    """The actor cannot be reached now; the call may or may not have run."""
+    """The actor restarts: the call may or may not have run, later ones can run."""
 
 
 class ActorAlreadyExistsError(SkateError, ValueError):
     """Another live actor of the namespace has this name."""
+
+
+class ActorClassInheritanceException(SkateError, TypeError):
+    """A class inherits from an actor class instead of from an ordinary one."""
+
+
+class PendingCallsLimitExceeded(SkateError):
+    """The actor has not answered ``max_pending_calls`` calls of this caller yet."""
 
 
 class GetTimeoutError(SkateError, TimeoutError):

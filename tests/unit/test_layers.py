@@ -13,9 +13,9 @@ SOURCE = Path(skate.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FIRST_ROW = {"exceptions", "_ref", "_options", "_importable", "kernels"}
-CONTRACT = {*FIRST_ROW, "engine.protocol"}
+CONTRACT = {*FIRST_ROW, "engine.protocol", "engine.actor_methods"}
 SHARED = {*CONTRACT, "engine.serialize", "engine.futures", "engine.timeline"}
-PUBLIC = {"", "exceptions", "collective", "kernels", "debug"}
+PUBLIC = {"", "actor", "exceptions", "collective", "kernels", "debug"}
 
 # A module's room, by the longest prefix of its name -> what it may import of skate.
 # A name stands for itself and everything below it; "" is ``import skate`` alone.
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engine.timeline": set(),
     "engine.protocol": {"_ref", "_options"},
+    "engine.actor_methods": set(),
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,
     "engine.embedded": {*SHARED, "engine.embedded", "_core", "_runtime"},
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "debug": {"_observe"},
     "_task": {*CONTRACT, "_actor", "_runtime"},
     "_actor": {*CONTRACT, "_runtime"},
+    "actor": {*CONTRACT, "_actor", "_runtime"},
     "_gather": {*CONTRACT, "_actor", "_runtime", "_task"},
     "collective": {*CONTRACT, "_runtime"},
     "__main__": {"cli"},

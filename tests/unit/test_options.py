@@ -85,10 +85,13 @@ def test_a_bad_option_of_a_function_is_refused_where_it_is_given(
         ),
         ({"get_if_exists": True}, ValueError, "needs a name to look for"),
         ({"get_if_exists": 1, "name": "x"}, TypeError, "get_if_exists must be True or"),
-        ({"max_restarts": 1}, ValueError, "do not have this option of Ray's"),
-        ({"max_task_retries": 1}, ValueError, "do not have this option of Ray's"),
-        ({"lifetime": "detached"}, ValueError, "do not have this option of Ray's"),
-        ({"concurrency_groups": {"io": 1}}, ValueError, "do not have this option"),
+        ({"max_restarts": -2}, ValueError, "max_restarts must be .* not -2"),
+        ({"max_task_retries": 1.5}, TypeError, "max_task_retries must be an integer"),
+        ({"max_pending_calls": -2}, ValueError, "max_pending_calls must be .* not -2"),
+        ({"lifetime": "for ever"}, ValueError, "'detached' or 'non_detached', not"),
+        ({"concurrency_groups": {"io": 0}}, ValueError, r"\['io'\] must be 1 or more"),
+        ({"concurrency_groups": 3}, TypeError, "must be a dict from names"),
+        ({"allow_out_of_order_execution": 1}, TypeError, "must be True or False"),
     ],
 )
 def test_a_bad_option_of_a_class_is_refused_where_it_is_given(
@@ -106,7 +109,8 @@ def test_a_bad_option_of_a_class_is_refused_where_it_is_given(
         ({"num_return": 2}, ValueError, "did you mean 'num_returns'"),
         ({"num_cpus": 2}, ValueError, "unknown option 'num_cpus'"),
         ({"num_returns": -1}, ValueError, "zero or more"),
-        ({"concurrency_group": "io"}, ValueError, "do not have this option of Ray's"),
+        ({"concurrency_group": 1}, TypeError, "concurrency_group must be a string"),
+        ({"max_task_retries": -2}, ValueError, "max_task_retries must be .* not -2"),
         ({}, TypeError, "takes options"),
     ],
 )

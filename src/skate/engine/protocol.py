@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .._options import ActorOptions, TaskOptions
 from .._ref import ActorRef, ObjectRef, RefCounter
@@ -69,10 +70,32 @@ class ActorSpec:
     cls: type
     name: str  # the class, for people: ``module.qualname``
     options: ActorOptions
-    # Public method names -> their default options (``@skate.method(num_returns=2)``).
-    methods: Mapping[str, Mapping[str, Any]]
+    interface: ActorInterface
     is_async: bool  # any method is ``async def``: the actor runs an asyncio loop
     exported: Any = None
+
+
+class ActorInterface(NamedTuple):
+    """What a handle must know of its actor's class. Small: it travels with handles."""
+
+    class_name: str  # for people: ``module.qualname``
+    # Public method names -> their default options (``@skate.method(num_returns=2)``).
+    methods: Mapping[str, Mapping[str, Any]]
+    # Options of the class that concern its callers, where they are not the default.
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """One method of an actor, with the options that a call of it has."""
+
+    name: str
+    num_returns: int = 1
+    # The place of its concurrency group among the actor's; 0: it is in none.
+    group: int = 0
+    max_task_retries: int = 0  # after the actor's process died; -1: no limit
+    max_pending_calls: int = -1  # of one caller; -1, 0: no limit
+    out_of_order: bool = False  # need not wait for earlier calls that lack arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +103,31 @@ class NamedActor:
     """What ``get_actor`` needs to build a handle."""
 
     actor: ActorRef
+    interface: ActorInterface
+
+
+class ActorState(str, Enum):
+    """With Ray's names. An actor that restarts keeps its name and its handles."""
+
+    PENDING_CREATION = "PENDING_CREATION"
+    ALIVE = "ALIVE"
+    RESTARTING = "RESTARTING"
+    DEAD = "DEAD"
+
+
+@dataclass(frozen=True, slots=True)
+class ActorInfo:
+    """One actor, as ``list_actors`` tells it."""
+
+    actor_id: int
     class_name: str
-    methods: Mapping[str, Mapping[str, Any]]
+    state: ActorState
+    name: str | None
+    namespace: str
+    num_restarts: int
+    pid: int  # 0: it has no process now
+    is_detached: bool
+    death_cause: str  # "" while it lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +139,7 @@ class TaskContext:
     worker_id: int
     task_name: str
     is_driver: bool
+    num_restarts: int = 0  # of the actor
 
 
 class Watch(Protocol):
@@ -203,24 +250,36 @@ class Engine(RefCounter, Protocol):
     ) -> ActorRef:
         """Start an actor; returns at once. A failing constructor fails its calls.
 
+        An actor whose process dies is made anew, ``max_restarts`` times, by its
+        constructor with the same arguments. Calls that are made meanwhile wait.
+
         Raises ``ActorAlreadyExistsError`` if the name is taken in the namespace.
         """
 
     def call_actor(
         self,
         actor: ActorRef,
-        method: str,
+        method: MethodSpec,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        num_returns: int,
     ) -> list[ObjectRef[Any]]:
-        """Call a method. If the actor is dead, the refs hold ``ActorDiedError``."""
+        """Call a method. If the actor is dead, the refs hold ``ActorDiedError``.
 
-    def kill_actor(self, actor: ActorRef) -> None:
-        """End the actor's process now; calls that wait fail with ActorDiedError."""
+        A call that was sent when the actor's process died is sent again,
+        ``max_task_retries`` times; then its refs hold ``ActorUnavailableError`` if
+        the actor restarts, else ``ActorDiedError``.
+
+        Raises ``PendingCallsLimitExceeded``.
+        """
+
+    def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
+        """End the actor's process now, as if it had died; or the actor for good."""
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         """Raises ValueError, listing the known names, if there is none."""
+
+    def list_actors(self) -> list[ActorInfo]:
+        """Every actor of the session, oldest first; of the dead, the last 1000."""
 
     # objects ----------------------------------------------------------------
     def put(self, value: Any) -> ObjectRef[Any]: ...

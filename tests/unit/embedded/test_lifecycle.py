@@ -8,7 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
+from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.lifecycle import (
+    ActorConstructed,
+    ActorKilled,
+    ActorUnwanted,
     ActorWanted,
     Blocked,
     Confirmed,
@@ -23,7 +27,7 @@ from skate.engine.embedded.lifecycle import (
     LeaseWanted,
     LetGo,
     Lifecycle,
-    Proc,
+    Prepare,
     Recycle,
     TakeCpus,
     TellDied,
@@ -32,6 +36,8 @@ from skate.engine.embedded.lifecycle import (
     WantCpus,
     WorkerWanted,
 )
+from skate.engine.embedded.processes import Cause, Proc
+from skate.engine.protocol import ActorState
 
 TOTALS = {"CPU": 4.0, "GPU": 1.0, "robot": 2.0}
 
@@ -181,8 +187,101 @@ def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
 def test_what_a_dead_owner_had_asked_for_is_not_started(life: Lifecycle) -> None:
     owner = new_process(life)
     life.handle(LeaseWanted(owner, 1, {"CPU": 4.0}))
-    life.handle(Died(owner, 2, 9))
+    life.handle(Died(owner, Cause.SIGNALED, 9))
     assert not [c for c in life.handle(CpusTaken(4)) if isinstance(c, Fork)]
+
+
+DRIVER = Proc(1, 1)
+
+
+def start_actor(life: Lifecycle, owner: Proc = DRIVER, **request: object) -> Proc:
+    proc = new_process(life, "actor")
+    wanted = ActorRequest(1, "A", **request)  # type: ignore[arg-type]
+    assert life.handle(ActorWanted(owner, proc, wanted))[0] == Prepare(proc, "actor")
+    return proc
+
+
+def test_news_of_a_death_names_the_process_that_takes_the_actors_place(
+    life: Lifecycle,
+) -> None:
+    first = start_actor(life, max_restarts=1, name=("", "a"))
+    life.handle(ActorConstructed(first))
+    commands = life.handle(Died(first, Cause.SIGNALED, 9))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    second = fork.proc
+    # Others may send to it as soon as they know its name.
+    assert commands.index(Prepare(second, "actor")) < commands.index(
+        TellDied(DRIVER, first, Cause.SIGNALED, 9, second)
+    )
+    actor = life.actors.named(("", "a"))
+    assert actor is not None
+    assert (actor.state, actor.num_restarts) == (ActorState.RESTARTING, 1)
+    commands = life.handle(Died(second, Cause.SIGNALED, 9))
+    assert TellDied(DRIVER, second, Cause.SIGNALED, 9, None) in commands
+    assert life.actors.named(("", "a")) is None
+    assert actor.state is ActorState.DEAD
+
+
+def test_a_restarted_actor_waits_for_its_resources_before_others(
+    life: Lifecycle,
+) -> None:
+    first = start_actor(life, max_restarts=-1, resources={"robot": 2.0})
+    life.handle(LeaseWanted(DRIVER, 7, {"robot": 1.0}))
+    commands = life.handle(Died(first, Cause.EXITED, 1))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    assert fork.kind == "actor"
+
+
+@pytest.mark.parametrize(
+    "cause", [Cause.ACTOR_EXIT, Cause.OUT_OF_SCOPE, Cause.CONSTRUCTOR_FAILED]
+)
+def test_an_end_that_is_meant_is_final(life: Lifecycle, cause: Cause) -> None:
+    first = start_actor(life, max_restarts=-1)
+    commands = life.handle(Died(first, cause, 0))
+    assert not [c for c in commands if isinstance(c, Fork)]
+
+
+def test_a_kill_for_good_is_final_and_another_is_not(life: Lifecycle) -> None:
+    first = start_actor(life, max_restarts=-1)
+    assert life.handle(ActorKilled(1, no_restart=False)) == [Kill(first)]
+    commands = life.handle(Died(first, Cause.KILLED, 9))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    assert life.handle(ActorKilled(1, no_restart=True)) == [Kill(fork.proc)]
+    commands = life.handle(Died(fork.proc, Cause.KILLED, 9))
+    assert not [c for c in commands if isinstance(c, Fork)]
+
+
+def test_an_actor_that_lost_its_last_handle_in_a_restart_is_ended(
+    life: Lifecycle,
+) -> None:
+    first = start_actor(life, max_restarts=-1)
+    commands = life.handle(Died(first, Cause.SIGNALED, 9))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    # The owner told the process that it still thought to be the actor's.
+    ended = life.handle(ActorUnwanted(1, told=first))
+    assert ended == [Kill(fork.proc, Cause.OUT_OF_SCOPE)]
+
+
+def test_actors_end_with_their_owner_unless_they_are_detached(
+    life: Lifecycle,
+) -> None:
+    owner = new_process(life)
+    mortal = start_actor(life, owner)
+    kept = new_process(life, "actor")
+    life.handle(ActorWanted(owner, kept, ActorRequest(2, "B", is_detached=True)))
+    commands = life.handle(Died(owner, Cause.SIGNALED, 9))
+    kills = [c for c in commands if isinstance(c, Kill)]
+    assert kills == [Kill(mortal, Cause.OWNER_ENDED)]
+
+
+def test_a_worker_that_owns_actors_is_kept_until_they_have_ended(
+    life: Lifecycle,
+) -> None:
+    fork, _ = life.handle(LeaseWanted(DRIVER, 1, {"GPU": 1.0}))
+    assert isinstance(fork, Fork)
+    actor = start_actor(life, fork.proc)
+    assert Kill(fork.proc) not in life.handle(LeaseDone(fork.proc))
+    assert Kill(fork.proc) in life.handle(Died(actor, Cause.OUT_OF_SCOPE, 0))
 
 
 class Machine(RuleBasedStateMachine):
@@ -200,6 +299,8 @@ class Machine(RuleBasedStateMachine):
         self.unconfirmed: set[tuple[Proc, Proc]] = set()
         self.dead: set[Proc] = set()
         self.tasks = 0
+        self.left: dict[int, int] = {}  # actor -> restarts; negative: no limit
+        self.prepared: set[Proc] = set()
 
     def carry_out(self, commands: list[object]) -> None:
         for command in commands:
@@ -218,7 +319,14 @@ class Machine(RuleBasedStateMachine):
                 # not.
                 if needs.get("CPU"):
                     assert self.used("CPU") <= self.held_tokens
+            elif isinstance(command, Prepare):
+                assert command.proc not in self.prepared
+                self.prepared.add(command.proc)
+            elif isinstance(command, Fork) and command.kind == "actor":
+                assert command.proc in self.prepared
+                assert self.life.actors.at(command.proc) is not None
             elif isinstance(command, TellDied):
+                assert command.successor is None or command.successor in self.prepared
                 self.unconfirmed.add((command.to, command.dead))
             elif isinstance(command, Recycle):
                 assert command.proc in self.dead
@@ -238,11 +346,47 @@ class Machine(RuleBasedStateMachine):
     def free_a_cpu(self) -> None:
         self.carry_out(self.life.handle(CpuFree()))
 
-    @rule()
-    def want_actor(self) -> None:
+    @rule(
+        data=st.data(),
+        max_restarts=st.sampled_from([0, 1, -1]),
+        is_detached=st.booleans(),
+        robots=st.sampled_from([0.0, 1.0]),
+    )
+    def want_actor(
+        self, data: st.DataObject, max_restarts: int, is_detached: bool, robots: float
+    ) -> None:
+        owner = data.draw(st.sampled_from(sorted(self.life.members, key=str)))
         proc = self.life.allocate("actor")
-        if proc is not None:
-            self.carry_out(self.life.handle(ActorWanted(proc, {})))
+        if proc is None:
+            return
+        self.tasks += 1
+        request = ActorRequest(
+            self.tasks,
+            "A",
+            name=("", str(self.tasks)),
+            resources={"robot": robots} if robots else {},
+            max_restarts=max_restarts,
+            is_detached=is_detached,
+        )
+        self.left[self.tasks] = max_restarts
+        self.carry_out(self.life.handle(ActorWanted(owner, proc, request)))
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data(), no_restart=st.booleans())
+    def kill_actor(self, data: st.DataObject, no_restart: bool) -> None:
+        actor = data.draw(st.sampled_from(sorted(self.left)))
+        self.carry_out(self.life.handle(ActorKilled(actor, no_restart)))
+        if no_restart and self.life.actors.get(actor) is not None:
+            self.left[actor] = 0
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def drop_last_handle(self, data: st.DataObject) -> None:
+        actor_id = data.draw(st.sampled_from(sorted(self.left)))
+        actor = self.life.actors.get(actor_id)
+        if actor is not None:
+            self.carry_out(self.life.handle(ActorUnwanted(actor_id, actor.proc)))
+            self.left[actor_id] = 0
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -269,7 +413,19 @@ class Machine(RuleBasedStateMachine):
         self.blocked.discard(proc)
         self.dead.add(proc)
         self.unconfirmed = {(to, d) for to, d in self.unconfirmed if to != proc}
-        self.carry_out(self.life.handle(Died(proc, 2, 9)))
+        actor = self.life.actors.at(proc)
+        self.tell_died(proc)
+        if actor is not None:
+            actor_id = actor.request.actor_id
+            restarted = self.life.actors.get(actor_id) is not None
+            assert restarted == (self.left[actor_id] != 0)
+            if restarted:
+                self.left[actor_id] -= 1
+            else:
+                assert self.life.actors.named(("", str(actor_id))) is None
+
+    def tell_died(self, proc: Proc) -> None:
+        self.carry_out(self.life.handle(Died(proc, Cause.SIGNALED, 9)))
 
     @precondition(lambda self: self.unconfirmed)
     @rule(data=st.data())
@@ -290,6 +446,13 @@ class Machine(RuleBasedStateMachine):
             for worker, needs in self.running.items()
             if name != "CPU" or worker not in self.blocked
         )
+
+    @invariant()
+    def a_live_actor_has_a_live_process(self) -> None:
+        for actor in self.life.actors:
+            assert (actor.proc in self.life.members) == (
+                actor.state is not ActorState.DEAD
+            )
 
     @invariant()
     def every_death_is_settled_once_all_have_confirmed(self) -> None:

@@ -1,5 +1,14 @@
 """``ray.actor``."""
 
 from skate import ActorClass, ActorHandle, ActorMethod, method
+from skate.actor import exit_actor
+from skate.exceptions import ActorClassInheritanceException
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "method"]
+__all__ = [
+    "ActorClass",
+    "ActorClassInheritanceException",
+    "ActorHandle",
+    "ActorMethod",
+    "exit_actor",
+    "method",
+]

@@ -11,6 +11,7 @@ from skate.exceptions import (
     ObjectLostError,
     ObjectStoreFullError,
     OwnerDiedError,
+    PendingCallsLimitExceeded,
     WorkerCrashedError,
 )
 from skate.exceptions import ActorError as RayActorError
@@ -96,6 +97,7 @@ __all__ = [
     "ObjectReconstructionFailedError",
     "ObjectStoreFullError",
     "OwnerDiedError",
+    "PendingCallsLimitExceeded",
     "PlasmaObjectNotAvailable",
     "RayActorError",
     "RayError",

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from ... import _core
@@ -20,8 +20,10 @@ from ..._ref import ActorRef, ObjectRef, set_default_counter
 from ...exceptions import (
     ActorAlreadyExistsError,
     ActorDiedError,
+    ActorUnavailableError,
     ObjectLostError,
     OwnerDiedError,
+    PendingCallsLimitExceeded,
     ResourceError,
     SkateError,
     WorkerCrashedError,
@@ -29,8 +31,11 @@ from ...exceptions import (
 from .. import serialize
 from ..futures import FutureDispatcher
 from ..protocol import (
+    ActorInfo,
     ActorSpec,
+    ActorState,
     EngineConfig,
+    MethodSpec,
     NamedActor,
     TaskContext,
     TaskSpec,
@@ -38,7 +43,9 @@ from ..protocol import (
 )
 from . import group as groups
 from . import stacks
+from .actors import ActorRequest
 from .observe import OwnObserver
+from .processes import Cause
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +54,7 @@ if TYPE_CHECKING:
     from ..protocol import Group
 
 # As in core/message.hpp.
-_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
-_EXITED, _SIGNALED, _KILLED, _OUT_OF_SCOPE, _CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
+_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED, _ACTOR_UNAVAILABLE = 1, 2, 3, 4
 
 
 class Exported:
@@ -94,6 +100,8 @@ class EmbeddedEngine:
         self.context_var: ContextVar[tuple[int, int, str]] = ContextVar(
             "skate_context", default=(0, 0, "")
         )
+        self._detached: list[ActorRef] = []  # these live without any other handle
+        self.num_restarts = 0  # of the actor that this process is
         self._futures = FutureDispatcher(self)
         self._exports: WeakSet[Exported] = WeakSet()
         self._stacks_fd = stacks.answer_signals(node)
@@ -194,12 +202,18 @@ class EmbeddedEngine:
             )
         full_name = None
         if options.name is not None:
-            namespace = self.config.namespace
-            if options.namespace is not None:
-                namespace = options.namespace
-            full_name = (namespace, options.name)
-        meta = pickle.dumps((spec.name, dict(spec.methods)))
-        answer, value = self._ask("create_actor", resources, full_name, meta)
+            full_name = (self._namespace(options.namespace), options.name)
+        actor = self.node.new_actor()
+        request = ActorRequest(
+            actor_id=actor._id,
+            class_name=spec.name,
+            name=full_name,
+            resources=resources,
+            max_restarts=options.max_restarts,
+            is_detached=options.lifetime == "detached",
+            interface=_dump_interface(spec) if full_name is not None else b"",
+        )
+        answer, value = self._ask("create_actor", request)
         if answer == "exists":
             raise ActorAlreadyExistsError(
                 f"an actor named {options.name!r} lives already in this namespace. Use "
@@ -210,46 +224,64 @@ class EmbeddedEngine:
                 f"cannot start actor {spec.name}: a session has at most {value} "
                 "processes. Drop handles of actors that are no longer needed."
             )
-        index, epoch = value
-        actor = self.node.new_actor(index, epoch)
-        self.node.tell(pickle.dumps(("actor_id", index, epoch, actor._id)))
+        self.node.place_actor(actor, *value)
         try:
-            self.node.call_actor(
+            self.node.construct_actor(
                 actor,
-                "__init__",
+                exported.function_id,
+                exported.holds_refs,
+                options.max_restarts != 0,
                 args,
                 kwargs,
-                0,
-                constructor=exported.function_id,
-                holds_refs=exported.holds_refs,
             )
         except TypeError as error:
-            self._ask("kill", actor._id)
+            self.kill_actor(actor, no_restart=True)
             raise serialize.explain_arguments(
                 spec.name, args, kwargs, error
             ) from error.__cause__
+        if request.is_detached:
+            self._detached.append(actor)
         return actor
+
+    def _namespace(self, namespace: str | None) -> str:
+        return self.config.namespace if namespace is None else namespace
 
     def call_actor(
         self,
         actor: ActorRef,
-        method: str,
+        method: MethodSpec,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        num_returns: int,
     ) -> list[ObjectRef[Any]]:
+        limit = method.max_pending_calls
+        if limit > 0 and self.node.unanswered_calls(actor) >= limit:
+            raise PendingCallsLimitExceeded(
+                f"{method.name}: this process has {limit} calls of the actor that are "
+                f"not answered, and max_pending_calls={limit}. Wait for some of them "
+                "first: skate.wait(refs)."
+            )
         try:
-            return self.node.call_actor(actor, method, args, kwargs, num_returns)
+            return self.node.call_actor(
+                actor,
+                method.name,
+                args,
+                kwargs,
+                method.num_returns,
+                method.group,
+                method.max_task_retries,
+                method.out_of_order,
+            )
         except TypeError as error:
             raise serialize.explain_arguments(
-                method, args, kwargs, error
+                method.name, args, kwargs, error
             ) from error.__cause__
 
-    def kill_actor(self, actor: ActorRef) -> None:
-        self._ask("kill", actor._id)
+    def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
+        self._ask("kill", actor._id, no_restart)
+        self.node.catch_up()  # calls from now on go to where it restarts
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
-        space = self.config.namespace if namespace is None else namespace
+        space = self._namespace(namespace)
         answer, value = self._ask("get_actor", (space, name))
         if answer != "ok":
             known = ", ".join(map(repr, value)) or "none"
@@ -257,12 +289,31 @@ class EmbeddedEngine:
                 f"there is no actor named {name!r} in namespace {space!r}; known: "
                 f"{known}. It may have ended with its last handle."
             )
-        actor_id, meta = value
-        class_name, methods = pickle.loads(meta)
+        actor_id, interface = value
         self.adopt(actor_id)
         actor = ActorRef._new(actor_id, self)
         assert isinstance(actor, ActorRef)
-        return NamedActor(actor, class_name, methods)
+        return NamedActor(actor, pickle.loads(interface))
+
+    def list_actors(self) -> list[ActorInfo]:
+        found: list[ActorInfo] = []
+        while part := self._ask("list_actors", len(found)):
+            for actor_id, cls, state, name, restarts, pid, detached, *death in part:
+                died = state is ActorState.DEAD
+                found.append(
+                    ActorInfo(
+                        actor_id=actor_id,
+                        class_name=cls,
+                        state=state,
+                        name=name[1] if name is not None else None,
+                        namespace=name[0] if name is not None else "",
+                        num_restarts=restarts,
+                        pid=pid,
+                        is_detached=detached,
+                        death_cause=_how_it_ended(*death) if died else "",
+                    )
+                )
+        return found
 
     # objects ----------------------------------------------------------------
 
@@ -294,7 +345,9 @@ class EmbeddedEngine:
     def context(self) -> TaskContext:
         task_id, actor_id, name = self.context_var.get()
         worker_id = 0 if self._is_driver else self.node.index
-        return TaskContext(task_id, actor_id, worker_id, name, self._is_driver)
+        return TaskContext(
+            task_id, actor_id, worker_id, name, self._is_driver, self.num_restarts
+        )
 
     def assigned_resources(self) -> dict[str, float]:
         if self._is_driver:
@@ -333,6 +386,7 @@ class EmbeddedEngine:
     def end(self) -> None:
         """The session is over: let go of what would keep its memory mapped."""
         self.node.close()
+        self._detached.clear()
         self._futures.close()
         stacks.stop_answering(self._stacks_fd)
         for exported in self._exports:
@@ -355,12 +409,7 @@ class EmbeddedEngine:
 
     def _failure(self, error: int, cause: int, detail: int) -> SkateError:
         """The exception for what the core reports in numbers."""
-        how = {
-            _EXITED: f"its process exited with status {detail}",
-            _SIGNALED: f"its process was ended by {_signal_name(detail)}",
-            _KILLED: "it was ended by skate.kill",
-            _OUT_OF_SCOPE: "its last handle was dropped",
-        }.get(cause, "its process has ended")
+        how = _how_it_ended(cause, detail)
         if error == _WORKER_CRASHED:
             return WorkerCrashedError(
                 f"the worker that ran this task died: {how}, and max_retries are used "
@@ -368,10 +417,16 @@ class EmbeddedEngine:
                 "this; see the worker's output above."
             )
         if error == _ACTOR_DIED:
-            if cause == _CONSTRUCTOR_FAILED:
+            if cause == Cause.CONSTRUCTOR_FAILED:
                 text = self._ask("note", detail & 0xFFFF, detail >> 16)
-                return ActorDiedError(f"the actor's constructor raised.\n\n{text}")
+                return ActorDiedError(f"{how}.\n\n{text}")
             return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
+        if error == _ACTOR_UNAVAILABLE:
+            return ActorUnavailableError(
+                f"the actor restarts, for {how}. This call had been sent, and may or "
+                "may not have run; later calls wait for the restart. With "
+                "max_task_retries, such calls are sent again."
+            )
         if error == _OWNER_DIED:
             return OwnerDiedError(
                 f"the value is gone with the process that owned it: {how}. The task "
@@ -380,28 +435,65 @@ class EmbeddedEngine:
         return ObjectLostError("the value is gone.")
 
 
+class ActorCode(NamedTuple):
+    """A class and what its process must know of it."""
+
+    cls: type
+    name: str
+    is_async: bool
+    max_concurrency: int
+    groups: tuple[int, ...]  # how many calls each concurrency group runs at once
+
+
 class _ActorCode:
-    """A class and what its process must know of it; pickles the class as code."""
+    """Pickles the class as code; comes out as ``ActorCode``."""
 
     def __init__(self, spec: ActorSpec) -> None:
-        self.cls = spec.cls
-        self.is_async = spec.is_async
-        self.max_concurrency = spec.options.max_concurrency
-        self.name = spec.name
+        self._spec = spec
         self.__module__ = spec.cls.__module__
         self.__qualname__ = "<actor>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        packed = serialize.dumps_function(self.cls, f"actor class {self.name}")
+        spec = self._spec
+        packed = serialize.dumps_function(spec.cls, f"actor class {spec.name}")
         buffers = [b.raw().tobytes() for b in packed.buffers]
-        state = (self.is_async, self.max_concurrency, self.name)
+        options = spec.options
+        groups = tuple(options.concurrency_groups.values())
+        state = (spec.name, spec.is_async, options.max_concurrency, groups)
         return _load_actor_code, (packed.header, buffers, state)
 
 
 def _load_actor_code(
-    header: bytes, buffers: list[bytes], state: tuple[bool, int, str]
-) -> tuple[type, bool, int, str]:
-    return (serialize.loads(header, buffers), *state)
+    header: bytes, buffers: list[bytes], state: tuple[str, bool, int, tuple[int, ...]]
+) -> ActorCode:
+    return ActorCode(serialize.loads(header, buffers), *state)
+
+
+def _dump_interface(spec: ActorSpec) -> bytes:
+    import cloudpickle
+
+    dumped: bytes = cloudpickle.dumps(spec.interface)
+    return dumped
+
+
+def _how_it_ended(cause: int, detail: int) -> str:
+    match cause:
+        case Cause.EXITED:
+            return f"its process exited with status {detail}"
+        case Cause.SIGNALED:
+            return f"its process was ended by {_signal_name(detail)}"
+        case Cause.KILLED:
+            return "it was ended by skate.kill"
+        case Cause.OUT_OF_SCOPE:
+            return "its last handle was dropped"
+        case Cause.CONSTRUCTOR_FAILED:
+            return "the actor's constructor raised"
+        case Cause.ACTOR_EXIT:
+            return "it ended itself by exit_actor"
+        case Cause.OWNER_ENDED:
+            return "the process that had created it ended"
+        case _:
+            return "its process has ended"
 
 
 def _signal_name(number: int) -> str:

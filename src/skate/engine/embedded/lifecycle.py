@@ -6,6 +6,11 @@ carries out what it says, and a test can feed it anything.
 CPUs. A CPU is a token in the session directory. Pool workers take and return tokens by
 themselves; tasks and actors with resources of their own (leases) get theirs here, so
 for leases this machine takes tokens out of the pool and puts them back.
+
+Actors. One whose process dies, and that may be restarted, gets a new process at once:
+its name goes out with the news of the death, so that calls can be sent to it before it
+runs, and before it has the resources that it must take again. An actor ends with the
+process that created it, unless it is detached.
 """
 
 from __future__ import annotations
@@ -14,18 +19,10 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-Kind = Literal["driver", "pool", "lease", "actor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Proc:
-    """A process of the session; an index has a new epoch for each user."""
-
-    index: int
-    epoch: int
-
+from ..protocol import ActorState
+from .actors import Actor, ActorRequest, Actors
+from .processes import Cause, Kind, Proc
 
 # Events ------------------------------------------------------------------------------
 
@@ -52,8 +49,28 @@ class LeaseDone:
 
 @dataclass(frozen=True, slots=True)
 class ActorWanted:
+    owner: Proc
     proc: Proc  # from ``allocate``
-    resources: Mapping[str, float]
+    request: ActorRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ActorConstructed:
+    proc: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class ActorUnwanted:
+    """Its last handle is gone; ``told`` was told to finish and end."""
+
+    actor_id: int
+    told: Proc
+
+
+@dataclass(frozen=True, slots=True)
+class ActorKilled:
+    actor_id: int
+    no_restart: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +100,7 @@ class CpusTaken:
 @dataclass(frozen=True, slots=True)
 class Died:
     proc: Proc
-    cause: int
+    cause: Cause
     detail: int
 
 
@@ -113,6 +130,9 @@ Event = (
     | LeaseWanted
     | LeaseDone
     | ActorWanted
+    | ActorConstructed
+    | ActorUnwanted
+    | ActorKilled
     | Blocked
     | Unblocked
     | CpuFree
@@ -126,6 +146,14 @@ Event = (
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make the memory of a process that runs later: others may send to it now."""
+
+    proc: Proc
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
 class Fork:
     proc: Proc
     kind: Kind
@@ -135,6 +163,7 @@ class Fork:
 @dataclass(frozen=True, slots=True)
 class Kill:
     proc: Proc
+    cause: Cause = Cause.KILLED  # what others are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +177,9 @@ class GrantLease:
 class TellDied:
     to: Proc
     dead: Proc
-    cause: int
+    cause: Cause
     detail: int
+    successor: Proc | None = None  # where the actor lives that it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +218,8 @@ class WantCpus:
 
 
 Command = (
-    Fork
+    Prepare
+    | Fork
     | Kill
     | GrantLease
     | TellDied
@@ -213,8 +244,9 @@ class _Member:
 
 @dataclass(slots=True)
 class _Death:
-    cause: int
+    cause: Cause
     detail: int
+    successor: Proc | None
     waiting: set[Proc]  # have not answered in this round of asking
     objects_held: bool = False
     blocks_held: bool = False
@@ -260,6 +292,8 @@ class Lifecycle:
         self._queue: deque[_Request] = deque()
         self._idle_leased: list[Proc] = []
         self._deaths: dict[Proc, _Death] = {}
+        self._retiring: set[Proc] = set()  # end with the last actor that they own
+        self.actors = Actors()
 
     # Queries -----------------------------------------------------------------
 
@@ -319,9 +353,29 @@ class Lifecycle:
                     return []
                 self._queue.append(_Request(resources, owner=owner, task=task))
                 return self._schedule()
-            case ActorWanted(proc, resources):
-                self._queue.append(_Request(resources, actor=proc))
-                return self._schedule()
+            case ActorWanted(owner, proc, request):
+                self.actors.add(request, owner, proc)
+                self._queue.append(_Request(request.resources, actor=proc))
+                return [Prepare(proc, "actor"), *self._schedule()]
+            case ActorConstructed(proc):
+                actor = self.actors.at(proc)
+                if actor is not None:
+                    actor.state = ActorState.ALIVE
+                return []
+            case ActorUnwanted(actor_id, told):
+                actor = self.actors.get(actor_id)
+                if actor is None:
+                    return []
+                actor.may_restart = False
+                # Restarted meanwhile, it has not been told.
+                stray = actor.proc != told
+                return [Kill(actor.proc, Cause.OUT_OF_SCOPE)] if stray else []
+            case ActorKilled(actor_id, no_restart):
+                actor = self.actors.get(actor_id)
+                if actor is None:
+                    return []
+                actor.may_restart &= not no_restart
+                return [Kill(actor.proc)]
             case LeaseDone(worker):
                 return self._end_lease(worker)
             case Blocked(proc) | Unblocked(proc):
@@ -425,12 +479,21 @@ class Lifecycle:
         had_gpu = "GPU" in member.resources
         self._release(member)
         member.lease_owner = None
-        commands = []
+        commands: list[Command] = []
         if had_gpu or len(self._idle_leased) >= _MAX_IDLE_LEASED:
-            commands.append(Kill(worker))  # its CUDA_VISIBLE_DEVICES was for one task
+            # Its CUDA_VISIBLE_DEVICES was for one task.
+            self._retiring.add(worker)
+            commands += self._retire(worker)
         else:
             self._idle_leased.append(worker)
         return [*commands, *self._schedule()]
+
+    def _retire(self, worker: Proc) -> list[Command]:
+        """End a worker that is of no use, unless actors would end with it."""
+        if worker not in self._retiring or self.actors.owned_by(worker):
+            return []
+        self._retiring.discard(worker)
+        return [Kill(worker)]
 
     def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
         member = self.members.get(proc)
@@ -464,17 +527,40 @@ class Lifecycle:
             for proc, other in self.members.items()
             if other.lease_owner == dead
         ]
-        death = _Death(event.cause, event.detail, waiting=set(self.members))
-        self._deaths[dead] = death
+        self._retiring.discard(dead)
         commands += [
-            TellDied(to, dead, event.cause, event.detail) for to in self.members
+            Kill(actor.proc, Cause.OWNER_ENDED) for actor in self.actors.owned_by(dead)
         ]
+        others = list(self.members)
+        actor = self.actors.at(dead)
+        successor = None
+        if actor is not None:
+            successor = self._restart_or_end(actor, event)
+            if successor is not None:
+                commands.append(Prepare(successor, "actor"))
+            else:
+                commands += self._retire(actor.owner)
+        death = _Death(event.cause, event.detail, successor, waiting=set(others))
+        self._deaths[dead] = death
+        commands += [self._news(to, dead) for to in others]
         # Others may have waited for its word about deaths before its own.
         for earlier in list(self._deaths):
             if earlier != dead:
                 self._deaths[earlier].waiting.discard(dead)
                 commands += self._settle(earlier)
         return [*commands, *self._settle(dead), *self._schedule()]
+
+    def _restart_or_end(self, actor: Actor, event: Died) -> Proc | None:
+        actor.cause, actor.detail = event.cause, event.detail
+        if actor.restarts_after(event.cause):
+            successor = self.allocate("actor")
+            if successor is not None:
+                self.actors.move(actor, successor)
+                request = _Request(actor.request.resources, actor=successor)
+                self._queue.appendleft(request)  # it had them before
+                return successor
+        self.actors.end(actor)
+        return None
 
     def _confirmed(self, event: Confirmed) -> list[Command]:
         death = self._deaths.get(event.dead)
@@ -491,7 +577,11 @@ class Lifecycle:
         death.waiting = set(self.members)
         death.objects_held = death.blocks_held = False
         death.came_by = death.let_go = False
-        return [TellDied(to, dead, death.cause, death.detail) for to in self.members]
+        return [self._news(to, dead) for to in self.members]
+
+    def _news(self, to: Proc, dead: Proc) -> TellDied:
+        death = self._deaths[dead]
+        return TellDied(to, dead, death.cause, death.detail, death.successor)
 
     def _settle(self, dead: Proc) -> list[Command]:
         """When everybody has drained the dead one's rings, its borrows may go."""

@@ -9,6 +9,7 @@ else.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import resource
@@ -24,15 +25,16 @@ from typing import Any
 from ... import _core
 from . import boot, wire
 from . import lifecycle as life
-from .lifecycle import Lifecycle, Proc
+from .actors import ActorRequest, Name
+from .lifecycle import Lifecycle
 from .output import Collector
-
-# Death causes, as in core/message.hpp.
-EXITED, SIGNALED, KILLED, OUT_OF_SCOPE, CONSTRUCTOR_FAILED = 1, 2, 3, 4, 5
+from .processes import Cause, Proc
 
 _PROC = struct.Struct("=HH")
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
 _MAX_NOTES = 1000
+_ACTORS_AT_ONCE = 200
+_LATER = object()  # instead of an answer that is given when something has happened
 _MAX_ZYGOTE_FAILURES = 5
 _LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
 
@@ -46,16 +48,9 @@ class _Process:
     pidfd: int = -1
     forking: bool = False  # the zygote was asked and has not answered
     output: list[int] = field(default_factory=list)  # pipes that it prints to
-    kill_requested: bool = False
-    cause: int = 0  # what it told about its own end
-
-
-@dataclass(slots=True)
-class _Actor:
-    proc: Proc
-    actor_id: int = 0
-    name: tuple[str, str] | None = None  # namespace, name
-    meta: bytes = b""
+    killed_for: Cause | None = None  # we have ended it, or shall when it is forked
+    cause: Cause | None = None  # what it told about its own end
+    killers: list[_Process] = field(default_factory=list)  # wait until it is dead
 
 
 @dataclass(slots=True)
@@ -82,8 +77,6 @@ class Supervisor:
         self._output = Collector(driver_output, self._selector)
         self._processes: dict[Proc, _Process] = {}
         self._segments: dict[Proc, int] = {}  # of the dead that are still read
-        self._actors: dict[int, _Actor] = {}  # by process index
-        self._names: dict[tuple[str, str], _Actor] = {}
         self._groups: dict[str, _Group] = {}
         self._notes: dict[Proc, str] = {}  # why constructors failed
         self._running = True
@@ -174,14 +167,14 @@ class Supervisor:
             return
         process.forking = False
         if pid == 0:
-            self._died(process, EXITED, 1)
+            self._died(process, Cause.EXITED, 1)
             return
         process.pid = pid
         self._output.name_process(process.output, pid)
         # It is our child, or about to be: its id cannot name another process yet.
         process.pidfd = os.pidfd_open(pid)
         self._watch(process.pidfd, lambda: self._on_exit(process))
-        if process.kill_requested:
+        if process.killed_for is not None:
             _kill(pid)
         elif process.sock is not None:
             # The worker waits for this: see zygote._may_start.
@@ -224,24 +217,19 @@ class Supervisor:
         except ChildProcessError:
             result = None  # not our child yet: the kernel is handing it over
         if result is None:
-            cause, detail = EXITED, 1
+            cause, detail = Cause.EXITED, 1
         elif result.si_code == os.CLD_EXITED:
-            cause, detail = EXITED, result.si_status
+            cause, detail = Cause.EXITED, result.si_status
         else:
-            cause, detail = SIGNALED, result.si_status
-        if process.cause:
-            cause = process.cause
-        elif process.kill_requested:
-            cause = KILLED
-        elif cause == EXITED and detail == 0 and process.proc.index in self._actors:
-            cause = OUT_OF_SCOPE
-        if cause == CONSTRUCTOR_FAILED:
-            detail = process.proc.index | process.proc.epoch << 16
+            cause, detail = Cause.SIGNALED, result.si_status
         self._died(process, cause, detail)
 
-    def _died(self, process: _Process, cause: int, detail: int) -> None:
+    def _died(self, process: _Process, cause: Cause, detail: int) -> None:
         proc = process.proc
         self._read_last_words(process)
+        cause = process.cause or process.killed_for or cause
+        if cause == Cause.CONSTRUCTOR_FAILED:
+            detail = proc.index | proc.epoch << 16
         del self._processes[proc]
         for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
             if fd >= 0:
@@ -251,13 +239,14 @@ class Supervisor:
         if process.pidfd >= 0:
             os.close(process.pidfd)
         self._segments[proc] = process.segment
-        actor = self._actors.pop(proc.index, None)
-        if actor is not None and actor.name is not None:
-            self._names.pop(actor.name, None)
         self._control.mark_dead(proc.index, proc.epoch)
         self._kill_orphans(process.pid)
         self._output.close(process.output)
         self._do(self._life.handle(life.Died(proc, cause, detail)))
+        for killer in process.killers:
+            with contextlib.suppress(OSError):
+                if killer.sock is not None:
+                    wire.send(killer.sock, pickle.dumps(None))
 
     def _read_last_words(self, process: _Process) -> None:
         """Notes that it sent before it died."""
@@ -332,6 +321,10 @@ class Supervisor:
             case b"D":
                 worker = Proc(*_PROC.unpack(payload))
                 self._do(self._life.handle(life.LeaseDone(worker)))
+            case b"H":
+                actor_id = int.from_bytes(payload[:8], "little")
+                told = Proc(*_PROC.unpack(payload[8:]))
+                self._do(self._life.handle(life.ActorUnwanted(actor_id, told)))
             case b"B":
                 self._do(self._life.handle(life.Blocked(proc)))
             case b"R":
@@ -369,16 +362,18 @@ class Supervisor:
             answer, fds = self._join_group(process, *arguments)
         else:
             answer = getattr(self, f"_ask_{name}")(process, *arguments)
+        if answer is _LATER:
+            return
         wire.send(process.sock, pickle.dumps(answer), fds)
 
     def _told(self, process: _Process, note: tuple[Any, ...]) -> None:
         match note:
-            case ("actor_id", index, epoch, actor_id):
-                actor = self._actors.get(index)
-                if actor is not None and actor.proc == Proc(index, epoch):
-                    actor.actor_id = actor_id
+            case ("constructed",):
+                self._do(self._life.handle(life.ActorConstructed(process.proc)))
+            case ("ends", cause):
+                process.cause = cause
             case ("constructor_failed", text):
-                process.cause = CONSTRUCTOR_FAILED
+                process.cause = Cause.CONSTRUCTOR_FAILED
                 self._notes[process.proc] = text
                 if len(self._notes) > _MAX_NOTES:
                     self._notes.pop(next(iter(self._notes)))
@@ -392,40 +387,54 @@ class Supervisor:
 
     # Questions ---------------------------------------------------------------
 
-    def _ask_create_actor(
-        self,
-        process: _Process,
-        resources: dict[str, float],
-        name: tuple[str, str] | None,
-        meta: bytes,
-    ) -> Any:
-        if name is not None and name in self._names:
+    def _ask_create_actor(self, process: _Process, request: ActorRequest) -> Any:
+        if request.name is not None and self._life.actors.named(request.name):
             return "exists", None
         proc = self._life.allocate("actor")
         if proc is None:
             return "full", _core.MAX_PROCS
-        title = pickle.loads(meta)[0].rpartition(".")[2]
-        self._new_process(proc, is_pool=False, title=title)
-        actor = _Actor(proc, name=name, meta=meta)
-        self._actors[proc.index] = actor
-        if name is not None:
-            self._names[name] = actor
-        self._do(self._life.handle(life.ActorWanted(proc, resources)))
+        self._do(self._life.handle(life.ActorWanted(process.proc, proc, request)))
         return "ok", (proc.index, proc.epoch)
 
-    def _ask_get_actor(self, process: _Process, name: tuple[str, str]) -> Any:
-        actor = self._names.get(name)
-        if actor is None or actor.actor_id == 0:
-            known = sorted(n for space, n in self._names if space == name[0])
-            return "unknown", known
-        return "ok", (actor.actor_id, actor.meta)
+    def _ask_get_actor(self, process: _Process, name: Name) -> Any:
+        actor = self._life.actors.named(name)
+        if actor is None:
+            names = self._life.actors.names()
+            return "unknown", [known for space, known in names if space == name[0]]
+        return "ok", (actor.request.actor_id, actor.request.interface)
 
-    def _ask_kill(self, process: _Process, actor_id: int) -> Any:
-        for actor in self._actors.values():
-            if actor.actor_id == actor_id:
-                self._kill(actor.proc)
-                return "ok", None
-        return "unknown", None
+    def _ask_kill(self, process: _Process, actor_id: int, no_restart: bool) -> Any:
+        """Answered once the process is dead: later calls do not reach it any more."""
+        actor = self._life.actors.get(actor_id)
+        victim = self._processes.get(actor.proc) if actor is not None else None
+        if victim is None or victim is process:
+            self._do(self._life.handle(life.ActorKilled(actor_id, no_restart)))
+            return None
+        victim.killers.append(process)
+        self._do(self._life.handle(life.ActorKilled(actor_id, no_restart)))
+        return _LATER
+
+    def _ask_list_actors(self, process: _Process, start: int) -> Any:
+        """Some at a time: an answer is one packet."""
+        part = itertools.islice(self._life.actors, start, start + _ACTORS_AT_ONCE)
+        answer = []
+        for actor in part:
+            now = self._processes.get(actor.proc)
+            request = actor.request
+            answer.append(
+                (
+                    request.actor_id,
+                    request.class_name,
+                    actor.state,
+                    request.name,
+                    actor.num_restarts,
+                    now.pid if now is not None else 0,
+                    request.is_detached,
+                    actor.cause,
+                    actor.detail,
+                )
+            )
+        return answer
 
     def _ask_available(self, process: _Process) -> Any:
         return self._life.available(self._control.free_cpus())
@@ -483,15 +492,25 @@ class Supervisor:
                     if process is None:
                         process = self._new_process(proc, is_pool=kind == "pool")
                     self._order_fork(process, kind == "pool", command.num_gpus)
-                case life.Kill(proc):
-                    self._kill(proc)
+                case life.Prepare(proc, kind):
+                    self._new_process(proc, is_pool=kind == "pool")
+                case life.Kill(proc, cause):
+                    self._kill(proc, cause)
                 case life.GrantLease(owner, task, worker):
                     self._control.send_lease(
                         owner.index, owner.epoch, task, worker.index, worker.epoch
                     )
-                case life.TellDied(to, dead, cause, detail):
+                case life.TellDied(to, dead, cause, detail, successor):
+                    heir = successor or Proc(0, 0)
                     self._control.send_died(
-                        to.index, to.epoch, dead.index, dead.epoch, cause, detail
+                        to=to.index,
+                        to_epoch=to.epoch,
+                        index=dead.index,
+                        epoch=dead.epoch,
+                        cause=cause,
+                        detail=detail,
+                        successor=heir.index,
+                        successor_epoch=heir.epoch,
                     )
                 case life.TellForget(to, dead, step):
                     self._control.send_forget(
@@ -509,7 +528,9 @@ class Supervisor:
                     self._control.want_cpus(count)
         self._unsent = self._control.flush()
 
-    def _new_process(self, proc: Proc, is_pool: bool, title: str = "") -> _Process:
+    def _new_process(self, proc: Proc, is_pool: bool) -> _Process:
+        actor = self._life.actors.at(proc)
+        title = "" if actor is None else actor.request.class_name.rpartition(".")[2]
         process = _Process(proc, self._control.make_segment())
         self._processes[proc] = process
         self._control.prepare(proc.index, proc.epoch, is_pool, title)
@@ -520,11 +541,13 @@ class Supervisor:
         process.sock = mine
         self._watch(mine.fileno(), lambda: self._on_packet(process))
         proc = process.proc
+        actor = self._life.actors.at(proc)
         order = {
             "index": proc.index,
             "epoch": proc.epoch,
             "is_pool": is_pool,
-            "is_actor": proc.index in self._actors,
+            "actor_id": 0 if actor is None else actor.request.actor_id,
+            "num_restarts": 0 if actor is None else actor.num_restarts,
             "counts_cpus": self._life.members[proc].resources.get("CPU", 0) > 0,
             "num_gpus": num_gpus,
         }
@@ -544,15 +567,15 @@ class Supervisor:
         for fd in printed:
             os.close(fd)
 
-    def _kill(self, proc: Proc) -> None:
+    def _kill(self, proc: Proc, cause: Cause) -> None:
         process = self._processes.get(proc)
         if process is None:
             return
-        process.kill_requested = True
+        process.killed_for = process.killed_for or cause
         if process.pid:
             _kill(process.pid)
         elif not process.forking:  # it waits for resources: nothing runs yet
-            self._died(process, KILLED, 0)
+            self._died(process, cause, 0)
 
 
 def _kill(pid: int) -> None:

@@ -1,30 +1,27 @@
 """A worker process: takes tasks from the core, runs them, hands back what they return.
 
-A pool worker and a leased one run functions; an actor's process runs the methods of its
-one object, in order, in threads (``max_concurrency``) or on an asyncio loop.
+A pool worker and a leased one run functions; what an actor's process does is in
+``actor_worker``.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import inspect
 import os
 import pickle
 import random
 import signal
 import sys
-import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import _core, _runtime
 from .. import serialize
+from ..actor_methods import ActorExit
 from ..protocol import label_of
+from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
-
-if TYPE_CHECKING:
-    import asyncio
 
 _MAX_CACHED_FUNCTIONS = 512
 
@@ -51,11 +48,12 @@ def main(
         node, settings["config"], settings["session_id"], is_driver=False
     )
     _runtime.set_worker_engine(engine)
-    worker = _Worker(engine)
+    worker = Worker(engine)
     redirect_worker(printed, worker.printing_name)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
-    if order["is_actor"]:
-        _ActorProcess(worker).run()
+    if order["actor_id"]:
+        engine.num_restarts = order["num_restarts"]
+        ActorProcess(worker, order["actor_id"]).run()
     else:
         worker.run()
     _run_exit_handlers()
@@ -84,13 +82,14 @@ def _run_exit_handlers() -> None:
         stream.flush()
 
 
-class _Worker:
+class Worker:
     """Loads code, runs one call, and reports how it ended."""
 
     def __init__(self, engine: EmbeddedEngine) -> None:
         self.engine = engine
         self.node = engine.node
         self._functions: dict[int, Callable[..., Any]] = {}
+        self.leave: Callable[[], None] | None = None  # of an actor: end on purpose
         self.title = ""  # of an actor's process: its class
 
     def printing_name(self) -> str:
@@ -143,6 +142,10 @@ class _Worker:
             call.encode(serialize.split_returns(result, returns, name))
 
     def fail(self, call: _core.Call, error: BaseException, name: str) -> None:
+        meant = isinstance(error, SystemExit) and error.code in (None, 0)
+        if self.leave is not None and (meant or isinstance(error, ActorExit)):
+            self.leave()  # the caller learns it from the actor's end
+            return
         if isinstance(error, SystemExit):
             # As in Ray: a task that exits ends its worker.
             _flush()
@@ -162,133 +165,6 @@ class _Worker:
                     self._functions.pop(next(iter(self._functions)))
                 self._functions[key] = function
         return function
-
-
-class _ActorProcess:
-    """One object and its calls."""
-
-    def __init__(self, worker: _Worker) -> None:
-        self._worker = worker
-        self._node = worker.node
-        self._object: Any = None
-        self._name = ""
-        self._actor_id = 0
-
-    def run(self) -> None:
-        call = self._node.next_task()
-        if call is None:
-            return
-        assert call.is_constructor
-        built = self._construct(call)
-        del call
-        if built is None:
-            return
-        is_async, max_concurrency = built
-        if is_async:
-            _AsyncLoop(self, max_concurrency).run()
-        elif max_concurrency > 1:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(max_concurrency, "skate-actor") as threads:
-                self._for_each(lambda call: threads.submit(self.run_call, call))
-        else:
-            self._for_each(self.run_call)
-
-    def _for_each(self, use: Callable[[_core.Call], Any]) -> None:
-        while (call := self._node.next_task()) is not None:
-            use(call)
-            del call
-
-    def _construct(self, call: _core.Call) -> tuple[bool, int] | None:
-        try:
-            code: Any = self._worker.load(call)
-            cls, is_async, max_concurrency, self._name = code
-            self._worker.title = self._name
-            args, kwargs = call.arguments()
-            self._object = cls(*args, **kwargs)
-        except BaseException as error:
-            text = _describe(error, f"{self._name or 'actor'}.__init__")
-            self._node.tell(pickle.dumps(("constructor_failed", text)))
-            self._worker.fail(call, error, f"{self._name}.__init__")
-            return None
-        call.encode([])
-        call.send()
-        return is_async, max_concurrency
-
-    def run_call(self, call: _core.Call) -> None:
-        name = f"{self._name.rpartition('.')[2]}.{call.method}"
-        try:
-            method = getattr(self._object, call.method)
-            args, kwargs = call.arguments()
-        except BaseException as error:
-            self._worker.fail(call, error, name)
-            return
-        self._worker.execute(call, method, args, kwargs, name, self._node.index)
-
-    async def run_call_async(self, call: _core.Call) -> None:
-        name = f"{self._name.rpartition('.')[2]}.{call.method}"
-        worker = self._worker
-        worker.engine.context_var.set((call.task_id, self._node.index, name))
-        try:
-            method = getattr(self._object, call.method)
-            args, kwargs = call.arguments()
-            result = method(*args, **kwargs)
-            del args, kwargs
-            if inspect.isawaitable(result):
-                result = await result
-            worker.encode(call, result, name)
-            del result
-            call.send()
-        except BaseException as error:
-            worker.fail(call, error, name)
-
-
-class _AsyncLoop:
-    """Runs an actor's calls as coroutines; a thread brings them as they come."""
-
-    def __init__(self, actor: _ActorProcess, max_concurrency: int) -> None:
-        import asyncio
-
-        self._actor = actor
-        self._limit = asyncio.Semaphore(max_concurrency)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def run(self) -> None:
-        import asyncio
-
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        import asyncio
-
-        loop = self._loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-
-        def bring() -> None:
-            while (call := self._actor._node.next_task()) is not None:
-                loop.call_soon_threadsafe(self._start, call)
-                del call
-            loop.call_soon_threadsafe(ended.set)
-
-        threading.Thread(target=bring, name="skate-calls", daemon=True).start()
-        await ended.wait()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-
-    def _start(self, call: _core.Call) -> None:
-        task = self._loop.create_task(self._limited(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _limited(self, call: _core.Call) -> None:
-        async with self._limit:
-            await self._actor.run_call_async(call)
-
-
-def _describe(error: BaseException, name: str) -> str:
-    loaded = serialize.load_error(serialize.dump_error(error, name))
-    cause = loaded.__cause__
-    return f"{loaded}\n{cause}" if cause is not None else str(loaded)
 
 
 def _flush() -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import enum
 import inspect
-from collections import deque
+import itertools
+from collections import Counter, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...exceptions import ActorDiedError
+from ...exceptions import ActorDiedError, ActorUnavailableError
 from .. import serialize
+from ..actor_methods import ActorExit, find_method
 from ..protocol import label_of
 from .baton import Home, Stopped, context
 from .loop import BatonLoop
 from .units import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..protocol import ActorSpec
+    from ..protocol import ActorSpec, MethodSpec, TaskContext
     from .engine import InlineEngine
     from .objects import Stored
     from .resources import Grant
@@ -29,6 +30,7 @@ class State(enum.Enum):
     STARTING = enum.auto()
     ALIVE = enum.auto()
     ENDING = enum.auto()  # the last handle is gone, and so are the calls
+    LEAVING = enum.auto()  # it ends itself, after the calls that run
     DEAD = enum.auto()
 
 
@@ -41,52 +43,89 @@ class Actor:
         spec: ActorSpec,
         exported: Exported,
         arguments: Arguments,
+        owner: int,
     ) -> None:
         self.id = engine.new_id()
         self.count = 1  # handles
-        self.class_name = spec.name
         self.label = label_of(spec.cls)
-        self.methods: Mapping[str, Mapping[str, Any]] = spec.methods
+        self.owner = owner  # the actor that created it, and with which it ends; 0: none
+        self.interface = spec.interface
+        self.options = spec.options
         self.state = State.STARTING
+        self.num_restarts = 0
+        self.death_cause = ""
         self.instance: Any = None
         self.home = Home()
         self.loop: BatonLoop | None = None
         self.is_async = spec.is_async
-        self.name = spec.options.name
         self._engine = engine
-        self._most_at_once = spec.options.max_concurrency
-        self._death = b""  # the error of calls that come too late
+        self._make = exported, arguments  # what a restart is made from
+        # How many calls may run at once: in no group, then in each of the groups.
+        self._limits = [
+            spec.options.max_concurrency,
+            *spec.options.concurrency_groups.values(),
+        ]
         self._queues: dict[int, deque[ActorCall]] = {}  # by caller
+        self._unanswered: Counter[int] = Counter()  # by caller
         self._ready: deque[ActorCall] = deque()
-        self.running: set[ActorCall] = set()
-        self._start = ActorStart(self, exported, arguments)
+        self.running: dict[ActorCall, None] = {}  # in the order in which they started
+        self.construction = ActorStart(self, exported, arguments)
         self.demand = exported.demand
+        if self.is_detached:
+            self.count += 1
 
     def start(self) -> None:
-        self._start.await_arguments(self._start.post)
+        self.construction.await_arguments(self.construction.post)
+
+    @property
+    def class_name(self) -> str:
+        return self.interface.class_name
+
+    @property
+    def is_detached(self) -> bool:
+        return self.options.lifetime == "detached"
+
+    @property
+    def one_at_a_time(self) -> bool:
+        return self._limits == [1]
 
     @property
     def title(self) -> str:
-        name = "" if self.name is None else f" {self.name!r}"
+        name = "" if self.options.name is None else f" {self.options.name!r}"
         return f"actor {self.class_name}{name}"
 
     @property
     def grant(self) -> Grant:
         """The resources that it holds while it lives."""
-        return self._start._grant
+        return self.construction._grant
 
     def describe(self) -> str:
         return f"{self.title}: {self.state.name.lower()}, runs {len(self.running)}"
 
     # Calls ---------------------------------------------------------------------------
 
-    def submit(self, call: ActorCall, caller: int) -> None:
+    def unanswered(self, caller: int) -> int:
+        return self._unanswered[caller]
+
+    def submit(self, call: ActorCall) -> None:
         """Queue ``call`` behind the earlier ones of the same caller."""
         if self.state is State.DEAD:
-            call.fulfil(self._death)
+            call.fulfil(self._death())
             return
-        self._queues.setdefault(caller, deque()).append(call)
-        call.await_arguments(lambda: self._advance(caller))
+        caller = call.caller
+        self._unanswered[caller] += 1
+        if call.method.out_of_order:
+            call.await_arguments(lambda: self._make_ready(call))
+        else:
+            self._queues.setdefault(caller, deque()).append(call)
+            call.await_arguments(lambda: self._advance(caller))
+
+    def answered(self, call: ActorCall) -> None:
+        self._unanswered[call.caller] -= 1
+
+    def _make_ready(self, call: ActorCall) -> None:
+        self._ready.append(call)
+        self._dispatch()
 
     def _advance(self, caller: int) -> None:
         queue = self._queues.get(caller)
@@ -99,20 +138,26 @@ class Actor:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        while (
-            self.state is State.ALIVE
-            and self._ready
-            and len(self.running) < self._most_at_once
-        ):
+        if self.state is not State.ALIVE:
+            return
+        running = Counter(call.method.group for call in self.running)
+        held_back: deque[ActorCall] = deque()
+        while self._ready:
             call = self._ready.popleft()
+            group = call.method.group
             if call.failure is not None:
                 call.fulfil(call.failure)
-                continue
-            self.running.add(call)
-            if self.loop is not None:
-                self.loop.call_soon_threadsafe(call.start_in, self.loop)
+            elif running[group] < self._limits[group]:
+                running[group] += 1
+                self.running[call] = None
+                call.home = self.home
+                if self.loop is not None:
+                    self.loop.call_soon_threadsafe(call.start_in, self.loop)
+                else:
+                    self._engine.baton.post(call)
             else:
-                self._engine.baton.post(call)
+                held_back.append(call)
+        self._ready = held_back
 
     def started(self) -> None:
         if self.state is State.STARTING:
@@ -121,7 +166,7 @@ class Actor:
             self.end_if_unused()
 
     def call_ended(self, call: ActorCall) -> None:
-        self.running.discard(call)
+        self.running.pop(call, None)
         self._dispatch()
         self.end_if_unused()
 
@@ -129,37 +174,89 @@ class Actor:
 
     def end_if_unused(self) -> None:
         """End the actor when nobody can call it any more and nothing is left to do."""
+        if self.state is State.LEAVING and not self.running:
+            self._end_quietly()
+            return
         unused = not (self.count or self._queues or self._ready or self.running)
         if unused and self.state is State.ALIVE:
             self.state = State.ENDING
-            if self.loop is not None:
-                self.loop.call_soon_threadsafe(self.loop.stop)
-            else:
-                self._engine.baton.post(ActorEnd(self))
+            self._end_quietly()
 
-    def die(self, error: bytes) -> None:
-        """Fail all calls with ``error``, give the resources back, end the threads."""
+    def _end_quietly(self) -> None:
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        else:
+            self._engine.baton.post(ActorEnd(self))
+
+    def leave(self) -> None:
+        """End on purpose: what runs still ends, what has not started fails."""
+        if self.state is State.ALIVE:
+            self.state = State.LEAVING
+            self.death_cause = "it ended itself by exit_actor"
+            for call in self._take_waiting():
+                call.fulfil(self._death())
+
+    def crash(self, cause: str, *, restart: bool) -> None:
+        """Its process would have died. Restart it if that is left, else end it."""
+        limit = self.options.max_restarts
+        started = self.state in (State.STARTING, State.ALIVE)
+        if not started or not restart or 0 <= limit <= self.num_restarts:
+            self.die(cause)
+            return
+        self.num_restarts += 1
+        self.state = State.STARTING
+        lost, self.running = list(self.running), {}
+        again = []
+        for call in lost:
+            retry = call.again()
+            if retry is not None:
+                again.append(retry)
+            call.fulfil(unavailable(f"{self.title} restarts, for {cause}."))
+        self._ready.extendleft(reversed(again))
+        self._vacate()
+        self.instance = None
+        self.loop = None
+        self.home = Home()
+        self.construction = ActorStart(self, *self._make)
+        self.start()
+
+    def die(self, cause: str) -> None:
+        """Fail all calls, give the resources back, end the threads."""
         if self.state is State.DEAD:
             return
         self.state = State.DEAD
-        self._death = error
-        calls = [*self.running, *self._ready]
-        for queue in self._queues.values():
-            calls.extend(queue)
+        self.death_cause = self.death_cause or cause
+        calls = [*self.running, *self._take_waiting()]
         self.running.clear()
+        for call in calls:
+            call.fulfil(self._death())
+        self._engine.actor_died(self)
+        self._vacate()
+
+    def _take_waiting(self) -> list[ActorCall]:
+        calls = [*self._ready, *itertools.chain(*self._queues.values())]
         self._ready.clear()
         self._queues.clear()
-        for call in calls:
-            call.fulfil(error)
-        self._start.release()
-        self._engine.actor_died(self)
+        return calls
+
+    def _vacate(self) -> None:
+        self.construction.release()
+        self._engine.end_actors_of(self)
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._engine.baton.stop(self.home)
 
+    def _death(self) -> bytes:
+        """The error of calls that come too late."""
+        return died(f"{self.title} is dead: {self.death_cause}.")
+
 
 def died(reason: str) -> bytes:
     return serialize.dump_system_error(ActorDiedError(reason))
+
+
+def unavailable(reason: str) -> bytes:
+    return serialize.dump_system_error(ActorUnavailableError(reason))
 
 
 class ActorStart(Call):
@@ -174,17 +271,12 @@ class ActorStart(Call):
         self._actor = actor
         self._class = exported
         self._holds_resources = False
-        self._failed = b""
+        self._loop: BatonLoop | None = None
 
     def post(self) -> None:
         if self.failure is not None:
             text = serialize.load_error(self.failure)
-            self._actor.die(
-                died(
-                    f"{self._actor.title} never started: an argument of its "
-                    f"constructor failed: {text}"
-                )
-            )
+            self._actor.die(f"an argument of its constructor failed: {text}")
         else:
             self.engine.baton.post(self)
 
@@ -201,15 +293,16 @@ class ActorStart(Call):
         actor = self._actor
         try:
             super().run()
-            loop = actor.loop
-            if loop is not None and actor.state is not State.DEAD:
+            loop = self._loop
+            if loop is not None and actor.construction is self:
                 with self._surroundings(lent_when_blocked=None):
                     loop.run_forever()
                 with self.engine.lock:
-                    actor.die(died(f"{actor.title} has ended."))
+                    if actor.loop is loop:  # else it has been restarted
+                        actor.die("its last handle was dropped")
         finally:
-            if actor.loop is not None:
-                actor.loop.end()
+            if self._loop is not None:
+                self._loop.end()
             if actor.state is State.DEAD:
                 actor.instance = None
 
@@ -217,45 +310,70 @@ class ActorStart(Call):
         args, kwargs = self.load_arguments()
         actor = self._actor
         if actor.is_async:
-            actor.loop = BatonLoop(self.engine.baton, actor.class_name)
-            asyncio.set_event_loop(actor.loop)
+            self._loop = BatonLoop(self.engine.baton, actor.class_name)
+            actor.loop = self._loop
+            asyncio.set_event_loop(self._loop)
         actor.instance = self._class.load()(*args, **kwargs)
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         actor = self._actor
         with self.engine.lock:
+            if actor.construction is not self:
+                return  # it was restarted meanwhile
             if isinstance(outcome, bytes):
                 error = serialize.load_error(outcome)
                 text = getattr(error, "remote_traceback", "")
-                actor.die(
-                    died(f"the constructor of {actor.class_name} raised.\n\n{text}")
-                )
+                actor.die(f"its constructor raised.\n\n{text}")
             else:
                 self.fulfil(outcome)
                 actor.started()
+
+    def context(self) -> TaskContext:
+        return replace(super().context(), num_restarts=self._actor.num_restarts)
 
 
 class ActorCall(Call):
     """A call of a method."""
 
     def __init__(
-        self, actor: Actor, method: str, arguments: Arguments, num_returns: int
+        self, actor: Actor, method: MethodSpec, arguments: Arguments, caller: int
     ) -> None:
-        name = f"{actor.class_name}.{method}"
-        super().__init__(actor._engine, name, arguments, num_returns, actor.home, {})
+        name = f"{actor.class_name}.{method.name}"
+        super().__init__(
+            actor._engine, name, arguments, method.num_returns, actor.home, {}
+        )
         self.actor_id = actor.id
-        # A call of an actor that does one thing at a time lends the actor's CPUs.
-        if actor._most_at_once == 1:
-            self._grant = actor._start._grant
+        self.method = method
+        self.caller = caller
         self.actor = actor
-        self._method = method
+        self._retries = method.max_task_retries
+        self._given: Arguments | None = arguments if self._retries else None
+        self._answered = False
 
     def begin(self) -> None:
-        pass  # the actor has its resources
+        # A call of an actor that does one thing at a time lends the actor's CPUs.
+        if self.actor.one_at_a_time:
+            self._grant = self.actor.construction._grant
+
+    def again(self) -> ActorCall | None:
+        """Another attempt, which takes over the refs; None if none is left.
+
+        The thread that runs this one may still unwind: what it says is not heard.
+        """
+        if self._retries == 0 or self._given is None:
+            return None
+        retry = ActorCall(self.actor, self.method, self._given, self.caller)
+        retry._retries = self._retries - (self._retries > 0)
+        retry.task_id = self.task_id
+        retry.outputs, self.outputs = self.outputs, []
+        retry._answered, self._answered = self._answered, True
+        for output in retry.outputs:
+            self.engine.objects.produced_by(output, retry)
+        return retry
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
-        return getattr(self.actor.instance, self._method)(*args, **kwargs)
+        return find_method(self.actor.instance, self.method.name)(*args, **kwargs)
 
     def start_in(self, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(self._run_in_loop(), name=self.name)
@@ -265,6 +383,8 @@ class ActorCall(Call):
         context.set(self.context())
         outcome: list[Stored] | bytes = b""
         try:
+            if self.actor.state is State.LEAVING:
+                raise ActorExit
             value = self.execute()
             if inspect.isawaitable(value):
                 value = await value
@@ -272,16 +392,38 @@ class ActorCall(Call):
         except Stopped:  # the loop has been told, too
             outcome = self.stopped_error()
         except BaseException as error:  # all of it is the call's result
-            outcome = serialize.dump_error(error, self.name)
+            outcome = self.failed(error)
         self.finish(outcome)
+
+    def failed(self, error: BaseException) -> bytes:
+        actor = self.actor
+        if isinstance(error, (ActorExit, SystemExit)):
+            # As elsewhere, where it ends the actor's process.
+            code = None if isinstance(error, ActorExit) else error.code
+            with self.engine.lock:
+                if code in (None, 0):
+                    actor.leave()
+                else:
+                    actor.crash(f"its process exited with status {code}", restart=True)
+                return actor._death()
+        return super().failed(error)
 
     def stopped_error(self) -> bytes:
         return died(f"{self.actor.title} was killed while it ran {self.name}.")
+
+    def fulfil(self, outcome: list[Stored] | bytes) -> None:
+        if not self._answered:
+            self._answered = True
+            self.actor.answered(self)
+        super().fulfil(outcome)
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         with self.engine.lock:
             self.fulfil(outcome)
             self.actor.call_ended(self)
+
+    def context(self) -> TaskContext:
+        return replace(super().context(), num_restarts=self.actor.num_restarts)
 
 
 class ActorEnd:
@@ -303,4 +445,4 @@ class ActorEnd:
         actor = self._actor
         actor.instance = None
         with actor._engine.lock:
-            actor.die(died(f"{actor.title} has ended."))
+            actor.die("its last handle was dropped")

@@ -14,11 +14,12 @@ from ...exceptions import (
     ActorAlreadyExistsError,
     EngineError,
     GetTimeoutError,
+    PendingCallsLimitExceeded,
 )
 from .. import serialize
 from ..futures import FutureDispatcher
-from ..protocol import NamedActor, label_of
-from .actor import Actor, ActorCall, State, died
+from ..protocol import ActorInfo, ActorState, NamedActor, label_of
+from .actor import Actor, ActorCall, State
 from .baton import (
     Baton,
     Stopped,
@@ -43,7 +44,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..protocol import ActorSpec, EngineConfig, Group, TaskContext, TaskSpec
+    from ..protocol import (
+        ActorSpec,
+        EngineConfig,
+        Group,
+        MethodSpec,
+        TaskContext,
+        TaskSpec,
+    )
     from .baton import Unit
 
 
@@ -72,6 +80,7 @@ class InlineEngine:
         self._released = Released()
         self._actors: dict[int, Actor] = {}
         self._names: dict[tuple[str, str], Actor] = {}
+        self._dead_actors: deque[ActorInfo] = deque(maxlen=1000)
         self._meetings: dict[str, Meeting] = {}
         self._futures = FutureDispatcher(self)
         self._closed = False
@@ -191,7 +200,8 @@ class InlineEngine:
                     f"there is an actor with the name {spec.options.name!r} already. "
                     "Use another name, or options(get_if_exists=True) to share it."
                 )
-            actor = Actor(self, spec, exported, arguments)
+            owner = context.get().actor_id
+            actor = Actor(self, spec, exported, arguments, owner)
             self._actors[actor.id] = actor
             if spec.options.name is not None:
                 self._names[key] = actor
@@ -210,29 +220,45 @@ class InlineEngine:
         for key, named in list(self._names.items()):
             if named is actor:
                 del self._names[key]
-        for meeting in list(self._meetings.values()):
-            meeting.actor_died(actor.id)
+        self._dead_actors.append(self._info(actor))
+        if actor.is_detached:
+            actor.count -= 1
         if actor.count == 0:
             self._actors.pop(actor.id, None)
+
+    def end_actors_of(self, owner: Actor) -> None:
+        """``owner``'s process would have ended, and with it those that it created."""
+        for meeting in list(self._meetings.values()):
+            meeting.actor_died(owner.id)
+        for actor in list(self._actors.values()):
+            if actor.owner == owner.id and not actor.is_detached:
+                actor.die("the process that had created it ended")
 
     def call_actor(
         self,
         actor: ActorRef,
-        method: str,
+        method: MethodSpec,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        num_returns: int,
     ) -> list[ObjectRef[Any]]:
         self.enter()
         callee = self._find(actor)
-        arguments = Arguments(f"{callee.class_name}.{method}", args, kwargs)
+        here = context.get()
+        caller = here.actor_id or here.task_id
+        limit = method.max_pending_calls
+        if limit > 0 and callee.unanswered(caller) >= limit:
+            raise PendingCallsLimitExceeded(
+                f"{method.name}: this caller has {limit} calls of {callee.title} that "
+                f"are not answered, and max_pending_calls={limit}. Wait for some of "
+                "them first: skate.wait(refs)."
+            )
+        arguments = Arguments(f"{callee.class_name}.{method.name}", args, kwargs)
         with self.lock:
-            call = ActorCall(callee, method, arguments, num_returns)
-            call.label = f"{callee.label}.{method}"
+            call = ActorCall(callee, method, arguments, caller)
+            call.label = f"{callee.label}.{method.name}"
             self.record.submitted(call)
             refs = self._output_refs(call)
-            here = context.get()
-            callee.submit(call, here.actor_id or here.task_id)
+            callee.submit(call)
         return refs
 
     def _find(self, actor: ActorRef) -> Actor:
@@ -243,15 +269,18 @@ class InlineEngine:
             )
         return self._actors[actor._id]
 
-    def kill_actor(self, actor: ActorRef) -> None:
+    def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
         self.enter()
         victim = self._find(actor)
+        home, instance = victim.home, victim.instance
         with self.lock:
-            victim.die(died(f"{victim.title} was killed by skate.kill."))
+            victim.crash("it was ended by skate.kill", restart=not no_restart)
         worker = this_worker()
-        if worker is not None and worker.home is victim.home:
+        if worker is not None and worker.home is home:
             raise Stopped  # it killed itself
-        victim.instance = None  # outside of the lock: its __del__ may run
+        if victim.state is State.DEAD:
+            victim.instance = None
+        del instance  # outside of the lock: its __del__ may run
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         self._settle()
@@ -270,7 +299,35 @@ class InlineEngine:
                     f"{there_is}."
                 )
             actor.count += 1
-            return NamedActor(self._handle(actor), actor.class_name, actor.methods)
+            return NamedActor(self._handle(actor), actor.interface)
+
+    def list_actors(self) -> list[ActorInfo]:
+        self._settle()
+        with self.lock:
+            live = [a for a in self._actors.values() if a.state is not State.DEAD]
+            return [*self._dead_actors, *map(self._info, live)]
+
+    def _info(self, actor: Actor) -> ActorInfo:
+        namespace, name = self._name_key(actor.options.name, actor.options.namespace)
+        if actor.state is State.DEAD:
+            state = ActorState.DEAD
+        elif actor.state is not State.STARTING:
+            state = ActorState.ALIVE
+        elif actor.num_restarts:
+            state = ActorState.RESTARTING
+        else:
+            state = ActorState.PENDING_CREATION
+        return ActorInfo(
+            actor_id=actor.id,
+            class_name=actor.class_name,
+            state=state,
+            name=name or None,
+            namespace=namespace if name else "",
+            num_restarts=actor.num_restarts,
+            pid=os.getpid() if state is ActorState.ALIVE else 0,
+            is_detached=actor.is_detached,
+            death_cause=actor.death_cause,
+        )
 
     # Waiting --------------------------------------------------------------------------
 
@@ -470,7 +527,7 @@ class InlineEngine:
         with self.lock:
             self.baton.forget_units()
             for actor in list(self._actors.values()):
-                actor.die(died(f"{actor.title} ended: skate was shut down."))
+                actor.die("skate was shut down")
             self.baton.stop(self.baton.tasks)
             self.baton.stop_foreign(ended)
         # The threads that were blocked unwind now, one after the other. One that

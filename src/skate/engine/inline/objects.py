@@ -66,6 +66,11 @@ class Objects:
         self._entries[ref_id] = entry
         return ObjectRef._new(ref_id, counter)
 
+    def produced_by(self, ref_id: int, call: Call) -> None:
+        entry = self._entries.get(ref_id)
+        if entry is not None:
+            entry.producer = call
+
     def resolve(self, ref_id: int, outcome: Stored | bytes) -> None:
         """Give the value, or the error; tell those who wait. Nobody may care."""
         entry = self._entries.get(ref_id)

@@ -143,7 +143,7 @@ class Call:
             outcome = serialize.dump_error(error, self.name)
             raise
         except BaseException as error:  # all of it is the task's result
-            outcome = serialize.dump_error(error, self.name)
+            outcome = self.failed(error)
         finally:
             self.finish(outcome)
 
@@ -185,6 +185,10 @@ class Call:
         values = serialize.split_returns(value, self._num_returns, self.name)
         what = f"the result of {self.name}"
         return [Stored.of(serialize.dumps(value, what)) for value in values]
+
+    def failed(self, error: BaseException) -> bytes:
+        """What the refs of a call hold that raised ``error``."""
+        return serialize.dump_error(error, self.name)
 
     def stopped_error(self) -> bytes:
         """What the refs of a call hold whose thread was told to end."""

@@ -1,0 +1,184 @@
+"""An actor's process: makes its one object and runs the calls of its methods.
+
+In order on the main thread; in threads, a pool for each concurrency group; or, if a
+method is ``async def``, all on one asyncio loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .. import serialize
+from ..actor_methods import ActorExit, find_method
+from .processes import Cause
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ... import _core
+    from .engine import ActorCode
+    from .worker import Worker
+
+
+class ActorProcess:
+    """One object and its calls."""
+
+    def __init__(self, worker: Worker, actor_id: int) -> None:
+        self.node = worker.node
+        self._worker = worker
+        self._actor_id = actor_id
+        self._object: Any = None
+        self._name = "actor"
+        self.leaving = False
+        worker.leave = self._leave
+
+    def run(self) -> None:
+        call = self.node.next_task()
+        if call is None:
+            self._tell("ends", Cause.OUT_OF_SCOPE)
+            return
+        assert call.is_constructor
+        code = self._construct(call)
+        del call
+        if code is None:
+            return
+        self._tell("constructed")
+        if code.is_async:
+            _Loop(self, code).run()
+        elif code.max_concurrency > 1 or code.groups:
+            self._run_in_threads(code)
+        else:
+            while (call := self.node.next_task()) is not None:
+                self.run_call(call)
+                del call
+        if not self.leaving:
+            self._tell("ends", Cause.OUT_OF_SCOPE)
+
+    def _tell(self, *note: Any) -> None:
+        self.node.tell(pickle.dumps(note))
+
+    def _construct(self, call: _core.Call) -> ActorCode | None:
+        name = f"{self._name}.__init__"
+        try:
+            loaded: Any = self._worker.load(call)
+            code: ActorCode = loaded
+            self._name = code.name.rpartition(".")[2]
+            self._worker.title = code.name
+            name = f"{code.name}.__init__"
+            args, kwargs = call.arguments()
+            context = (call.task_id, self._actor_id, name)
+            token = self._worker.engine.context_var.set(context)
+            try:
+                self._object = code.cls(*args, **kwargs)
+            finally:
+                self._worker.engine.context_var.reset(token)
+        except ActorExit:
+            self._leave()
+            return None
+        except BaseException as error:
+            self._tell("constructor_failed", _describe(error, name))
+            self._worker.fail(call, error, name)
+            return None
+        call.encode([])
+        call.send()
+        return code
+
+    def _run_in_threads(self, code: ActorCode) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pools = [
+            ThreadPoolExecutor(size, f"skate-actor-{group}")
+            for group, size in enumerate([code.max_concurrency, *code.groups])
+        ]
+        while (call := self.node.next_task()) is not None:
+            pools[call.group].submit(self.run_call, call)
+            del call
+        for pool in pools:
+            pool.shutdown(cancel_futures=self.leaving)
+
+    def run_call(self, call: _core.Call) -> None:
+        name = f"{self._name}.{call.method}"
+        try:
+            method = find_method(self._object, call.method)
+            args, kwargs = call.arguments()
+        except BaseException as error:
+            self._worker.fail(call, error, name)
+            return
+        self._worker.execute(call, method, args, kwargs, name, self._actor_id)
+
+    async def run_call_async(self, call: _core.Call) -> None:
+        name = f"{self._name}.{call.method}"
+        worker = self._worker
+        worker.engine.context_var.set((call.task_id, self._actor_id, name))
+        try:
+            method = find_method(self._object, call.method)
+            args, kwargs = call.arguments()
+            result = method(*args, **kwargs)
+            del args, kwargs
+            if inspect.isawaitable(result):
+                result = await result
+            worker.encode(call, result, name)
+            del result
+            call.send()
+        except BaseException as error:
+            worker.fail(call, error, name)
+
+    def _leave(self) -> None:
+        """End on purpose: what runs still ends, the rest fails with the process."""
+        self.leaving = True
+        self._tell("ends", Cause.ACTOR_EXIT)
+        self.node.stop_serving()
+
+
+class _Loop:
+    """Runs an actor's calls as coroutines; a thread brings them as they come."""
+
+    def __init__(self, actor: ActorProcess, code: ActorCode) -> None:
+        import asyncio
+
+        self._actor = actor
+        self._limits = [
+            asyncio.Semaphore(size) for size in (code.max_concurrency, *code.groups)
+        ]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self) -> None:
+        import asyncio
+
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        import asyncio
+
+        loop = self._loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def bring() -> None:
+            while (call := self._actor.node.next_task()) is not None:
+                loop.call_soon_threadsafe(self._start, call)
+                del call
+            loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=bring, name="skate-calls", daemon=True).start()
+        await ended.wait()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _start(self, call: _core.Call) -> None:
+        task = self._loop.create_task(self._limited(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _limited(self, call: _core.Call) -> None:
+        async with self._limits[call.group]:
+            if not self._actor.leaving:
+                await self._actor.run_call_async(call)
+
+
+def _describe(error: BaseException, name: str) -> str:
+    loaded = serialize.load_error(serialize.dump_error(error, name))
+    cause = loaded.__cause__
+    return f"{loaded}\n{cause}" if cause is not None else str(loaded)

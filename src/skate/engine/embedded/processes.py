@@ -1,0 +1,30 @@
+"""How processes of a session are named, and why they ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+Kind = Literal["driver", "pool", "lease", "actor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proc:
+    """A process of the session; an index has a new epoch for each user."""
+
+    index: int
+    epoch: int
+
+
+class Cause(IntEnum):
+    """Why a process ended: ``DeathCause`` of core/message.hpp."""
+
+    UNKNOWN = 0
+    EXITED = 1  # detail: exit status
+    SIGNALED = 2  # detail: signal number
+    KILLED = 3
+    OUT_OF_SCOPE = 4
+    CONSTRUCTOR_FAILED = 5  # detail: the process, for the text that it left
+    ACTOR_EXIT = 6
+    OWNER_ENDED = 7

@@ -1,0 +1,379 @@
+"""Restarts, ends on purpose, names and detached actors, the list of actors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Counter, Signal, identity, wait_for
+from polling import wait_until
+
+import skate
+from skate import _runtime
+from skate.actor import exit_actor
+from skate.engine.protocol import ActorInfo
+from skate.exceptions import ActorDiedError, ActorUnavailableError, ResourceError
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def actors() -> list[ActorInfo]:
+    return _runtime.current().list_actors()
+
+
+def info_of(actor: skate.ActorHandle[Any]) -> ActorInfo:
+    (found,) = [a for a in actors() if a.actor_id == actor._skate_actor._id]
+    return found
+
+
+def has_state(actor: skate.ActorHandle[Any], state: str) -> Callable[[], bool]:
+    return lambda: info_of(actor).state == state
+
+
+# Restarts -------------------------------------------------------------------------
+
+
+@skate.remote(max_restarts=2)
+class Phoenix:
+    def __init__(self, start: int, also: Any = None) -> None:
+        self.value = start
+        self.also = also
+
+    def add(self, n: int = 1) -> int:
+        self.value += n
+        return self.value
+
+    def given(self) -> Any:
+        return self.also
+
+    def is_again(self) -> bool:
+        return skate.get_runtime_context().was_current_actor_reconstructed
+
+    def wait(self, signal: skate.ActorHandle[Any]) -> int:
+        skate.get(signal.wait.remote())
+        return self.value
+
+
+def test_a_restarted_actor_is_made_from_the_same_arguments() -> None:
+    actor = Phoenix.remote(10, also=skate.put([1] * 1000))
+    assert skate.get(actor.add.remote()) == 11
+    assert skate.get(actor.is_again.remote()) is False
+    skate.kill(actor, no_restart=False)
+    assert skate.get(actor.add.remote()) == 11
+    assert skate.get(actor.given.remote()) == [1] * 1000
+    assert skate.get(actor.is_again.remote()) is True
+
+
+def test_the_list_of_actors_tells_the_state_and_the_restarts() -> None:
+    actor = Phoenix.options(name="bird", namespace="zoo").remote(0)
+    skate.get(actor.add.remote())
+    skate.kill(actor, no_restart=False)
+    skate.get(actor.add.remote())
+    info = info_of(actor)
+    assert (info.state, info.num_restarts) == ("ALIVE", 1)
+    assert (info.name, info.namespace) == ("bird", "zoo")
+    assert info.class_name.endswith("Phoenix")
+    assert info.pid > 0
+    skate.kill(actor)
+    assert wait_until(has_state(actor, "DEAD"))
+    assert "kill" in info_of(actor).death_cause
+
+
+def test_after_max_restarts_the_actor_is_dead() -> None:
+    actor = Phoenix.options(max_restarts=1).remote(0)
+    for _ in range(2):
+        skate.get(actor.add.remote())
+        skate.kill(actor, no_restart=False)
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.add.remote())
+
+
+def test_an_actor_may_be_restarted_for_ever() -> None:
+    actor = Phoenix.options(max_restarts=-1).remote(0)
+    for _ in range(4):
+        assert skate.get(actor.add.remote()) == 1
+        skate.kill(actor, no_restart=False)
+    assert skate.get(actor.add.remote()) == 1
+
+
+def test_a_call_that_ran_when_the_actor_died_is_unavailable() -> None:
+    signal, actor = Signal.remote(), Phoenix.remote(0)
+    ref = actor.wait.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.kill(actor, no_restart=False)
+    with pytest.raises(ActorUnavailableError, match="restarts"):
+        skate.get(ref)
+    assert skate.get(actor.add.remote()) == 1
+
+
+def test_without_restarts_such_a_call_fails_for_good() -> None:
+    signal, actor = Signal.remote(), Phoenix.options(max_restarts=0).remote(0)
+    ref = actor.wait.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.kill(actor, no_restart=False)
+    with pytest.raises(ActorDiedError):
+        skate.get(ref)
+
+
+def test_max_task_retries_runs_it_again_in_order() -> None:
+    signal = Signal.remote()
+    actor = Phoenix.options(max_task_retries=1).remote(0)
+    skate.get(actor.add.remote(100))
+    refs = [actor.wait.remote(signal), actor.add.remote(), actor.add.remote()]
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.kill(actor, no_restart=False)
+    skate.get(signal.wait_for_waiting.remote(2))
+    signal.set.remote()
+    assert skate.get(refs) == [0, 1, 2]
+
+
+def test_task_retries_can_be_given_to_a_method_and_to_a_call() -> None:
+    signal, actor = Signal.remote(), Phoenix.remote(0)
+    with_retry = actor.wait.options(max_task_retries=1).remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.kill(actor, no_restart=False)
+    skate.get(signal.wait_for_waiting.remote(2))
+    skate.kill(actor, no_restart=False)
+    with pytest.raises(ActorUnavailableError):
+        skate.get(with_retry)
+
+
+@skate.remote
+class Caller:
+    def __init__(self, callee: skate.ActorHandle[Any]) -> None:
+        self.callee = callee
+
+    def add(self) -> int:
+        value: int = skate.get(self.callee.add.remote())
+        return value
+
+
+def test_all_who_hold_a_handle_reach_the_restarted_actor() -> None:
+    actor = Phoenix.remote(0)
+    callers = [Caller.remote(actor) for _ in range(2)]
+    assert sorted(skate.get([c.add.remote() for c in callers])) == [1, 2]
+    skate.kill(actor, no_restart=False)
+    assert sorted(skate.get([c.add.remote() for c in callers])) == [1, 2]
+    assert skate.get(actor.add.remote()) == 3
+
+
+def test_a_name_and_the_resources_stay_with_a_restarted_actor() -> None:
+    actor = Phoenix.options(name="bird", num_cpus=2).remote(0)
+    skate.get(actor.add.remote())
+    assert skate.available_resources().get("CPU", 0) == 0
+    skate.kill(actor, no_restart=False)
+    assert skate.get(skate.get_actor("bird").add.remote()) == 1
+    assert skate.available_resources().get("CPU", 0) == 0
+    del actor
+
+    def free() -> bool:
+        return skate.available_resources().get("CPU") == 2
+
+    assert wait_until(free)
+
+
+def test_a_kill_for_good_ends_an_actor_that_restarts() -> None:
+    actor = Phoenix.options(max_restarts=-1).remote(0)
+    skate.get(actor.add.remote())
+    skate.kill(actor, no_restart=False)
+    skate.kill(actor)
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.add.remote())
+
+
+@skate.remote(max_restarts=-1)
+class FailsLater:
+    def __init__(self, path: str) -> None:
+        made = Path(path, "made")
+        if made.exists():
+            raise RuntimeError("not a second time")
+        made.touch()
+
+    def call(self) -> None: ...
+
+
+def test_an_actor_whose_constructor_fails_is_not_restarted_again(
+    tmp_path: Path,
+) -> None:
+    actor = FailsLater.remote(str(tmp_path))
+    skate.get(actor.call.remote())
+    skate.kill(actor, no_restart=False)
+    with pytest.raises(ActorDiedError, match="not a second time"):
+        skate.get(actor.call.remote())
+
+
+def test_a_failed_argument_of_the_constructor_ends_the_actor() -> None:
+    @skate.remote
+    def fails() -> None:
+        raise KeyError("lost")
+
+    actor = Counter.remote(fails.remote())
+    with pytest.raises(ActorDiedError, match="lost"):
+        skate.get(actor.get.remote())
+
+
+def test_an_actor_ends_with_the_one_that_created_it() -> None:
+    @skate.remote
+    class Creator:
+        def make(self) -> skate.ActorHandle[Any]:
+            self.made = Counter.remote(5)
+            return self.made
+
+    creator = Creator.remote()
+    made = skate.get(creator.make.remote())
+    assert skate.get(made.get.remote()) == 5
+    skate.kill(creator)
+    assert wait_until(has_state(made, "DEAD"))
+    with pytest.raises(ActorDiedError, match="had created it"):
+        skate.get(made.get.remote())
+
+
+# Ends on purpose ------------------------------------------------------------------
+
+
+@skate.remote(max_restarts=-1)
+class Leaver:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def leave(self) -> None:
+        exit_actor()
+
+    def leave_by_exit(self) -> None:
+        raise SystemExit
+
+    def call(self) -> int:
+        self.n += 1
+        return self.n
+
+    async def _async(self) -> None: ...
+
+
+@skate.remote(max_restarts=-1)
+class PlainLeaver:
+    def leave(self) -> None:
+        exit_actor()
+
+    def leave_by_exit(self) -> None:
+        raise SystemExit(0)
+
+    def call(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [Leaver, PlainLeaver])
+@pytest.mark.parametrize("how", ["leave", "leave_by_exit", "__ray_terminate__"])
+def test_an_actor_that_leaves_is_not_restarted(kind: Any, how: str) -> None:
+    actor = kind.remote()
+    assert skate.get(actor.call.remote()) == 1
+    left, later = getattr(actor, how).remote(), actor.call.remote()
+    for ref in (left, later, actor.call.remote()):
+        with pytest.raises(ActorDiedError, match="exit_actor"):
+            skate.get(ref)
+    assert wait_until(has_state(actor, "DEAD"))
+    assert info_of(actor).num_restarts == 0
+
+
+def test_calls_made_before_terminate_still_run() -> None:
+    actor = Counter.remote()
+    refs = [actor.add.remote() for _ in range(5)]
+    actor.__ray_terminate__.remote()
+    assert skate.get(refs) == [1, 2, 3, 4, 5]
+
+
+@skate.remote(max_concurrency=2)
+class ThreadedLeaver:
+    def wait(self, signal: skate.ActorHandle[Any]) -> str:
+        skate.get(signal.wait.remote())
+        return "finished"
+
+    def leave(self) -> None:
+        exit_actor()
+
+
+def test_calls_that_run_when_an_actor_leaves_still_end() -> None:
+    signal, actor = Signal.remote(), ThreadedLeaver.remote()
+    running = actor.wait.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    left = actor.leave.remote()
+    skate.wait([left], timeout=0.05)
+    signal.set.remote()
+    assert skate.get(running) == "finished"
+    with pytest.raises(ActorDiedError):
+        skate.get(left)
+
+
+def test_exit_actor_is_for_actors() -> None:
+    with pytest.raises(TypeError, match=r"skate\.kill"):
+        exit_actor()
+
+    @skate.remote
+    def leave() -> None:
+        exit_actor()
+
+    with pytest.raises(TypeError, match="not code of an actor"):
+        skate.get(leave.remote())
+
+
+# Built-in methods -----------------------------------------------------------------
+
+
+def test_ready_is_true_once_the_actor_is_made() -> None:
+    signal = Signal.remote()
+    actor = Counter.remote(wait_for.remote(signal, 3))
+    ready = actor.__ray_ready__.remote()
+    assert skate.wait([ready], timeout=0.01) == ([], [ready])
+    signal.set.remote()
+    assert skate.get(ready) is True
+
+
+def test_any_function_can_be_run_on_an_actor() -> None:
+    actor = Counter.remote(3)
+    ref = actor.__ray_call__.remote(lambda self, n, *, k: self.value * n + k, 4, k=2)
+    assert skate.get(ref) == 14
+
+
+def test_a_handle_has_no_other_special_methods() -> None:
+    with pytest.raises(AttributeError):
+        Counter.remote().__ray_other__  # noqa: B018
+
+
+# Names and lifetimes --------------------------------------------------------------
+
+
+def test_a_detached_actor_lives_without_a_handle() -> None:
+    Counter.options(name="kept", lifetime="detached").remote(4)
+    assert skate.get(skate.get_actor("kept").add.remote()) == 5
+    assert info_of(skate.get_actor("kept")).is_detached
+    skate.kill(skate.get_actor("kept"))
+
+    def gone() -> bool:
+        return not [a for a in actors() if a.name == "kept" and a.state != "DEAD"]
+
+    assert wait_until(gone)
+
+
+def test_an_actor_that_can_never_be_is_refused_at_the_call() -> None:
+    with pytest.raises(ResourceError):
+        Counter.options(num_cpus=100).remote()
+
+
+def test_handles_survive_pickling_with_their_options() -> None:
+    actor = Phoenix.options(max_task_retries=3).remote(1)
+    (again,) = skate.get(identity.remote([actor]))
+    assert again.add._spec.max_task_retries == 3
+    assert again.add._spec == actor.add._spec
+    assert skate.get(again.add.remote()) == 2
+
+
+def test_processes_of_actors_are_their_own_on_the_embedded_engine(engine: str) -> None:
+    @skate.remote
+    class Where:
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = Where.remote()
+    assert (skate.get(actor.pid.remote()) == os.getpid()) == (engine == "inline")
