@@ -68,6 +68,7 @@ void Control::mark_dead(ProcId proc) {
   session_->procs[proc.index].alive.store(0);
   session_->procs[proc.index].blocked_since.store(0);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));
+  session_->submitters[proc.index / 64].fetch_and(~(1ULL << (proc.index % 64)));
   for (u32 i = 0; i < session_->num_cpus; ++i) {
     u32 holder = proc.index + 1U;
     session_->cpu_token[i].compare_exchange_strong(holder, 0);

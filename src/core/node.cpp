@@ -87,11 +87,16 @@ void Node::close() {
 }
 
 WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready) {
+  bool led = false;
+  const auto leave = [&](WaitResult result) {
+    if (led && needs_attention()) wake_keeper_for_any();
+    return result;
+  };
   for (;;) {
     drain();
-    if (ready()) return WaitResult::kReady;
+    if (ready()) return leave(WaitResult::kReady);
     if (engine_died_ || stopping_) return WaitResult::kEngineDied;
-    if (deadline_ns >= 0 && now_ns() >= deadline_ns) return WaitResult::kTimeout;
+    if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     if (leader_ || idle_) {
       ++followers_;
       const auto status = followers_cv_.wait_for(
@@ -100,7 +105,13 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
       if (status == std::cv_status::timeout) return WaitResult::kInterrupted;
       continue;
     }
-    leader_ = true;
+    leader_ = led = true;
+    if (needs_attention()) {
+      // Now this thread looks at every message.
+      u32 level = kAsleepAny;
+      me_->housekeeper_doorbell.compare_exchange_strong(level, kAsleep,
+                                                        std::memory_order_seq_cst);
+    }
     lock.unlock();
     bool interrupted = false;
     if (!spin()) {
@@ -117,8 +128,7 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     if (interrupted) {
       look_for_supervisor();
       drain();
-      if (ready()) return WaitResult::kReady;
-      return WaitResult::kInterrupted;
+      return leave(ready() ? WaitResult::kReady : WaitResult::kInterrupted);
     }
   }
 }
@@ -196,11 +206,7 @@ void Node::leave_cpu() {
   set_state(ProcState::kBlocked);
   if (reports_blocking_) link_.tell(Note::kBlocked);
   std::lock_guard lock(mu_);
-  if (has_token_) {
-    release_token();
-    if (session_->cpus_wanted.load(std::memory_order_relaxed) != 0)
-      link_.tell(Note::kTokenFree);
-  }
+  release_token();
   flush_unsent();
   flush_backlog();
   if (work_waiting()) wake_for_work();
@@ -273,6 +279,17 @@ bool Node::needs_attention() const {
          let_go_of_dead_;
 }
 
+// From now on nobody of the program may be in skate, and any message may be the one that is
+// waited for: the housekeeper must not sleep through it. Under the lock, as its own store.
+void Node::wake_keeper_for_any() {
+  u32 level = kAsleep;
+  me_->housekeeper_doorbell.compare_exchange_strong(level, kAsleepAny,
+                                                    std::memory_order_seq_cst);
+  // Pairs with mark_inbox: who marked before this look may have seen the other level.
+  if (me_->inbox_summary.load(std::memory_order_seq_cst) != 0)
+    ring_doorbell(me_->housekeeper_doorbell);
+}
+
 // Does what cannot wait for the process's own threads to enter skate: answers other
 // processes, releases tasks whose inputs have come, refills the queue, and rings again
 // where a wake-up might have been lost.
@@ -302,8 +319,9 @@ void Node::housekeep() {
       last = now;
       if (needs_attention() && !leader_) level = kAsleepAny;
       pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : idle_pause;
+      // Under the lock: a thread that submits a task meanwhile changes what concerns us.
+      me_->housekeeper_doorbell.store(level, std::memory_order_seq_cst);
     }
-    me_->housekeeper_doorbell.store(level, std::memory_order_seq_cst);
     if (me_->inbox_summary.load(std::memory_order_seq_cst) == 0 && !stopping_) {
       const FutexResult woken =
           futex_wait(me_->housekeeper_doorbell, level, pause);

@@ -342,6 +342,7 @@ class Node {
   bool look_for_supervisor();  // false: it has ended
   void housekeep();
   bool needs_attention() const;
+  void wake_keeper_for_any();
 
   // Pool work.
   bool work_waiting() const;

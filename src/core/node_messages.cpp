@@ -265,6 +265,8 @@ void Node::process_died(Reader& reader) {
     from.settled = true;
     drain_ring(from);
     from.dead = true;
+    // Whoever has this index next brings a queue of its own.
+    queues_[id.index].store(nullptr, std::memory_order_release);
     from.failure = failure;
     const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
     std::vector<u64> lost;

@@ -75,8 +75,7 @@ void Node::submit(Task* task, std::vector<ObjectId>& out) {
   }
   if (task->missing != 0) {
     ++waiting_tasks_;
-    // The housekeeper must now look at every message: nobody may be in get().
-    ring_doorbell(me_->housekeeper_doorbell);
+    if (!leader_) wake_keeper_for_any();
   } else {
     pass_on(task);
     run_ready();

@@ -33,15 +33,14 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     if (ending_ && incoming_.empty()) return WaitResult::kEngineDied;
     if (is_pool_) {
-      if (has_token_ && session_->cpus_wanted.load(std::memory_order_relaxed) != 0) {
+      if (has_token_ && session_->cpus_wanted.load(std::memory_order_relaxed) != 0)
         release_token();
-        link_.tell(Note::kTokenFree);
-      }
       if (take_token() && claim(out)) {
         stop_idling();
+        // First: whoever publishes from here on must not count on us to look for it.
+        set_state(ProcState::kRunning);
         if (was_idle_ && work_waiting()) wake_for_work();
         was_idle_ = false;
-        set_state(ProcState::kRunning);
         return WaitResult::kReady;
       }
     }
@@ -203,12 +202,7 @@ bool Node::claim(Incoming& out) {
           queue = reinterpret_cast<QueueMemory*>(segment_.data() + kQueueOffset);
         } else {
           Peer& from = peer(p);
-          if (from.dead || !map_peer(from)) {
-            // Its tasks died with it.
-            queues_[p].store(nullptr, std::memory_order_release);
-            session_->submitters[w].fetch_and(~(1ULL << (p % 64)));
-            continue;
-          }
+          if (from.dead || !map_peer(from)) continue;  // its tasks died with it
           owner = from.id;
           queue = reinterpret_cast<QueueMemory*>(from.control.data() + kQueueOffset);
         }
@@ -270,7 +264,7 @@ bool Node::take_token() {
   for (u32 k = 0; k < n; ++k) {
     const u32 i = (token_ + k) % n;
     u32 free = 0;
-    if (session_->cpu_token[i].load(std::memory_order_relaxed) == 0 &&
+    if (session_->cpu_token[i].load(std::memory_order_seq_cst) == 0 &&
         session_->cpu_token[i].compare_exchange_strong(free, self_.index + 1U,
                                                        std::memory_order_seq_cst)) {
       token_ = i;
@@ -286,16 +280,19 @@ void Node::release_token() {
   has_token_ = false;
   // Pairs with the seq_cst loads of token_free: see wake_for_work and next_task.
   session_->cpu_token[token_].store(0, std::memory_order_seq_cst);
+  // Pairs with the supervisor's look at the tokens after it has raised the flag.
+  if (session_->cpus_wanted.load(std::memory_order_seq_cst) != 0)
+    link_.tell(Note::kTokenFree);
 }
 
 // Somebody should take what is in a queue. If a worker is looking, it will find it; if
-// all CPUs are taken, whoever ends first will.
+// all CPUs are taken, whoever ends first will. Publishing ended in a seq_cst store, and
+// those looked at here store seq_cst before they look at the queues one last time.
 //
 // kUnlessBusy, for a process that goes on computing: when it and the workers that run keep
 // every core busy, one more would only take a core from them. They come back for more, and
 // before this process sleeps it wakes others; until then the housekeeper watches.
 void Node::wake_for_work(Wake when) {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   const u32 n = session_->num_procs.load(std::memory_order_acquire);
   bool starting = false;
   bool parked = false;

@@ -66,7 +66,8 @@ class QueueProducer {
     // Pairs with the acquire compare-and-swap in claim_task: the task is visible first.
     cell.state.store(cell_state::ready_at(tail_), std::memory_order_release);
     ++tail_;
-    memory_->tail.store(tail_, std::memory_order_release);
+    // Comes before the look at who sleeps: pairs with the sleeper's last look at the queue.
+    memory_->tail.store(tail_, std::memory_order_seq_cst);
     return true;
   }
 

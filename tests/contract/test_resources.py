@@ -39,6 +39,13 @@ def test_a_custom_resource_limits_how_many_tasks_run_at_once() -> None:
     assert wait_until(lambda: skate.available_resources()["token"] == 2)
 
 
+def test_tasks_that_need_one_cpu_and_all_of_them_take_turns() -> None:
+    # The workers that look for more to do hold the CPUs that the second task waits for.
+    for i in range(100):
+        assert skate.get(identity.remote(i)) == i
+        assert skate.get(identity.options(num_cpus=2).remote(i)) == i
+
+
 def test_resources_may_be_fractions() -> None:
     signal = Signal.remote()
     third = wait_for.options(resources={"token": 0.5})

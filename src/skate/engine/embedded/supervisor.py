@@ -526,6 +526,9 @@ class Supervisor:
                     self._control.give_cpus(count)
                 case life.WantCpus(count):
                     self._control.want_cpus(count)
+                    # One that was put back just before tells nobody.
+                    if count and self._control.free_cpus():
+                        self._do(self._life.handle(life.CpuFree()))
         self._unsent = self._control.flush()
 
     def _new_process(self, proc: Proc, is_pool: bool) -> _Process:
