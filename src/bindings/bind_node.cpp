@@ -47,9 +47,31 @@ void check_alive(Node& node) {
   if (node.engine_died()) raise_engine_died();
 }
 
+// Once a wait has been long, asks now and then whether anything runs that could end it.
+struct LongWaits {
+  PyObject* report = nullptr;  // () -> whether it has reported, which it does once
+  i64 after_ns = 0;
+} g_long_waits;
+
+class LongWait {
+ public:
+  void check() {
+    if (g_long_waits.report == nullptr || now_ns() < next_) return;
+    nb::object done = nb::steal(PyObject_CallNoArgs(g_long_waits.report));
+    if (!done.is_valid()) throw nb::python_error();
+    if (done.ptr() == Py_True) Py_CLEAR(g_long_waits.report);
+    constexpr i64 kPause = 1'000'000'000;
+    next_ = now_ns() + kPause;
+  }
+
+ private:
+  i64 next_ = now_ns() + g_long_waits.after_ns;
+};
+
 // Runs `wait` without the GIL until it is done; Ctrl-C gets through.
 template <class Wait>
 WaitResult wait_patiently(Wait&& wait) {
+  std::optional<LongWait> long_wait;
   for (;;) {
     WaitResult result;
     {
@@ -59,6 +81,8 @@ WaitResult wait_patiently(Wait&& wait) {
     if (result == WaitResult::kEngineDied) raise_engine_died();
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (!long_wait) long_wait.emplace();
+    long_wait->check();
   }
 }
 
@@ -639,7 +663,11 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
 
 // Lets go of the engine at the end of its session; what was configured stays usable for
 // values that are still being read.
-void unconfigure() { Py_CLEAR(codec_types().counter); Py_CLEAR(g_callbacks.load_failure); }
+void unconfigure() {
+  Py_CLEAR(g_long_waits.report);
+  Py_CLEAR(codec_types().counter);
+  Py_CLEAR(g_callbacks.load_failure);
+}
 
 }  // namespace
 
@@ -655,6 +683,17 @@ void bind_node(nb::module_& m) {
         "loads"_a, "load_error"_a, "load_failure"_a);
 
   m.def("unconfigure", &unconfigure);
+
+  m.def(
+      "on_long_wait",
+      [](nb::object report, double after_s) {
+        Py_CLEAR(g_long_waits.report);
+        if (after_s <= 0) return;
+        g_long_waits = {report.inc_ref().ptr(), static_cast<i64>(after_s * 1e9)};
+      },
+      "report"_a, "after_s"_a,
+      "Call report() once a second in waits that last longer, until it returns True.",
+      nb::sig("def on_long_wait(report: Callable[[], bool], after_s: float) -> None"));
 
   nb::class_<PyWatch>(m, "Watch")
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
@@ -691,6 +730,8 @@ void bind_node(nb::module_& m) {
           },
           nb::kw_only(), "session_fd"_a, "segment_fd"_a, "supervisor_fd"_a, "index"_a,
           "epoch"_a, "is_pool"_a)
+      .def("holds_error", [](Node& node, u64 id) { return node.holds_error({id}); },
+           "object"_a)
       .def("put", &put, "value"_a.none(),
            nb::sig("def put(self, value: Any) -> ObjectRef[Any]"))
       .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a,

@@ -77,6 +77,7 @@ nb::list processes(const Statistics& s) {
     d["store_bytes"] = entry.store_used.load();
     d["cpus"] = cpus;
     d["waited"] = waited;
+    d["waited_since"] = part.waited_since.load();
     d["waits_for_all"] = part.waited_kind.load() == Wanted::kAll;
     d["stack_fd"] = static_cast<int>(part.stack_fd.load(std::memory_order_acquire)) - 1;
     d["stack_count"] = part.stack_count.load(std::memory_order_acquire);

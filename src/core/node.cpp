@@ -34,10 +34,9 @@ struct Progress {
   }
 };
 
-// When this thread's wait began that has not been asked about yet; 0: it did not wait.
-thread_local i64 t_waits_since = 0;
-
 }  // namespace
+
+thread_local i64 t_waits_since = 0;
 
 Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool)
     : session_map_(session_fd, 0, kSessionBytes, true),

@@ -193,6 +193,7 @@ class Node {
   // The value of a ready object that the caller holds: it does not move or change.
   const Value& value_of(ObjectId id);
   bool is_ready(ObjectId id);
+  bool holds_error(ObjectId id);
   bool all_distinct(const std::vector<ObjectId>& ids);
 
   // Bytes of a block, wherever it lies. Valid while the block's object is held.

@@ -15,6 +15,9 @@ constexpr i64 kSlice = 100'000'000;
 constexpr u64 kPage = 4096;
 inline u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
 
+// When this thread's wait began that has not been asked about yet; 0: it did not wait.
+extern thread_local i64 t_waits_since;
+
 inline std::string_view view_of(const auto& pod) {
   return {reinterpret_cast<const char*>(&pod), sizeof pod};
 }

@@ -18,6 +18,7 @@ void Node::tell_what_is_waited_for() {
   u32 n = 0;
   for (std::size_t i = wanted->first(); i < wanted->ids.size() && n < kMaxNamed; ++i)
     part.waited[n++].store(wanted->ids[i].bits, std::memory_order_relaxed);
+  part.waited_since.store(static_cast<u64>(t_waits_since), std::memory_order_relaxed);
   part.waited_kind.store(wanted->kind, std::memory_order_relaxed);
   part.num_waited.store(n, std::memory_order_release);
 }

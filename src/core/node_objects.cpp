@@ -321,6 +321,12 @@ bool Node::all_distinct(const std::vector<ObjectId>& ids) {
   return true;
 }
 
+bool Node::holds_error(ObjectId id) {
+  std::lock_guard lock(mu_);
+  const Object* object = find(id);
+  return object == nullptr || (object->ready && object->value.is_error);
+}
+
 const Value& Node::value_of(ObjectId id) {
   std::lock_guard lock(mu_);
   static const Value kLost = lost_value();

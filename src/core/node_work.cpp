@@ -107,6 +107,7 @@ void Node::stop_serving() {
 }
 
 void Node::stop_idling() {
+  t_waits_since = 0;  // it was not the program that waited
   idle_ = false;
   if (followers_ != 0) followers_cv_.notify_all();
 }

@@ -60,6 +60,7 @@ struct alignas(4096) TracePart {
   // What the thread that blocked last waits for, while the directory says kBlocked.
   std::atomic<u32> num_waited, waited_kind;
   std::atomic<u64> waited[kMaxNamed];
+  std::atomic<u64> waited_since;
   // Stacks: a file that the process writes them to when it gets the signal.
   std::atomic<u32> stack_fd;     // its descriptor in the process, + 1; 0: not ready
   std::atomic<u32> stack_count;  // written so far

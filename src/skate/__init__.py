@@ -20,6 +20,7 @@ from ._gather import map_unordered as map_unordered
 from ._observe import summary as summary
 from ._observe import timeline as timeline
 from ._observe import why as why
+from ._progress import progress as progress
 from ._ref import ObjectRef as ObjectRef
 from ._runtime import RuntimeContext as RuntimeContext
 from ._runtime import Session as Session
@@ -61,6 +62,7 @@ __all__ = [
     "map_unordered",
     "method",
     "nodes",
+    "progress",
     "put",
     "remote",
     "shutdown",

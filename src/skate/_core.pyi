@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy
 
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from skate._ref import ActorRef, ObjectRef
 
@@ -17,8 +17,13 @@ def configure(engine: object, object_ref: object, actor_ref: object, dumps: obje
 
 def unconfigure() -> None: ...
 
+def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
+    """
+    Call report() once a second in waits that last longer, until it returns True.
+    """
+
 class Watch:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -31,7 +36,7 @@ class Watch:
 class Call:
     """A task that this worker was given."""
 
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -69,11 +74,13 @@ class Call:
 class Node:
     """One process of the engine; see src/core/node.hpp."""
 
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
     def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
+
+    def holds_error(self, object: int) -> bool: ...
 
     def put(self, value: Any) -> ObjectRef[Any]: ...
 
@@ -158,7 +165,7 @@ MAX_PROCS: int = 1024
 class Control:
     """The supervisor's hand on the session directory."""
 
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -215,7 +222,7 @@ def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') -> None:
 class Group:
     """A rank's end of a collective group in one shared segment."""
 
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -286,7 +293,7 @@ def monotonic_ns() -> int: ...
 class Statistics:
     """What the processes of a session say."""
 
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -380,6 +383,144 @@ def test_why_sees_an_actor_that_waits_for_itself(start: Start) -> None:
     assert wait_until(lambda: "circle" in skate.why(ref)), skate.why(ref)
     assert "Selfish.wait -> Selfish.get -> Selfish.wait" in skate.why(ref)
     skate.kill(actor)
+
+
+def test_a_driver_that_waits_while_nothing_runs_is_told_why(
+    start: Start,
+    engine_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("there it is a DeadlockError")
+    monkeypatch.setenv("SKATE_HANG_REPORT_S", "0.5")
+    start(num_cpus=2)
+
+    @skate.remote
+    class Selfish:
+        def wait(self, handle: list[Any]) -> None:
+            skate.get(handle[0].get.remote())
+
+        def get(self) -> int:
+            return 1
+
+    actor = Selfish.remote()
+    ref = actor.wait.remote([actor])
+    with pytest.raises(skate.exceptions.GetTimeoutError):
+        skate.get(ref, timeout=6)
+    text = capfd.readouterr().err
+    assert (
+        text.count("skate: the driver waits, and nothing runs that could end it") == 1
+    )
+    assert "Selfish.wait -> Selfish.get -> Selfish.wait" in text
+    assert "Break the circle" in text
+    skate.kill(actor)
+
+
+def test_a_driver_that_waits_for_work_is_told_nothing(
+    start: Start,
+    engine_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("there it would be a DeadlockError")
+    monkeypatch.setenv("SKATE_HANG_REPORT_S", "0.2")
+    start(num_cpus=2)
+
+    @skate.remote
+    def sleep() -> None:
+        threading.Event().wait(3)
+
+    skate.get(sleep.remote())
+    assert "nothing runs" not in capfd.readouterr().err
+
+
+# progress -----------------------------------------------------------------------------
+
+
+def test_progress_waits_and_counts(
+    engine: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refs = [add.remote(i, 1) for i in range(5)]
+    assert skate.get(skate.progress(refs)) == [1, 2, 3, 4, 5]
+    assert re.search(r"^5/5 done in \d+\.\d s", capfd.readouterr().err, re.MULTILINE)
+    bad = skate.progress([fail.remote(ValueError("no")), add.remote(1, 1)])
+    assert re.search(r"2/2 done .*, 1 failed$", capfd.readouterr().err, re.MULTILINE)
+    assert skate.wait(bad, num_returns=2)[1] == []
+    assert skate.progress([]) == []
+    with pytest.raises(TypeError, match="takes a list"):
+        skate.progress(refs[0])  # type: ignore[arg-type]
+
+
+# breakpoint ---------------------------------------------------------------------------
+
+STOPS = """
+import skate
+skate.init({engine!r}, num_cpus=2)
+@skate.remote
+def f(x):
+    y = x * 2
+    breakpoint()
+    return y + 1
+print("results", skate.get([f.remote(20), f.remote(30)]))
+"""
+
+
+class Console:
+    """A program on a terminal of its own, and what it shows there."""
+
+    def __init__(self, program: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [sys.executable, "-c", program])
+        self._shown = ""
+
+    def expect(self, text: str) -> str:
+        while text not in self._shown:
+            ready, _, _ = select.select([self._fd], [], [], 60)
+            assert ready, self._shown
+            self._shown += os.read(self._fd, 1 << 16).decode()
+        before, _, self._shown = self._shown.partition(text)
+        return before + text
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode() + b"\n")
+
+    def end(self) -> int:
+        status = os.waitpid(self.pid, 0)[1]
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_breakpoints_of_tasks_stop_in_the_drivers_terminal(engine_name: str) -> None:
+    console = Console(STOPS.format(engine=engine_name))
+    seen = set()
+    for _ in range(2):
+        text = console.expect("(Pdb) ")
+        if engine_name == "embedded":
+            assert re.search(r"\(f pid=\d+\) .*, line 7 has stopped", text)
+        console.type("p y")
+        seen.update(re.findall(r"^(\d+)\r?$", console.expect("(Pdb) "), re.MULTILINE))
+        console.type("c")
+    console.expect("results [41, 61]")
+    assert console.end() == 0
+    assert seen == {"40", "60"}
+
+
+def test_a_breakpoint_without_a_terminal_is_passed_over(engine_name: str) -> None:
+    if engine_name == "inline":
+        pytest.skip("there pdb reads the driver's standard input")
+    done = subprocess.run(
+        [sys.executable, "-c", STOPS.format(engine=engine_name)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "results [41, 61]" in done.stdout
+    assert "line 7 was passed over: the driver has no terminal" in done.stderr
 
 
 # From another terminal ----------------------------------------------------------------

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.inline": {*SHARED, "engine.inline"},
     "_runtime": {*CONTRACT, "engine"},
     "_observe": {*CONTRACT, "_runtime", "engine"},
+    "_progress": {*CONTRACT, "_runtime"},
     "debug": {"_observe"},
     "_task": {*CONTRACT, "_actor", "_runtime"},
     "_actor": {*CONTRACT, "_runtime"},

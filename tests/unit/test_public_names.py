@@ -29,6 +29,7 @@ NAMES = [
     "map_unordered",
     "method",
     "nodes",
+    "progress",
     "put",
     "remote",
     "shutdown",

@@ -327,6 +327,9 @@ class Engine(RefCounter, Protocol):
 
     def observer(self) -> Observer: ...
 
+    def failed(self, ref: ObjectRef[Any]) -> bool:
+        """Whether ``ref``, which is ready, holds an error."""
+
     def why(self, ref: ObjectRef[Any]) -> str:
         """Why ``ref`` has no value yet, in words."""
 

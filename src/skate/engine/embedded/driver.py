@@ -16,6 +16,7 @@ from ...exceptions import EngineError
 from ..protocol import EngineConfig
 from . import leftovers, wire
 from .output import Printer
+from .terminal import Terminal
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
 _ARENA_FACTOR = 2  # address space of one arena, in store sizes
@@ -89,7 +90,9 @@ class _Driver:
         )
         self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
         self.engine.end_session = self.end
+        self._terminal = Terminal()
         self._printer = Printer(output, self._on_packet)
+        _core.on_long_wait(self.engine.report_hang, _hang_report_s())
 
     def end(self) -> None:
         engine = self.engine
@@ -111,8 +114,12 @@ class _Driver:
             leftovers.end_all(engine.session, {os.getpid()})
 
     def _on_packet(self, packet: bytes, fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+        self._terminal.stopped(packet[1:].decode(), fds[0])
+
+
+def _hang_report_s() -> float:
+    """After how many seconds to look whether anything runs; 0: never."""
+    return float(os.environ.get("SKATE_HANG_REPORT_S", "10"))
 
 
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -370,6 +371,18 @@ class EmbeddedEngine:
 
     def has_died(self) -> bool:
         return self.node.engine_died
+
+    def failed(self, ref: ObjectRef[Any]) -> bool:
+        return self.node.holds_error(ref._id)
+
+    def report_hang(self) -> bool:
+        """Say on stderr, once, that nothing runs and why. True: it has been said."""
+        from .why import nothing_runs
+
+        text = nothing_runs(self)
+        if text:
+            print(text, file=sys.stderr, flush=True)
+        return bool(text)
 
     def why(self, ref: ObjectRef[Any]) -> str:
         from .why import Explainer

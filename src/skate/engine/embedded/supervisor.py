@@ -360,11 +360,16 @@ class Supervisor:
         fds: list[int] = []
         if name == "group":
             answer, fds = self._join_group(process, *arguments)
+        elif name == "breakpoint":
+            answer, fds = self._stop_at_breakpoint(*arguments)
         else:
             answer = getattr(self, f"_ask_{name}")(process, *arguments)
         if answer is _LATER:
             return
         wire.send(process.sock, pickle.dumps(answer), fds)
+        if name == "breakpoint":
+            for fd in fds:
+                os.close(fd)
 
     def _told(self, process: _Process, note: tuple[Any, ...]) -> None:
         match note:
@@ -441,6 +446,16 @@ class Supervisor:
 
     def _ask_assigned(self, process: _Process) -> Any:
         return self._life.assigned(process.proc)
+
+    def _stop_at_breakpoint(self, title: str) -> tuple[str, list[int]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            heard = self._output.call_driver(b"B" + title.encode(), [ours.fileno()])
+        fd = theirs.detach()
+        if heard:
+            return "", [fd]
+        os.close(fd)
+        return "the driver, which does not answer,", []
 
     def _ask_waiting(self, process: _Process) -> Any:
         """Requests for resources that were not granted yet, oldest first."""

@@ -27,11 +27,21 @@ class _State(enum.IntEnum):
     RECEIVED = 9
 
 
-_STATE_STARTING, _STATE_BLOCKED = 1, 5  # as in core/directory.hpp
+_STATE_STARTING, _STATE_PARKED, _STATE_BLOCKED = 1, 2, 5  # as in core/directory.hpp
+_DRIVER = 1
+_QUIET_NS = 500_000_000
 _MAX_DEPTH = 12
 _MAX_BRANCHES = 4
 _MAX_FRAMES = 4
 _INDENT = "  "
+
+
+def nothing_runs(engine: EmbeddedEngine) -> str:
+    """A report, if the driver waits and nothing that could end this is running."""
+    explainer = Explainer(engine)
+    if not explainer.all_wait():
+        return ""
+    return explainer.report()
 
 
 class Explainer:
@@ -55,6 +65,37 @@ class Explainer:
     def explain(self, object_id: int) -> str:
         self._object(object_id, 0)
         return "\n".join(self._lines)
+
+    def all_wait(self) -> bool:
+        """Whether no process runs anything, and has not for some seconds.
+
+        A process of several threads or coroutines may run something that nobody sees;
+        it counts as running.
+        """
+        for index, process in self._processes.items():
+            if index == _DRIVER:
+                continue
+            running = len(self._running.get(index, ()))
+            blocked = process["state"] == _STATE_BLOCKED
+            if process["state"] not in (_STATE_PARKED, _STATE_BLOCKED):
+                return False
+            if running > 1 or (running == 1 and not blocked):
+                return False
+            if blocked and self._now - process["waited_since"] < _QUIET_NS:
+                return False
+        return True
+
+    def report(self) -> str:
+        driver = self._processes[_DRIVER]
+        lines = "the driver waits, and nothing runs that could end it:"
+        self._branches(driver["waited"], 1)
+        text = "\n".join(self._lines)
+        advice = (
+            "Break the circle."
+            if self.found_cycle
+            else "Free what is waited for, or give the call a timeout."
+        )
+        return f"skate: {lines}\n{text}\n  {advice} Said once; see also skate.why(ref)."
 
     def _say(self, depth: int, text: str) -> None:
         self._lines.append(_INDENT * depth + text)
@@ -178,7 +219,7 @@ class Explainer:
                 self._say(depth + 1, frame)
         waited = process["waited"]
         if process["state"] == _STATE_BLOCKED and waited:
-            seconds = (self._now - process["blocked_since"]) * 1e-9
+            seconds = (self._now - process["waited_since"]) * 1e-9
             how = "get" if process["waits_for_all"] else "wait"
             what = "a ref" if len(waited) == 1 else f"{len(waited)} refs"
             self._say(depth, f"it is blocked in {how} of {what} for {seconds:.1f} s:")

@@ -50,6 +50,7 @@ def main(
     _runtime.set_worker_engine(engine)
     worker = Worker(engine)
     redirect_worker(printed, worker.printing_name)
+    _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
     if order["actor_id"]:
         engine.num_restarts = order["num_restarts"]
@@ -72,6 +73,18 @@ def _start_afresh() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.seed()
+
+
+def _stop_breakpoints_in_driver(worker: Worker) -> None:
+    def hook(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("PYTHONBREAKPOINT"):  # the user wants another debugger
+            return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100
+        from . import debugger  # pdb takes long to import, and is rarely needed
+
+        debugger.stop(worker.engine, worker.printing_name(), sys._getframe(1))
+        return None
+
+    sys.breakpointhook = hook
 
 
 def _run_exit_handlers() -> None:

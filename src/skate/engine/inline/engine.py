@@ -542,6 +542,10 @@ class InlineEngine:
             self._actors.clear()
             self.objects.clear()
 
+    def failed(self, ref: ObjectRef[Any]) -> bool:
+        with self.lock:
+            return self.entry(ref).error is not None
+
     def why(self, ref: ObjectRef[Any]) -> str:
         return why(self, ref)
 

@@ -1,0 +1,94 @@
+"""Tasks that stopped at a ``breakpoint()`` have the driver's terminal, one by one."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+
+# The driver's first word to a task that stopped: whether it gets the terminal.
+YES, NO = b"y", b"n"
+_CHUNK = 1 << 16
+
+
+class Terminal:
+    """Gives the driver's terminal to one stopped task after the other."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[str, socket.socket]] = (
+            queue.SimpleQueue()
+        )
+        self._lock = threading.Lock()
+        self._serving = 0
+
+    def stopped(self, title: str, fd: int) -> None:
+        connection = socket.socket(fileno=fd)
+        if not _has_terminal():
+            _answer(connection, NO)
+            connection.close()
+            return
+        self._waiting.put((title, connection))
+        with self._lock:
+            self._serving += 1
+            if self._serving == 1:
+                _thread.start_new_thread(self._serve, ())
+
+    def _serve(self) -> None:
+        while True:
+            title, connection = self._waiting.get()
+            with connection:
+                if _answer(connection, YES):
+                    _say(f"\n{title} has stopped; c lets it go on.\n")
+                    _converse(connection)
+                    _say(f"{title.partition(')')[0]}) goes on.\n")
+            with self._lock:
+                self._serving -= 1
+                if self._serving == 0:
+                    return
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.isatty(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _answer(connection: socket.socket, word: bytes) -> bool:
+    try:
+        connection.sendall(word)
+    except OSError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _converse(connection: socket.socket) -> None:
+    """Until the task goes on, or its process ends."""
+    keyboard = sys.stdin.fileno()
+    sources = [connection.fileno(), keyboard]
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        try:
+            if connection.fileno() in ready:
+                data = connection.recv(_CHUNK)
+                if not data:
+                    return
+                _say(data.decode(errors="replace"))
+            elif keyboard in ready:
+                typed = os.read(keyboard, _CHUNK)
+                if typed:
+                    connection.sendall(typed)
+                else:  # Ctrl-D
+                    connection.shutdown(socket.SHUT_WR)
+                    sources.remove(keyboard)
+        except OSError:
+            return
