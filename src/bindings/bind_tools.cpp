@@ -60,6 +60,10 @@ void bind_tools(nb::module_& m) {
       "die_with_parent", [] { prctl(PR_SET_PDEATHSIG, SIGKILL); },
       "Have the kernel kill this process when its parent ends.");
   m.def(
+      "name_process",
+      [](const std::string& name) { prctl(PR_SET_NAME, name.c_str()); },
+      nb::arg("name"), "What ps, top and a debugger show as the name of this process.");
+  m.def(
       "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
       "Become the parent of orphans among this process's descendants.");
   m.def(

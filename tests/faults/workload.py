@@ -46,3 +46,39 @@ class Counter:
 
     def sleep(self) -> None:
         time.sleep(60)
+
+
+@skate.remote
+class Log:
+    """Answers with its incarnation, the number given, and what it saw before."""
+
+    def __init__(self, payload: bytes = b"") -> None:
+        self.payload = payload
+        self.last: dict[str, int] = {}
+
+    def note(self, caller: str, number: int) -> tuple[str, int, int]:
+        before = self.last.get(caller, -1)
+        self.last[caller] = number
+        return str(os.getpid()), number, before
+
+    def size(self) -> int:
+        return len(self.payload)
+
+
+@skate.remote
+class Relay:
+    """A caller of its own."""
+
+    def __init__(self, log: skate.ActorHandle[Log] | None) -> None:
+        self.log = log
+        self.name = str(os.getpid())
+
+    def ready(self) -> None: ...
+
+    def note_all(self, start: int, n: int) -> list[tuple[str, int, int]]:
+        refs = [self.log.note.remote(self.name, i) for i in range(start, start + n)]
+        return skate.get(refs)
+
+    def make(self) -> skate.ActorHandle[Log]:
+        self.made = Log.remote()
+        return self.made

@@ -100,7 +100,6 @@ def _fork_worker(
         if worker != 0:
             os.write(writable, max(worker, 0).to_bytes(8, "little"))
             os._exit(0)
-        _call_it("skate-worker")
         os.close(readable)
         os.close(writable)
         sock.close()
@@ -121,6 +120,7 @@ def _become_worker(
 ) -> None:
     from ... import _core
 
+    _core.name_process("skate-worker")
     # The helper ends at once; until then the supervisor is not yet the parent, and a
     # death signal asked for now would follow the helper.
     while os.getppid() != supervisor_pid:

@@ -1,0 +1,203 @@
+"""Actors whose processes are killed under load, at moments nobody chose."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workload import Log, Relay
+
+import skate
+from skate import _runtime
+from skate.exceptions import ActorDiedError, ActorUnavailableError
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    with skate.init("embedded", num_cpus=2):
+        yield
+
+
+def pid_of(actor: skate.ActorHandle[Any]) -> int:
+    for info in _runtime.current().list_actors():
+        if info.actor_id == actor._skate_actor._id:
+            return info.pid
+    return 0
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+class Killer(threading.Thread):
+    """SIGKILLs the process of an actor again and again, wherever it lives now."""
+
+    def __init__(self, actors: list[skate.ActorHandle[Any]], seed: int) -> None:
+        super().__init__()
+        self.kills = 0
+        self._actors = actors
+        self._random = random.Random(seed)
+        self._stop_it = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_it.wait(self._random.uniform(0.0, 0.2)):
+            pid = pid_of(self._random.choice(self._actors))
+            with contextlib.suppress(ProcessLookupError):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+                    self.kills += 1
+
+    def __enter__(self) -> Killer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop_it.set()
+        self.join()
+
+
+def in_order(answers: list[tuple[str, int, int]]) -> bool:
+    """What an incarnation had seen of the caller before each call only grows."""
+    last: dict[str, int] = {}
+    for incarnation, _, before in answers:
+        if before < last.get(incarnation, -1):
+            return False
+        last[incarnation] = before
+    return True
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_retried_calls_of_many_callers_all_answer_in_order(
+    session: None, seed: int
+) -> None:
+    log = Log.options(max_restarts=-1, max_task_retries=-1).remote()
+    relays = [Relay.remote(log) for _ in range(2)]
+    skate.get([relay.ready.remote() for relay in relays])
+    made = 0
+    with Killer([log], seed) as killer:
+        end = time.monotonic() + 4
+        while time.monotonic() < end or killer.kills < 10:
+            numbers = range(made, made + 50)
+            made += 50
+            refs = [log.note.remote("driver", i) for i in numbers]
+            through = [relay.note_all.remote(made, 50) for relay in relays]
+            answers = skate.get(refs, timeout=60)
+            assert [i for _, i, _ in answers] == list(numbers)
+            assert in_order(answers)
+            for others in skate.get(through, timeout=60):
+                assert [i for _, i, _ in others] == list(range(made, made + 50))
+                assert in_order(others)
+    assert killer.kills >= 10
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_calls_without_retries_answer_or_say_that_they_were_interrupted(
+    session: None, seed: int
+) -> None:
+    log = Log.options(max_restarts=-1).remote()
+    answered = interrupted = made = 0
+    with Killer([log], seed) as killer:
+        end = time.monotonic() + 3
+        while (
+            time.monotonic() < end
+            or killer.kills < 10
+            or not (answered and interrupted)
+        ):
+            refs = [log.note.remote("driver", made + i) for i in range(50)]
+            for i, ref in enumerate(refs):
+                try:
+                    assert skate.get(ref, timeout=60)[1] == made + i
+                    answered += 1
+                except ActorUnavailableError:
+                    interrupted += 1
+            made += 50
+
+
+def test_an_actor_killed_while_it_starts_again_starts_once_more(
+    session: None, tmp_path: Path
+) -> None:
+    @skate.remote(max_restarts=-1, max_task_retries=-1)
+    class Slow:
+        def __init__(self, folder: str) -> None:
+            number = len(os.listdir(folder))
+            Path(folder, str(number)).write_text(str(os.getpid()))
+            if number in (1, 2, 3):  # the first three restarts end here
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = Slow.remote(str(tmp_path))
+    first = skate.get(actor.pid.remote(), timeout=60)
+    os.kill(first, signal.SIGKILL)
+    assert skate.get(actor.pid.remote(), timeout=60) != first
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_a_kill_for_good_in_the_middle_of_restarts_is_final(session: None) -> None:
+    for _ in range(5):
+        log = Log.options(max_restarts=-1, max_task_retries=-1).remote()
+        skate.get(log.note.remote("driver", 0), timeout=60)
+        os.kill(pid_of(log), signal.SIGKILL)
+        skate.kill(log)
+        with pytest.raises(ActorDiedError):
+            skate.get(log.note.remote("driver", 1), timeout=60)
+
+
+def test_an_actor_restarts_with_large_arguments_and_leaks_nothing(
+    session: None,
+) -> None:
+    big = bytes(1_000_000)
+    log = Log.options(max_restarts=-1, max_task_retries=-1).remote(big)
+    for i in range(5):
+        assert skate.get(log.size.remote(), timeout=60) == len(big)
+        os.kill(pid_of(log), signal.SIGKILL)
+        assert skate.get(log.note.remote("driver", i), timeout=60)[1] == i
+    del log
+    wait_until(lambda: _runtime.statistics()["objects"] == 0)
+    wait_until(lambda: _runtime.statistics()["store_bytes"] < 100_000)
+
+
+def test_a_killed_creator_takes_its_actors_along(session: None) -> None:
+    relay = Relay.remote(None)
+    child = skate.get(relay.make.remote(), timeout=60)
+    assert skate.get(child.note.remote("driver", 1), timeout=60)[1] == 1
+    os.kill(pid_of(relay), signal.SIGKILL)
+    wait_until(lambda: pid_of(child) == 0)
+    with pytest.raises(ActorDiedError, match="had created it"):
+        skate.get(child.note.remote("driver", 2), timeout=60)
+
+
+def test_exit_handlers_of_an_actor_run_when_it_ends(
+    session: None, tmp_path: Path
+) -> None:
+    @skate.remote
+    class Tidy:
+        def __init__(self, path: str) -> None:
+            import atexit
+
+            atexit.register(lambda: Path(path).write_text("tidied"))
+
+        def call(self) -> None: ...
+
+    for name in ("out_of_scope", "terminate"):
+        path = tmp_path / name
+        actor = Tidy.remote(str(path))
+        skate.get(actor.call.remote(), timeout=60)
+        if name == "terminate":
+            actor.__ray_terminate__.remote()
+        del actor
+        wait_until(path.exists)
