@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from polling import wait_until
 
+# Tests do one thing after the other on purpose, and warnings are errors.
+os.environ.setdefault("SKATE_ADVICE", "0")
+
 import skate
 
 if TYPE_CHECKING:

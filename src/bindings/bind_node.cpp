@@ -47,6 +47,65 @@ void check_alive(Node& node) {
   if (node.engine_died()) raise_engine_died();
 }
 
+// Notices mistakes that cost speed. The callbacks find the place in the user's code, and
+// speak once for each; null: no advice is wanted.
+struct Advice {
+  PyObject* get_in_a_loop = nullptr;           // (times)
+  PyObject* same_large_argument = nullptr;     // (type, bytes)
+  PyObject* blocked_in_a_coroutine = nullptr;  // (), in the processes of async actors
+  u64 last_task = 0;                           // submitted and not waited for yet
+  u32 in_turn = 0;                             // tasks that were waited for one by one
+  PyObject* last_large = nullptr;              // a weak reference to an argument
+  u32 repeated = 0;
+
+  static constexpr u32 kManyInTurn = 100;
+  static constexpr u32 kManyCopies = 4;
+  static constexpr std::size_t kLarge = 1 << 20;
+
+  void submitted(u64 task) {
+    if (last_task != 0) in_turn = 0;
+    last_task = task;
+  }
+  void waited(const std::vector<ObjectId>& ids) {
+    if (blocked_in_a_coroutine != nullptr) call(blocked_in_a_coroutine, PyTuple_New(0));
+    if (ids.size() != 1 || ids[0].bits != last_task) return;
+    last_task = 0;
+    if (++in_turn < kManyInTurn) return;
+    in_turn = 0;
+    if (get_in_a_loop != nullptr) call(get_in_a_loop, Py_BuildValue("(I)", kManyInTurn));
+  }
+  void large_argument(PyObject* object, std::size_t size) {
+    if (same_large_argument == nullptr || size < kLarge) return;
+    if (last_large != nullptr) {
+      nb::object last = nb::steal(PyObject_CallNoArgs(last_large));
+      if (last.ptr() == object) {
+        if (++repeated == kManyCopies)
+          call(same_large_argument,
+               Py_BuildValue("(sK)", Py_TYPE(object)->tp_name,
+                             static_cast<unsigned long long>(size)));
+        return;
+      }
+    }
+    Py_CLEAR(last_large);
+    last_large = PyWeakref_NewRef(object, nullptr);
+    if (last_large == nullptr) PyErr_Clear();  // of a type that has none
+    repeated = 1;
+  }
+  void clear() {
+    Py_CLEAR(get_in_a_loop);
+    Py_CLEAR(same_large_argument);
+    Py_CLEAR(blocked_in_a_coroutine);
+    Py_CLEAR(last_large);
+  }
+
+ private:
+  static void call(PyObject* advise, PyObject* arguments) {
+    nb::object args = nb::steal(arguments);
+    nb::object done = nb::steal(PyObject_CallObject(advise, args.ptr()));
+    if (!done.is_valid()) throw nb::python_error();  // the user made warnings errors
+  }
+} g_advice;
+
 // Once a wait has been long, asks now and then whether anything runs that could end it.
 struct LongWaits {
   PyObject* report = nullptr;  // () -> whether it has reported, which it does once
@@ -152,8 +211,10 @@ nb::object put(Node& node, nb::handle object) {
 void record_get(Node& node, const std::vector<ObjectId>& ids) {
   constexpr std::size_t kMost = kTraceEvents / 8;
   Trace& trace = node.trace();
-  trace.waited(TraceEvent::kGet, Node::take_wait_start(), ids.size());
+  const u64 since = Node::take_wait_start();
+  trace.waited(TraceEvent::kGet, since, ids.size());
   for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i].bits);
+  if (since != 0) g_advice.waited(ids);
 }
 
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool writable) {
@@ -326,6 +387,7 @@ class Arguments {
     encoder.encode(object);
     const std::size_t size = encoder.total();
     if (size > kInlineBytes) {  // an object of its own, which the task may keep
+      g_advice.large_argument(object, size);
       const ObjectId id = node_.put(encoder.finish(node_.self()), Object::Kind::kData);
       made_.push_back(id);
       return depend_on(id);
@@ -394,7 +456,9 @@ nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& na
     nb::bytes bytes = nb::borrow<nb::bytes>(resources);
     task->resources.assign(bytes.c_str(), bytes.size());
   }
-  return submit_task(node, task, name, args, kwargs);
+  nb::list refs = submit_task(node, task, name, args, kwargs);
+  if (refs.size() != 0) g_advice.submitted(id_of(refs[0].ptr()).bits);
+  return refs;
 }
 
 Task* new_call(Node& node, nb::handle actor) {
@@ -665,6 +729,7 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
 // values that are still being read.
 void unconfigure() {
   Py_CLEAR(g_long_waits.report);
+  g_advice.clear();
   Py_CLEAR(codec_types().counter);
   Py_CLEAR(g_callbacks.load_failure);
 }
@@ -684,6 +749,24 @@ void bind_node(nb::module_& m) {
 
   m.def("unconfigure", &unconfigure);
 
+  m.def(
+      "give_advice",
+      [](nb::object get_in_a_loop, nb::object same_large_argument) {
+        g_advice.clear();
+        g_advice.get_in_a_loop = get_in_a_loop.inc_ref().ptr();
+        g_advice.same_large_argument = same_large_argument.inc_ref().ptr();
+      },
+      "get_in_a_loop"_a, "same_large_argument"_a,
+      nb::sig("def give_advice(get_in_a_loop: Callable[[int], None], "
+              "same_large_argument: Callable[[str, int], None]) -> None"));
+  m.def(
+      "watch_for_blocking",
+      [](nb::object blocked) {
+        Py_CLEAR(g_advice.blocked_in_a_coroutine);
+        g_advice.blocked_in_a_coroutine = blocked.inc_ref().ptr();
+      },
+      "blocked"_a, "In an async actor: call it when a get has waited.",
+      nb::sig("def watch_for_blocking(blocked: Callable[[], None]) -> None"));
   m.def(
       "on_long_wait",
       [](nb::object report, double after_s) {

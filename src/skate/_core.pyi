@@ -17,6 +17,11 @@ def configure(engine: object, object_ref: object, actor_ref: object, dumps: obje
 
 def unconfigure() -> None: ...
 
+def give_advice(get_in_a_loop: Callable[[int], None], same_large_argument: Callable[[str, int], None]) -> None: ...
+
+def watch_for_blocking(blocked: Callable[[], None]) -> None:
+    """In an async actor: call it when a get has waited."""
+
 def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
     """
     Call report() once a second in waits that last longer, until it returns True.

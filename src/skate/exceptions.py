@@ -23,6 +23,8 @@
         |-- RankDiedError          a rank's process ended; see ``.rank``
         |-- CollectiveTimeoutError (TimeoutError) see ``.missing_ranks``
         `-- ShapeMismatchError     (ValueError) ranks disagree about a call
+
+A warning: PerformanceAdvice (UserWarning), about code that is slower than it need be.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ __all__ = [
     "ObjectStoreFullError",
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
+    "PerformanceAdvice",
     "RankDiedError",
     "RemoteTraceback",
     "ResourceError",
@@ -57,6 +60,10 @@ __all__ = [
     "TaskError",
     "WorkerCrashedError",
 ]
+
+
+class PerformanceAdvice(UserWarning):
+    """A warning about code that works and is slower than it need be, with its line."""
 
 
 class SkateError(Exception):

@@ -280,6 +280,7 @@ def test_why_follows_dependencies_to_the_code_that_runs(
 ) -> None:
     ref = add.remote(identity.remote(wait_for.remote(gate)), 1)
     skate.get(gate.wait_for_waiting.remote(1))
+    assert wait_until(lambda: "blocked in get" in skate.why(ref)), skate.why(ref)
     text = skate.why(ref)
     assert text.startswith("add has not started: it lacks an")
     lines = text.splitlines()

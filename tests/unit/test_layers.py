@@ -14,7 +14,13 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FIRST_ROW = {"exceptions", "_ref", "_options", "_importable", "kernels"}
 CONTRACT = {*FIRST_ROW, "engine.protocol", "engine.actor_methods"}
-SHARED = {*CONTRACT, "engine.serialize", "engine.futures", "engine.timeline"}
+SHARED = {
+    *CONTRACT,
+    "engine.serialize",
+    "engine.futures",
+    "engine.timeline",
+    "engine.advice",
+}
 PUBLIC = {"", "actor", "exceptions", "collective", "kernels", "debug"}
 
 # A module's room, by the longest prefix of its name -> what it may import of skate.
@@ -32,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.inline.engine",
     },
     "engine.timeline": set(),
+    "engine.advice": {"exceptions"},
     "engine.protocol": {"_ref", "_options"},
     "engine.actor_methods": set(),
     "engine.serialize": CONTRACT | {"_importable"},

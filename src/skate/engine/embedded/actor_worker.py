@@ -11,14 +11,14 @@ import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .. import serialize
+from ... import _core
+from .. import advice, serialize
 from ..actor_methods import ActorExit, find_method
 from .processes import Cause
 
 if TYPE_CHECKING:
     import asyncio
 
-    from ... import _core
     from .engine import ActorCode
     from .worker import Worker
 
@@ -47,6 +47,8 @@ class ActorProcess:
             return
         self._tell("constructed")
         if code.is_async:
+            if advice.wanted():
+                _core.watch_for_blocking(advice.blocked_in_a_coroutine)
             _Loop(self, code).run()
         elif code.max_concurrency > 1 or code.groups:
             self._run_in_threads(code)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .engine import EmbeddedEngine
 
-_HERE = __name__.rpartition(".")[0] + ".worker"
+_HERE = __name__.rpartition(".")[0]
 
 
 def stop(engine: EmbeddedEngine, name: str, frame: FrameType) -> None:
@@ -28,6 +28,10 @@ def stop(engine: EmbeddedEngine, name: str, frame: FrameType) -> None:
     debugger = _Debugger(engine, name, frame)
     if debugger.connect(frame):
         debugger.set_trace(frame)
+
+
+def _is_engines(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(_HERE)
 
 
 class _Debugger(pdb.Pdb):
@@ -43,7 +47,7 @@ class _Debugger(pdb.Pdb):
         self._resumed = False
         self._outermost: FrameType = frame
         caller = frame.f_back
-        while caller is not None and caller.f_globals.get("__name__") != _HERE:
+        while caller is not None and not _is_engines(caller):
             self._outermost = caller
             caller = caller.f_back
 

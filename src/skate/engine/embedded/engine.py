@@ -29,7 +29,7 @@ from ...exceptions import (
     SkateError,
     WorkerCrashedError,
 )
-from .. import serialize
+from .. import advice, serialize
 from ..futures import FutureDispatcher
 from ..protocol import (
     ActorInfo,
@@ -122,6 +122,8 @@ class EmbeddedEngine:
             serialize.load_error,
             self._failure,
         )
+        if advice.wanted():
+            _core.give_advice(advice.get_in_a_loop, advice.same_large_argument)
         set_default_counter(self)
 
     # tasks ------------------------------------------------------------------
@@ -166,6 +168,8 @@ class EmbeddedEngine:
         data = pickle.dumps(
             (packed.header, [b.raw().tobytes() for b in packed.buffers])
         )
+        if len(data) > advice.LARGE_CODE_BYTES and advice.wanted():
+            advice.large_code(what, len(data))
         function_id = self.node.export_function(data, packed.refs)
         self.node.name_function(function_id, label)
         exported = Exported(self, function_id, bool(packed.refs), resources)
