@@ -480,6 +480,32 @@ void construct_actor(Node& node, nb::handle actor, u64 code, bool holds_refs,
   submit_task(node, task, "__init__", args, kwargs);
 }
 
+// For a detached actor that a worker creates: the driver constructs it.
+void hand_to_driver(Node& node, nb::handle actor, u16 index, u16 epoch, u64 code,
+                    bool holds_refs, bool restartable, nb::tuple args,
+                    nb::dict kwargs) {
+  check_alive(node);
+  Task* task = new_call(node, actor);
+  set_function(node, *task, code, holds_refs);
+  task->header.flags |= kConstructor;
+  if (restartable) task->header.flags |= kRestartable;
+  guarded([&] {
+    Arguments arguments(node, *task);
+    try {
+      arguments.encode("__init__", args, kwargs);
+    } catch (...) {
+      node.discard_task(task);
+      throw;
+    }
+    bool adopted;
+    {
+      nb::gil_scoped_release release;
+      adopted = node.hand_to_driver(task, ProcId{index, epoch});
+    }
+    if (!adopted) raise_named("EngineDiedError", "the session has ended.");
+  });
+}
+
 nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
                     nb::tuple args, nb::dict kwargs, u16 num_returns, u16 group,
                     i32 max_retries, bool out_of_order) {
@@ -846,6 +872,30 @@ void bind_node(nb::module_& m) {
            nb::sig("def construct_actor(self, actor: ActorRef, code: int, "
                    "holds_refs: bool, restartable: bool, args: tuple[Any, ...], "
                    "kwargs: dict[str, Any]) -> None"))
+      .def("hand_to_driver", &hand_to_driver, "actor"_a, "index"_a, "epoch"_a, "code"_a,
+           "holds_refs"_a, "restartable"_a, "args"_a, "kwargs"_a,
+           nb::sig("def hand_to_driver(self, actor: ActorRef, index: int, epoch: int, "
+                   "code: int, holds_refs: bool, restartable: bool, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any]) -> None"))
+      .def(
+          "reserve_actor",
+          [](Node& node) {
+            check_alive(node);
+            ObjectId id;
+            {
+              nb::gil_scoped_release release;
+              id = node.reserve_actor();
+            }
+            if (!id) raise_named("EngineDiedError", "the session has ended.");
+            return guarded([&] { return take_ref(codec_types().actor_ref, id); });
+          },
+          nb::sig("def reserve_actor(self) -> ActorRef"))
+      .def(
+          "drop_reserved",
+          [](Node& node, nb::handle actor) {
+            node.drop_reserved(id_of(actor.ptr()));
+          },
+          "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
            "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a,
            nb::sig("def call_actor(self, actor: ActorRef, method: str, "

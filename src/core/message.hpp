@@ -28,6 +28,11 @@ enum class Message : u16 {
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
   kExplain,        // anybody -> anybody: why has this object no value?
   kExplained,      // the answer
+  kReserveActor,   // worker -> driver: own the handle of a detached actor
+  kActorReserved,  // the answer: its name
+  kDropActor,      // worker -> driver: there will be no such actor after all
+  kAdoptActor,     // worker -> driver: its address, and the call that constructs it
+  kActorAdopted,   // the answer: you may let go of what that call needs
 };
 
 // How far the forgetting of a dead process goes.

@@ -213,6 +213,12 @@ class Node {
   // For an actor: an object of kind kActor whose value will be the actor's address.
   ObjectId new_actor();
   void place_actor(ObjectId actor, ProcId address);
+  // In a worker: the same for a detached actor, whose handle the driver owns, so that it
+  // outlives this process. Zero if the session has ended.
+  ObjectId reserve_actor();
+  void drop_reserved(ObjectId actor);
+  // Has the driver construct it, now and after each death. Consumes the task.
+  bool hand_to_driver(Task* task, ProcId address);
   // Takes in what others have said until now.
   void catch_up();
   // Calls of this process that the actor has not answered.
@@ -293,6 +299,11 @@ class Node {
   void flush_actor(ObjectId id);
   void ask_address(ActorLink& link, Object& actor);
   void send_call(Task* task, ProcId address);
+  void start(Task* task, std::vector<ObjectId>& out);
+  ObjectId keep(Value value, Object::Kind kind);
+  void handle_detached(Message kind, Reader& reader, ProcId from);
+  void adopt_actor(Reader& reader);
+  bool ask_driver(Message kind, u32 token, std::string_view payload, ObjectId& answer);
   void keep_recipe(const Task& task);
   void forget_recipe(ObjectId actor);
   void construct_again(ObjectId actor);
@@ -387,6 +398,9 @@ class Node {
   std::unordered_map<u64, Recipe> recipes_;
   std::vector<ObjectId> flushes_;  // links that may be able to send; see run_ready
   u64 asking_links_ = 0;
+  std::unordered_set<u64> detached_;  // driver: held on behalf of those who made them
+  std::unordered_map<u32, ObjectId> from_driver_;  // answers, by token
+  u32 driver_token_ = 0;
   std::deque<Task> task_store_;
   std::vector<Task*> free_tasks_;
   std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready

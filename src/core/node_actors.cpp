@@ -166,7 +166,9 @@ void Node::actor_moved(Object& actor, const Failure& failure, ProcId successor) 
   }
   resolve(actor);
   flushes_.push_back(id);
-  if (successor == ProcId{}) forget_recipe(id);
+  if (successor != ProcId{}) return;
+  forget_recipe(id);
+  if (detached_.erase(id.bits) != 0) drop(id);
 }
 
 void Node::keep_recipe(const Task& task) {

@@ -189,6 +189,13 @@ void Node::handle(Peer& from, const Record& record) {
     case Message::kExplain:
       answer_explain(reader, from.id);
       break;
+    case Message::kReserveActor:
+    case Message::kActorReserved:
+    case Message::kDropActor:
+    case Message::kAdoptActor:
+    case Message::kActorAdopted:
+      handle_detached(static_cast<Message>(record.kind), reader, from.id);
+      break;
     case Message::kExplained:
       take_explained(reader);
       break;

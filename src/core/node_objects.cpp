@@ -96,6 +96,10 @@ void Node::release(ObjectId id) {
 
 ObjectId Node::put(Value value, Object::Kind kind) {
   std::lock_guard lock(mu_);
+  return keep(std::move(value), kind);
+}
+
+ObjectId Node::keep(Value value, Object::Kind kind) {
   Object& object = new_object(kind);
   object.value = std::move(value);
   object.ready = true;

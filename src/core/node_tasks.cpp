@@ -50,6 +50,10 @@ void Node::add_waiter(ObjectId id, Task* task) {
 
 void Node::submit(Task* task, std::vector<ObjectId>& out) {
   std::lock_guard lock(mu_);
+  start(task, out);
+}
+
+void Node::start(Task* task, std::vector<ObjectId>& out) {
   const u32 n = task->header.num_returns;
   for (u32 i = 0; i < std::max<u32>(n, 1); ++i) {
     Object& object = new_object(Object::Kind::kData);

@@ -356,6 +356,52 @@ def test_a_detached_actor_lives_without_a_handle() -> None:
     assert wait_until(gone)
 
 
+@skate.remote
+def start_detached(name: str) -> int:
+    actor = Counter.options(name=name, lifetime="detached", max_restarts=1).remote(7)
+    value: int = skate.get(actor.add.remote())
+    return value
+
+
+@skate.remote
+class DetachedMaker:
+    def make(self, name: str) -> int:
+        value: int = skate.get(start_detached.remote(name))
+        actor = Counter.options(
+            name=name + "2", lifetime="detached", max_restarts=1
+        ).remote(value)
+        return value + int(skate.get(actor.add.remote()))
+
+
+def test_a_detached_actor_outlives_the_one_that_created_it() -> None:
+    maker = DetachedMaker.remote()
+    assert skate.get(maker.make.remote("left")) == 8 + 9
+    skate.kill(maker)
+    assert wait_until(has_state(maker, "DEAD"))
+    for name, start in [("left", 7), ("left2", 8)]:
+        actor = skate.get_actor(name)
+        assert skate.get(actor.add.remote()) == start + 2
+        skate.kill(actor, no_restart=False)
+        assert skate.get(actor.add.remote()) == start + 1
+        skate.kill(actor)
+        assert wait_until(has_state(actor, "DEAD"))
+
+
+def test_a_name_is_free_for_detached_actors_after_a_refusal() -> None:
+    Counter.options(name="one", lifetime="detached").remote()
+
+    @skate.remote
+    def try_again() -> str:
+        try:
+            Counter.options(name="one", lifetime="detached").remote()
+        except ValueError as error:
+            return str(error)
+        return "no error"
+
+    assert "'one'" in skate.get(try_again.remote())
+    skate.kill(skate.get_actor("one"))
+
+
 def test_an_actor_that_can_never_be_is_refused_at_the_call() -> None:
     with pytest.raises(ResourceError):
         Counter.options(num_cpus=100).remote()

@@ -201,3 +201,25 @@ def test_exit_handlers_of_an_actor_run_when_it_ends(
             actor.__ray_terminate__.remote()
         del actor
         wait_until(path.exists)
+
+
+def test_a_detached_actor_survives_the_death_of_the_worker_that_made_it(
+    session: None,
+) -> None:
+    @skate.remote(max_retries=0)
+    def make(payload: bytes) -> int:
+        Log.options(
+            name="kept", lifetime="detached", max_restarts=-1, max_task_retries=-1
+        ).remote(payload)
+        return os.getpid()
+
+    maker = skate.get(make.remote(bytes(1000)), timeout=60)
+    os.kill(maker, signal.SIGKILL)
+    log = skate.get_actor("kept")
+    for i in range(3):
+        assert skate.get(log.size.remote(), timeout=60) == 1000
+        os.kill(pid_of(log), signal.SIGKILL)
+        assert skate.get(log.note.remote("driver", i), timeout=60)[1] == i
+    skate.kill(log)
+    with pytest.raises(ActorDiedError):
+        skate.get(log.size.remote(), timeout=60)

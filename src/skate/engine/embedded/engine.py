@@ -208,17 +208,22 @@ class EmbeddedEngine:
         full_name = None
         if options.name is not None:
             full_name = (self._namespace(options.namespace), options.name)
-        actor = self.node.new_actor()
+        is_detached = options.lifetime == "detached"
+        # A worker may end before the actor: the driver owns the handle then.
+        by_driver = is_detached and not self._is_driver
+        actor = self.node.reserve_actor() if by_driver else self.node.new_actor()
         request = ActorRequest(
             actor_id=actor._id,
             class_name=spec.name,
             name=full_name,
             resources=resources,
             max_restarts=options.max_restarts,
-            is_detached=options.lifetime == "detached",
+            is_detached=is_detached,
             interface=_dump_interface(spec) if full_name is not None else b"",
         )
         answer, value = self._ask("create_actor", request)
+        if answer != "ok" and by_driver:
+            self.node.drop_reserved(actor)
         if answer == "exists":
             raise ActorAlreadyExistsError(
                 f"an actor named {options.name!r} lives already in this namespace. Use "
@@ -229,22 +234,27 @@ class EmbeddedEngine:
                 f"cannot start actor {spec.name}: a session has at most {value} "
                 "processes. Drop handles of actors that are no longer needed."
             )
-        self.node.place_actor(actor, *value)
+        restartable = options.max_restarts != 0
+        index, epoch = value
+        code, holds_refs = exported.function_id, exported.holds_refs
         try:
-            self.node.construct_actor(
-                actor,
-                exported.function_id,
-                exported.holds_refs,
-                options.max_restarts != 0,
-                args,
-                kwargs,
-            )
+            if by_driver:
+                self.node.hand_to_driver(
+                    actor, index, epoch, code, holds_refs, restartable, args, kwargs
+                )
+            else:
+                self.node.place_actor(actor, index, epoch)
+                self.node.construct_actor(
+                    actor, code, holds_refs, restartable, args, kwargs
+                )
         except TypeError as error:
             self.kill_actor(actor, no_restart=True)
+            if by_driver:
+                self.node.drop_reserved(actor)
             raise serialize.explain_arguments(
                 spec.name, args, kwargs, error
             ) from error.__cause__
-        if request.is_detached:
+        if is_detached and not by_driver:
             self._detached.append(actor)
         return actor
 
