@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from ._placement import Placement
+
 
 def check_quantity(name: str, value: Any) -> float:
     """``value`` as an amount of a resource: a number, zero or more."""
@@ -121,13 +123,16 @@ def _check_groups(name: str, value: Any) -> dict[str, int]:
     return groups
 
 
-def _check_strategy(name: str, value: Any) -> Any:
-    if value not in ("DEFAULT", "SPREAD"):
+def _check_strategy(name: str, value: Any) -> Placement | None:
+    if isinstance(value, str) and value in ("DEFAULT", "SPREAD"):
+        return None  # the same on one machine
+    if not hasattr(type(value), "skate_placement"):
         raise ValueError(
-            f"{name} must be 'DEFAULT' or 'SPREAD', not {value!r}: an engine on one "
-            "machine has no other place to choose."
+            f"{name} must be 'DEFAULT', 'SPREAD' or a strategy of "
+            f"skate.util.scheduling_strategies, not {value!r}."
         )
-    return value
+    placement: Placement | None = value.skate_placement
+    return placement
 
 
 _MAX_GROUPS = 1000
@@ -150,12 +155,12 @@ _CHECKS: dict[str, _Check] = {
     "max_restarts": _check_int(-1, "zero or more, or -1 for no limit"),
     "max_task_retries": _check_int(-1, "zero or more, or -1 for no limit"),
     "lifetime": _check_lifetime,
+    "scheduling_strategy": _check_strategy,
 }
 
 # Checked, then without effect: there is one machine, so there is nothing to choose.
 _ACCEPTED: dict[str, _Check] = {
     "memory": check_quantity,
-    "scheduling_strategy": _check_strategy,
     "enable_task_events": _check_type(bool, "True or False"),
     "accelerator_type": _check_name,
     "label_selector": _check_type(dict, "a dict"),
@@ -179,6 +184,8 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "_actor_generator_backpressure_num_objects": (-1,),
 }
 _TASK_ONLY = {"max_retries", "max_calls", "retry_exceptions", "num_returns"}
+# Fields of the dataclasses below that have names of their own.
+_FIELDS = {"scheduling_strategy": "placement"}
 _ACTOR_ONLY = {
     "namespace",
     "get_if_exists",
@@ -231,7 +238,7 @@ def _check_all(
         elif name in _ACCEPTED:
             _ACCEPTED[name](name, value)
         else:
-            kept[name] = _CHECKS[name](name, value)
+            kept[_FIELDS.get(name, name)] = _CHECKS[name](name, value)
     return kept
 
 
@@ -245,6 +252,7 @@ class TaskOptions:
     num_returns: int = 1
     max_retries: int = 3  # after a crash of its worker; -1: no limit
     name: str | None = None  # for people; None: the function's own
+    placement: Placement | None = None  # the placement group that it runs in
 
     def updated(self, given: Mapping[str, Any]) -> TaskOptions:
         return _updated(self, _check_all(given, _TASK_NAMES, "a remote function"))
@@ -260,6 +268,7 @@ class ActorOptions:
     name: str | None = None  # for get_actor; None: the actor has no name
     namespace: str | None = None  # None: the one given to init
     get_if_exists: bool = False
+    placement: Placement | None = None  # the placement group that it lives in
     # Calls that may run at once: threads, or coroutines if the class has any.
     # 0: not set (ActorClass turns it into 1, or 1000 for coroutines, as Ray does).
     max_concurrency: int = 0

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._options import check_quantity, check_resources
+from ._placement import group_of, plain
 from ._ref import ObjectRef, check_refs
 from .engine import open_engine
 from .engine.protocol import Engine, EngineConfig
@@ -443,7 +444,11 @@ class RuntimeContext:
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task, or this actor, holds; nothing in the driver."""
-        return self._engine.assigned_resources()
+        return plain(self._engine.assigned_resources())
+
+    def get_placement_group_id(self) -> str | None:
+        """The placement group of the running task or this actor, if any."""
+        return group_of(self._engine.assigned_resources())
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """``{"GPU": [...]}``: the GPUs of the running task or this actor."""

@@ -13,6 +13,7 @@
     |-- PendingCallsLimitExceeded  more unanswered calls than max_pending_calls
     |-- GetTimeoutError            (TimeoutError)
     |-- ResourceError              (ValueError) more than the session has
+    |-- TaskPlacementGroupRemoved  the group that the task was to run in is gone
     |-- DeadlockError              (RuntimeError) nothing that could run is left
     |-- EngineError                (RuntimeError) no engine, or no longer one
     |   `-- EngineDiedError        the session ended under a call
@@ -58,6 +59,7 @@ __all__ = [
     "ShapeMismatchError",
     "SkateError",
     "TaskError",
+    "TaskPlacementGroupRemoved",
     "WorkerCrashedError",
 ]
 
@@ -231,6 +233,10 @@ class GetTimeoutError(SkateError, TimeoutError):
 
 class ResourceError(SkateError, ValueError):
     """A task or an actor asks for more than the session has at all."""
+
+
+class TaskPlacementGroupRemoved(SkateError):
+    """The task was to run in a placement group that was removed."""
 
 
 class DeadlockError(SkateError, RuntimeError):

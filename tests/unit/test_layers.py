@@ -12,7 +12,14 @@ import skate
 SOURCE = Path(skate.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-FIRST_ROW = {"exceptions", "_ref", "_options", "_importable", "kernels"}
+FIRST_ROW = {
+    "exceptions",
+    "_ref",
+    "_options",
+    "_placement",
+    "_importable",
+    "kernels",
+}
 CONTRACT = {*FIRST_ROW, "engine.protocol", "engine.actor_methods"}
 SHARED = {
     *CONTRACT,
@@ -28,7 +35,8 @@ PUBLIC = {"", "actor", "exceptions", "collective", "kernels", "debug"}
 MAY_IMPORT: dict[str, set[str]] = {
     "exceptions": set(),
     "_ref": {"exceptions"},
-    "_options": {"exceptions"},
+    "_options": {"exceptions", "_placement"},
+    "_placement": {"exceptions"},
     "_importable": set(),
     "kernels": {"_core"},
     "engine": {
@@ -39,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engine.timeline": set(),
     "engine.advice": {"exceptions"},
-    "engine.protocol": {"_ref", "_options"},
+    "engine.protocol": {"_ref", "_options", "_placement"},
     "engine.actor_methods": set(),
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,
@@ -63,6 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "util": {*PUBLIC, "util"},
     # Like collective: public calls, with one implementation for all engines.
     "util.serialization": {*PUBLIC, "engine.serialize"},
+    "util.placement_group": {*PUBLIC, "util", "_options", "_placement", "_runtime"},
+    "util.scheduling_strategies": {*PUBLIC, "util", "_placement"},
     "compat": {*PUBLIC, "util", "compat"},
     "testing": {*PUBLIC, "testing"},
 }

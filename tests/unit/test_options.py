@@ -52,7 +52,7 @@ class A:
         (
             {"scheduling_strategy": "PACK"},
             ValueError,
-            "'DEFAULT' or 'SPREAD', not 'PACK'",
+            "or a strategy of .*, not 'PACK'",
         ),
         (
             {"runtime_env": {"pip": ["x"]}},

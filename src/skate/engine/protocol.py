@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .._options import ActorOptions, TaskOptions
+from .._placement import GroupInfo
 from .._ref import ActorRef, ObjectRef, RefCounter
 
 if TYPE_CHECKING:
@@ -309,11 +310,30 @@ class Engine(RefCounter, Protocol):
     ) -> Group:
         """Join the collective group ``name``; returns when every rank has joined."""
 
+    # placement groups ---------------------------------------------------------
+    def create_placement_group(
+        self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
+    ) -> str:
+        """Set resources aside as soon as they are free; the group's id, at once."""
+
+    def remove_placement_group(self, group: str) -> None:
+        """Give its resources back.
+
+        What runs in it is ended; what waits for it gets ``TaskPlacementGroupRemoved``,
+        or an actor's ``ActorDiedError``.
+        """
+
+    def placement_groups(self) -> dict[str, GroupInfo]:
+        """Every group of the session by its id."""
+
     # the session ------------------------------------------------------------
     def context(self) -> TaskContext: ...
 
     def assigned_resources(self) -> dict[str, float]:
-        """What the calling task, or its actor, holds; nothing in the driver."""
+        """What the calling task, or its actor, holds; nothing in the driver.
+
+        In a placement group, under the names that ``_placement`` gives.
+        """
 
     def cluster_resources(self) -> dict[str, float]: ...
 

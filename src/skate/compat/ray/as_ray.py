@@ -58,6 +58,11 @@ class _Alias(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self._spec  # the import system has set that of the alias
+        # What is loaded has its place in the package already, which may be another
+        # thing's by now: ray.util.placement_group is a function and a module.
+        for name, loaded in list(sys.modules.items()):
+            if name.startswith("skate.compat.ray."):
+                sys.modules.setdefault(name.removeprefix("skate.compat."), loaded)
 
 
 def _install() -> None:

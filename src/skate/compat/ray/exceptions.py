@@ -12,6 +12,7 @@ from skate.exceptions import (
     ObjectStoreFullError,
     OwnerDiedError,
     PendingCallsLimitExceeded,
+    TaskPlacementGroupRemoved,
     WorkerCrashedError,
 )
 from skate.exceptions import ActorError as RayActorError
@@ -69,10 +70,6 @@ class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
 
 class RpcError(RayError):
     """Never raised."""
-
-
-class TaskPlacementGroupRemoved(RayError):
-    """Never raised: such tasks fail with WorkerCrashedError."""
 
 
 class TaskUnschedulableError(RayError):

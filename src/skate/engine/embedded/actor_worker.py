@@ -65,6 +65,8 @@ class ActorProcess:
     def _construct(self, call: _core.Call) -> ActorCode | None:
         name = f"{self._name}.__init__"
         try:
+            if self._worker.refuses:
+                raise self._worker.group_removed()
             loaded: Any = self._worker.load(call)
             code: ActorCode = loaded
             self._name = code.name.rpartition(".")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from ... import _core
 from ..._options import ActorOptions, TaskOptions
+from ..._placement import GroupInfo
 from ..._ref import ActorRef, ObjectRef, set_default_counter
 from ...exceptions import (
     ActorAlreadyExistsError,
@@ -182,6 +183,8 @@ class EmbeddedEngine:
         wanted = {"CPU": float(options.num_cpus), "GPU": float(options.num_gpus)}
         wanted.update({k: float(v) for k, v in options.resources.items()})
         wanted = {k: v for k, v in wanted.items() if v > 0}
+        if options.placement is not None:
+            return options.placement.place(name, wanted)
         total = self.cluster_resources()
         lacking = {k: v for k, v in wanted.items() if v > total.get(k, 0.0)}
         if lacking:
@@ -363,6 +366,20 @@ class EmbeddedEngine:
         return TaskContext(
             task_id, actor_id, worker_id, name, self._is_driver, self.num_restarts
         )
+
+    def create_placement_group(
+        self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
+    ) -> str:
+        info = GroupInfo.of(bundles, strategy, name, self.cluster_resources())
+        group: str = self._ask("create_placement_group", info)
+        return group
+
+    def remove_placement_group(self, group: str) -> None:
+        self._ask("remove_placement_group", group)
+
+    def placement_groups(self) -> dict[str, GroupInfo]:
+        groups: dict[str, GroupInfo] = self._ask("placement_groups")
+        return groups
 
     def assigned_resources(self) -> dict[str, float]:
         if self._is_driver:

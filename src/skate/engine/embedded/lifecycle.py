@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..._placement import group_of, lends, set_aside, total
 from ..protocol import ActorState
 from .actors import Actor, ActorRequest, Actors
 from .processes import Cause, Kind, Proc
@@ -71,6 +72,19 @@ class ActorUnwanted:
 class ActorKilled:
     actor_id: int
     no_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWanted:
+    """A placement group: set the sum of its bundles aside, under names of its own."""
+
+    group: str
+    bundles: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRemoved:
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +147,8 @@ Event = (
     | ActorConstructed
     | ActorUnwanted
     | ActorKilled
+    | GroupWanted
+    | GroupRemoved
     | Blocked
     | Unblocked
     | CpuFree
@@ -158,6 +174,7 @@ class Fork:
     proc: Proc
     kind: Kind
     num_gpus: float = 0.0
+    refuses: bool = False  # its task, or actor, is of a group that was removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +257,7 @@ class _Member:
     granted: bool = False  # it holds ``resources``
     blocked: bool = False  # ... but not the CPUs among them
     lease_owner: Proc | None = None
+    refuses: bool = False
 
 
 @dataclass(slots=True)
@@ -262,12 +280,13 @@ class _Death:
 
 @dataclass(slots=True)
 class _Request:
-    """A lease or an actor that waits for resources."""
+    """A lease, an actor or a placement group that waits for resources."""
 
     resources: Mapping[str, float]
     owner: Proc | None = None  # lease
     task: int = 0
     actor: Proc | None = None
+    group: GroupWanted | None = None
 
 
 _MAX_EPOCH = 1 << 14
@@ -294,6 +313,8 @@ class Lifecycle:
         self._deaths: dict[Proc, _Death] = {}
         self._retiring: set[Proc] = set()  # end with the last actor that they own
         self.actors = Actors()
+        self._created: dict[str, GroupWanted] = {}  # placement groups
+        self._removed: set[str] = set()
 
     # Queries -----------------------------------------------------------------
 
@@ -320,7 +341,11 @@ class Lifecycle:
 
     def available(self, free_tokens: int) -> dict[str, float]:
         """Amounts that are not in use; ``free_tokens`` are those of the pool."""
-        left = {k: total - self._used[k] for k, total in self.totals.items()}
+        left = {
+            k: total - self._used[k]
+            for k, total in self.totals.items()
+            if group_of([k]) is None
+        }
         left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
         return left
 
@@ -334,11 +359,15 @@ class Lifecycle:
             proc.index: {
                 name: amount
                 for name, amount in member.resources.items()
-                if name != "CPU" or not member.blocked
+                if not (member.blocked and lends(name))
             }
             for proc, member in self.members.items()
             if member.granted
         }
+
+    def is_created(self, group: str) -> bool:
+        """True if the placement group has its resources."""
+        return group in self._created
 
     # Events ------------------------------------------------------------------
 
@@ -376,6 +405,12 @@ class Lifecycle:
                     return []
                 actor.may_restart &= not no_restart
                 return [Kill(actor.proc)]
+            case GroupWanted():
+                wanted = total(event.bundles)
+                self._queue.append(_Request(wanted, group=event))
+                return self._schedule()
+            case GroupRemoved(group):
+                return self._remove_group(group)
             case LeaseDone(worker):
                 return self._end_lease(worker)
             case Blocked(proc) | Unblocked(proc):
@@ -404,9 +439,13 @@ class Lifecycle:
         missing = 0
         waiting: deque[_Request] = deque()
         for request in self._queue:
+            if group_of(request.resources) in self._removed:
+                commands += self._grant(request, refuse=True) or []
+                continue
             others = {k: v for k, v in request.resources.items() if k != "CPU"}
             if any(
-                self._used[k] + v > self.totals[k] + 1e-9 for k, v in others.items()
+                self._used.get(k, 0.0) + v > self.totals.get(k, 0.0) + 1e-9
+                for k, v in others.items()
             ):
                 waiting.append(request)
                 continue
@@ -429,28 +468,35 @@ class Lifecycle:
             commands.append(WantCpus(missing))
         return commands + self._give_back(keep=missing)
 
-    def _grant(self, request: _Request) -> list[Command] | None:
-        """None: there are too many processes to start another."""
+    def _grant(self, request: _Request, refuse: bool = False) -> list[Command] | None:
+        """None: there are too many processes to start another.
+
+        ``refuse``: the task gets a worker that says no instead of running it.
+        """
         commands: list[Command] = []
+        if request.group is not None:
+            return self._create_group(request.group)
         if request.actor is not None:
             proc: Proc | None = request.actor
             if proc not in self.members:
                 return []  # it was killed before it could start
             assert proc is not None
             gpus = request.resources.get("GPU", 0.0)
-            commands.append(Fork(proc, "actor", gpus))
-        elif self._idle_leased and "GPU" not in request.resources:
+            commands.append(Fork(proc, "actor", gpus, refuse))
+        elif self._idle_leased and "GPU" not in request.resources and not refuse:
             proc = self._idle_leased.pop()
         else:
             proc = self.allocate("lease")
             if proc is None:
                 return None
-            commands.append(Fork(proc, "lease", request.resources.get("GPU", 0.0)))
+            gpus = request.resources.get("GPU", 0.0)
+            commands.append(Fork(proc, "lease", gpus, refuse))
         member = self.members[proc]
-        member.resources = request.resources
+        member.refuses = refuse
+        member.resources = {} if refuse else request.resources
         member.granted = True
         member.lease_owner = request.owner
-        for name, amount in request.resources.items():
+        for name, amount in member.resources.items():
             self._used[name] += amount
         if request.owner is not None:
             commands.append(GrantLease(request.owner, request.task, proc))
@@ -461,7 +507,8 @@ class Lifecycle:
             return
         member.granted = False
         for name, amount in member.resources.items():
-            if name != "CPU" or not member.blocked:
+            lent = member.blocked and lends(name)
+            if not lent and name in self._used:  # else of a group that was removed
                 self._used[name] -= amount
         member.blocked = False
 
@@ -476,7 +523,7 @@ class Lifecycle:
         member = self.members.get(worker)
         if member is None or not member.granted:
             return []
-        had_gpu = "GPU" in member.resources
+        had_gpu = "GPU" in member.resources or member.refuses
         self._release(member)
         member.lease_owner = None
         commands: list[Command] = []
@@ -500,10 +547,40 @@ class Lifecycle:
         if member is None or not member.granted or member.blocked == blocked:
             return []
         member.blocked = blocked
-        cpus = member.resources.get("CPU", 0.0)
-        # Going on may use more CPUs than there are for a moment: as Ray does.
-        self._used["CPU"] += -cpus if blocked else cpus
+        for name, amount in member.resources.items():
+            if lends(name) and name in self._used:
+                # Going on may use more CPUs than there are for a moment: as Ray does.
+                self._used[name] += -amount if blocked else amount
         return self._schedule()
+
+    # Placement groups --------------------------------------------------------
+
+    def _create_group(self, wanted: GroupWanted) -> list[Command]:
+        for name, amount in total(wanted.bundles).items():
+            self._used[name] += amount
+        added = set_aside(wanted.group, wanted.bundles)
+        self.totals.update(added)
+        self._used.update(dict.fromkeys(added, 0.0))
+        self._created[wanted.group] = wanted
+        return []
+
+    def _remove_group(self, group: str) -> list[Command]:
+        self._removed.add(group)
+        self._queue = deque(
+            r for r in self._queue if r.group is None or r.group.group != group
+        )
+        wanted = self._created.pop(group, None)
+        if wanted is not None:
+            for name, amount in total(wanted.bundles).items():
+                self._used[name] -= amount
+            for name in set_aside(group, wanted.bundles):
+                del self.totals[name], self._used[name]
+        commands: list[Command] = [
+            Kill(proc)
+            for proc, member in self.members.items()
+            if group_of(member.resources) == group
+        ]
+        return [*commands, *self._schedule()]
 
     # Deaths ------------------------------------------------------------------
 

@@ -13,16 +13,18 @@ import itertools
 import os
 import pickle
 import resource
+import secrets
 import selectors
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ... import _core
+from ..._placement import GroupInfo, lends
 from . import boot, wire
 from . import lifecycle as life
 from .actors import ActorRequest, Name
@@ -78,6 +80,7 @@ class Supervisor:
         self._processes: dict[Proc, _Process] = {}
         self._segments: dict[Proc, int] = {}  # of the dead that are still read
         self._groups: dict[str, _Group] = {}
+        self._placements: dict[str, GroupInfo] = {}
         self._notes: dict[Proc, str] = {}  # why constructors failed
         self._running = True
         self._unsent = 0
@@ -444,6 +447,27 @@ class Supervisor:
     def _ask_available(self, process: _Process) -> Any:
         return self._life.available(self._control.free_cpus())
 
+    def _ask_create_placement_group(self, process: _Process, info: GroupInfo) -> str:
+        group = secrets.token_hex(8)
+        self._placements[group] = info
+        if not info.reason:
+            self._do(self._life.handle(life.GroupWanted(group, info.bundles)))
+        return group
+
+    def _ask_remove_placement_group(self, process: _Process, group: str) -> Any:
+        info = self._placements.get(group)
+        if info is not None and info.state != "REMOVED":
+            self._placements[group] = replace(info, state="REMOVED", reason="")
+            self._do(self._life.handle(life.GroupRemoved(group)))
+
+    def _ask_placement_groups(self, process: _Process) -> dict[str, GroupInfo]:
+        return {
+            group: replace(info, state="CREATED")
+            if self._life.is_created(group)
+            else info
+            for group, info in self._placements.items()
+        }
+
     def _ask_assigned(self, process: _Process) -> Any:
         return self._life.assigned(process.proc)
 
@@ -506,7 +530,9 @@ class Supervisor:
                     process = self._processes.get(proc)
                     if process is None:
                         process = self._new_process(proc, is_pool=kind == "pool")
-                    self._order_fork(process, kind == "pool", command.num_gpus)
+                    self._order_fork(
+                        process, kind == "pool", command.num_gpus, command.refuses
+                    )
                 case life.Prepare(proc, kind):
                     self._new_process(proc, is_pool=kind == "pool")
                 case life.Kill(proc, cause):
@@ -554,7 +580,13 @@ class Supervisor:
         self._control.prepare(proc.index, proc.epoch, is_pool, title)
         return process
 
-    def _order_fork(self, process: _Process, is_pool: bool, num_gpus: float) -> None:
+    def _order_fork(
+        self,
+        process: _Process,
+        is_pool: bool,
+        num_gpus: float,
+        refuses: bool = False,
+    ) -> None:
         mine, theirs = wire.socket_pair()
         process.sock = mine
         self._watch(mine.fileno(), lambda: self._on_packet(process))
@@ -566,7 +598,8 @@ class Supervisor:
             "is_pool": is_pool,
             "actor_id": 0 if actor is None else actor.request.actor_id,
             "num_restarts": 0 if actor is None else actor.num_restarts,
-            "counts_cpus": self._life.members[proc].resources.get("CPU", 0) > 0,
+            "counts_cpus": any(map(lends, self._life.members[proc].resources)),
+            "refuses": refuses,
             "num_gpus": num_gpus,
         }
         printed: list[int] = []

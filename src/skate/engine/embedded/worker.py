@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import _core, _runtime
+from ...exceptions import TaskPlacementGroupRemoved
 from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
@@ -48,7 +49,7 @@ def main(
         node, settings["config"], settings["session_id"], is_driver=False
     )
     _runtime.set_worker_engine(engine)
-    worker = Worker(engine)
+    worker = Worker(engine, order["refuses"])
     redirect_worker(printed, worker.printing_name)
     _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
@@ -99,9 +100,10 @@ def _run_exit_handlers() -> None:
 class Worker:
     """Loads code, runs one call, and reports how it ended."""
 
-    def __init__(self, engine: EmbeddedEngine) -> None:
+    def __init__(self, engine: EmbeddedEngine, refuses: bool) -> None:
         self.engine = engine
         self.node = engine.node
+        self.refuses = refuses  # the placement group of its task was removed
         self._functions: dict[int, Callable[..., Any]] = {}
         self.leave: Callable[[], None] | None = None  # of an actor: end on purpose
         self.title = ""  # of an actor's process: its class
@@ -117,6 +119,9 @@ class Worker:
             del call  # the task's arguments go before the next one is waited for
 
     def run_task(self, call: _core.Call) -> None:
+        if self.refuses:
+            call.fail(serialize.dump_system_error(self.group_removed()))
+            return
         name = "task"
         try:
             function = self.load(call)
@@ -126,6 +131,10 @@ class Worker:
             self.fail(call, error, name)
             return
         self.execute(call, function, args, kwargs, name, actor_id=0)
+
+    @staticmethod
+    def group_removed() -> TaskPlacementGroupRemoved:
+        return TaskPlacementGroupRemoved("its placement group was removed.")
 
     def execute(
         self,

@@ -322,7 +322,7 @@ class ActorStart(Call):
                 return  # it was restarted meanwhile
             if isinstance(outcome, bytes):
                 error = serialize.load_error(outcome)
-                text = getattr(error, "remote_traceback", "")
+                text = getattr(error, "remote_traceback", "") or str(error)
                 actor.die(f"its constructor raised.\n\n{text}")
             else:
                 self.fulfil(outcome)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ..._placement import GroupInfo, group_of
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
 from ...exceptions import (
     ActorAlreadyExistsError,
@@ -31,6 +32,7 @@ from .baton import (
 )
 from .group import InlineGroup, Meeting
 from .objects import Entry, Objects, Released, Stored
+from .placement import Groups
 from .record import Record
 from .resources import Resources
 from .units import Arguments, Call, Exported, Task
@@ -38,7 +40,7 @@ from .waiting import Completion, DrivenFuture, InlineWatch
 from .why import why
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Future
 
     import numpy as np
@@ -74,6 +76,7 @@ class InlineEngine:
         self.baton = Baton(self._report)
         self.lock = self.baton.lock
         self.resources = Resources(config)
+        self.groups = Groups(self.baton, self.resources)
         self.objects = Objects()
         self._ids = itertools.count(1)
         self._pid = os.getpid()
@@ -493,6 +496,28 @@ class InlineEngine:
 
     def context(self) -> TaskContext:
         return context.get()
+
+    def create_placement_group(
+        self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
+    ) -> str:
+        self.enter()
+        info = GroupInfo.of(bundles, strategy, name, self.resources.total())
+        with self.lock:
+            return self.groups.create(info)
+
+    def remove_placement_group(self, group: str) -> None:
+        self._settle()
+        with self.lock:
+            self.groups.remove(group)
+            for actor in list(self._actors.values()):
+                if group_of(actor.grant.amounts()) == group:
+                    actor.die("its placement group was removed.")
+            self.baton.kick()
+
+    def placement_groups(self) -> dict[str, GroupInfo]:
+        self._settle()
+        with self.lock:
+            return self.groups.infos()
 
     def assigned_resources(self) -> dict[str, float]:
         self.enter()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..._placement import lends, set_aside, total
 from ...exceptions import ResourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..._options import ActorOptions, TaskOptions
     from ..protocol import EngineConfig
@@ -36,7 +37,10 @@ class Resources:
             "GPU": options.num_gpus,
             **options.resources,
         }
-        demand = {key: round(n * _UNIT) for key, n in amounts.items() if n}
+        wanted = {key: float(n) for key, n in amounts.items() if n}
+        if options.placement is not None:
+            return _in_units(options.placement.place(name, wanted))
+        demand = _in_units(wanted)
         for key, amount in demand.items():
             if amount > self._total.get(key, 0):
                 raise ResourceError(
@@ -47,22 +51,37 @@ class Resources:
         return demand
 
     def fits(self, demand: Mapping[str, int]) -> bool:
-        return all(self._free[key] >= amount for key, amount in demand.items())
+        return all(self._free.get(key, 0) >= n for key, n in demand.items())
+
+    def has(self, amounts: Mapping[str, float]) -> bool:
+        return self.fits(_in_units(amounts))
 
     def take(self, demand: Mapping[str, int]) -> None:
         for key, amount in demand.items():
-            self._free[key] -= amount
+            if key in self._free:  # else of a placement group that was removed
+                self._free[key] -= amount
 
     def give(self, demand: Mapping[str, int]) -> None:
         for key, amount in demand.items():
-            self._free[key] += amount
+            if key in self._free:  # else of a placement group that was removed
+                self._free[key] += amount
+
+    def create_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Set the sum of ``bundles``, which fits, aside under names of the group's."""
+        self.take(_in_units(total(bundles)))
+        self._free.update(_in_units(set_aside(group, bundles)))
+
+    def remove_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
+        for key in set_aside(group, bundles):
+            del self._free[key]
+        self.give(_in_units(total(bundles)))
 
     def total(self) -> dict[str, float]:
         return {key: amount / _UNIT for key, amount in self._total.items()}
 
     def available(self) -> dict[str, float]:
         # A task that was blocked takes its CPU back at once, so there may be none.
-        return {key: max(0, amount) / _UNIT for key, amount in self._free.items()}
+        return {key: max(0, self._free[key]) / _UNIT for key in self._total}
 
     def describe_free(self) -> str:
         return self.describe({key: max(0, n) for key, n in self._free.items()})
@@ -70,6 +89,10 @@ class Resources:
     @staticmethod
     def describe(amounts: Mapping[str, int]) -> str:
         return ", ".join(f"{n / _UNIT:g} {key}" for key, n in amounts.items())
+
+
+def _in_units(amounts: Mapping[str, float]) -> dict[str, int]:
+    return {key: round(n * _UNIT) for key, n in amounts.items()}
 
 
 def _how_to_get(key: str, amount: float) -> str:
@@ -84,7 +107,7 @@ class Grant:
     def __init__(self, resources: Resources, demand: Mapping[str, int]) -> None:
         self._resources = resources
         self._demand = demand
-        self._cpus = {key: n for key, n in demand.items() if key == "CPU"}
+        self._cpus = {key: n for key, n in demand.items() if lends(key)}
 
     def amounts(self) -> dict[str, float]:
         return {key: n / _UNIT for key, n in self._demand.items()}

@@ -124,6 +124,8 @@ class Call:
         return [] if arguments is None else [ref for _, ref in arguments.refs]
 
     def startable(self) -> bool:
+        if self.engine.groups.refusal(self.demand) is not None:
+            return True  # to say no
         return self.engine.resources.fits(self.demand)
 
     def begin(self) -> None:
@@ -134,6 +136,10 @@ class Call:
     def run(self) -> None:
         outcome: list[Stored] | bytes = b""
         try:
+            refusal = self.refusal()
+            if refusal is not None:
+                outcome = refusal
+                return
             with self._surroundings(self._grant):
                 outcome = self.store(self.execute())
         except Stopped:
@@ -167,6 +173,10 @@ class Call:
         return TaskContext(
             self.task_id, self.actor_id, worker_id, self.name, is_driver=False
         )
+
+    def refusal(self) -> bytes | None:
+        """The error with which it ends at once, if its placement group is gone."""
+        return self.engine.groups.refusal(self.demand)
 
     def load_arguments(self) -> tuple[list[Any], dict[str, Any]]:
         assert self._arguments is not None

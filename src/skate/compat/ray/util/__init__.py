@@ -19,6 +19,13 @@ from skate.util import (
 )
 
 from . import actor_pool, debug, metrics, queue, serialization
+from .placement_group import (
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 __all__ = [
     "ActorPool",
@@ -29,13 +36,18 @@ __all__ = [
     "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "log_once",
     "map_unordered",
     "metrics",
+    "placement_group",
+    "placement_group_table",
     "queue",
     "register_serializer",
+    "remove_placement_group",
     "serialization",
 ]
 
