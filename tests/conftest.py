@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,56 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def engine_of(item: pytest.Item) -> str | None:
+    """The engine for which a test was made, if it was made for one."""
+    callspec = getattr(item, "callspec", None)
+    name: str | None = callspec.params.get("engine_name") if callspec else None
+    return name
+
+
+def needs_ray(item: pytest.Item) -> bool:
+    return engine_of(item) == "ray" or "shared_ray" in item.fixturenames  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Ray takes seconds to start and gigabytes while it runs: once, and at the end.
+    items.sort(key=needs_ray)
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for all tests, which sessions of skate find in this process.
+
+    Scripts that tests run join it by its address. It has what most tests ask for.
+    """
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=1,
+        resources={"token": 2},
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _system_config={
+            "free_objects_period_milliseconds": 10,  # 1000: tests wait for it
+            "worker_niceness": 0,  # 15: a busy machine would hardly run them
+            "num_workers_soft_limit": 8,  # CPUs: a new process takes half a second
+        },
+    )
+    os.environ["RAY_ADDRESS"] = context.address_info["address"]
+    yield
+    del os.environ["RAY_ADDRESS"]
+    ray.shutdown()
+
+
+def _ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def _children() -> set[str]:
     found: set[str] = set()
     for thread in Path("/proc/self/task").iterdir():
@@ -29,9 +81,20 @@ def _children() -> set[str]:
     return found
 
 
+def _threads() -> set[threading.Thread]:
+    """Running threads; those of Ray, which come and go, do not count."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not _ray_runs() or thread.name.startswith("skate")
+    }
+
+
 def _descriptors() -> dict[str, str]:
     """Open descriptors of the kinds that an engine opens; not ordinary files."""
-    found = {}
+    found: dict[str, str] = {}
+    if _ray_runs():  # it connects to its workers as they come
+        return found
     for link in Path("/proc/self/fd").iterdir():
         try:
             target = os.readlink(link)  # not always a path
@@ -43,9 +106,11 @@ def _descriptors() -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After a test: no child process, thread or descriptor that was not there."""
-    children, threads = _children(), set(threading.enumerate())
+    if needs_ray(request.node):
+        request.getfixturevalue("shared_ray")
+    children, threads = _children(), _threads()
     descriptors = _descriptors()
     yield
     skate.shutdown()
@@ -53,7 +118,7 @@ def nothing_is_left() -> Iterator[None]:
     def left() -> list[object]:
         return [
             *(_children() - children),
-            *(set(threading.enumerate()) - threads),
+            *(_threads() - threads),
             *(_descriptors().items() - descriptors.items()),
         ]
 

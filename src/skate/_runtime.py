@@ -48,6 +48,11 @@ def set_worker_engine(engine: Engine) -> None:
     _is_worker = True
 
 
+def worker_engine() -> Engine | None:
+    """In a worker process, what ``set_worker_engine`` was given."""
+    return _engine if _is_worker else None
+
+
 class Session:
     """What ``init`` returns: says what runs, and ends it when used with ``with``."""
 
@@ -92,16 +97,18 @@ def init(
     """Start skate in this process. Optional: the first call that needs it does.
 
     Args:
-        engine: ``"embedded"`` (worker processes on this machine) or ``"inline"``
-            (this process only, for debuggers); None takes the environment variable
-            ``SKATE_ENGINE``, else ``"embedded"``.
+        engine: ``"embedded"`` (worker processes on this machine), ``"inline"`` (this
+            process only, for debuggers) or ``"ray"`` (a Ray cluster); None takes the
+            environment variable ``SKATE_ENGINE``, else ``"embedded"``.
         num_cpus: how many tasks of one CPU may run at once; None takes the CPUs
             that this process may use (affinity, and the quota of its cgroup).
         num_gpus: GPUs to count; None is 0.
         resources: amounts of custom resources, by name.
         object_store_memory: bytes; None lets the engine choose.
         namespace: where the names of this driver's actors live.
-        address: only None or ``"local"``; clusters need an engine for them.
+        address: of a Ray cluster, ``"host:port"`` of its head, or ``"auto"`` for one
+            that runs on this machine; None takes ``RAY_ADDRESS``, and without it, as
+            with ``"local"``, Ray is started here. Other engines run on this machine.
         preload: modules that worker processes import before they start, after those
             that the environment variable ``SKATE_PRELOAD`` names (with commas).
         log_to_driver: show here what tasks print.
@@ -127,11 +134,7 @@ def init(
                 f"skate runs already in this process (engine {_engine.name!r}). Call "
                 "skate.shutdown() first, or pass ignore_reinit_error=True."
             )
-        if address not in (None, "local"):
-            raise ValueError(
-                f"address={address!r}: only 'local' exists, because this version of "
-                "skate runs on one machine. Leave it out."
-            )
+        name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
         config = EngineConfig(
             num_cpus=_check_cpus(num_cpus),
             num_gpus=check_quantity("num_gpus", num_gpus or 0),
@@ -140,8 +143,18 @@ def init(
             namespace=namespace or "",
             preload=(*_preload_of_environment(), *_check_preload(preload)),
             log_to_driver=bool(log_to_driver),
+            address=_check_address(address, name),
+            given=frozenset(
+                argument
+                for argument, value in [
+                    ("num_cpus", num_cpus),
+                    ("num_gpus", num_gpus),
+                    ("resources", resources),
+                    ("object_store_memory", object_store_memory),
+                ]
+                if value is not None
+            ),
         )
-        name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
         _engine = open_engine(name, config)
         # Registered anew each time: what was registered later runs earlier, and user
         # handlers that were registered after init may still call skate.
@@ -200,6 +213,17 @@ def _check_memory(num_bytes: int | None) -> int | None:
             f"object_store_memory={num_bytes!r} is less than 1 MiB; give it in bytes."
         )
     return num_bytes
+
+
+def _check_address(address: str | None, engine: str) -> str | None:
+    if engine == "ray":
+        return address or os.environ.get("RAY_ADDRESS") or None
+    if address not in (None, "local"):
+        raise ValueError(
+            f"address={address!r}: only 'local' exists on engine={engine!r}, which "
+            "runs on one machine. A Ray cluster needs engine='ray'."
+        )
+    return None
 
 
 def _check_preload(preload: Any) -> tuple[str, ...]:
@@ -389,16 +413,8 @@ def available_resources() -> dict[str, float]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The machines of the session, as Ray describes them: one, this one."""
-    engine = current()
-    return [
-        {
-            "NodeID": engine.session,
-            "Alive": True,
-            "NodeManagerHostname": os.uname().nodename,
-            "Resources": engine.cluster_resources(),
-        }
-    ]
+    """The machines of the session, as Ray describes them."""
+    return current().nodes()
 
 
 def statistics() -> dict[str, int]:
@@ -432,7 +448,7 @@ class RuntimeContext:
 
     def get_node_id(self) -> str:
         """This machine, as in ``nodes()``."""
-        return self._engine.session
+        return self._engine.node_id
 
     def get_session_name(self) -> str:
         """The session's name, for people."""

@@ -11,7 +11,10 @@ from helpers import Counter, Signal, identity, wait_for
 import skate
 from skate.exceptions import ActorClassInheritanceException, PendingCallsLimitExceeded
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [
+    pytest.mark.usefixtures("engine"),
+    pytest.mark.differs(ray="passed on to Ray, and not tested here"),
+]
 
 
 @skate.remote

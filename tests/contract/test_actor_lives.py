@@ -17,7 +17,12 @@ from skate.actor import exit_actor
 from skate.engine.protocol import ActorInfo
 from skate.exceptions import ActorDiedError, ActorUnavailableError, ResourceError
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [
+    pytest.mark.usefixtures("engine"),
+    pytest.mark.differs(
+        ray="restarts are Ray's own, who takes longer to notice that an actor died"
+    ),
+]
 
 
 def actors() -> list[ActorInfo]:

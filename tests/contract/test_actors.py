@@ -352,8 +352,7 @@ def test_a_threaded_actor_runs_several_calls_at_once() -> None:
     assert skate.wait(refs, timeout=0.01) == ([], refs)
     assert skate.get(signal.waiting.remote()) == 3  # the limit holds the fourth back
     signal.set.remote()
-    assert len(set(skate.get(refs[:3]))) == 3
-    skate.get(refs[3])
+    assert len(set(skate.get(refs))) >= 3
 
 
 @skate.remote

@@ -22,6 +22,10 @@ from polling import wait_until
 import skate
 from skate import debug
 
+pytestmark = pytest.mark.differs(
+    ray="refused by name: only Ray's dashboard and commands know what runs where"
+)
+
 Start = Callable[..., None]
 
 

@@ -8,7 +8,6 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("engine_name", ["embedded", "inline"])
 @pytest.mark.parametrize(
     ("name", "output"),
     [
@@ -29,3 +28,21 @@ def test_example_does_what_it_says(name: str, output: str, engine_name: str) -> 
     )
     assert done.returncode == 0, done.stderr
     assert output in done.stdout
+
+
+def run_one_program(engine_name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "one_program.py")],
+        env={**os.environ, "SKATE_ENGINE": engine_name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_program_prints_the_same_on_every_engine(engine_name: str) -> None:
+    if engine_name == "ray":
+        pytest.importorskip("torch")  # groups of ranks are torch.distributed's
+    assert run_one_program(engine_name) == run_one_program("inline")

@@ -149,7 +149,8 @@ def use_threads() -> list[int]:
         return list(pool.map(lambda i: skate.get(add.remote(i, 1)), range(6)))
 
 
-def test_threads_inside_a_task_may_use_skate(engine: str) -> None:
-    if engine == "inline":
-        pytest.skip("a task that waits outside of skate keeps the baton")
+@pytest.mark.differs(
+    inline="hangs if the task waits for them outside of skate: it keeps the baton"
+)
+def test_threads_inside_a_task_may_use_skate() -> None:
     assert skate.get(use_threads.remote()) == [1, 2, 3, 4, 5, 6]

@@ -150,10 +150,10 @@ def test_a_function_is_unpickled_once_and_keeps_its_own_state() -> None:
     assert calls == []
 
 
-def test_a_remote_function_outlives_a_session(engine: str) -> None:
+def test_a_remote_function_outlives_a_session(start: Any) -> None:
     assert skate.get(identity.remote(1)) == 1
     skate.shutdown()
-    skate.init(engine, num_cpus=1)
+    start(num_cpus=1)
     assert skate.get(identity.remote(2)) == 2
 
 

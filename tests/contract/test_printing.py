@@ -14,7 +14,10 @@ from helpers import Signal
 
 import skate
 
-Start = Callable[..., None]
+Start = Callable[..., object]
+pytestmark = pytest.mark.differs(
+    ray="Ray brings what tasks print, with prefixes of its own and some time later"
+)
 
 
 @skate.remote
@@ -103,22 +106,20 @@ def test_a_line_without_an_end_is_shown_too(
     assert "half a line\n" in printed(capfd)
 
 
+@pytest.mark.differs(inline="tasks run in the driver, and print as it does")
 def test_log_to_driver_false_shows_nothing_of_workers(
-    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
+    start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if engine_name == "inline":
-        pytest.skip("tasks run in the driver, and print as it does")
     start(num_cpus=1, log_to_driver=False)
     skate.get(say.remote("quiet"))
     skate.shutdown()
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.differs(inline="the kill would end the driver")
 def test_the_last_words_of_a_killed_process_are_shown(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if engine_name == "inline":
-        pytest.skip("the kill would end the driver")
     start(num_cpus=1)
     talker = Talker.remote()
     with pytest.raises(skate.exceptions.ActorDiedError):
@@ -126,11 +127,10 @@ def test_the_last_words_of_a_killed_process_are_shown(
     assert re.search(r"\(Talker pid=\d+\) no line end\n", printed(capfd))
 
 
+@pytest.mark.differs(inline="C code prints to the driver's descriptor itself")
 def test_what_c_code_prints_is_shown(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if engine_name == "inline":
-        pytest.skip("C code prints to the driver's descriptor itself")
 
     @skate.remote
     def call_c() -> None:
@@ -144,9 +144,8 @@ def test_what_c_code_prints_is_shown(
     assert re.search(r"\(\w+ pid=\d+\) from C\n", printed(capfd))
 
 
+@pytest.mark.differs(inline="tasks print to the driver's own closed output")
 def test_a_driver_with_a_closed_output_goes_on(engine_name: str) -> None:
-    if engine_name == "inline":
-        pytest.skip("tasks print to the driver's own closed output")
     text = """
 import sys, skate
 skate.init("embedded", num_cpus=1)

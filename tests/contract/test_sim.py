@@ -11,6 +11,7 @@ from skate import sim
 from skate.serve import deploy
 
 pytestmark = pytest.mark.usefixtures("engine")
+NO_PROCESS = "ends the program: simulations have no process of their own"
 
 
 def square(x: int) -> int:
@@ -125,19 +126,15 @@ def test_retries_come_to_an_end(tmp_path: Path) -> None:
         list(sim.run(FailFirst(tmp_path / "calls", failures=2), [5], retries=1))
 
 
-def test_a_simulator_that_dies_is_started_again(tmp_path: Path, engine: str) -> None:
-    if engine == "inline":
-        pytest.skip("on the inline engine, simulations have no process of their own")
+@pytest.mark.differs(inline=NO_PROCESS)
+def test_a_simulator_that_dies_is_started_again(tmp_path: Path) -> None:
     run = sim.run(DieFirst(tmp_path / "calls"), [1, 2, 3], retries=1)
     assert sorted(run) == [1, 2, 3]
     assert run.stats()["retried"] == 1
 
 
-def test_a_simulator_that_dies_fails_its_own_run_only(
-    tmp_path: Path, engine: str
-) -> None:
-    if engine == "inline":
-        pytest.skip("on the inline engine, simulations have no process of their own")
+@pytest.mark.differs(inline=NO_PROCESS)
+def test_a_simulator_that_dies_fails_its_own_run_only(tmp_path: Path) -> None:
     run = sim.run(DieFirst(tmp_path / "calls"), [1, 2, 3], on_error="return")
     results = list(run)
     failed = [r for r in results if isinstance(r, sim.FailedRun)]

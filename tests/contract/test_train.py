@@ -122,9 +122,8 @@ def test_an_error_of_one_rank_ends_all_and_is_raised() -> None:
         train.run(one_fails, 3)
 
 
-def test_a_rank_that_dies_is_an_error(engine: str) -> None:
-    if engine == "inline":
-        pytest.skip("on the inline engine, ranks have no process of their own")
+@pytest.mark.differs(inline="ends the program: ranks have no process of their own")
+def test_a_rank_that_dies_is_an_error() -> None:
     died = (skate.exceptions.ActorDiedError, skate.exceptions.RankDiedError)
     with pytest.raises(died):
         train.run(one_dies, 3)

@@ -241,7 +241,7 @@ def test_a_remote_function_keeps_its_name_and_docstring() -> None:
     ("arguments", "error", "message"),
     [
         ({"engine": "inlin"}, ValueError, "'inlin'.*Did you mean 'inline'"),
-        ({"engine": "ray"}, ValueError, "not part of this version"),
+        ({"engine": "raay"}, ValueError, "Did you mean 'ray'"),
         ({"num_cpus": 0}, ValueError, "num_cpus must be 1 or more, not 0"),
         ({"num_cpus": 1.5}, TypeError, r"num_cpus must be an integer, not 1\.5"),
         ({"num_gpus": -1}, ValueError, "num_gpus must be zero or more"),

@@ -12,6 +12,7 @@ import typer
 from skate.exceptions import SkateError
 
 from . import INTERRUPTED
+from .doctor import doctor
 from .evaluate import evaluate
 from .observe import stack, timeline, top
 from .train import train
@@ -48,3 +49,4 @@ app.command()(polite(evaluate))
 app.command()(polite(top))
 app.command()(polite(stack))
 app.command()(polite(timeline))
+app.command()(polite(doctor))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .protocol import Engine, EngineConfig, Observer
 
-ENGINES = ("embedded", "inline")
+ENGINES = ("embedded", "inline", "ray")
 
 
 def open_engine(name: str, config: EngineConfig) -> Engine:
@@ -27,11 +27,11 @@ def open_engine(name: str, config: EngineConfig) -> Engine:
         from .inline import engine
 
         return engine.open(config)
-    valid = " or ".join(map(repr, ENGINES))
     if name == "ray":
-        raise ValueError(
-            f"engine='ray' is not part of this version of skate yet; use {valid}."
-        )
+        from .ray import driver as ray_driver
+
+        return ray_driver.open(config)
+    valid = " or ".join(map(repr, ENGINES))
     close = difflib.get_close_matches(str(name), ENGINES, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown engine {name!r}: it must be {valid}.{hint}")

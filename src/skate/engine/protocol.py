@@ -17,6 +17,7 @@ finds while running. Semantics that every engine keeps:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -42,6 +43,8 @@ class EngineConfig:
     namespace: str = ""
     preload: tuple[str, ...] = ()
     log_to_driver: bool = True
+    address: str | None = None  # of a cluster; None: this machine
+    given: frozenset[str] = frozenset()  # arguments that are not skate's own choice
 
 
 def label_of(code: Any) -> str:
@@ -233,6 +236,7 @@ class Engine(RefCounter, Protocol):
 
     name: str
     config: EngineConfig
+    node_id: str  # the machine of this process, as in ``nodes``
 
     # tasks ------------------------------------------------------------------
     def submit(
@@ -335,6 +339,9 @@ class Engine(RefCounter, Protocol):
         In a placement group, under the names that ``_placement`` gives.
         """
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The machines of the session, with Ray's keys."""
+
     def cluster_resources(self) -> dict[str, float]: ...
 
     def available_resources(self) -> dict[str, float]: ...
@@ -355,3 +362,13 @@ class Engine(RefCounter, Protocol):
 
     def shutdown(self) -> None:
         """End everything that was started. May be called twice."""
+
+
+def this_machine(engine: Engine) -> dict[str, Any]:
+    """What ``nodes`` says of it, for engines that run on one."""
+    return {
+        "NodeID": engine.node_id,
+        "Alive": True,
+        "NodeManagerHostname": os.uname().nodename,
+        "Resources": engine.cluster_resources(),
+    }

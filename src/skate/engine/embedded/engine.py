@@ -42,6 +42,7 @@ from ..protocol import (
     TaskContext,
     TaskSpec,
     label_of,
+    this_machine,
 )
 from . import group as groups
 from . import stacks
@@ -92,7 +93,7 @@ class EmbeddedEngine:
         self, node: _core.Node, config: EngineConfig, session: str, *, is_driver: bool
     ) -> None:
         self.config = config
-        self.session = session
+        self.session = self.node_id = session
         self.node = node
         self._is_driver = is_driver
         # In a worker there is nothing to end: the session is the driver's.
@@ -386,6 +387,9 @@ class EmbeddedEngine:
             return {}
         assigned: dict[str, float] = self._ask("assigned")
         return assigned
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [this_machine(self)]
 
     def cluster_resources(self) -> dict[str, float]:
         total = {"CPU": float(self.config.num_cpus)}

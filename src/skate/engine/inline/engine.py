@@ -19,7 +19,7 @@ from ...exceptions import (
 )
 from .. import serialize
 from ..futures import FutureDispatcher
-from ..protocol import ActorInfo, ActorState, NamedActor, label_of
+from ..protocol import ActorInfo, ActorState, NamedActor, label_of, this_machine
 from .actor import Actor, ActorCall, State
 from .baton import (
     Baton,
@@ -72,7 +72,7 @@ class InlineEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.session = secrets.token_hex(6)
+        self.session = self.node_id = secrets.token_hex(6)
         self.baton = Baton(self._report)
         self.lock = self.baton.lock
         self.resources = Resources(config)
@@ -525,6 +525,9 @@ class InlineEngine:
         actor = self._actors.get(here.actor_id)
         grant = this_grant() if actor is None else actor.grant
         return {} if grant is None else grant.amounts()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [this_machine(self)]
 
     def cluster_resources(self) -> dict[str, float]:
         self.enter()

@@ -1,0 +1,1 @@
+"""The same program on a Ray cluster: translation only, no cluster code of its own."""

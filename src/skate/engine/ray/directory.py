@@ -1,0 +1,64 @@
+"""What Ray does not know of actors, and what it does: names, interfaces, states."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import ray
+from ray.experimental import internal_kv
+
+from ..protocol import ActorInfo, ActorInterface, ActorState
+
+_SPACE = "skate"  # in Ray's key-value store
+
+
+def publish(handle: Any, interface: ActorInterface) -> None:
+    """Keep what a handle needs, for those who find the actor by its name."""
+    internal_kv._internal_kv_put(
+        _key(handle), pickle.dumps(interface), namespace=_SPACE
+    )
+
+
+def look_up(handle: Any) -> ActorInterface:
+    """Raises ValueError if the actor was not started by skate."""
+    found = internal_kv._internal_kv_get(_key(handle), namespace=_SPACE)
+    if found is None:
+        raise ValueError(
+            f"{handle!r} was not started by skate, so skate does not know its methods; "
+            "use ray.get_actor."
+        )
+    interface: ActorInterface = pickle.loads(found)
+    return interface
+
+
+def _key(handle: Any) -> str:
+    return f"actor/{handle._actor_id.hex()}"
+
+
+def list_actors() -> list[ActorInfo]:
+    """The actors of this job, oldest first."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    namespaces = {one["name"]: one["namespace"] for one in named}
+    job = ray.get_runtime_context().get_job_id()
+    found = [one for one in ray._private.state.actors().values() if one["JobID"] == job]
+    found.sort(key=lambda one: one["StartTime"])
+    return [_info(one, namespaces.get(one["Name"], "")) for one in found]
+
+
+def _info(one: dict[str, Any], namespace: str) -> ActorInfo:
+    state = one["State"]
+    if state == "DEPENDENCIES_UNREADY":
+        state = "PENDING_CREATION"
+    cause = one["DeathCause"].actor_died_error_context.error_message
+    return ActorInfo(
+        actor_id=int(one["ActorID"], 16),
+        class_name=one["ActorClassName"],
+        state=ActorState(state),
+        name=one["Name"] or None,
+        namespace=namespace,
+        num_restarts=int(one["NumRestarts"]),
+        pid=int(one["Pid"] or 0),
+        is_detached=bool(one["IsDetached"]),
+        death_cause=cause if state == "DEAD" else "",
+    )

@@ -1,0 +1,396 @@
+"""The engine as one process of a Ray cluster sees it: driver and workers alike."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import ray
+
+from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
+from ...exceptions import (
+    ActorAlreadyExistsError,
+    EngineError,
+    GetTimeoutError,
+)
+from .. import serialize
+from ..protocol import NamedActor, TaskContext
+from . import directory, group, messages, statistics, translate, worker
+from .ids import ActorId, RefId, id_of
+from .waiting import Futures, RayWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..protocol import (
+        ActorInfo,
+        ActorSpec,
+        Group,
+        MethodSpec,
+        Observer,
+        TaskSpec,
+    )
+
+
+class Exported:
+    """A function or a class as Ray knows it."""
+
+    def __init__(self, engine: RayEngine, start: Any, refs: Sequence[Any]) -> None:
+        self.engine = engine
+        self.start = start  # Ray's own ``.remote``
+        self.captured = refs  # Ray refs and handles that the code holds
+
+
+class _Arriving(threading.local):
+    """Ids in the message that this thread unpickles now."""
+
+    ids: dict[int, RefId | ActorId]
+
+    def __init__(self) -> None:
+        self.ids = {}
+
+
+class RayEngine:
+    """See ``engine.protocol.Engine``."""
+
+    name = "ray"
+
+    def __init__(self, home: worker.Home, *, is_driver: bool) -> None:
+        self.home = home
+        self.session = home.session
+        self.config = home.config
+        self.node_id: str = ray.get_runtime_context().get_node_id()
+        self.task_name: ContextVar[str] = ContextVar("skate_task", default="")
+        self._is_driver = is_driver
+        self._pid = os.getpid()
+        self._closed = False
+        self._arriving = _Arriving()
+        self._futures = Futures(self)
+        # Ends Ray, or the connection to it; None if it was there before the session.
+        self.on_shutdown: Callable[[], None] | None = None
+        self._actors: WeakSet[Any] = WeakSet()  # Ray handles of what was started here
+
+    def enter(self) -> None:
+        """Every call starts here."""
+        if self._closed:
+            raise EngineError("skate has been shut down; call skate.init() again.")
+        if os.getpid() != self._pid:
+            raise EngineError(
+                "this process was forked from one that uses skate, and cannot use it "
+                "itself. Make the calls in the parent, or start skate here after "
+                "starting the process by spawn."
+            )
+
+    # counting refs --------------------------------------------------------------------
+
+    def release(self, ref_id: int, /) -> None:
+        """Nothing: the id holds Ray's own ref, and goes with it."""
+
+    def adopt(self, ref_id: int, /) -> int:
+        return self._arriving.ids[ref_id]
+
+    def name_actor(self, ref_id: int, class_name: str, /) -> None:
+        """Nothing: Ray knows the class."""
+
+    @contextmanager
+    def receiving(self, handles: Iterable[Any]) -> Iterator[None]:
+        """While it is open, refs unpickled on this thread are those of ``handles``."""
+        outer = self._arriving.ids
+        self._arriving.ids = {int(one): one for one in map(id_of, handles)}
+        try:
+            with restore_refs(self):
+                yield
+        finally:
+            self._arriving.ids = outer
+
+    def handle(self, ref: ObjectRef[Any]) -> Any:
+        """Ray's own ref, or actor handle, behind ``ref``."""
+        return messages.handle_of(ref, self)
+
+    # tasks ----------------------------------------------------------------------------
+
+    def submit(
+        self, spec: TaskSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[ObjectRef[Any]]:
+        self.enter()
+        exported = spec.exported
+        if not isinstance(exported, Exported) or exported.engine is not self:
+            exported = self._export_task(spec)
+        num_returns = spec.options.num_returns
+        call = messages.pack_call(
+            spec.name, args, kwargs, num_returns, self, exported.captured
+        )
+        return self._refs(exported.start(*call), num_returns)
+
+    def _export_task(self, spec: TaskSpec) -> Exported:
+        translate.check_demand(spec.name, spec.options)
+        packed = serialize.dumps_function(spec.function, f"the function {spec.name}")
+        code = worker.Code(self.home, spec.name, packed)
+        task: Any = ray.remote(**translate.task_options(spec.options, spec.name))(
+            worker.make_task(code)
+        )
+        exported = Exported(self, task.remote, self._handles(packed.refs))
+        spec.exported = exported
+        return exported
+
+    def _handles(self, refs: list[ObjectRef[Any]]) -> list[Any]:
+        return [self.handle(ref) for ref in refs]
+
+    def _refs(self, made: Any, num_returns: int) -> list[ObjectRef[Any]]:
+        if num_returns == 1:
+            return [ObjectRef._new(RefId.of(made), self)]
+        return [ObjectRef._new(RefId.of(ref), self) for ref in made or ()]
+
+    # actors ---------------------------------------------------------------------------
+
+    def create_actor(
+        self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ActorRef:
+        self.enter()
+        exported = spec.exported
+        if not isinstance(exported, Exported) or exported.engine is not self:
+            exported = self._export_actor(spec)
+        call = messages.pack_call(
+            f"{spec.name}.__init__", args, kwargs, 1, self, exported.captured
+        )
+        try:
+            handle = exported.start(*call)
+        except ValueError as error:  # Ray's ActorAlreadyExistsError is one
+            raise ActorAlreadyExistsError(
+                f"there is an actor with the name {spec.options.name!r} already. "
+                "Use another name, or options(get_if_exists=True) to share it."
+            ) from error
+        if spec.options.lifetime != "detached":
+            self._actors.add(handle)
+        if spec.options.name is not None:
+            directory.publish(handle, spec.interface)
+        ref = self._actor_ref(handle)
+        if spec.options.max_restarts:
+            # Ray does not: a restarted actor is made from the same arguments.
+            ref._id.arguments = call  # type: ignore[attr-defined]  # an ActorId
+        return ref
+
+    def _export_actor(self, spec: ActorSpec) -> Exported:
+        translate.check_demand(spec.name, spec.options)
+        packed = serialize.dumps_function(spec.cls, f"the actor class {spec.name}")
+        code = worker.Code(self.home, spec.name, packed)
+        namespace = self._namespace(spec.options.namespace)
+        actor: Any = ray.remote(**translate.actor_options(spec.options, namespace))(
+            worker.make_actor(code, spec)
+        )
+        exported = Exported(self, actor.remote, self._handles(packed.refs))
+        spec.exported = exported
+        return exported
+
+    def _namespace(self, namespace: str | None) -> str:
+        # Names of sessions that gave none must not meet, as in Ray.
+        return namespace or self.config.namespace or f"skate-{self.session}"
+
+    def _actor_ref(self, handle: Any) -> ActorRef:
+        ref = ActorRef._new(ActorId.of(handle), self)
+        assert isinstance(ref, ActorRef)
+        return ref
+
+    def call_actor(
+        self,
+        actor: ActorRef,
+        method: MethodSpec,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> list[ObjectRef[Any]]:
+        self.enter()
+        bound = getattr(self.handle(actor), worker.stub_name(method.name))
+        num_returns = method.num_returns
+        call = messages.pack_call(method.name, args, kwargs, num_returns, self)
+        options = translate.method_options(method)
+        made = self.read_errors(lambda: bound._remote(call, {}, **options))
+        return self._refs(made, num_returns)
+
+    def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
+        self.enter()
+        ray.kill(self.handle(actor), no_restart=no_restart)
+
+    def get_actor(self, name: str, namespace: str | None) -> NamedActor:
+        self.enter()
+        space = self._namespace(namespace)
+        try:
+            handle: Any = ray.get_actor(name, space)
+        except ValueError:
+            named = ray.util.list_named_actors(all_namespaces=True)
+            known = sorted(n["name"] for n in named if n["namespace"] == space)
+            there_is = (
+                f"there is {', '.join(map(repr, known))}"
+                if known
+                else "there is no actor with a name"
+            )
+            raise ValueError(
+                f"there is no live actor {name!r} in namespace {space!r}; {there_is}."
+            ) from None
+        return NamedActor(self._actor_ref(handle), directory.look_up(handle))
+
+    def list_actors(self) -> list[ActorInfo]:
+        self.enter()
+        return directory.list_actors()
+
+    # objects --------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        self.enter()
+        packed = serialize.dumps(value, "the value given to skate.put")
+        message = messages.pack(packed, self)
+        ref = self.read_errors(lambda: ray.put(message))
+        return ObjectRef._new(RefId.of(ref), self)
+
+    def get(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None, copy: bool
+    ) -> list[Any]:
+        self.enter()
+        handles = [self.handle(ref) for ref in refs]
+        try:
+            found = self.read_errors(lambda: ray.get(handles, timeout=timeout))
+        except ray.exceptions.GetTimeoutError:
+            raise GetTimeoutError(
+                f"not all of {len(refs)} values came within {timeout} s. The work goes "
+                "on; wait longer, or find out what it waits for."
+            ) from None
+        return [messages.unpack(message, self, copy) for message in found]
+
+    def read(self, result: Callable[[], messages.Message]) -> Any:
+        """The value in the message that ``result`` returns; errors as skate's own."""
+        return messages.unpack(self.read_errors(result), self)
+
+    @staticmethod
+    def read_errors(call: Callable[[], Any]) -> Any:
+        """What ``call`` returns; what Ray raises in it, as skate's own error."""
+        try:
+            return call()
+        except ray.exceptions.RayError as error:
+            failure = translate.to_skate(error)
+        raise failure
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        check_refs("skate.wait", refs)
+        check_distinct("skate.wait", refs)
+        self.enter()
+        by_handle = {self.handle(ref): ref for ref in refs}
+        # Whether there is a value, not whether it is here: ``get`` brings it.
+        ready, others = ray.wait(
+            list(by_handle),
+            num_returns=num_returns,
+            timeout=timeout,
+            fetch_local=False,
+        )
+        return [by_handle[h] for h in ready], [by_handle[h] for h in others]
+
+    def watch(self) -> RayWatch:
+        self.enter()
+        return RayWatch(self)
+
+    def future(self, ref: ObjectRef[Any], /) -> Future[Any]:
+        self.enter()
+        return self._futures.submit(ref)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        import numpy as np
+
+        self.enter()
+        return np.empty(shape, dtype)
+
+    # groups ---------------------------------------------------------------------------
+
+    def join_group(
+        self, name: str, rank: int, world_size: int, timeout: float | None
+    ) -> Group:
+        self.enter()
+        return group.join(self.session, name, rank, world_size, timeout)
+
+    # the session ----------------------------------------------------------------------
+
+    def context(self) -> TaskContext:
+        if self._is_driver:
+            return TaskContext(0, 0, 0, "", True)
+        here = ray.get_runtime_context()
+        return TaskContext(
+            task_id=int(here.get_task_id() or "0", 16),
+            actor_id=int(here.get_actor_id() or "0", 16),
+            worker_id=int(here.get_worker_id(), 16),
+            task_name=self.task_name.get(),
+            is_driver=False,
+            num_restarts=int(here.was_current_actor_reconstructed),
+        )
+
+    def assigned_resources(self) -> dict[str, float]:
+        if self._is_driver:
+            return {}
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+        return translate.countable(assigned)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self.enter()
+        return [
+            {**node, "Resources": translate.countable(node["Resources"])}
+            for node in ray.nodes()
+        ]
+
+    def cluster_resources(self) -> dict[str, float]:
+        self.enter()
+        return translate.countable(ray.cluster_resources())
+
+    def available_resources(self) -> dict[str, float]:
+        self.enter()
+        free = translate.countable(ray.available_resources())
+        return {key: free.get(key, 0.0) for key in self.cluster_resources()}
+
+    def statistics(self) -> dict[str, int]:
+        self.enter()
+        return statistics.collect()
+
+    def observer(self) -> Observer:
+        raise EngineError(
+            "summary, timeline and spans are not on engine='ray': what runs on the "
+            "cluster's machines is known to Ray alone. Use its dashboard, or its "
+            "commands 'ray timeline' and 'ray summary tasks'."
+        )
+
+    def failed(self, ref: ObjectRef[Any]) -> bool:
+        try:
+            ray.get(self.handle(ref))
+        except ray.exceptions.RayError:
+            return True
+        return False
+
+    def why(self, ref: ObjectRef[Any]) -> str:
+        self.enter()
+        ready, _ = ray.wait([self.handle(ref)], timeout=0, fetch_local=False)
+        if ready:
+            return f"{ref!r} has a value, or an error: get does not wait for it."
+        free = translate.describe(self.available_resources())
+        return (
+            f"{ref!r} has no value yet. What its task waits for, Ray tells in its "
+            f"dashboard, or by 'ray list tasks'; free in the cluster: {free}."
+        )
+
+    def has_died(self) -> bool:
+        return not ray.is_initialized()
+
+    def shutdown(self) -> None:
+        """End what this session started; Ray too, if it was started for it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._futures.close()
+        if self.on_shutdown is not None:
+            self.on_shutdown()  # which ends the job, and with it all that it started
+            return
+        for handle in list(self._actors):
+            ray.kill(handle)

@@ -1,0 +1,417 @@
+"""Collective groups by torch.distributed's gloo, over the processes of the ranks.
+
+Ranks find each other in Ray's key-value store, where rank 0 leaves the address of a
+``TCPStore``. In every call they first exchange what they are about to do, so that a
+disagreement is an error on all of them instead of a hang; then gloo moves the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.experimental import internal_kv
+
+from ... import kernels
+from ...exceptions import (
+    CollectiveError,
+    CollectiveTimeoutError,
+    EngineError,
+    RankDiedError,
+    ShapeMismatchError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+_LOOK_S = 0.1  # a waiting rank looks this often whether the others are alive
+_POLL_S = 0.005  # while ranks gather
+_BLAME_S = 10.0  # after a lost connection, how long to ask Ray whose process ended
+_NEVER = timedelta(days=365)
+_SPACE = "skate"  # in Ray's key-value store
+# Exact in gloo itself; the rest is gathered and reduced by skate's kernels.
+_GLOO_SUMS = {"float32", "float64", "int8", "uint8", "int32", "int64"}
+
+
+def join(
+    session: str, name: str, rank: int, world_size: int, timeout: float | None
+) -> RayGroup:
+    """Wait for all ranks, then connect to each."""
+    dist: Any
+    try:
+        import torch.distributed as dist
+    except ImportError as error:
+        raise EngineError(
+            "collective groups on engine='ray' are torch.distributed's, and torch is "
+            "not installed here: pip install 'skate[train]'."
+        ) from error
+    deadline = None if timeout is None else time.monotonic() + timeout
+    place = _Place(f"{session}/{name}", name, rank, world_size)
+    host = ray.util.get_node_ip_address()
+    store: Any = None
+    if rank == 0:
+        store = dist.TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=_NEVER
+        )
+    place.take((host, store.port) if store else None)
+    try:
+        while store is None:
+            place.check_deadline(deadline, timeout)
+            store = _connect(dist, place.address_of_rank_0())
+        if store.add(f"taken/{rank}", 1) > 1:
+            raise ValueError(f"rank {rank} of group {name!r} is another process.")
+        store.set(f"actor/{rank}", _own_handle())
+        while not store.check([f"actor/{other}" for other in range(world_size)]):
+            place.check_deadline(deadline, timeout)
+    except BaseException:
+        place.leave()
+        raise
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = _NEVER
+    gloo = dist.ProcessGroupGloo(
+        dist.PrefixStore("gloo", store), rank, world_size, options
+    )
+    return RayGroup(place, store, gloo)
+
+
+def _connect(dist: Any, address: tuple[str, int] | None) -> Any:
+    """A client of rank 0's store; None if it is not there, or no longer."""
+    import socket
+
+    if address is None:
+        time.sleep(_POLL_S)
+        return None
+    try:  # TCPStore itself would try again for long, and print
+        socket.create_connection(address, 5).close()
+    except OSError:
+        time.sleep(_POLL_S)
+        return None
+    return dist.TCPStore(*address, is_master=False, timeout=_NEVER)
+
+
+def _own_handle() -> bytes:
+    """The actor that this rank is, for others to ask whether it lives; or nothing."""
+    here = ray.get_runtime_context()
+    actor = here.current_actor if here.get_actor_id() else None
+    data: bytes = ray.cloudpickle.dumps(actor)
+    return data
+
+
+class _Place:
+    """A rank's entry in Ray's key-value store, where the ranks of a group meet."""
+
+    def __init__(self, prefix: str, name: str, rank: int, world_size: int) -> None:
+        self.name = name
+        self.rank = rank
+        self.world_size = world_size
+        self._prefix = prefix
+
+    def _key(self, rank: int) -> str:
+        return f"{self._prefix}/{rank}"
+
+    def _look(self, rank: int) -> tuple[int, tuple[str, int] | None] | None:
+        found = internal_kv._internal_kv_get(self._key(rank), namespace=_SPACE)
+        return pickle.loads(found) if found else None
+
+    def take(self, address: tuple[str, int] | None) -> None:
+        """Say that this rank is here.
+
+        Raises:
+            ShapeMismatchError: one that is here has another world size.
+        """
+        for rank in {0, self.rank}:
+            found = self._look(rank)
+            if found is not None and found[0] != self.world_size:
+                raise ShapeMismatchError(
+                    f"group {self.name!r} has world_size {found[0]}, not "
+                    f"{self.world_size}: all ranks must give the same."
+                )
+        entry = pickle.dumps((self.world_size, address))
+        internal_kv._internal_kv_put(self._key(self.rank), entry, namespace=_SPACE)
+
+    def address_of_rank_0(self) -> tuple[str, int] | None:
+        found = self._look(0)
+        return found[1] if found else None
+
+    def check_deadline(self, deadline: float | None, timeout: float | None) -> None:
+        if deadline is None or time.monotonic() < deadline:
+            return
+        missing = [r for r in range(self.world_size) if self._look(r) is None]
+        raise CollectiveTimeoutError(
+            f"group {self.name!r}: ranks {missing} did not join within {timeout} s.",
+            missing,
+        )
+
+    def leave(self) -> None:
+        internal_kv._internal_kv_del(self._key(self.rank), namespace=_SPACE)
+
+
+class RayGroup:
+    """See ``engine.protocol.Group``."""
+
+    def __init__(self, place: _Place, store: Any, gloo: Any) -> None:
+        self.rank = place.rank
+        self.world_size = place.world_size
+        self._place = place
+        self._where = f"group {place.name!r}, rank {place.rank} of {place.world_size}"
+        self._store = store
+        self._gloo = gloo
+        self._calls = 0
+        self._failure: CollectiveError | None = None
+        self._closed = False
+        self._peers: dict[int, Any] = {}  # ranks that are actors -> Ray handles
+        self._signs_of_life: dict[ray.ObjectRef, int] = {}
+        for rank in range(self.world_size):
+            handle = pickle.loads(store.get(f"actor/{rank}"))
+            if rank != self.rank and handle is not None:
+                self._peers[rank] = handle
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        import numpy as np
+
+        return np.empty(shape, dtype)
+
+    # calls ----------------------------------------------------------------------------
+
+    def allreduce(
+        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
+    ) -> np.ndarray:
+        # Refuse what cannot be done before anybody waits.
+        kernels.reduce([x.reshape(-1)[:0]], op)
+        by_gloo = op in ("sum", "mean") and x.dtype.name in _GLOO_SUMS
+
+        def work(deadline: _Deadline) -> None:
+            flat = _flat(x)
+            if not flat.size:
+                return
+            if by_gloo:
+                self._wait(self._gloo.allreduce([_tensor(flat)]), deadline)
+                if op == "mean":
+                    flat /= self.world_size
+            else:
+                parts = self._gather(flat, deadline)
+                kernels.reduce(parts, op, out=flat)
+            _put_back(flat, x)
+
+        self._call(("allreduce", op, x.dtype.str, x.shape), work, timeout)
+        return x
+
+    def broadcast(
+        self, x: np.ndarray, root: int = 0, timeout: float | None = None
+    ) -> np.ndarray:
+        def work(deadline: _Deadline) -> None:
+            from torch.distributed import BroadcastOptions
+
+            flat = _flat(x)
+            if not flat.size:
+                return
+            options = BroadcastOptions()
+            options.rootRank = root
+            self._wait(self._gloo.broadcast([_bytes(flat)], options), deadline)
+            _put_back(flat, x)
+
+        self._call(("broadcast", root, x.dtype.str, x.shape), work, timeout)
+        return x
+
+    def barrier(self, timeout: float | None = None) -> None:
+        self._call(("barrier",), lambda _: None, timeout)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._place.leave()
+        self._fail(RankDiedError(f"rank {self.rank} left the group", self.rank))
+
+    # how they are made ----------------------------------------------------------------
+
+    def _call(
+        self,
+        call: tuple[Any, ...],
+        work: Callable[[_Deadline], None],
+        timeout: float | None,
+    ) -> None:
+        """Run ``work`` once all ranks are known to make the same ``call``."""
+        if self._failure is not None:
+            raise self._again(self._failure)
+        self._calls += 1
+        deadline = _Deadline(str(call[0]), timeout)
+        try:
+            self._store.set(f"at/{self.rank}", str(self._calls))
+            self._agree(call, deadline)
+            work(deadline)
+        except (ShapeMismatchError, RankDiedError, CollectiveTimeoutError):
+            raise
+        except RuntimeError as error:  # of gloo or its store: a connection is lost
+            raise self._again(self._blame(error)) from error
+
+    def _agree(self, call: tuple[Any, ...], deadline: _Deadline) -> None:
+        import numpy as np
+
+        text = repr(call).encode()
+        mine = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), np.uint8)
+        everyones = self._gather(mine.copy(), deadline)
+        # One that gave up had sent its part before: what it has told counts.
+        failure = self._known_failure(look_at_peers=False)
+        if failure is not None:
+            self._failure = failure
+            raise self._again(failure)
+        if all((one == mine).all() for one in everyones):
+            return
+        self._store.set(f"call/{self._calls}/{self.rank}", text)
+        calls = [
+            self._store.get(f"call/{self._calls}/{rank}").decode()
+            for rank in range(self.world_size)
+        ]
+        seen = "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(calls))
+        raise ShapeMismatchError(
+            f"{self._where}: the ranks made different calls; nothing was changed. "
+            f"{seen}."
+        )
+
+    def _gather(self, flat: np.ndarray, deadline: _Deadline) -> list[np.ndarray]:
+        import numpy as np
+
+        parts = [np.empty_like(flat) for _ in range(self.world_size)]
+        outputs = [_bytes(part) for part in parts]
+        self._wait(self._gloo.allgather([outputs], [_bytes(flat)]), deadline)
+        return parts
+
+    def _wait(self, work: Any, deadline: _Deadline) -> None:
+        while True:
+            turn = timedelta(seconds=min(_LOOK_S, deadline.left()))
+            try:
+                work.wait(turn)
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+            failure = self._known_failure()
+            if failure is None and deadline.left() <= 0:
+                failure = self._late(deadline)
+                self._fail(failure)
+            if failure is not None:
+                self._failure = failure
+                self._gloo.abort()
+                raise self._again(failure)
+
+    def _late(self, deadline: _Deadline) -> CollectiveTimeoutError:
+        def has_come(rank: int) -> bool:
+            key = f"at/{rank}"
+            return self._store.check([key]) and int(self._store.get(key)) >= self._calls
+
+        missing = [rank for rank in range(self.world_size) if not has_come(rank)]
+        return CollectiveTimeoutError(
+            f"ranks {missing} did not come to {deadline.name} within "
+            f"{deadline.timeout} s",
+            missing,
+        )
+
+    # failures -------------------------------------------------------------------------
+
+    def _fail(self, failure: CollectiveError) -> None:
+        """End the group for all: a rank that came cannot be called back."""
+        try:
+            self._store.compare_set("failure", "", pickle.dumps(failure).hex())
+        except RuntimeError:  # rank 0 has left with the store
+            pass
+        self._failure = self._failure or failure
+        self._gloo.abort()
+
+    def _known_failure(self, look_at_peers: bool = True) -> CollectiveError | None:
+        """What another rank said, or Ray says of its process."""
+        if self._store.check(["failure"]):
+            text = self._store.get("failure").decode()
+            failure: CollectiveError = pickle.loads(bytes.fromhex(text))
+            return failure
+        dead = self._dead_rank() if look_at_peers else None
+        if dead is None:
+            return None
+        return RankDiedError(f"rank {dead} died", dead)
+
+    def _dead_rank(self) -> int | None:
+        """A rank whose actor cannot be called any more."""
+        asked = set(self._signs_of_life.values())
+        for rank, handle in self._peers.items():
+            if rank not in asked:  # busy actors answer later; dead ones fail
+                self._signs_of_life[handle.__ray_ready__.remote()] = rank
+        refs = list(self._signs_of_life)
+        if not refs:
+            return None
+        answered, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        for ref in answered:
+            rank = self._signs_of_life.pop(ref)
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError:
+                return rank
+        return None
+
+    def _blame(self, error: RuntimeError) -> CollectiveError:
+        """Why a connection was lost; the group is over."""
+        end = time.monotonic() + _BLAME_S
+        while self._failure is None and time.monotonic() < end:
+            try:
+                self._failure = self._known_failure()
+            except RuntimeError:
+                # The store went with rank 0; whoever else died, it is gone for sure.
+                self._failure = RankDiedError("rank 0 died, or left the group", 0)
+            else:
+                time.sleep(_POLL_S)
+        if self._failure is None:
+            self._failure = CollectiveError(f"a connection was lost: {error}")
+        self._fail(self._failure)
+        return self._failure
+
+    def _again(self, failure: CollectiveError) -> CollectiveError:
+        """A new exception each time: raising one adds to its traceback."""
+        text, *details = failure.args
+        return type(failure)(f"{self._where}: {text}.", *details)
+
+    def __repr__(self) -> str:
+        return f"Group({self._place.name!r}, rank={self.rank}/{self.world_size})"
+
+
+class _Deadline:
+    """Until when a call may wait."""
+
+    def __init__(self, name: str, timeout: float | None) -> None:
+        self.name = name
+        self.timeout = timeout
+        self._end = float("inf") if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+
+# Arrays as gloo takes them -----------------------------------------------------------
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """The elements of ``x`` in one dimension: its own memory, if it is contiguous."""
+    return x.reshape(-1) if x.flags.c_contiguous else x.flatten()
+
+
+def _put_back(flat: np.ndarray, x: np.ndarray) -> None:
+    if not x.flags.c_contiguous:
+        x[...] = flat.reshape(x.shape)
+
+
+def _tensor(flat: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(flat)
+
+
+def _bytes(flat: np.ndarray) -> Any:
+    import numpy as np
+
+    return _tensor(flat.view(np.uint8))

@@ -1,0 +1,215 @@
+"""Ray's words for skate's, and back: options, resources and errors."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import exceptions as theirs
+
+from ... import exceptions as ours
+from .. import serialize
+from .worker import TaskFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..._options import ActorOptions, TaskOptions
+    from ..protocol import MethodSpec
+
+# Options -----------------------------------------------------------------------------
+
+
+def task_options(options: TaskOptions, name: str) -> dict[str, Any]:
+    """For ``ray.remote`` of a function."""
+    return {
+        "num_cpus": options.num_cpus,
+        "num_gpus": options.num_gpus,
+        "resources": dict(options.resources),
+        "num_returns": options.num_returns,
+        "max_retries": options.max_retries,
+        "name": name,
+    }
+
+
+def actor_options(options: ActorOptions, namespace: str) -> dict[str, Any]:
+    """For ``ray.remote`` of a class."""
+    wants_nothing = not (options.num_cpus or options.num_gpus or options.resources)
+    return {
+        # What holds nothing fits anywhere; Ray would put much of it on one machine.
+        "scheduling_strategy": "SPREAD" if wants_nothing else "DEFAULT",
+        "num_cpus": options.num_cpus,
+        "num_gpus": options.num_gpus,
+        "resources": dict(options.resources),
+        "max_concurrency": options.max_concurrency,
+        "max_restarts": options.max_restarts,
+        "max_task_retries": options.max_task_retries,
+        "max_pending_calls": options.max_pending_calls or -1,
+        "allow_out_of_order_execution": options.allow_out_of_order_execution or None,
+        "concurrency_groups": {
+            _group(place): number
+            for place, number in enumerate(options.concurrency_groups.values(), 1)
+        }
+        or None,
+        "lifetime": options.lifetime if options.name else None,
+        "name": options.name,
+        "namespace": namespace if options.name else None,
+    }
+
+
+def _group(place: int) -> str:
+    """Ray's name for an actor's concurrency group; a call knows its place alone."""
+    return f"group{place}"
+
+
+def method_options(method: MethodSpec) -> dict[str, Any]:
+    """For a call of an actor's method."""
+    return {
+        "num_returns": method.num_returns,
+        "max_task_retries": method.max_task_retries,
+        "concurrency_group": _group(method.group) if method.group else None,
+    }
+
+
+# Resources ---------------------------------------------------------------------------
+
+
+def countable(resources: Mapping[str, float]) -> dict[str, float]:
+    """CPUs, GPUs and custom resources; not what Ray counts for itself."""
+    internal = ("node:", "memory", "object_store_memory")
+    return {k: v for k, v in resources.items() if not k.startswith(internal)}
+
+
+def check_demand(name: str, options: TaskOptions | ActorOptions) -> None:
+    """Refuse what no node of the cluster has, even when all of it is free.
+
+    Raises:
+        ResourceError: the message says what there is.
+    """
+    demand = {"CPU": options.num_cpus, "GPU": options.num_gpus, **options.resources}
+    demand = {key: amount for key, amount in demand.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        if all(node.get(key, 0) >= amount for key, amount in demand.items()):
+            return
+    asked = ", ".join(f"{amount:g} {key}" for key, amount in demand.items())
+    kinds = {describe(countable(node)) for node in nodes}
+    raise ours.ResourceError(
+        f"{name} asks for {asked}, which no node of the Ray cluster has: there are "
+        f"{len(nodes)} nodes, of {' or of '.join(sorted(kinds))}. Ask for less, add "
+        "such a node, or where skate starts Ray itself, say so in skate.init("
+        "num_cpus=..., num_gpus=..., resources=...)."
+    )
+
+
+def describe(resources: Mapping[str, float]) -> str:
+    return (
+        ", ".join(f"{n:g} {key}" for key, n in sorted(resources.items())) or "nothing"
+    )
+
+
+# Errors ------------------------------------------------------------------------------
+
+
+def to_skate(error: BaseException) -> BaseException:
+    """What a skate call raises where Ray raised ``error``."""
+    if isinstance(error, theirs.RayTaskError):
+        return _of_task(error)
+    for kind, translate in _ERRORS:
+        if isinstance(error, kind):
+            translated: BaseException = translate(error)
+            return translated
+    return error
+
+
+def _of_task(error: theirs.RayTaskError) -> BaseException:
+    cause = error.cause
+    if isinstance(cause, TaskFailed):
+        return serialize.load_error(cause.data)
+    if isinstance(cause, theirs.RayError):  # of an argument, say: the task did not run
+        return to_skate(cause)
+    # Ray failed around the function: it could not import skate there, for example.
+    text = _plain(error.traceback_str)
+    return ours.TaskError.of(cause, error.function_name, text)
+
+
+def _actor_died(error: Any) -> BaseException:
+    text = _plain(str(error))
+    if error.actor_init_failed:
+        text = text.partition(f"{TaskFailed.__name__}: ")[2] or text
+        return ours.ActorDiedError(
+            f"the actor is dead: its constructor raised.\n\n{text}"
+        )
+    return ours.ActorDiedError(f"the actor is dead. Ray says: {text} Create it anew.")
+
+
+def _plain(text: str) -> str:
+    """Without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+
+
+def _worker_crashed(error: Any) -> BaseException:
+    return ours.WorkerCrashedError(
+        "the process that ran the task ended, or its machine did, more often than "
+        f"max_retries allows. Ray says: {_plain(str(error))}"
+    )
+
+
+def _unavailable(error: Any) -> BaseException:
+    return ours.ActorUnavailableError(
+        f"the actor cannot be reached now; the call may have run, or may not. Ray "
+        f"says: {_plain(str(error))}"
+    )
+
+
+def _too_many_calls(error: Any) -> BaseException:
+    return ours.PendingCallsLimitExceeded(
+        "this caller has max_pending_calls unanswered calls of the actor. Wait for "
+        f"some, or allow more. Ray says: {_plain(str(error))}"
+    )
+
+
+def _owner_died(error: Any) -> BaseException:
+    return ours.OwnerDiedError(
+        "the value is gone with the process that owned it: the one that called put or "
+        f".remote for it. Run that again. Ray says: {_plain(str(error))}"
+    )
+
+
+def _lost(error: Any) -> BaseException:
+    return ours.ObjectLostError(f"the value is gone. Ray says: {_plain(str(error))}")
+
+
+def _full(error: Any) -> BaseException:
+    return ours.ObjectStoreFullError(
+        "the object store of this Ray node is full. Drop refs you no longer need, or "
+        f"give the node more object_store_memory. Ray says: {_plain(str(error))}"
+    )
+
+
+def _system(error: Any) -> BaseException:
+    return ours.EngineDiedError(
+        f"the Ray cluster failed under this call. Ray says: {_plain(str(error))}"
+    )
+
+
+# The first that fits counts: subclasses come before their base.
+_ERRORS: list[tuple[Any, Any]] = [
+    (theirs.ActorDiedError, _actor_died),
+    (theirs.ActorUnavailableError, _unavailable),
+    (
+        (
+            theirs.WorkerCrashedError,
+            theirs.NodeDiedError,
+            theirs.LocalRayletDiedError,
+            theirs.OutOfMemoryError,
+        ),
+        _worker_crashed,
+    ),
+    (theirs.PendingCallsLimitExceeded, _too_many_calls),
+    (theirs.OwnerDiedError, _owner_died),
+    (theirs.ObjectLostError, _lost),
+    ((theirs.ObjectStoreFullError, theirs.OutOfDiskError), _full),
+    ((theirs.RaySystemError, theirs.RpcError), _system),
+]

@@ -1,0 +1,123 @@
+"""Which refs have a value: a watch over many, and futures of single ones."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ...exceptions import EngineDiedError
+
+if TYPE_CHECKING:
+    from ..._ref import ObjectRef
+    from .engine import RayEngine
+
+# Seconds for which a wait looks at nothing but Ray: then at refs that another thread
+# has added, and whether the session has ended.
+_TURN_S = 0.1
+
+
+class RayWatch:
+    """See ``engine.protocol.Watch``: all that are ready, at one look over the rest."""
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine = engine
+        self._tags: dict[ray.ObjectRef, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, ref: ObjectRef[Any], tag: int) -> None:
+        with self._lock:
+            self._tags.setdefault(self._engine.handle(ref), []).append(tag)
+
+    def next(self, timeout: float | None) -> list[int]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._engine.enter()
+            with self._lock:
+                pending = list(self._tags)
+            if pending:
+                found = self._look(pending, left)
+                if found:
+                    return found
+            if left == 0:
+                return []
+            if not pending:
+                time.sleep(_TURN_S if left is None else min(left, _TURN_S))
+
+    def _look(self, pending: list[ray.ObjectRef], left: float | None) -> list[int]:
+        turn = _TURN_S if left is None else min(left, _TURN_S)
+        ready, pending = ray.wait(pending, timeout=turn, fetch_local=False)
+        if ready and pending:
+            # One woke us; most often others are there too, and they cost no wait.
+            more, _ = ray.wait(
+                pending, num_returns=len(pending), timeout=0, fetch_local=False
+            )
+            ready += more
+        with self._lock:
+            return [tag for handle in ready for tag in self._tags.pop(handle, ())]
+
+    def close(self) -> None:
+        with self._lock:
+            self._tags.clear()
+
+
+class Futures:
+    """Ends futures as Ray's own end, on a thread where callbacks may call skate."""
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._ended: queue.SimpleQueue[tuple[Future[Any], Future[Any]] | None]
+        self._ended = queue.SimpleQueue()
+        self._waiting: dict[Future[Any], ObjectRef[Any]] = {}
+        self._thread: threading.Thread | None = None
+
+    def submit(self, ref: ObjectRef[Any]) -> Future[Any]:
+        """A future that ends when ``ref`` does; until then, ``ref`` is held."""
+        future: Future[Any] = Future()
+        with self._lock:
+            self._waiting[future] = ref
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="skate-futures", daemon=True
+                )
+                self._thread.start()
+        # Ray calls back on the thread that all of its messages need.
+        self._engine.handle(ref).future().add_done_callback(
+            lambda ended: self._ended.put((future, ended))
+        )
+        return future
+
+    def close(self) -> None:
+        """Fail what still waits, and end the thread."""
+        self._ended.put(None)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        for future in list(self._waiting):
+            if future.set_running_or_notify_cancel():
+                future.set_exception(
+                    EngineDiedError("skate was shut down before the value came.")
+                )
+
+    def _run(self) -> None:
+        while (item := self._ended.get()) is not None:
+            self._finish(*item)
+            del item
+
+    def _finish(self, future: Future[Any], ended: Future[Any]) -> None:
+        with self._lock:
+            self._waiting.pop(future, None)
+        if not future.set_running_or_notify_cancel():
+            return  # cancelled: nobody asks any more
+        try:
+            value = self._engine.read(ended.result)
+        except BaseException as error:  # whatever it is, it is the result
+            future.set_exception(error.with_traceback(None))
+        else:
+            future.set_result(value)
