@@ -214,7 +214,9 @@ void record_get(Node& node, const std::vector<ObjectId>& ids) {
   const u64 since = Node::take_wait_start();
   trace.waited(TraceEvent::kGet, since, ids.size());
   for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i].bits);
-  if (since != 0) g_advice.waited(ids);
+  if (since == 0) return;
+  trace.waits_no_more();
+  g_advice.waited(ids);
 }
 
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool writable) {
@@ -315,8 +317,10 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
   // Another thread may change the list meanwhile.
   nb::object copy = nb::steal(PyList_GetSlice(list, 0, PyList_GET_SIZE(list)));
   wait_patiently([&] { return node.wait_some(ids, num_returns, ready, deadline); });
-  if (const u64 since = Node::take_wait_start())
+  if (const u64 since = Node::take_wait_start()) {
     node.trace().waited(TraceEvent::kWait, since, ids.size());
+    node.trace().waits_no_more();
+  }
   std::vector<Py_ssize_t> found;
   for (std::size_t i = 0; i < ids.size() && found.size() < num_returns; ++i)
     if (ready[i]) found.push_back(static_cast<Py_ssize_t>(i));

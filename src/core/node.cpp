@@ -98,7 +98,10 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     if (leader_ || idle_) {
       ++followers_;
-      if (t_waits_since == 0) t_waits_since = now_ns();
+      if (t_waits_since == 0) {
+        t_waits_since = now_ns();
+        tell_what_is_waited_for();
+      }
       const auto status = followers_cv_.wait_for(
           lock, std::chrono::nanoseconds(remaining(deadline_ns, kSlice)));
       --followers_;

@@ -11,10 +11,9 @@ constexpr i64 kAnswerTime = 1'000'000'000;
 
 // In shared memory, for those who ask why this process goes on waiting.
 void Node::tell_what_is_waited_for() {
-  TracePart& part = trace_.part();
-  part.num_waited.store(0, std::memory_order_relaxed);
   const Wanted* wanted = Wanted::of_this_thread();
   if (wanted == nullptr) return;
+  TracePart& part = trace_.part();
   u32 n = 0;
   for (std::size_t i = wanted->first(); i < wanted->ids.size() && n < kMaxNamed; ++i)
     part.waited[n++].store(wanted->ids[i].bits, std::memory_order_relaxed);

@@ -132,6 +132,8 @@ class Trace {
     const u64 now = static_cast<u64>(now_ns());
     record(kind, 0, count, start == 0 ? now : start, now);
   }
+  // What `tell_what_is_waited_for` said is over.
+  void waits_no_more() { part_.num_waited.store(0, std::memory_order_relaxed); }
   void got(u64 task) {  // right after `waited`
     record(TraceEvent::kGot, 0, task, last_, last_); }
   void span(u32 label, u64 start) {

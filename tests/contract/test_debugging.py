@@ -441,6 +441,21 @@ def test_a_driver_that_waits_for_work_is_told_nothing(
     assert "nothing runs" not in capfd.readouterr().err
 
 
+def test_a_driver_that_computes_is_told_nothing(
+    start: Start,
+    engine_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if engine_name == "inline":
+        pytest.skip("there it would be a DeadlockError")
+    monkeypatch.setenv("SKATE_HANG_REPORT_S", "0.2")
+    start(num_cpus=2)
+    assert add.remote(1, 1).future().result() == 2  # its thread now waits for others
+    threading.Event().wait(2.5)
+    assert capfd.readouterr().err == ""
+
+
 # progress -----------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ class Explainer:
         """
         for index, process in self._processes.items():
             if index == _DRIVER:
+                if not process["waited"]:
+                    return False  # a thread that serves futures waits for ever
                 continue
             running = len(self._running.get(index, ()))
             blocked = process["state"] == _STATE_BLOCKED
