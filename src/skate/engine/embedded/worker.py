@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from ...exceptions import TaskPlacementGroupRemoved
 from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
+from . import wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
@@ -35,6 +37,8 @@ def main(
 ) -> int:
     _start_afresh()
     segment_fd, supervisor_fd, *printed = fds
+    if not _may_start(supervisor_fd):
+        return 1
     node = _core.Node(
         session_fd=os.dup(session_fd),
         segment_fd=segment_fd,
@@ -60,6 +64,18 @@ def main(
         worker.run()
     _run_exit_handlers()
     return 0
+
+
+def _may_start(supervisor_fd: int) -> bool:
+    """Wait until the supervisor knows of this process: False if it never will.
+
+    If the zygote is killed before it has said whom it forked, the worker is forked
+    again under the same name. The first one must not have read the second's messages.
+    """
+    sock = socket.socket(fileno=supervisor_fd)
+    data, _ = wire.receive(sock)
+    sock.detach()
+    return bool(data)
 
 
 def _start_afresh() -> None:

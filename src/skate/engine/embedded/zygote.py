@@ -52,11 +52,14 @@ def main(fd: int, supervisor_pid: int) -> None:
             leftovers.end_all(session_id, {os.getpid()})
             return
         order = pickle.loads(request)
-        pid = _fork_worker(sock, session_fd, fds, supervisor_pid, settings, order)
-        for received in fds:
-            os.close(received)
+        helper, pid = _fork_worker(
+            sock, session_fd, fds, supervisor_pid, settings, order
+        )
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
+        for received in fds:
+            os.close(received)
+        os.waitpid(helper, 0)
 
 
 def _call_it(name: str) -> None:
@@ -88,8 +91,8 @@ def _fork_worker(
     supervisor_pid: int,
     settings: dict[str, object],
     order: dict[str, object],
-) -> int:
-    """The worker's process id, or 0 if it could not be forked."""
+) -> tuple[int, int]:
+    """The helper's process id, and the worker's, or 0 if it could not be forked."""
     readable, writable = os.pipe()
     helper = os.fork()
     if helper == 0:
@@ -107,8 +110,7 @@ def _fork_worker(
     os.close(writable)
     answer = os.read(readable, 8)
     os.close(readable)
-    os.waitpid(helper, 0)
-    return int.from_bytes(answer, "little")
+    return helper, int.from_bytes(answer, "little")
 
 
 def _become_worker(
@@ -131,8 +133,6 @@ def _become_worker(
     if os.getppid() != supervisor_pid:
         os._exit(1)
     os.setsid()  # what it starts can be told from other workers and their offspring
-    if not _may_start(fds[1]):
-        os._exit(1)
     from . import worker
 
     code = 1
@@ -141,18 +141,6 @@ def _become_worker(
     finally:
         # Never back into the zygote's loop, and no exit handlers of its modules twice.
         os._exit(code)
-
-
-def _may_start(supervisor_fd: int) -> bool:
-    """Wait until the supervisor knows of this process: False if it never will.
-
-    If the zygote is killed before it has said whom it forked, the worker is forked
-    again under the same name. The first one must not have read the second's messages.
-    """
-    sock = socket.socket(fileno=supervisor_fd)
-    data, _ = wire.receive(sock)
-    sock.detach()
-    return bool(data)
 
 
 if __name__ == "__main__":
