@@ -3,6 +3,8 @@
 # make test    all tests: Python, and C++ under the sanitizers
 # make check   lint, formatting, types, documents, and the contract tests on
 #              every CPython from 3.10 to 3.13 on this machine
+# make soak    random graphs under random kills, checked against the inline engine:
+#              SECONDS=600, and SEED=... to repeat a run
 # make bench   skate beside Ray, a process pool and joblib, into benchmarks/results
 # make docs    check the links in the documents
 # make core    rebuild the C++ core into src/skate
@@ -12,6 +14,8 @@
 
 PYTHON ?= python3
 PYTEST ?=
+SECONDS ?= 600
+SEED ?= $(shell shuf -i 0-9999 -n 1)
 SYSTEM_PATH := $(PATH)
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
@@ -21,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 CORE_TESTS := plain address thread
 
-.PHONY: setup demo test check bench docs core clean
+.PHONY: setup demo test check soak bench docs core clean
 .PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
 
 setup: core
@@ -86,6 +90,9 @@ check: setup docs
 
 check-pythons: setup
 	@PATH='$(SYSTEM_PATH)' $(BIN)/python scripts/contract_on_pythons.py
+
+soak: setup
+	@$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --seed $(SEED)
 
 bench: setup .venv/bench.stamp
 	@$(BIN)/python -m benchmarks.engine

@@ -1,0 +1,308 @@
+"""Random graphs on `embedded`, processes killed at random, checked against `inline`.
+
+    python tests/soak/soak.py --seconds 600 --seed 7
+
+Graph number n of seed s is always the same program; when a kill strikes is not. After
+each graph the store, the processes and the supervisor's descriptors must be back where
+they began; after each session, everything. A failure ends the run, with the stacks of
+all processes if it is a hang, and with the command that repeats the graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import graphs
+
+import skate
+import skate.debug
+from skate import _runtime
+
+GRAPHS_A_SESSION = 12
+HANG_S = 120.0  # a graph takes a second or so, more where others use the machine
+SETTLE_S = 30.0
+NUM_CPUS = 3
+
+
+class SoakError(AssertionError):
+    """What a graph did wrong."""
+
+
+@dataclass
+class Report:
+    graphs: int = 0
+    sessions: int = 0
+    kills: int = 0
+    repeats: int = 0  # graphs computed again because a kill took a value's owner
+    sizes: list[int] = field(default_factory=list)  # tasks and calls, by graph
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        sizes = sorted(self.sizes) or [0]
+        return (
+            f"{self.graphs} graphs in {self.sessions} sessions, {self.seconds:.0f} s; "
+            f"{sum(sizes)} tasks and calls ({sizes[0]} to {sizes[-1]} a graph, median "
+            f"{sizes[len(sizes) // 2]}); {self.kills} processes killed; "
+            f"{self.repeats} graphs repeated because the owner of a value was killed"
+        )
+
+
+# Processes ---------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def supervisor() -> int:
+    """The child of ours that has the workers below it."""
+    return max(children(os.getpid()), key=lambda pid: len(children(pid)))
+
+
+def workers() -> list[int]:
+    """Pool workers, leased ones and actors: they lead sessions of their own."""
+    found = []
+    for child in children(os.getpid()):
+        for pid in children(child):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == pid:
+                    found.append(pid)
+    return found
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link).split("[")[0])
+    return found
+
+
+def descriptors(pid: int) -> int:
+    return len(open_files(pid))
+
+
+class Killer(threading.Thread):
+    """Kills a random worker or actor every now and then, up to some number.
+
+    What its task had started goes with a worker, so a deep graph would never end under
+    endless kills.
+    """
+
+    def __init__(self, rng: random.Random, mean_s: float) -> None:
+        super().__init__(daemon=True)
+        self.kills = 0
+        self._limit = rng.choice([3, 10, 30])
+        self._rng = rng
+        self._mean_s = mean_s
+        self._stop_it = threading.Event()
+
+    def run(self) -> None:
+        while self.kills < self._limit:
+            if self._stop_it.wait(self._rng.expovariate(1 / self._mean_s)):
+                return
+            if pids := workers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._rng.choice(pids), signal.SIGKILL)
+                    self.kills += 1
+
+    def stop(self) -> None:
+        self._stop_it.set()
+        self.join()
+
+
+def show_stacks() -> None:
+    """Python stacks of every process of the session, on standard error."""
+    print(skate.debug.stacks(), file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(all_threads=True)
+
+
+@contextlib.contextmanager
+def must_end(what: str, repeat: str) -> Iterator[None]:
+    """Ends the whole process, with everybody's stacks, if the block takes too long."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if ended.wait(HANG_S):
+            return
+        print(f"\nsoak: {what} hangs\n{repeat}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            show_stacks()
+        os._exit(3)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def settles(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SETTLE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# Graphs ------------------------------------------------------------------------------
+
+
+def graph_seed(seed: int, number: int) -> int:
+    return seed * 1_000_003 + number
+
+
+def expected(seed: int) -> tuple[int, int]:
+    """What a graph gives on `inline`, and how many tasks and calls it takes."""
+    before = graphs.started
+    with skate.init("inline", num_cpus=NUM_CPUS):
+        result = graphs.run_graph(seed)
+    return result, graphs.started - before
+
+
+class Session:
+    """One session of the embedded engine, through some graphs."""
+
+    def __init__(self, report: Report, seed: int) -> None:
+        self.report = report
+        self.seed = seed
+        skate.init("embedded", num_cpus=NUM_CPUS)
+        graphs.run_graph(1, depth=1)  # exports what graphs are made of
+        self.supervisor = supervisor()
+        assert settles(lambda: self._held()["objects"] == 0)
+
+    def _held(self) -> dict[str, int]:
+        gc.collect()
+        return _runtime.current().statistics()
+
+    def run(self, number: int, wanted: int) -> None:
+        seed = graph_seed(self.seed, number)
+        repeat = f"repeat: python tests/soak/soak.py --seed {self.seed} --only {number}"
+        rng = random.Random(seed)
+        mean_s = rng.choice([None, 1.0, 0.3, 0.1, 0.03])
+        killer = Killer(rng, mean_s) if mean_s is not None else None
+        with must_end(f"graph {number} of seed {self.seed}", repeat):
+            if killer is not None:
+                killer.start()
+            try:
+                result = self._run_until_no_owner_dies(seed, killer)
+            except BaseException as error:
+                raise SoakError(f"a graph failed: {error!r}\n{repeat}") from error
+            finally:
+                if killer is not None:
+                    killer.stop()
+                    self.report.kills += killer.kills
+            if result != wanted:
+                raise SoakError(
+                    f"a wrong result: {result:#x}, and on inline {wanted:#x}\n{repeat}"
+                )
+            self._check_nothing_is_left(repeat)
+        self.report.graphs += 1
+
+    def _run_until_no_owner_dies(self, seed: int, killer: Killer | None) -> int:
+        for repeats in itertools.count(1):
+            try:
+                return graphs.run_graph(seed)
+            except graphs.KILLED:
+                # Each kill can spoil one run.
+                if killer is None or repeats > killer.kills:
+                    raise
+                self.report.repeats += 1
+        raise AssertionError("not reached")
+
+    def _check_nothing_is_left(self, repeat: str) -> None:
+        # Functions and classes stay in the store; closures go with their last task.
+        store = 200_000
+
+        def clean() -> bool:
+            held = self._held()
+            return held["objects"] == 0 and held["store_bytes"] <= store
+
+        if not settles(clean):
+            raise SoakError(f"the store still holds {self._held()}\n{repeat}")
+
+        # A live worker costs the supervisor five: memory, socket, pidfd, two pipes.
+        def few() -> bool:
+            return descriptors(self.supervisor) <= 25 + 5 * len(workers())
+
+        if not settles(few):
+            kinds = Counter(open_files(self.supervisor))
+            raise SoakError(
+                f"the supervisor has {descriptors(self.supervisor)} descriptors open "
+                f"for {len(workers())} workers: {kinds}\n{repeat}"
+            )
+
+    def end(self) -> None:
+        skate.shutdown()
+        self.report.sessions += 1
+
+
+def soak(seconds: float, seed: int, only: int | None = None) -> Report:
+    """Run graphs for some time, or one of them over and over."""
+    report = Report()
+    began = time.monotonic()
+    number = 0
+    open_before = descriptors(os.getpid())
+    while time.monotonic() - began < seconds:
+        numbers = [
+            number + i if only is None else only for i in range(GRAPHS_A_SESSION)
+        ]
+        number += GRAPHS_A_SESSION
+        plans = []
+        for each in numbers if only is None else numbers[:1]:
+            with must_end(f"graph {each} on inline", f"--seed {seed} --only {each}"):
+                plans.append(expected(graph_seed(seed, each)))
+        if only is not None:
+            plans *= GRAPHS_A_SESSION
+        session = Session(report, seed)
+        try:
+            for each, (wanted, size) in zip(numbers, plans, strict=True):
+                session.run(each, wanted)
+                report.sizes.append(size)
+                if time.monotonic() - began > seconds:
+                    break
+        finally:
+            session.end()
+        if not settles(lambda: not children(os.getpid())):
+            raise SoakError(f"processes are left: {children(os.getpid())}")
+        if not settles(lambda: descriptors(os.getpid()) <= open_before):
+            raise SoakError("descriptors are left open in the driver")
+        report.seconds = time.monotonic() - began
+        print(f"soak: seed {seed}: {report}", flush=True)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--only", type=int, help="the number of one graph")
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    soak(arguments.seconds, arguments.seed, arguments.only)
+
+
+if __name__ == "__main__":
+    main()
