@@ -46,6 +46,16 @@ def test_tasks_that_need_one_cpu_and_all_of_them_take_turns() -> None:
         assert skate.get(identity.options(num_cpus=2).remote(i)) == i
 
 
+def test_a_task_lends_its_cpus_while_it_waits_whatever_its_worker_ran_before() -> None:
+    @skate.remote
+    def parent(x: int) -> int:
+        return skate.get(identity.remote(x))
+
+    for i in range(20):
+        assert skate.get(identity.options(num_cpus=0).remote(i)) == i
+        assert skate.get(parent.options(num_cpus=2).remote(i), timeout=60) == i
+
+
 def test_resources_may_be_fractions() -> None:
     signal = Signal.remote()
     third = wait_for.options(resources={"token": 0.5})

@@ -592,13 +592,16 @@ class Supervisor:
         self._watch(mine.fileno(), lambda: self._on_packet(process))
         proc = process.proc
         actor = self._life.actors.at(proc)
+        resources = self._life.members[proc].resources
         order = {
             "index": proc.index,
             "epoch": proc.epoch,
             "is_pool": is_pool,
             "actor_id": 0 if actor is None else actor.request.actor_id,
             "num_restarts": 0 if actor is None else actor.num_restarts,
-            "counts_cpus": any(map(lends, self._life.members[proc].resources)),
+            # A leased worker's next task may have CPUs to lend, if this one has none.
+            "counts_cpus": not is_pool
+            and (actor is None or any(map(lends, resources))),
             "refuses": refuses,
             "num_gpus": num_gpus,
         }
