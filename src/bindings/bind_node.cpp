@@ -599,13 +599,13 @@ class Call {
           value.kind = Value::Kind::kBlock;
           value.block = unsealed.location;
           node_.hand_over(unsealed.location, task_.owner);
-          seal(node_, result.ptr(), unsealed, {task_.header.task_id});
+          seal(node_, result.ptr(), unsealed, {task_.header.task_id}, made_by());
           continue;
         }
         Encoder encoder(node_);
         try {
           encoder.encode(result.ptr());
-          values.push_back(encoder.finish(task_.owner));
+          values.push_back(encoder.finish(task_.owner, false, made_by()));
         } catch (const PythonError&) {
           node_.discard(values);
           throw;
@@ -627,7 +627,7 @@ class Call {
       for (int i = 0; i < std::max<int>(task_.header.num_returns, 1); ++i) {
         Encoder encoder(node_);
         encoder.encode(error.ptr());
-        values.push_back(encoder.finish(task_.owner));
+        values.push_back(encoder.finish(task_.owner, true));
         values.back().is_error = true;
       }
       node_.finish_task(task_, values);
@@ -639,6 +639,12 @@ class Call {
     ObjectId id;
     Value value;
   };
+
+  // What its results are made by: see Node.name_function.
+  u32 made_by() {
+    const u32 known = node_.label(task_.header.function_id);
+    return known == 0 ? Node::kDefaultLabel : known;
+  }
 
   void read_dependencies() {
     Reader reader(std::string_view(task_.body).substr(task_.header.args_size));
@@ -952,8 +958,9 @@ void bind_node(nb::module_& m) {
           "name_function",
           [](Node& node, u64 function, const std::string& name) {
             node.trace().add(function, name);
+            node.add_label(function, name);
           },
-          "function"_a, "name"_a, "What the trace calls an exported function.")
+          "function"_a, "name"_a, "What the trace, and a full store, call an exported function.")
       .def(
           "name_actor",
           [](Node& node, u64 actor, const std::string& title) {
@@ -995,6 +1002,11 @@ void bind_node(nb::module_& m) {
           nb::sig("def explain(self, object: int, process: int) -> dict[str, Any] | None"))
       .def("catch_up", &Node::catch_up)
       .def("stop_serving", &Node::stop_serving)
+      .def(
+          "name_process",
+          [](Node& node, const std::string& name) { node.set_default_label(name); },
+          "name"_a,
+           "What made its blocks that no function or line is known for.")
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",
@@ -1032,6 +1044,7 @@ void bind_node(nb::module_& m) {
             d["borrowed"] = node.borrowed_objects();
             d["pending_tasks"] = node.pending_tasks();
             d["store_bytes"] = node.store_used();
+            d["spilled_bytes"] = node.spilled();
             u32 workers = 0;
             const u32 n = node.session().num_procs.load();
             for (u32 p = kDriver + 1; p < n; ++p)

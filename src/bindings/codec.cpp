@@ -1,9 +1,12 @@
 #include "codec.hpp"
 
+#include <frameobject.h>
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <string>
 #include <utility>
 
 namespace skate {
@@ -137,6 +140,10 @@ struct BlockObject {
   Py_ssize_t size;
   ObjectId id;        // counted while this lives; 0: an unsealed block, freed with this
   Location location;  // unsealed
+  bool is_pinned;     // sealed: the block stays in memory
+  ProcId proc;
+  u32 pin;
+  std::byte* copy;    // of a block that is on disk
 };
 
 int block_getbuffer(PyObject* self, Py_buffer* view, int flags) {
@@ -148,11 +155,13 @@ int block_getbuffer(PyObject* self, Py_buffer* view, int flags) {
 void block_dealloc(PyObject* self) {
   auto* block = reinterpret_cast<BlockObject*>(self);
   if (block->node != nullptr && !Node::in_forked_child() && !block->node->stopping()) {
+    if (block->is_pinned) block->node->close_view(block->proc, block->pin);
     if (block->id)
       block->node->release(block->id);
     else
       block->node->free_own_block(block->location);
   }
+  delete[] block->copy;
   Py_XDECREF(block->owner);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
@@ -170,40 +179,130 @@ PyObject* new_block(Node& node, const std::byte* data, u64 size, ObjectId id) {
   return reinterpret_cast<PyObject*>(block);
 }
 
-[[noreturn]] void raise_store_full(Node& node, u64 size) {
+[[noreturn]] void raise(const char* name, const std::string& text) {
   Owned module(PyImport_ImportModule("skate.exceptions"));
-  Owned error(PyObject_GetAttrString(module.get(), "ObjectStoreFullError"));
-  constexpr double kMiB = 1 << 20;
-  char text[512];
-  const double limit = static_cast<double>(node.session().store_limit) / kMiB;
-  snprintf(text, sizeof text,
-           "cannot store an object of %.1f MiB: %.1f of %.1f MiB are in use, %llu objects "
-           "of this process among them, and all of them are still referenced. Drop refs "
-           "you no longer need, or start with skate.init(object_store_memory=%llu).",
-           static_cast<double>(size) / kMiB,
-           static_cast<double>(node.store_used()) / kMiB, limit,
-           static_cast<unsigned long long>(node.owned_objects()),
-           static_cast<unsigned long long>(2 * (node.session().store_limit + size)));
-  PyErr_SetString(error.get(), text);
+  Owned error(PyObject_GetAttrString(module.get(), name));
+  PyErr_SetString(error.get(), text.c_str());
   throw PythonError{};
 }
 
-// Room for `size` bytes; waits a little for others to let go of theirs.
+std::string mib(u64 bytes) {
+  char text[32];
+  snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  return text;
+}
+
+std::string describe(const std::vector<Node::Holder>& holders) {
+  constexpr std::size_t kListed = 5;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(holders.size(), kListed); ++i) {
+    const Node::Holder& holder = holders[i];
+    text += "\n  " + mib(holder.bytes) + " in " + std::to_string(holder.blocks) +
+            (holder.blocks == 1 ? " block" : " blocks") + ", made by " +
+            (holder.what.empty() ? "several" : holder.what) + " in " +
+            (holder.proc == kDriver ? "the driver" : "a worker") + ", process " +
+            std::to_string(holder.pid);
+  }
+  return text;
+}
+
+[[noreturn]] void raise_store_full(Node& node, u64 size) {
+  const Session& session = node.session();
+  const int error = node.spill_error();
+  const std::string advice =
+      "start with skate.init(object_store_memory=" +
+      std::to_string(2 * (session.store_limit + size)) + ").";
+  std::string text = "cannot store an object of " + mib(size) + ": ";
+  if (size > session.store_limit)
+    raise("ObjectStoreFullError", text + "the whole store has " +
+                                      mib(session.store_limit) +
+                                      ". Split it into smaller objects, or " + advice);
+  text += mib(node.store_used()) + " of " + mib(session.store_limit) +
+          " are in use, all of it is still referenced, and ";
+  if (error != 0)
+    text += "nothing more can be spilled to disk, where " + mib(node.spilled()) +
+            " are already: " +
+            (error == EDQUOT ? "the limit is " + mib(session.spill_limit) +
+                                   " (SKATE_SPILL_LIMIT)"
+                             : std::string(strerror(error)) + " (SKATE_SPILL_DIR)");
+  else if (session.spill_limit == 0)
+    text += "spilling to disk is off (SKATE_SPILL_DIR)";
+  else
+    text += "what is left is read by live arrays, or too small to be worth a file";
+  text += ". The largest holders:" + describe(node.holders()) +
+          "\nDrop refs, and arrays that came from skate.get, that you no longer need, or " +
+          advice;
+  raise(error != 0 ? "OutOfDiskError" : "ObjectStoreFullError", text);
+}
+
+// Room for `size` bytes; waits for others to let go of theirs, or to spill it.
 Location allocate(Node& node, u64 size, ProcId owner) {
   if (const auto block = node.allocate(size, owner)) return *block;
-  constexpr i64 kPatience = 2'000'000'000;
-  const i64 end = now_ns() + kPatience;
+  if (size > node.session().store_limit) raise_store_full(node, size);
   std::optional<Location> block;
-  bool interrupted = false;
-  while (!block && !interrupted && now_ns() < end) {
+  Node::RoomWait seen;
+  for (;;) {
     PyThreadState* state = PyEval_SaveThread();
-    block = node.allocate_later(size, owner);
+    const Node::Room room = node.wait_for_room(size, owner, seen, block);
     PyEval_RestoreThread(state);
-    interrupted = PyErr_CheckSignals() != 0;
+    if (room == Node::Room::kGot) return *block;
+    if (room == Node::Room::kEngineDied)
+      raise("EngineDiedError", "the session has ended while a call waited for room.");
+    if (PyErr_CheckSignals() != 0) throw PythonError{};
+    if (room == Node::Room::kFull) raise_store_full(node, size);
   }
-  if (interrupted) throw PythonError{};
-  if (!block) raise_store_full(node, size);
-  return *block;
+}
+
+// An error must find room: nothing else would tell its receiver.
+Location allocate_error(Node& node, u64 size, ProcId owner) {
+  if (const auto block = node.allocate_beyond(size, owner)) return *block;
+  raise_store_full(node, size);
+}
+
+// What made a block, for people: the innermost line of user code on this thread's stack.
+u32 call_site(Node& node) {
+  static const std::string own = [] {
+    Owned module(PyImport_ImportModule("skate"));
+    Owned path(PyObject_GetAttrString(module.get(), "__file__"));
+    const std::string file = PyUnicode_AsUTF8(path.get());
+    return file.substr(0, file.rfind('/') + 1);
+  }();
+  PyFrameObject* frame = PyEval_GetFrame();
+  Py_XINCREF(frame);
+  u32 label = 0;
+  while (frame != nullptr) {
+    PyCodeObject* code = PyFrame_GetCode(frame);
+    const char* file = PyUnicode_AsUTF8(code->co_filename);
+    if (file != nullptr && std::strncmp(file, "<frozen", 7) != 0 &&
+        std::strncmp(file, own.c_str(), own.size()) != 0) {
+      const int line = PyFrame_GetLineNumber(frame);
+      const u64 key = reinterpret_cast<u64>(code) * 31 + static_cast<u64>(line);
+      label = node.label(key);
+      if (label == 0) {
+        const char* name = PyUnicode_AsUTF8(code->co_name);
+        const std::string text = std::string(file) + ":" + std::to_string(line) + " (" +
+                                 (name == nullptr ? "?" : name) + ")";
+        label = node.add_label(key, text);
+      }
+      Py_DECREF(code);
+      Py_DECREF(frame);
+      break;
+    }
+    Py_DECREF(code);
+    PyFrameObject* outer = PyFrame_GetBack(frame);
+    Py_DECREF(frame);
+    frame = outer;
+  }
+  PyErr_Clear();
+  return label == 0 ? Node::kDefaultLabel : label;
+}
+
+// Blocks from this size on are worth knowing by the line that made them.
+constexpr u64 kLabelFrom = 64 << 10;
+
+void seal_block(Node& node, const Location& location, u32 label) {
+  if (location.size < kLabelFrom) return;
+  node.seal_block(location, label == 0 ? call_site(node) : label);
 }
 
 // The value's header, then where its meta goes.
@@ -449,7 +548,7 @@ void Encoder::write(std::byte* to) const {
   }
 }
 
-Value Encoder::finish(ProcId owner) {
+Value Encoder::finish(ProcId owner, bool is_error, u32 label) {
   Value value;
   const u64 size = total();
   if (size <= kInlineBytes) {
@@ -458,7 +557,8 @@ Value Encoder::finish(ProcId owner) {
     write(reinterpret_cast<std::byte*>(value.inline_bytes.data()));
   } else {
     value.kind = Value::Kind::kBlock;
-    value.block = allocate(node_, size, owner);
+    value.block = is_error ? allocate_error(node_, size, owner)
+                           : allocate(node_, size, owner);
     std::byte* to = node_.arena().at(value.block.offset);
     if (size >= kCopyWithoutGil) {
       PyThreadState* state = PyEval_SaveThread();
@@ -467,6 +567,7 @@ Value Encoder::finish(ProcId owner) {
     } else {
       write(to);
     }
+    if (!is_error) seal_block(node_, value.block, label);
   }
   for (u64 id : refs) {
     node_.acquire({id});
@@ -517,7 +618,8 @@ bool find_unsealed(Node& node, PyObject* array, Unsealed& out) {
   return true;
 }
 
-void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id) {
+void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
+          u32 label) {
   Py_buffer view;
   if (PyObject_GetBuffer(array, &view, PyBUF_FULL_RO) != 0) throw PythonError{};
   std::string header;
@@ -536,6 +638,10 @@ void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id) {
   std::memcpy(block->data, header.data(), header.size());
   node.acquire(id);
   block->id = id;
+  block->proc = node.self();
+  block->pin = node.pin_own(unsealed.location);
+  block->is_pinned = true;
+  seal_block(node, unsealed.location, label);
   Owned flags(PyObject_GetAttrString(array, "flags"));
   if (PyObject_SetAttrString(flags.get(), "writeable", Py_False) != 0) throw PythonError{};
 }
@@ -741,13 +847,32 @@ PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable) {
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
                         value.inline_bytes.size(), nullptr, writable);
   if (value.kind == Value::Kind::kNone) return Py_NewRef(Py_None);
-  const std::byte* bytes = node.bytes_at(value.block);
-  if (bytes == nullptr) {
-    PyErr_SetString(PyExc_SystemError, "skate: the block's process is gone");
-    throw PythonError{};
+  Node::View view = node.open_view(value.block);
+  if (view.error == EAGAIN) {
+    PyThreadState* state = PyEval_SaveThread();
+    node.load_view(value.block, view);
+    PyEval_RestoreThread(state);
+  }
+  if (view.bytes == nullptr) {
+    if (view.is_open) node.close_view(view.proc, view.pin);
+    raise("ObjectLostError",
+          view.error == ENOENT
+              ? "the value is gone with the process that owned it."
+              : std::string("the value had been spilled to disk and cannot be read back: ") +
+                    strerror(view.error) + ". Run the task that made it again.");
   }
   node.acquire(id);
+  const std::byte* bytes = view.bytes;
+  if (view.copy) {  // it may go, or be spilled anew, while its copy is read
+    node.close_view(view.proc, view.pin);
+    view.is_open = false;
+  }
   Owned block(new_block(node, bytes, value.block.size, id));
+  auto* keeper = reinterpret_cast<BlockObject*>(block.get());
+  keeper->is_pinned = view.is_open;
+  keeper->proc = view.proc;
+  keeper->pin = view.pin;
+  keeper->copy = view.copy.release();
   return decode_bytes(node, bytes, value.block.size, block.get(), writable);
 }
 

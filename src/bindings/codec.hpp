@@ -54,9 +54,10 @@ class Encoder {
   bool encode_scalar(PyObject* object);
 
   std::size_t total() const;
-  // The value, with counts taken for the refs inside. A block belongs to `owner`. Throws
-  // PythonError (ObjectStoreFullError) when there is no room.
-  Value finish(ProcId owner);
+  // The value, with counts taken for the refs inside. A block belongs to `owner`, and may
+  // be spilled unless it is an error's; `label` says what made it (0: the code that calls
+  // skate now). Throws PythonError (ObjectStoreFullError) when there is no room.
+  Value finish(ProcId owner, bool is_error = false, u32 label = 0);
   // Writes all bytes to `to` (total() of them).
   void write(std::byte* to) const;
 
@@ -90,7 +91,8 @@ struct Unsealed {
 };
 bool find_unsealed(Node& node, PyObject* array, Unsealed& out);
 // Completes the block and makes the array read-only; its block now holds `id`.
-void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id);
+void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
+          u32 label = 0);
 
 // skate.empty: `dtype` is a NumPy dtype. Throws PythonError.
 PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype);

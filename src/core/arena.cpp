@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
+
 #include <algorithm>
 #include <bit>
 
@@ -10,7 +12,6 @@ namespace {
 
 constexpr u64 kSmallLimit = 4096;
 constexpr u32 kSmallClasses = kSmallLimit / 64;
-constexpr u64 kPage = 4096;
 // Fresh pages of blocks this large are populated by one call before they are written:
 // 2.8 GB/s instead of the 1.5 of page faults during the copy.
 constexpr u64 kPopulateFrom = 256 << 10;
@@ -21,8 +22,6 @@ constexpr u64 kTrimFrom = 1 << 20;
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
-
-u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
 
 }  // namespace
 
@@ -67,7 +66,13 @@ std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
   }
   BlockHeader* h = header(start);
   const u32 generation = next_generation_++;
-  *h = {block_bytes, std::max<u64>(size, 1), generation, owner.index, owner.epoch};
+  h->block_bytes = block_bytes;
+  h->size = std::max<u64>(size, 1);
+  h->generation = generation;
+  h->owner_index = owner.index;
+  h->owner_epoch = owner.epoch;
+  h->label = 0;
+  set_state(start + kBlockHeaderBytes, BlockState::kFixed);
   used_ += block_bytes;
   ++count_;
   return Block{start + kBlockHeaderBytes, generation};
@@ -112,12 +117,123 @@ u32 Arena::free_all_of(ProcId owner) {
 void Arena::release(u64 start) {
   BlockHeader* h = header(start);
   h->size = 0;
-  used_ -= h->block_bytes;
   --count_;
-  const u32 size_class = class_of(h->block_bytes);
+  const u64 offset = start + kBlockHeaderBytes;
+  const Pages pages = whole_pages(offset, h->block_bytes);
+  switch (state(offset)) {
+    case BlockState::kOnDisk:
+      discarded_.push_back(pages);
+      spilled_ -= pages.bytes();
+      used_ -= h->block_bytes - pages.bytes();
+      resident_ -= h->block_bytes - pages.bytes();
+      reuse(start, true);
+      return;
+    case BlockState::kLeaving:
+    case BlockState::kEmptying:
+      // Its bytes are being read, or taken away: leave() or stay() ends it.
+      set_state(offset, BlockState::kDropped);
+      used_ -= h->block_bytes;
+      return;
+    case BlockState::kResident:
+      if (pages.bytes() >= kSpillFrom) {
+        spillable_ -= pages.bytes();
+        --spillable_count_;
+      }
+      break;
+    case BlockState::kFixed:
+    case BlockState::kDropped:
+      break;
+  }
+  used_ -= h->block_bytes;
+  reuse(start, false);
+}
+
+void Arena::reuse(u64 start, bool cold) {
+  const u32 size_class = class_of(header(start)->block_bytes);
   if (free_.size() <= size_class) free_.resize(size_class + 1);
-  free_[size_class].push_back({start, false});
+  free_[size_class].push_back({start, cold});
   if (resident_ - used_ > std::max(kKeepFree, used_)) trim();
+}
+
+void Arena::set_state(u64 offset, BlockState state) {
+  // Pairs with state_at in readers.
+  std::atomic_ref<u32>(header(offset - kBlockHeaderBytes)->state)
+      .store(static_cast<u32>(state), std::memory_order_seq_cst);
+}
+
+void Arena::seal(u64 offset, u32 label) {
+  BlockHeader* h = header(offset - kBlockHeaderBytes);
+  h->label = label;
+  const Pages pages = whole_pages(offset, h->block_bytes);
+  if (pages.bytes() < kSpillFrom) return;
+  set_state(offset, BlockState::kResident);
+  candidates_.push_back({offset, h->generation});
+  spillable_ += pages.bytes();
+  ++spillable_count_;
+  // Those that are free by now are left in until they are most.
+  if (candidates_.size() < 64 || candidates_.size() < 2 * spillable_count_) return;
+  std::erase_if(candidates_, [&](const Candidate& c) {
+    return !holds(c.offset, c.generation) || state(c.offset) != BlockState::kResident;
+  });
+}
+
+std::vector<Arena::Leaving> Arena::choose(u64 wanted, std::size_t& budget) {
+  std::vector<Leaving> chosen;
+  for (u64 covered = 0; covered < wanted && budget > 0 && !candidates_.empty();) {
+    const Candidate next = candidates_.front();
+    candidates_.pop_front();
+    --budget;
+    if (!holds(next.offset, next.generation) ||
+        state(next.offset) != BlockState::kResident)
+      continue;
+    const Pages pages =
+        whole_pages(next.offset, header(next.offset - kBlockHeaderBytes)->block_bytes);
+    set_state(next.offset, BlockState::kLeaving);
+    spillable_ -= pages.bytes();
+    --spillable_count_;
+    covered += pages.bytes();
+    chosen.push_back({next.offset, next.generation, pages});
+  }
+  return chosen;
+}
+
+void Arena::stay(const Leaving& block) {
+  if (state(block.offset) == BlockState::kDropped) {
+    reuse(block.offset - kBlockHeaderBytes, false);
+    return;
+  }
+  set_state(block.offset, BlockState::kResident);
+  candidates_.push_back({block.offset, block.generation});
+  spillable_ += block.pages.bytes();
+  ++spillable_count_;
+}
+
+bool Arena::written(const Leaving& block) {
+  if (state(block.offset) == BlockState::kDropped) {
+    discarded_.push_back(block.pages);
+    return false;
+  }
+  // First the state, then the pages: killed in between, nothing is lost.
+  set_state(block.offset, BlockState::kEmptying);
+  return true;
+}
+
+void Arena::give_back(const Leaving& block) const {
+  madvise(base_ + block.pages.from, block.pages.bytes(), MADV_REMOVE);
+}
+
+void Arena::leave(const Leaving& block) {
+  if (state(block.offset) == BlockState::kDropped) {
+    discarded_.push_back(block.pages);
+    const u64 start = block.offset - kBlockHeaderBytes;
+    resident_ -= header(start)->block_bytes;
+    reuse(start, true);
+    return;
+  }
+  set_state(block.offset, BlockState::kOnDisk);
+  used_ -= block.pages.bytes();
+  resident_ -= block.pages.bytes();
+  spilled_ += block.pages.bytes();
 }
 
 // Gives back the oldest free blocks, largest classes first, until little is kept. Their

@@ -6,7 +6,9 @@
 // times a warm copy. Only the arena's process allocates and frees; others read.
 #pragma once
 
+#include <deque>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "ids.hpp"
@@ -15,15 +17,41 @@ namespace skate {
 
 constexpr u64 kBlockHeaderBytes = 64;
 
-// Stands right before a block's data, in shared memory, for those who debug.
+constexpr u64 kPage = 4096;
+constexpr u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
+constexpr u64 page_down(u64 x) { return x & ~(kPage - 1); }
+
+// Where a block's bytes are. Changed by the arena's process alone, read by all.
+enum class BlockState : u32 {
+  kFixed,     // in memory, for good
+  kResident,  // in memory, and may be spilled while nobody reads it
+  kLeaving,   // being written to disk: still in memory
+  kEmptying,  // on disk; its memory is being given back
+  kOnDisk,    // its whole pages are in the spill file, at the same offset
+  kDropped,   // freed while leaving
+};
+
+// Stands right before a block's data, in shared memory, and never leaves it.
 struct BlockHeader {
   u64 block_bytes;  // with this header
   u64 size;         // as asked for; 0 when free
   u32 generation;
   u16 owner_index;  // who decides when it is freed
   u16 owner_epoch;
+  u32 state;        // BlockState; atomic
+  u32 label;        // what made it, for people: an index of the process's labels
 };
 static_assert(sizeof(BlockHeader) <= kBlockHeaderBytes);
+
+// A block's pages that hold nothing but its data: what spilling it saves.
+struct Pages {
+  u64 from = 0;
+  u64 to = 0;
+  u64 bytes() const { return to > from ? to - from : 0; }
+};
+inline Pages whole_pages(u64 offset, u64 block_bytes) {
+  return {page_up(offset), page_down(offset - kBlockHeaderBytes + block_bytes)};
+}
 
 class Arena {
  public:
@@ -46,6 +74,46 @@ class Arena {
   bool holds(u64 offset, u32 generation) const;
 
   void set_owner(u64 offset, ProcId owner);
+
+  // Blocks that leave fewer bytes behind are not worth a file operation.
+  static constexpr u64 kSpillFrom = 64 << 10;
+
+  // Where the block's bytes are; for readers too, who have pinned it before.
+  static BlockState state_at(const std::byte* data) {
+    auto* h = reinterpret_cast<BlockHeader*>(
+        const_cast<std::byte*>(data - kBlockHeaderBytes));
+    // Pairs with set_state and with the pins: see pins.hpp.
+    return static_cast<BlockState>(
+        std::atomic_ref<u32>(h->state).load(std::memory_order_seq_cst));
+  }
+
+  // The block's value is complete: from now on it may be spilled.
+  void seal(u64 offset, u32 label);
+
+  // A block that is being written to the spill file.
+  struct Leaving {
+    u64 offset;
+    u32 generation;
+    Pages pages;
+  };
+  // Marks sealed blocks as leaving, oldest first, until they cover `wanted` bytes or
+  // `budget` blocks have been looked at.
+  std::vector<Leaving> choose(u64 wanted, std::size_t& budget);
+  // Each of them stays, because somebody reads it or it could not be written; or it has
+  // been written (false: it was freed meanwhile; it ends in stay), gives its memory back
+  // (which takes a while, and may be done by another thread), and has left.
+  void stay(const Leaving& block);
+  bool written(const Leaving& block);
+  void give_back(const Leaving& block) const;
+  void leave(const Leaving& block);
+
+  std::size_t candidates() const { return candidates_.size(); }
+  u64 spillable_bytes() const { return spillable_; }
+  u64 spilled_bytes() const { return spilled_; }
+  u64 top() const { return top_; }
+  // Parts of the spill file that nobody needs any more.
+  bool has_discarded() const { return !discarded_.empty(); }
+  std::vector<Pages> take_discarded() { return std::exchange(discarded_, {}); }
 
   // Frees every block whose owner is `owner`; returns how many.
   u32 free_all_of(ProcId owner);
@@ -72,10 +140,18 @@ class Arena {
     bool cold;  // its pages were given back
   };
 
+  struct Candidate {
+    u64 offset;
+    u32 generation;
+  };
+
+  BlockState state(u64 offset) const { return state_at(base_ + offset); }
+  void set_state(u64 offset, BlockState state);
   BlockHeader* header(u64 start) const {
     return reinterpret_cast<BlockHeader*>(base_ + start);
   }
   void release(u64 start);
+  void reuse(u64 start, bool cold);
   void trim();
 
   std::byte* base_;
@@ -86,6 +162,11 @@ class Arena {
   u64 count_ = 0;
   u32 next_generation_ = 1;
   std::vector<std::vector<FreeBlock>> free_;
+  std::deque<Candidate> candidates_;  // sealed, oldest first; some are free by now
+  u64 spillable_ = 0;        // bytes and number of those that are resident
+  u64 spillable_count_ = 0;
+  u64 spilled_ = 0;
+  std::vector<Pages> discarded_;
 };
 
 }  // namespace skate

@@ -19,6 +19,7 @@ Control::Control(const SessionOptions& options)
   session_->num_cores = options.num_cores;
   session_->store_limit = options.store_limit;
   session_->arena_bytes = options.arena_bytes;
+  session_->spill_limit = options.spill_limit;
   session_->spin_ns = options.spin_ns;
   session_->spin_busy_ns = options.spin_busy_ns;
   std::strncpy(session_->session_id, options.session_id.c_str(),
@@ -45,6 +46,14 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   entry.task_attempt.store(0);
   entry.store_used.store(0);
   entry.store_peak.store(0);
+  entry.store_top.store(0);
+  entry.spillable.store(0);
+  entry.spilled.store(0);
+  entry.spill_error.store(0);
+  entry.spilling.store(0);
+  entry.pid.store(0);
+  clear_pins(session_->pins[proc.index]);
+  session_->labels[proc.index].count.store(0);
   entry.tasks_done.store(0);
   entry.inbox_summary.store(0);
   for (auto& word : entry.inbox) word.store(0);
@@ -83,7 +92,11 @@ void Control::mark_dead(ProcId proc) {
   }
 }
 
-void Control::retire(u32 index) { session_->procs[index].store_used.store(0); }
+void Control::retire(u32 index) {
+  session_->procs[index].store_used.store(0);
+  session_->procs[index].spilled.store(0);
+  session_->procs[index].spillable.store(0);
+}
 
 bool Control::is_starting(u32 index) const {
   return session_->state_of(index) == ProcState::kStarting;

@@ -19,6 +19,7 @@ struct SessionOptions {
   u32 num_cores;
   u64 store_limit;
   u64 arena_bytes;
+  u64 spill_limit;
   u32 spin_ns;
   u32 spin_busy_ns;
   std::string session_id;

@@ -7,6 +7,8 @@
 #pragma once
 
 #include "ids.hpp"
+#include "labels.hpp"
+#include "pins.hpp"
 
 namespace skate {
 
@@ -43,7 +45,13 @@ struct alignas(1024) ProcEntry {
   std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when it blocked
   std::atomic<u64> task_id;        // the task it runs (ObjectId bits); 0: none
   std::atomic<u32> task_attempt;
-  std::atomic<u64> store_used;  // bytes of its arena in use
+  std::atomic<u64> store_used;  // bytes of its arena in use, and in memory
+  std::atomic<u64> store_top;   // no block of its arena lies beyond
+  std::atomic<u64> spillable;   // bytes that it could spill, if nobody reads them
+  std::atomic<u64> spilled;     // bytes of its arena that are on disk
+  std::atomic<u32> spilling;    // 1: it is about to make room
+  std::atomic<u32> pid;
+  std::atomic<u32> spill_error; // errno of its last attempt to spill; 0: it went well
   std::atomic<u64> store_peak;
   std::atomic<u64> tasks_done;
 
@@ -62,6 +70,7 @@ struct Session {
   u32 num_cores;      // cores that the processes may run on
   u64 store_limit;    // bytes, summed over arenas
   u64 arena_bytes;    // address space of one arena
+  u64 spill_limit;    // bytes on disk, summed over arenas; 0: nothing is spilled
   u32 spin_ns;        // how long to look for work before sleeping
   u32 spin_busy_ns;   // the same when more processes can run than there are cores
   char session_id[16];
@@ -79,6 +88,8 @@ struct Session {
   // compare-and-swap; the supervisor frees those of the dead.
   alignas(kCacheLine) std::atomic<u32> cpu_token[kMaxCpus];
   alignas(1024) ProcEntry procs[kMaxProcs];
+  PinTable pins[kMaxProcs];
+  LabelTable labels[kMaxProcs];
 
   ProcState state_of(u32 proc) const {
     return static_cast<ProcState>(state[proc].load(std::memory_order_seq_cst) &

@@ -25,6 +25,8 @@ enum class Message : u16 {
   kProcessDied,    // supervisor -> all: drain its ring, then confirm; with the process
                    // that takes its place, if it was an actor that is restarted
   kForgetProcess,  // supervisor -> all: everybody has; drop its borrows (see Forget)
+  kSpill,          // process -> arena: spill so many bytes; answered by kRoom
+  kRoom,           // arena -> process: it has done what it could
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
   kExplain,        // anybody -> anybody: why has this object no value?
   kExplained,      // the answer

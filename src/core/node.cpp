@@ -50,6 +50,8 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
       link_(supervisor_fd),
       peers_(kMaxProcs),
       queues_(kMaxProcs),
+      pins_(&session_->pins[self.index]),
+      labels_(&session_->labels[self.index]),
       trace_(trace_part(session_map_.data(), self.index)) {
   ::close(session_fd);
   ::close(segment_fd);
@@ -58,6 +60,7 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
   (void)once;
   g_forked_child.store(false, std::memory_order_relaxed);
   objects_.emplace_back();
+  me_->pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
   set_state(ProcState::kRunning);
   housekeeper_ = std::thread([this] { housekeep(); });
 }
@@ -80,8 +83,10 @@ void Node::close() {
   {
     std::lock_guard lock(mu_);
     followers_cv_.notify_all();
+    spill_cv_.notify_all();
   }
   if (housekeeper_.joinable()) housekeeper_.join();
+  if (spiller_.joinable()) spiller_.join();
   link_.close();
 }
 

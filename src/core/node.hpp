@@ -28,6 +28,7 @@
 #include "arena.hpp"
 #include "directory.hpp"
 #include "explain.hpp"
+#include "labels.hpp"
 #include "message.hpp"
 #include "queue.hpp"
 #include "ring.hpp"
@@ -149,6 +150,17 @@ struct Peer {
   std::deque<Unsent> unsent;     // its ring is full
 };
 
+// The memory of a dead process, as the driver looks after it.
+struct DeadArena {
+  ProcId id;
+  Mapping memory;
+  int file = -1;  // what it has spilled
+
+  DeadArena() = default;
+  ~DeadArena();
+  DeadArena(const DeadArena&) = delete;
+};
+
 // This process's calls to one actor.
 struct ActorLink {
   std::deque<Task*> waiting;  // not sent, by `order`: the first lacks something
@@ -200,8 +212,8 @@ class Node {
   const std::byte* bytes_at(const Location& location);
   // A block of this arena; nullopt when the store is full.
   std::optional<Location> allocate(u64 size, ProcId owner);
-  // The same, after sleeping until messages come, or a moment.
-  std::optional<Location> allocate_later(u64 size, ProcId owner);
+  // The same past the store's limit: for errors, which must be told.
+  std::optional<Location> allocate_beyond(u64 size, ProcId owner);
   void free_own_block(const Location& location);
 
   // Tasks ------------------------------------------------------------------------
@@ -253,6 +265,53 @@ class Node {
   u64 borrowed_objects();
   u64 pending_tasks();
   Arena& arena() { return arena_; }
+
+  // The store ---------------------------------------------------------------------
+  // What a process reads of a block: its bytes where they lie, or a copy of them if they
+  // are on disk. No bytes: see `error`; ENOENT says that they are gone, EAGAIN that
+  // load_view gets them.
+  struct View {
+    const std::byte* bytes = nullptr;
+    std::unique_ptr<std::byte[]> copy;
+    int error = 0;
+    bool is_open = false;  // pinned, until close_view
+    ProcId proc;
+    u32 pin = 0;
+  };
+  View open_view(const Location& location);
+  void load_view(const Location& location, View& view);  // may take long
+  void close_view(ProcId proc, u32 pin);
+  u32 pin_own(const Location& location);
+  // The value in the block is complete: from now on it may be spilled.
+  void seal_block(const Location& location, u32 label);
+  static constexpr u32 kDefaultLabel = ~0U;
+  u32 label(u64 key);  // 0: not known yet
+  u32 add_label(u64 key, std::string_view name);
+  // Of blocks that no label is known for.
+  void set_default_label(std::string_view name);
+
+  enum class Room : u8 { kGot, kWait, kFull, kEngineDied };
+  // What a process that waits for room has seen so far.
+  struct RoomWait {
+    i64 give_up_at = 0;
+    i64 asked_at = 0;
+    u64 least_used = ~u64{0};
+    u64 most_on_disk = 0;
+  };
+  // Asks those who have something to spill, and waits a moment.
+  Room wait_for_room(u64 size, ProcId owner, RoomWait& wait,
+                     std::optional<Location>& block);
+  // Who holds what is in memory, most first.
+  struct Holder {
+    std::string what;
+    u32 proc = 0;
+    u32 pid = 0;
+    u64 bytes = 0;
+    u64 blocks = 0;
+  };
+  std::vector<Holder> holders();
+  u64 spilled() const;
+  int spill_error() const;  // 0, or the errno that keeps somebody from spilling
   u64 store_used() const;
   Trace& trace() { return trace_; }
   const std::byte* session_bytes() const { return session_map_.data(); }
@@ -287,6 +346,14 @@ class Node {
   void free_block(const Location& location);
   void publish_store_used();
   std::optional<Location> allocate_now(u64 size, ProcId owner);
+  void ask_for_room(u64 bytes, bool everybody);
+  bool somebody_spills() const;
+  void start_spilling(u64 bytes);
+  void spill();
+  void spill_some(Lock& lock, u64 wanted);
+  int write_block(Lock& lock, const Arena::Leaving& block);
+  std::optional<std::vector<u64>> pinned_of(u32 proc) const;
+  const std::byte* block_data(const Location& location);
   void add_borrow(ObjectId id, ProcId by);
   void end_borrow(ObjectId id, ProcId by);
 
@@ -341,7 +408,12 @@ class Node {
   void process_died(Reader& reader);
   std::vector<u8> held_of_others() const;
   void look_at_dead();
+  // Of the dead: see node_dead.cpp.
+  std::shared_ptr<DeadArena> dead_arena(ProcId id);
+  int dead_file(DeadArena& arena);
+  void settle_spilling(ProcId id);
   void free_dead_block(const Location& location);
+  int spill_dead(Lock& lock, u64 wanted);
   void forget_process(Reader& reader);
 
   // Waiting.
@@ -438,6 +510,15 @@ class Node {
   bool was_idle_ = true;
   bool submitter_ = false;
   bool queue_watched_ = false;  // the housekeeper looks whether the queue is served
+  Pins pins_;
+  Labels labels_;
+  u32 default_label_ = 0;
+  u64 spill_wanted_ = 0;            // bytes that somebody asked this process to spill
+  std::vector<ProcId> wants_room_;  // who did
+  std::condition_variable spill_cv_;
+  std::thread spiller_;  // started when it is first needed
+  int spill_fd_ = -1;
+  std::unordered_map<u32, std::shared_ptr<DeadArena>> dead_arenas_;  // the driver's
   std::atomic<bool> kicked_{false};  // the leader must look again
   std::atomic<bool> stopping_{false};
   std::atomic<bool> engine_died_{false};

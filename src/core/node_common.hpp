@@ -12,9 +12,6 @@ namespace skate {
 // A sleeper looks around this often, whatever happens: a lost wake-up costs at most this.
 constexpr i64 kSlice = 100'000'000;
 
-constexpr u64 kPage = 4096;
-inline u64 page_up(u64 x) { return (x + kPage - 1) & ~(kPage - 1); }
-
 // When this thread's wait began that has not been asked about yet; 0: it did not wait.
 extern thread_local i64 t_waits_since;
 

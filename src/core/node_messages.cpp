@@ -237,7 +237,7 @@ void Node::handle(Peer& from, const Record& record) {
       break;
     case Message::kFreeBlock: {
       const Location block = reader.pod<Location>();
-      if (block.proc == self_) free_block(block);
+      if (block.proc == self_ || self_.index == kDriver) free_block(block);
       break;
     }
     case Message::kGiveBlock: {
@@ -246,6 +246,13 @@ void Node::handle(Peer& from, const Record& record) {
         arena_.set_owner(block.offset, reader.pod<ProcId>());
       break;
     }
+    case Message::kSpill:
+      wants_room_.push_back(from.id);
+      start_spilling(reader.pod<u64>());
+      break;
+    case Message::kRoom:
+      resolved_ = true;
+      break;
     case Message::kEndActor:
       ending_ = true;
       resolved_ = true;
@@ -315,6 +322,7 @@ void Node::process_died(Reader& reader) {
       object->value = lost_value(failure.cause, failure.detail);
       resolve(*object);
     }
+    settle_spilling(id);
     // The next process of this index starts with an empty ring.
     RingMemory& out = from.out->memory();
     out.tail.store(0);
@@ -382,6 +390,7 @@ void Node::forget_process(Reader& reader) {
   if (step == Forget::kBorrows) return;
   arena_.free_all_of(id);
   publish_store_used();
+  if (step == Forget::kAll) dead_arenas_.erase(id.index);
   Peer& dead = peer(id.index);
   if (step != Forget::kAll || dead.id != id || dead.views != 0) return;
   queues_[id.index].store(nullptr, std::memory_order_release);

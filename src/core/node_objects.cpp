@@ -1,9 +1,6 @@
 // What the process owns and borrows: counts, values, blocks, watches.
 #include "node_common.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 namespace skate {
 
 Object* Node::find(ObjectId id) {
@@ -205,32 +202,11 @@ void Node::free_block(const Location& location) {
   if (location.proc == self_) {
     arena_.free(location.offset, location.generation);
     publish_store_used();
-  } else if (peer(location.proc.index).dead) {
+  } else if (session_->procs[location.proc.index].alive.load() == 0) {
     free_dead_block(location);
   } else {
     send(location.proc, Message::kFreeBlock, view_of(location));
   }
-}
-
-// The process whose arena it is does so no longer: its memory is given back here.
-void Node::free_dead_block(const Location& location) {
-  constexpr u64 kWorthIt = 256 << 10;
-  Peer& dead = peer(location.proc.index);
-  if (dead.id != location.proc) return;
-  let_go_of_dead_ = true;
-  std::atomic<u64>& used = session_->procs[location.proc.index].store_used;
-  const u64 bytes = Arena::block_bytes(location.size);
-  u64 before = used.load(std::memory_order_relaxed);
-  while (!used.compare_exchange_weak(before, before - std::min(before, bytes))) {
-  }
-  if (location.size < kWorthIt) return;
-  const int fd = link_.fetch_segment(location.proc);
-  if (fd < 0) return;
-  const u64 from = page_up(location.offset);
-  const u64 to = (location.offset + location.size) & ~(kPage - 1);
-  fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-            static_cast<off_t>(kArenaOffset + from), static_cast<off_t>(to - from));
-  ::close(fd);
 }
 
 void Node::add_borrow(ObjectId id, ProcId by) {
@@ -357,6 +333,10 @@ u64 Node::store_used() const {
 void Node::publish_store_used() {
   const u64 used = arena_.used_bytes() - code_bytes_;
   me_->store_used.store(used, std::memory_order_relaxed);
+  me_->store_top.store(arena_.top(), std::memory_order_release);
+  if (arena_.has_discarded()) spill_cv_.notify_one();
+  me_->spillable.store(arena_.spillable_bytes(), std::memory_order_relaxed);
+  me_->spilled.store(arena_.spilled_bytes(), std::memory_order_relaxed);
   if (used > me_->store_peak.load(std::memory_order_relaxed))
     me_->store_peak.store(used, std::memory_order_relaxed);
 }
@@ -369,22 +349,19 @@ std::optional<Location> Node::allocate_now(u64 size, ProcId owner) {
   return Location{self_, block->generation, block->offset, size};
 }
 
+std::optional<Location> Node::allocate_beyond(u64 size, ProcId owner) {
+  std::lock_guard lock(mu_);
+  const auto block = arena_.allocate(size, owner);
+  if (!block) return std::nullopt;
+  publish_store_used();
+  return Location{self_, block->generation, block->offset, size};
+}
+
 std::optional<Location> Node::allocate(u64 size, ProcId owner) {
   std::lock_guard lock(mu_);
   // Blocks that others have let go of may be waiting to be reused.
   if (!leader_) drain();
   return allocate_now(size, owner);
-}
-
-std::optional<Location> Node::allocate_later(u64 size, ProcId owner) {
-  constexpr i64 kMoment = 20'000'000;
-  Lock lock(mu_);
-  std::optional<Location> block;
-  wait(lock, now_ns() + kMoment, [&] {
-    block = allocate_now(size, owner);
-    return block.has_value();
-  });
-  return block;
 }
 
 void Node::free_own_block(const Location& location) {

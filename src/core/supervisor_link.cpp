@@ -61,9 +61,15 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor) {
   return true;
 }
 
-int SupervisorLink::fetch_segment(ProcId proc) {
+int SupervisorLink::fetch_segment(ProcId proc) { return fetch(Note::kMap, proc); }
+
+int SupervisorLink::fetch_spill_file(ProcId proc) {
+  return fetch(Note::kSpillFile, proc);
+}
+
+int SupervisorLink::fetch(Note note, ProcId proc) {
   std::lock_guard lock(mu_);
-  if (!tell(Note::kMap, {reinterpret_cast<const char*>(&proc), sizeof proc})) return -1;
+  if (!tell(note, {reinterpret_cast<const char*>(&proc), sizeof proc})) return -1;
   int fd = -1;
   std::string answer;
   return receive(answer, &fd) ? fd : -1;

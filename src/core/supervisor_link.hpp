@@ -20,6 +20,7 @@ enum class Note : char {
   kBlocked = 'B',
   kRunning = 'R',
   kTokenFree = 'F',
+  kSpillFile = 'S',  // + process: send the descriptor of the file it spills to
   kConfirm = 'C',    // + dead process, u8 what is held of it: see message.hpp
   kLetGo = 'U',      // + dead process: something of it is held no longer
   kUnwanted = 'H',   // + u64 actor, ProcId that was told: its last handle is gone
@@ -33,6 +34,8 @@ class SupervisorLink {
 
   // A descriptor of the process's segment, or -1 (it is gone, or the supervisor is).
   int fetch_segment(ProcId proc);
+  // The same of the file that it spills to. One's own is made if there is none.
+  int fetch_spill_file(ProcId proc);
   // The answer. False: the supervisor has ended.
   // `descriptor`, if given, becomes the one that came with the answer, or -1.
   bool ask(std::string_view question, std::string& answer, int* descriptor = nullptr);
@@ -43,6 +46,7 @@ class SupervisorLink {
 
  private:
   bool receive(std::string& answer, int* descriptor);
+  int fetch(Note note, ProcId proc);
 
   std::mutex mu_;  // one question at a time: answers come in order
   int fd_;

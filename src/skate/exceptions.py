@@ -18,6 +18,7 @@
     |-- EngineError                (RuntimeError) no engine, or no longer one
     |   `-- EngineDiedError        the session ended under a call
     |-- ObjectStoreFullError       (MemoryError)
+    |   `-- OutOfDiskError         nor can more of it be spilled to disk
     |-- ObjectLostError
     |   `-- OwnerDiedError         the process that owned the value ended
     `-- CollectiveError
@@ -50,6 +51,7 @@ __all__ = [
     "GetTimeoutError",
     "ObjectLostError",
     "ObjectStoreFullError",
+    "OutOfDiskError",
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
     "PerformanceAdvice",
@@ -184,7 +186,9 @@ def _dual_instance(cause: BaseException) -> TaskError | None:
         return None
     cls = _dual_class(type(cause))
     # The user's __init__ is not run: its arguments are unknown, its effects unwanted.
-    error = cls.__new__(cls, *cause.args)
+    # MemoryError's own __new__ is for itself only.
+    make = BaseException.__new__ if isinstance(cause, MemoryError) else cls.__new__
+    error: TaskError = make(cls, *cause.args)
     for base in type(cause).__mro__:
         for name, member in vars(base).items():
             # errno, filename, slots, args: whatever is not in the __dict__.
@@ -253,6 +257,10 @@ class EngineDiedError(EngineError):
 
 class ObjectStoreFullError(SkateError, MemoryError):
     """The object store has no room, and nothing in it can be dropped or spilled."""
+
+
+class OutOfDiskError(ObjectStoreFullError):
+    """The object store is full, and the disk that it spills to, or its limit, too."""
 
 
 class ObjectLostError(SkateError):

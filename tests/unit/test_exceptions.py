@@ -46,6 +46,7 @@ def test_an_error_survives_pickling(error: SkateError) -> None:
         (exceptions.DeadlockError, RuntimeError),
         (exceptions.ActorDiedError, exceptions.ActorError),
         (exceptions.OwnerDiedError, exceptions.ObjectLostError),
+        (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError),
     ],
 )
 def test_an_error_is_also_what_it_resembles(
@@ -90,6 +91,13 @@ def test_a_task_error_looks_like_its_cause(
     for name, value in attributes.items():
         assert getattr(error, name) == value
     assert type(error).__name__ == f"TaskError({type(cause).__name__})"
+
+
+@pytest.mark.parametrize("kind", [MemoryError, exceptions.ObjectStoreFullError])
+def test_a_task_that_ran_out_of_memory_fails_as_such(kind: type[Exception]) -> None:
+    error = TaskError.of(kind("no room"), "f", "frames")
+    assert isinstance(error, kind)
+    assert str(error) == "no room"
 
 
 def test_the_class_for_a_cause_is_made_once() -> None:

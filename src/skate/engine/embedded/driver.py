@@ -14,12 +14,13 @@ from typing import Any
 
 from ...exceptions import EngineError
 from ..protocol import EngineConfig
-from . import leftovers, wire
+from . import leftovers, spilling, wire
 from .output import Printer
 from .terminal import Terminal
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
 _ARENA_FACTOR = 2  # address space of one arena, in store sizes
+_MAX_SPILLED = 64 << 30  # address space of one arena for what is on disk
 _SPIN_NS = 50_000  # about what sleeping and being woken costs
 _SPIN_BUSY_NS = 10_000  # when more processes can run than there are cores
 _END_TIMEOUT_S = 5.0
@@ -125,6 +126,7 @@ def _hang_report_s() -> float:
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     store = config.object_store_memory or int(_memory_bytes() * _MEMORY_SHARE)
+    spill = spilling.choose()
     totals = {"CPU": float(config.num_cpus)}
     if config.num_gpus:
         totals["GPU"] = float(config.num_gpus)
@@ -135,6 +137,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
         "session_id": session_id,
         "config": config,
         "totals": totals,
+        "spill_directory": spill.directory,
         "python_flags": _python_flags(),
         "sys_path": [os.path.abspath(p) if p else os.getcwd() for p in sys.path],
         "preload": list(config.preload),
@@ -142,12 +145,19 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
             "num_cpus": config.num_cpus,
             "num_cores": cores,
             "store_limit": store,
-            "arena_bytes": _ARENA_FACTOR * (store // 4096 + 1) * 4096 + (64 << 20),
+            "arena_bytes": _arena_bytes(store, spill.limit),
+            "spill_limit": spill.limit,
             "spin_ns": _SPIN_NS if spins else 0,
             "spin_busy_ns": _SPIN_BUSY_NS if spins else 0,
             "session_id": session_id,
         },
     }
+
+
+def _arena_bytes(store: int, spill_limit: int) -> int:
+    """Address space: a block that is on disk keeps its place in the arena."""
+    wanted = _ARENA_FACTOR * store + min(spill_limit, _MAX_SPILLED) + (64 << 20)
+    return (wanted // 4096 + 1) * 4096
 
 
 def _python_flags() -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from ... import _core
 from ..._placement import GroupInfo, lends
-from . import boot, wire
+from . import boot, spilling, wire
 from . import lifecycle as life
 from .actors import ActorRequest, Name
 from .lifecycle import Lifecycle
@@ -79,6 +79,7 @@ class Supervisor:
         self._output = Collector(driver_output, self._selector)
         self._processes: dict[Proc, _Process] = {}
         self._segments: dict[Proc, int] = {}  # of the dead that are still read
+        self._spill_files: dict[Proc, int] = {}  # they outlive their processes
         self._groups: dict[str, _Group] = {}
         self._placements: dict[str, GroupInfo] = {}
         self._notes: dict[Proc, str] = {}  # why constructors failed
@@ -307,6 +308,8 @@ class Supervisor:
         match kind:
             case b"M":
                 self._send_segment(process, Proc(*_PROC.unpack(payload)))
+            case b"S":
+                self._send_spill_file(process, Proc(*_PROC.unpack(payload)))
             case b"A":
                 self._answer(process, pickle.loads(payload))
             case b"T":
@@ -356,6 +359,18 @@ class Supervisor:
         else:
             fd = self._segments.get(wanted, -1)
         wire.send(process.sock, b"M", [fd] if fd >= 0 else [])
+
+    def _send_spill_file(self, process: _Process, wanted: Proc) -> None:
+        """The file of ``wanted``. There is one once it, or the driver, has asked."""
+        assert process.sock is not None
+        directory = self._settings["spill_directory"]
+        may_make = wanted == process.proc or process.pid == self._driver_pid
+        known = wanted in self._processes or wanted in self._segments
+        if may_make and known and wanted not in self._spill_files and directory:
+            with contextlib.suppress(OSError):
+                self._spill_files[wanted] = spilling.open_file(directory)
+        fd = self._spill_files.get(wanted, -1)
+        wire.send(process.sock, b"S", [fd] if fd >= 0 else [])
 
     def _answer(self, process: _Process, question: tuple[Any, ...]) -> None:
         assert process.sock is not None
@@ -559,6 +574,8 @@ class Supervisor:
                     )
                 case life.Recycle(proc):
                     os.close(self._segments.pop(proc))
+                    if (spilled := self._spill_files.pop(proc, -1)) >= 0:
+                        os.close(spilled)
                     self._control.retire(proc.index)
                 case life.TakeCpus(count):
                     taken = self._control.take_cpus(count)
