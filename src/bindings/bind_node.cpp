@@ -1083,6 +1083,7 @@ void bind_node(nb::module_& m) {
       .def_prop_ro("index", [](const Node& n) { return n.self().index; })
       .def_prop_ro("epoch", [](const Node& n) { return n.self().epoch; })
       .def_prop_ro("closed", [](const Node& n) { return n.stopping(); })
+      .def_prop_ro("store_limit", [](Node& n) { return n.session().store_limit; })
       .def_prop_ro("engine_died", [](const Node& n) { return n.engine_died(); })
       .def("close", [](Node& node) {
         nb::gil_scoped_release release;

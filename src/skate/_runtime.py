@@ -6,7 +6,6 @@ The only module state of skate is here: the engine of this process.
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -15,6 +14,7 @@ from ._options import check_quantity, check_resources
 from ._placement import group_of, plain
 from ._ref import ObjectRef, check_refs
 from .engine import open_engine
+from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
 
 if TYPE_CHECKING:
@@ -238,35 +238,6 @@ def _check_preload(preload: Any) -> tuple[str, ...]:
 def _preload_of_environment() -> tuple[str, ...]:
     """What ``SKATE_PRELOAD`` names: it concerns sessions that start by themselves."""
     return tuple(filter(None, os.environ.get("SKATE_PRELOAD", "").split(",")))
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its cgroup's quota."""
-    try:
-        cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cpus = os.cpu_count() or 1
-    return max(1, min(cpus, _cgroup_cpus()))
-
-
-def _cgroup_cpus() -> int:
-    """CPUs that the cgroups (version 2) above this process allow; else very many."""
-    from pathlib import Path
-
-    limit = 1 << 20
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        path = Path(next(line[4:] for line in lines if line.startswith("0::/")))
-    except (OSError, StopIteration):
-        return limit
-    for level in (path, *path.parents):
-        try:
-            quota, period = Path("/sys/fs/cgroup", level, "cpu.max").read_text().split()
-            if quota != "max":
-                limit = min(limit, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):
-            continue  # the root has no limit, nor a file
-    return limit
 
 
 @overload

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.actor_methods": set(),
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,
+    "engine.limits": set(),
     "engine.embedded": {*SHARED, "engine.embedded", "_core", "_runtime"},
     "engine.inline": {*SHARED, "engine.inline"},
     "engine.ray": {*SHARED, "engine.ray", "_runtime"},

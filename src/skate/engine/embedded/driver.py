@@ -9,10 +9,10 @@ import pickle
 import secrets
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from ...exceptions import EngineError
+from .. import limits
 from ..protocol import EngineConfig
 from . import leftovers, spilling, wire
 from .output import Printer
@@ -125,13 +125,18 @@ def _hang_report_s() -> float:
 
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
-    store = config.object_store_memory or int(_memory_bytes() * _MEMORY_SHARE)
+    store = config.object_store_memory or int(limits.memory_bytes() * _MEMORY_SHARE)
     spill = spilling.choose()
     totals = {"CPU": float(config.num_cpus)}
     if config.num_gpus:
         totals["GPU"] = float(config.num_gpus)
     totals.update(config.resources)
-    spins = cores > 1 and os.environ.get("SKATE_SPIN") != "0"
+    # Under a quota, what is spent on spinning is missing afterwards.
+    spins = (
+        cores > 1
+        and limits.cpu_quota() is None
+        and os.environ.get("SKATE_SPIN") != "0"
+    )
     return {
         "driver_pid": os.getpid(),
         "session_id": session_id,
@@ -172,11 +177,3 @@ def _environment(session_id: str) -> dict[str, str]:
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     python_path = os.pathsep.join(dict.fromkeys(paths))
     return {**os.environ, "PYTHONPATH": python_path, leftovers.MARK: session_id}
-
-
-def _memory_bytes() -> int:
-    """Of the machine, or what its cgroup allows if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total

@@ -1,0 +1,102 @@
+"""What this process may use of the machine: its affinity, and the cgroups above it.
+
+Both versions of cgroups are read. A limit of any group from this process's own up to the
+root counts; in a container, the root is the container's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path("/")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use, rounded up, and at least 1."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cpus = os.cpu_count() or 1
+    return max(1, math.ceil(min(cpus, cpu_quota() or cpus)))
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """How many CPUs the cgroups allow to be used at a time; None: as many as there are."""
+    quotas = []
+    for version, folder in _folders("cpu", root):
+        if version == 2:
+            quota, _, period = _read(folder / "cpu.max").partition(" ")
+        else:
+            quota = _read(folder / "cpu.cfs_quota_us")
+            period = _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period):
+            quotas.append(int(quota) / int(period))  # "max" and "-1" are no limits
+    return min(quotas, default=None)
+
+
+def memory_bytes(root: Path = _ROOT) -> int:
+    """Of the machine, or what the cgroups allow if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *(limit for limit, _ in _memory_limits(root))])
+
+
+def memory_use(root: Path = _ROOT) -> float:
+    """The share of the memory in use, from 0 to 1: where it is scarcest.
+
+    Memory that the kernel can take back at once, such as clean file pages, is free.
+    """
+    values = dict(
+        line.split(":") for line in _read(root / "proc/meminfo").splitlines() if line
+    )
+    total, free = (
+        int(values[name].split()[0]) for name in ("MemTotal", "MemAvailable")
+    )
+    shares = [1 - free / total]
+    shares += [use / limit for limit, use in _memory_limits(root) if limit]
+    return max(shares)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each cgroup above this process that has a limit."""
+    for version, folder in _folders("memory", root):
+        names = ("memory.max", "memory.current", "inactive_file")
+        if version == 1:
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        limit, use = (_read(folder / name) for name in names[:2])
+        if not limit.isdigit() or not use.isdigit():
+            continue
+        lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
+        cache = next((int(n) for key, n in lines if key == names[2]), 0)
+        yield int(limit), max(0, int(use) - cache)
+
+
+def _folders(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
+    """Version and folder of each cgroup that this process is in, up to the root."""
+    mounts = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            found = [(2, mounts), (2, mounts / "unified")]
+        elif controller in controllers.split(","):
+            found = [(1, mounts / controllers), (1, mounts / controller)]
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        for version, mount in dict.fromkeys(found):
+            for level in (inner, *inner.parents):
+                if (mount / level).is_dir():
+                    yield version, mount / level
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
