@@ -24,12 +24,12 @@ void bind_control(nb::module_& m) {
       .def(
           "__init__",
           [](Control* self, u32 num_cpus, u32 num_cores, u64 store_limit,
-             u64 arena_bytes, u64 spill_limit, u32 spin_ns, u32 spin_busy_ns, std::string session_id) {
+             u64 arena_bytes, u64 spill_limit, bool watch_memory, u32 spin_ns, u32 spin_busy_ns, std::string session_id) {
             new (self) Control({num_cpus, num_cores, store_limit, arena_bytes, spill_limit,
-                                spin_ns, spin_busy_ns, std::move(session_id)});
+                                watch_memory, spin_ns, spin_busy_ns, std::move(session_id)});
           },
           nb::kw_only(), "num_cpus"_a, "num_cores"_a, "store_limit"_a, "arena_bytes"_a,
-          "spill_limit"_a, "spin_ns"_a, "spin_busy_ns"_a, "session_id"_a)
+          "spill_limit"_a, "watch_memory"_a, "spin_ns"_a, "spin_busy_ns"_a, "session_id"_a)
       .def_prop_ro("session_fd", &Control::session_fd)
       .def_prop_ro("segment_fd", &Control::segment_fd)
       .def("make_segment", &Control::make_segment)
@@ -43,6 +43,16 @@ void bind_control(nb::module_& m) {
           "mark_dead",
           [](Control& c, u16 index, u16 epoch) { c.mark_dead(proc_id(index, epoch)); },
           "index"_a, "epoch"_a)
+      .def(
+          "running_tasks",
+          [](const Control& c) {
+            nb::list all;
+            for (const Control::Running& task : c.running_tasks())
+              all.append(nb::make_tuple(task.pid, task.name, task.since, task.may_retry));
+            return all;
+          },
+          "Process id, name, start and whether it may be tried again, of each.",
+          nb::sig("def running_tasks(self) -> list[tuple[int, str, int, bool]]"))
       .def("retire", &Control::retire, "index"_a)
       .def("active_workers", &Control::active_workers)
       .def("any_starting", &Control::any_starting)

@@ -20,6 +20,7 @@ Control::Control(const SessionOptions& options)
   session_->store_limit = options.store_limit;
   session_->arena_bytes = options.arena_bytes;
   session_->spill_limit = options.spill_limit;
+  session_->watch_memory = options.watch_memory;
   session_->spin_ns = options.spin_ns;
   session_->spin_busy_ns = options.spin_busy_ns;
   std::strncpy(session_->session_id, options.session_id.c_str(),
@@ -44,6 +45,7 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   entry.blocked_since.store(0);
   entry.task_id.store(0);
   entry.task_attempt.store(0);
+  entry.task_function.store(0);
   entry.store_used.store(0);
   entry.store_peak.store(0);
   entry.store_top.store(0);
@@ -96,6 +98,21 @@ void Control::retire(u32 index) {
   session_->procs[index].store_used.store(0);
   session_->procs[index].spilled.store(0);
   session_->procs[index].spillable.store(0);
+}
+
+std::vector<Control::Running> Control::running_tasks() const {
+  std::vector<Running> running;
+  const u32 n = session_->num_procs.load();
+  for (u32 p = kDriver + 1; p < n; ++p) {
+    const ProcEntry& entry = session_->procs[p];
+    const u64 function = entry.task_function.load();
+    if (entry.alive.load() == 0 || entry.task_id.load() == 0 || function == 0) continue;
+    running.push_back({entry.pid.load(),
+                       std::string(label_name_of(session_->labels[p], function)),
+                       entry.task_since.load(),
+                       (entry.task_flags.load() & kMayRetry) != 0});
+  }
+  return running;
 }
 
 bool Control::is_starting(u32 index) const {

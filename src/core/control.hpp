@@ -20,6 +20,7 @@ struct SessionOptions {
   u64 store_limit;
   u64 arena_bytes;
   u64 spill_limit;
+  bool watch_memory;
   u32 spin_ns;
   u32 spin_busy_ns;
   std::string session_id;
@@ -44,6 +45,14 @@ class Control {
   void mark_dead(ProcId proc);
   // When nobody reads its memory any more.
   void retire(u32 index);
+  // For the memory monitor: tasks that run, not those of actors.
+  struct Running {
+    u32 pid;
+    std::string name;
+    u64 since;
+    bool may_retry;
+  };
+  std::vector<Running> running_tasks() const;
   bool is_starting(u32 index) const;
   // Pool workers that run, look for work, sleep or start; not those that are blocked.
   u32 active_workers() const;

@@ -45,6 +45,9 @@ struct alignas(1024) ProcEntry {
   std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when it blocked
   std::atomic<u64> task_id;        // the task it runs (ObjectId bits); 0: none
   std::atomic<u32> task_attempt;
+  std::atomic<u32> task_flags;     // of TaskHeader; these three if memory is watched
+  std::atomic<u64> task_function;
+  std::atomic<u64> task_since;
   std::atomic<u64> store_used;  // bytes of its arena in use, and in memory
   std::atomic<u64> store_top;   // no block of its arena lies beyond
   std::atomic<u64> spillable;   // bytes that it could spill, if nobody reads them
@@ -70,6 +73,7 @@ struct Session {
   u32 num_cores;      // cores that the processes may run on
   u64 store_limit;    // bytes, summed over arenas
   u64 arena_bytes;    // address space of one arena
+  u32 watch_memory;   // 1: note for the memory monitor what runs
   u64 spill_limit;    // bytes on disk, summed over arenas; 0: nothing is spilled
   u32 spin_ns;        // how long to look for work before sleeping
   u32 spin_busy_ns;   // the same when more processes can run than there are cores

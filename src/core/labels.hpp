@@ -16,7 +16,8 @@ constexpr std::size_t kLabelBytes = 120;
 
 struct LabelTable {
   std::atomic<u32> count;
-  char names[kMaxLabels][kLabelBytes];  // written before `count` covers them
+  u64 keys[kMaxLabels];  // both written before `count` covers them
+  char names[kMaxLabels][kLabelBytes];
 };
 
 // One process's hand on its table. Not thread-safe.
@@ -35,6 +36,7 @@ class Labels {
     if (const u32 known = find(key)) return known;
     const u32 index = table_->count.load(std::memory_order_relaxed);
     if (index == kMaxLabels) return 0;
+    table_->keys[index] = key;
     char* to = table_->names[index];
     const std::size_t size = std::min(name.size(), kLabelBytes - 1);
     std::memcpy(to, name.data(), size);
@@ -53,6 +55,13 @@ class Labels {
 inline std::string_view label_name(const LabelTable& table, u32 index) {
   if (index == 0 || index >= table.count.load(std::memory_order_acquire)) return {};
   return table.names[index];
+}
+
+inline std::string_view label_name_of(const LabelTable& table, u64 key) {
+  const u32 count = table.count.load(std::memory_order_acquire);
+  for (u32 i = 1; i < count; ++i)
+    if (table.keys[i] == key) return table.names[i];
+  return {};
 }
 
 }  // namespace skate

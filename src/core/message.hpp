@@ -69,6 +69,7 @@ enum class DeathCause : u32 {
   kConstructorFailed,
   kActorExit,   // it ended itself
   kOwnerEnded,  // the process that had created it ended
+  kOutOfMemory = 16,  // ended by the memory monitor
 };
 
 struct Failure {
@@ -217,5 +218,6 @@ constexpr u16 kConstructor = 4;        // the call that makes the actor
 constexpr u16 kLeased = 8;             // tell the supervisor when it is done
 constexpr u16 kOutOfOrder = 16;        // need not wait for earlier calls of the caller
 constexpr u16 kRestartable = 32;       // with kConstructor: keep what it needs
+constexpr u16 kMayRetry = 1U << 15;    // if its worker dies
 
 }  // namespace skate

@@ -439,6 +439,7 @@ class Node {
   enum class Wake : u8 { kNow, kUnlessBusy };
   void wake_for_work(Wake when = Wake::kNow);
   void set_state(ProcState state);
+  void note_task(const TaskHeader& header);
 
   std::mutex mu_;
   std::condition_variable followers_cv_;

@@ -144,7 +144,8 @@ void Node::flush_backlog() {
 const std::string& Node::encode(Task* task, std::size_t limit) {
   task->header.args_size = static_cast<u32>(task->args.size());
   task->header.num_deps = static_cast<u16>(task->deps.size());
-  task->header.flags &= ~kBodyInBlock;
+  task->header.flags &= ~(kBodyInBlock | kMayRetry);
+  if (task->retries != 0) task->header.flags |= kMayRetry;
   scratch_.clear();
   Writer writer(scratch_);
   writer.pod(task->header);

@@ -27,6 +27,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
       out = std::move(*call);
       incoming_.erase(call);
       me_->task_attempt.store(out.header.attempt, std::memory_order_relaxed);
+      note_task(out.header);
       me_->task_id.store(out.header.task_id, std::memory_order_release);
       set_state(ProcState::kRunning);
       return WaitResult::kReady;
@@ -162,6 +163,15 @@ void Node::hand_over(const Location& block, ProcId owner) {
   arena_.set_owner(block.offset, owner);
 }
 
+void Node::note_task(const TaskHeader& header) {
+  if (session_->watch_memory == 0) return;
+  // A method call has no function here, nor has a constructor: actors are left alone.
+  const bool is_actors = (header.flags & kConstructor) != 0;
+  me_->task_function.store(is_actors ? 0 : header.function_id, std::memory_order_relaxed);
+  me_->task_flags.store(header.flags, std::memory_order_relaxed);
+  me_->task_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+}
+
 void Node::set_state(ProcState state) {
   const u8 byte = static_cast<u8>(state) | (is_pool_ ? 0 : kNotPool);
   std::atomic<u8>& slot = session_->state[self_.index];
@@ -224,6 +234,7 @@ bool Node::claim(Incoming& out) {
           std::memcpy(&header, task, sizeof header);
           me_->task_id.store(0, std::memory_order_relaxed);
           me_->task_attempt.store(header.attempt, std::memory_order_release);
+          note_task(header);
           me_->task_id.store(header.task_id, std::memory_order_release);
         });
     if (size != 0) {

@@ -125,7 +125,7 @@ class Node:
     def next_task(self) -> Call | None: ...
 
     def name_function(self, function: int, name: str) -> None:
-        """What the trace calls an exported function."""
+        """What the trace, and a full store, call an exported function."""
 
     def name_actor(self, actor: int, title: str) -> None:
         """What the trace calls an actor's class."""
@@ -141,6 +141,9 @@ class Node:
     def catch_up(self) -> None: ...
 
     def stop_serving(self) -> None: ...
+
+    def name_process(self, name: str) -> None:
+        """What made its blocks that no function or line is known for."""
 
     def report_blocking(self, on: bool) -> None: ...
 
@@ -167,6 +170,9 @@ class Node:
     def closed(self) -> bool: ...
 
     @property
+    def store_limit(self) -> int: ...
+
+    @property
     def engine_died(self) -> bool: ...
 
     def close(self) -> None: ...
@@ -180,7 +186,7 @@ class Control:
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
-    def __init__(self, *, num_cpus: int, num_cores: int, store_limit: int, arena_bytes: int, spin_ns: int, spin_busy_ns: int, session_id: str) -> None: ...
+    def __init__(self, *, num_cpus: int, num_cores: int, store_limit: int, arena_bytes: int, spill_limit: int, watch_memory: bool, spin_ns: int, spin_busy_ns: int, session_id: str) -> None: ...
 
     @property
     def session_fd(self) -> int: ...
@@ -193,6 +199,9 @@ class Control:
     def prepare(self, index: int, epoch: int, is_pool: bool, title: str) -> None: ...
 
     def mark_dead(self, index: int, epoch: int) -> None: ...
+
+    def running_tasks(self) -> list[tuple[int, str, int, bool]]:
+        """Process id, name, start and whether it may be tried again, of each."""
 
     def retire(self, index: int) -> None: ...
 

@@ -5,6 +5,7 @@
     SkateError
     |-- TaskError                  user code raised; also of the user's exception type
     |-- WorkerCrashedError         the process that ran a task ended
+    |   `-- OutOfMemoryError       (MemoryError) the memory monitor ended it
     |-- ActorError
     |   |-- ActorDiedError         the actor is gone, for good
     |   `-- ActorUnavailableError  the actor cannot be reached now
@@ -52,6 +53,7 @@ __all__ = [
     "ObjectLostError",
     "ObjectStoreFullError",
     "OutOfDiskError",
+    "OutOfMemoryError",
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
     "PerformanceAdvice",
@@ -205,6 +207,10 @@ def _dual_instance(cause: BaseException) -> TaskError | None:
 
 class WorkerCrashedError(SkateError):
     """The process that ran the task ended, more often than ``max_retries`` allows."""
+
+
+class OutOfMemoryError(WorkerCrashedError, MemoryError):
+    """The memory monitor ended the task, more often than ``max_retries`` allows."""
 
 
 class ActorError(SkateError):

@@ -178,9 +178,7 @@ def end(how: str) -> None:
     ("how", "said"),
     [("exit", "status 7"), ("segfault", "SIGSEGV"), ("abort", "SIGABRT")],
 )
-def test_a_worker_that_ends_is_named_by_how(
-    session: None, how: str, said: str
-) -> None:
+def test_a_worker_that_ends_is_named_by_how(session: None, how: str, said: str) -> None:
     with pytest.raises(WorkerCrashedError, match=said):
         skate.get(end.remote(how), timeout=60)
     assert skate.get(echo.remote(1), timeout=60)[0] == 1
@@ -192,8 +190,12 @@ def test_a_stopped_worker_does_not_hold_up_messages_to_others(session: None) -> 
     skate.get(other.add.remote())
     os.kill(pid, signal.SIGSTOP)
     try:
-        waiting = [stopped.add.remote() for _ in range(2000)]  # more than its ring holds
-        assert skate.get([other.add.remote() for _ in range(100)], timeout=60)[-1] == 101
+        waiting = [
+            stopped.add.remote() for _ in range(2000)
+        ]  # more than its ring holds
+        assert (
+            skate.get([other.add.remote() for _ in range(100)], timeout=60)[-1] == 101
+        )
         assert skate.get(echo.remote(1), timeout=60)[0] == 1
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -209,7 +211,9 @@ def test_one_core_is_enough() -> None:
 
         @skate.remote
         def fib(n):
-            return n if n < 2 else sum(skate.get([fib.remote(n - 1), fib.remote(n - 2)]))
+            if n < 2:
+                return n
+            return sum(skate.get([fib.remote(n - 1), fib.remote(n - 2)]))
 
         @skate.remote
         class Counter:
@@ -242,7 +246,7 @@ def test_thousands_of_open_refs(session: None) -> None:
     assert len(skate.wait(refs, num_returns=20_000)[0]) == 20_000
 
 
-# Limits of the machine -----------------------------------------------------------------
+# Limits of the machine --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -309,6 +313,44 @@ def test_a_memory_limit_is_respected_and_survived(cgroup: Any) -> None:
         print(skate.get(modest.remote()))
     """
     assert run(program, cgroup=[folder]) == "True\nTrue\n1\n"
+
+
+def test_the_memory_monitor_ends_the_newest_task_and_names_it(cgroup: Any) -> None:
+    folder = cgroup("memory", limit_in_bytes=str(1000 * MIB))
+    program = """
+        import os, threading
+        os.environ["SKATE_MEMORY_MONITOR"] = "0.6"
+        import skate
+        from skate.exceptions import OutOfMemoryError, WorkerCrashedError
+
+        @skate.remote(max_retries=0)
+        def old():
+            threading.Event().wait(2)
+            return "old"
+
+        @skate.remote(max_retries=1)
+        def hog():
+            kept = bytearray(os.urandom(1)) * (700 << 20)
+            threading.Event().wait(60)
+
+        @skate.remote
+        class Actor:
+            def ready(self):
+                return "actor"
+
+        skate.init("embedded", num_cpus=2)
+        actor = Actor.remote()
+        first = old.remote()
+        try:
+            skate.get(hog.remote())
+        except OutOfMemoryError as error:
+            text = str(error)
+            size = int(text.split(" MiB")[0].rpartition(" ")[2])
+            print("task hog was ended" in text, 300 < size < 1000)
+            print(isinstance(error, (WorkerCrashedError, MemoryError)))
+        print(skate.get(first), skate.get(actor.ready.remote()))
+    """
+    assert run(program, cgroup=[folder]) == "True True\nTrue\nold actor\n"
 
 
 # Clocks -----------------------------------------------------------------------------

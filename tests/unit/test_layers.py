@@ -25,6 +25,7 @@ SHARED = {
     *CONTRACT,
     "engine.serialize",
     "engine.futures",
+    "engine.limits",
     "engine.timeline",
     "engine.advice",
 }

@@ -1,7 +1,7 @@
 """What this process may use of the machine: its affinity, and the cgroups above it.
 
-Both versions of cgroups are read. A limit of any group from this process's own up to the
-root counts; in a container, the root is the container's.
+Both versions of cgroups are read. A limit of any group from this process's own up to
+the root counts; in a container, the root is the container's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def usable_cpus() -> int:
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """How many CPUs the cgroups allow to be used at a time; None: as many as there are."""
+    """How many CPUs the cgroups allow to be used at a time; None: all there are."""
     quotas = []
     for version, folder in _folders("cpu", root):
         if version == 2:

@@ -71,7 +71,7 @@ class ActorProcess:
             code: ActorCode = loaded
             self._name = code.name.rpartition(".")[2]
             self._worker.title = code.name
-            self._node.name_process(f"actor {code.name}")
+            self.node.name_process(f"actor {code.name}")
             name = f"{code.name}.__init__"
             args, kwargs = call.arguments()
             context = (call.task_id, self._actor_id, name)

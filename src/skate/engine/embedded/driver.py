@@ -14,7 +14,7 @@ from typing import Any
 from ...exceptions import EngineError
 from .. import limits
 from ..protocol import EngineConfig
-from . import leftovers, spilling, wire
+from . import leftovers, memory_monitor, spilling, wire
 from .output import Printer
 from .terminal import Terminal
 
@@ -127,15 +127,14 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     store = config.object_store_memory or int(limits.memory_bytes() * _MEMORY_SHARE)
     spill = spilling.choose()
+    memory_threshold = memory_monitor.threshold()
     totals = {"CPU": float(config.num_cpus)}
     if config.num_gpus:
         totals["GPU"] = float(config.num_gpus)
     totals.update(config.resources)
     # Under a quota, what is spent on spinning is missing afterwards.
     spins = (
-        cores > 1
-        and limits.cpu_quota() is None
-        and os.environ.get("SKATE_SPIN") != "0"
+        cores > 1 and limits.cpu_quota() is None and os.environ.get("SKATE_SPIN") != "0"
     )
     return {
         "driver_pid": os.getpid(),
@@ -143,6 +142,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
         "config": config,
         "totals": totals,
         "spill_directory": spill.directory,
+        "memory_threshold": memory_threshold,
         "python_flags": _python_flags(),
         "sys_path": [os.path.abspath(p) if p else os.getcwd() for p in sys.path],
         "preload": list(config.preload),
@@ -152,6 +152,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
             "store_limit": store,
             "arena_bytes": _arena_bytes(store, spill.limit),
             "spill_limit": spill.limit,
+            "watch_memory": memory_threshold is not None,
             "spin_ns": _SPIN_NS if spins else 0,
             "spin_busy_ns": _SPIN_BUSY_NS if spins else 0,
             "session_id": session_id,

@@ -24,6 +24,7 @@ from ...exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ObjectLostError,
+    OutOfMemoryError,
     OwnerDiedError,
     PendingCallsLimitExceeded,
     ResourceError,
@@ -458,6 +459,13 @@ class EmbeddedEngine:
     def _failure(self, error: int, cause: int, detail: int) -> SkateError:
         """The exception for what the core reports in numbers."""
         how = _how_it_ended(cause, detail)
+        if error == _WORKER_CRASHED and cause == Cause.OUT_OF_MEMORY:
+            text = self._ask("note", detail & 0xFFFF, detail >> 16)
+            return OutOfMemoryError(
+                f"{text} Its max_retries are used up. Give it less to do at a time, "
+                "run fewer such tasks at once (num_cpus), or raise "
+                "SKATE_MEMORY_MONITOR."
+            )
         if error == _WORKER_CRASHED:
             return WorkerCrashedError(
                 f"the worker that ran this task died: {how}, and max_retries are used "

@@ -28,3 +28,4 @@ class Cause(IntEnum):
     CONSTRUCTOR_FAILED = 5  # detail: the process, for the text that it left
     ACTOR_EXIT = 6
     OWNER_ENDED = 7
+    OUT_OF_MEMORY = 16  # detail: as above

@@ -19,13 +19,15 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ... import _core
 from ..._placement import GroupInfo, lends
-from . import boot, spilling, wire
+from .. import limits
+from . import boot, memory_monitor, spilling, wire
 from . import lifecycle as life
 from .actors import ActorRequest, Name
 from .lifecycle import Lifecycle
@@ -82,7 +84,9 @@ class Supervisor:
         self._spill_files: dict[Proc, int] = {}  # they outlive their processes
         self._groups: dict[str, _Group] = {}
         self._placements: dict[str, GroupInfo] = {}
-        self._notes: dict[Proc, str] = {}  # why constructors failed
+        self._notes: dict[Proc, str] = {}  # why constructors failed, tasks were ended
+        self._memory_threshold: float | None = settings["memory_threshold"]
+        self._next_look_at_memory = 0.0
         self._running = True
         self._unsent = 0
         self._zygote_failures = 0
@@ -125,14 +129,51 @@ class Supervisor:
             # One worker is made ahead: most drivers want one soon.
             self._do(self._life.handle(life.WorkerWanted(active=0, starting=False)))
             while self._running:
-                for key, _ in self._selector.select(_FLUSH_S if self._unsent else None):
+                for key, _ in self._selector.select(self._pause()):
                     # One event may have closed what the next is about.
                     if self._selector.get_map().get(key.fd) is key:
                         key.data()
                 if self._unsent:
                     self._unsent = self._control.flush()
+                if self._memory_threshold is not None:
+                    self._watch_memory(self._memory_threshold)
         finally:
             self._end_all()
+
+    def _pause(self) -> float | None:
+        if self._unsent:
+            return _FLUSH_S
+        return None if self._memory_threshold is None else memory_monitor.PERIOD_S
+
+    def _watch_memory(self, threshold: float) -> None:
+        """End a task if memory is short, and no other while that one is ending."""
+        now = time.monotonic()
+        if now < self._next_look_at_memory:
+            return
+        self._next_look_at_memory = now + memory_monitor.PERIOD_S
+        by_pid = {p.pid: p for p in self._processes.values() if p.pid}
+        dying = any(p.killed_for == Cause.OUT_OF_MEMORY for p in by_pid.values())
+        if dying or limits.memory_use() <= threshold:
+            return
+        running = [
+            memory_monitor.RunningTask(pid, name, since, may_retry)
+            for pid, name, since, may_retry in self._control.running_tasks()
+            if pid in by_pid
+        ]
+        victim = memory_monitor.choose(running)
+        if victim is None:
+            return
+        text = memory_monitor.describe(victim, threshold)
+        print(f"skate: {text}", file=sys.stderr, flush=True)
+        process = by_pid[victim.pid]
+        process.killed_for = Cause.OUT_OF_MEMORY
+        self._note(process.proc, text)
+        _kill(process.pid)
+
+    def _note(self, proc: Proc, text: str) -> None:
+        self._notes[proc] = text
+        if len(self._notes) > _MAX_NOTES:
+            self._notes.pop(next(iter(self._notes)))
 
     def _end_all(self) -> None:
         """Kill and reap everything that was started, and what that left behind."""
@@ -232,7 +273,7 @@ class Supervisor:
         proc = process.proc
         self._read_last_words(process)
         cause = process.cause or process.killed_for or cause
-        if cause == Cause.CONSTRUCTOR_FAILED:
+        if cause in (Cause.CONSTRUCTOR_FAILED, Cause.OUT_OF_MEMORY):
             detail = proc.index | proc.epoch << 16
         del self._processes[proc]
         for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
@@ -397,9 +438,7 @@ class Supervisor:
                 process.cause = cause
             case ("constructor_failed", text):
                 process.cause = Cause.CONSTRUCTOR_FAILED
-                self._notes[process.proc] = text
-                if len(self._notes) > _MAX_NOTES:
-                    self._notes.pop(next(iter(self._notes)))
+                self._note(process.proc, text)
             case ("leave_group", name):
                 group = self._groups.get(name)
                 if group is not None:
