@@ -176,8 +176,7 @@ std::vector<ObjectId> ids_of(nb::handle refs) {
         static_cast<int>(value.failure.cause),
         static_cast<long long>(value.failure.detail)));
   } else {
-    nb::object bytes = nb::steal(decode(node, value, id, false));
-    error = nb::steal(PyObject_CallOneArg(g_callbacks.load_error, bytes.ptr()));
+    error = nb::steal(decode(node, value, id, false, g_callbacks.load_error));
   }
   if (!error.is_valid()) throw nb::python_error();
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
@@ -445,16 +444,25 @@ u32 label_of_task(Node& node, u64 function, std::string_view name) {
   return known != 0 ? known : trace.add(key, name);
 }
 
-// `name` is what the worker calls the task, if not by its function's name.
+// A negative number of returns: the task's items are streamed.
+void set_returns(Task& task, i32 num_returns, u32 window) {
+  task.header.num_returns = static_cast<u16>(num_returns < 0 ? 1 : num_returns);
+  if (num_returns < 0) task.header.flags |= kStreaming;
+  task.header.window = window;
+}
+
+// `name` is what the worker calls the task, if not by its function's name. `parent` is the
+// task that calls, where this process runs several at once.
 nb::list submit(Node& node, u64 function, bool holds_refs, const std::string& name,
-                nb::tuple args, nb::dict kwargs, u16 num_returns, i32 max_retries,
-                nb::handle resources) {
+                nb::tuple args, nb::dict kwargs, i32 num_returns, i32 max_retries,
+                nb::handle resources, u32 window, u64 parent) {
   check_alive(node);
   Task* task = node.new_task();
   set_function(node, *task, function, holds_refs);
-  task->header.num_returns = num_returns;
+  set_returns(*task, num_returns, window);
   task->retries = max_retries;
   task->label = label_of_task(node, function, name);
+  task->parent = parent;
   if (!resources.is_none()) {
     task->route = Task::Route::kLease;
     nb::bytes bytes = nb::borrow<nb::bytes>(resources);
@@ -511,11 +519,12 @@ void hand_to_driver(Node& node, nb::handle actor, u16 index, u16 epoch, u64 code
 }
 
 nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
-                    nb::tuple args, nb::dict kwargs, u16 num_returns, u16 group,
-                    i32 max_retries, bool out_of_order) {
+                    nb::tuple args, nb::dict kwargs, i32 num_returns, u16 group,
+                    i32 max_retries, bool out_of_order, u32 window, u64 parent) {
   check_alive(node);
   Task* task = new_call(node, actor);
-  task->header.num_returns = num_returns;
+  set_returns(*task, num_returns, window);
+  task->parent = parent;
   task->label = node.trace().label_of_call(task->actor.bits, method);
   task->header.group = group;
   task->retries = max_retries;
@@ -620,7 +629,69 @@ class Call {
     values_.clear();
   }
 
-  void fail(nb::bytes error) {
+  // What `function` returns. While it runs, skate.cancel may raise KeyboardInterrupt in it.
+  nb::object run(nb::handle function, nb::handle args, nb::handle kwargs) {
+    if (!node_.begin_user_code()) {
+      PyErr_SetNone(PyExc_KeyboardInterrupt);
+      throw nb::python_error();
+    }
+    PyObject* result = PyObject_Call(function.ptr(), args.ptr(), kwargs.ptr());
+    node_.end_user_code();
+    if (result == nullptr) throw nb::python_error();
+    return nb::steal(result);
+  }
+
+  // Sends the items of `generator` until it ends, or nobody reads them any more: then it is
+  // closed. With `interruptible`, skate.cancel may raise KeyboardInterrupt in it.
+  void stream(nb::object generator, bool interruptible) {
+    for (;;) {
+      nb::object item = advance(generator, interruptible);
+      if (!item.is_valid()) return;
+      bool open;
+      try {
+        open = send_item(item);
+        item.reset();
+        bool cancelled = !interruptible && this->cancelled();
+        if (open && !cancelled && !has_room())
+          wait_patiently([&] {
+            return node_.wait_room(task_, num_items_, interruptible, open, cancelled);
+          });
+        if (cancelled && !interruptible) {
+          PyErr_SetNone(PyExc_KeyboardInterrupt);
+          throw nb::python_error();
+        }
+      } catch (nb::python_error& error) {
+        close(generator, interruptible);
+        PyErr_Clear();  // the first error is the one to tell
+        throw;
+      }
+      if (open) continue;
+      if (!close(generator, interruptible)) throw nb::python_error();
+      return;
+    }
+  }
+
+  // Sends one item. False: nobody will read it, nor any later one.
+  bool send_item(nb::handle item) {
+    return guarded([&] {
+      std::vector<Value> value;
+      Encoder encoder(node_);
+      encoder.encode(item.ptr());
+      value.push_back(encoder.finish(task_.owner));
+      return node_.send_item(task_, num_items_++, value);
+    });
+  }
+
+  // Whether the next item may be made now.
+  bool has_room() { return task_.header.window == 0 || node_.has_room(task_, num_items_); }
+
+  // 0: a call; 1: it was cancelled; 2: its items were read.
+  int notice() const { return static_cast<int>(task_.notice); }
+  bool cancelled() { return node_.is_cancelled(task_.header.task_id); }
+  void fail_cancelled() { node_.finish_cancelled(task_); }
+
+  // `refs` are inside of the error; `retryable`: the task should be tried again.
+  void fail(nb::bytes error, nb::list refs, bool retryable) {
     guarded([&] {
       // One each: every return frees its own.
       std::vector<Value> values;
@@ -629,12 +700,45 @@ class Call {
         encoder.encode(error.ptr());
         values.push_back(encoder.finish(task_.owner, true));
         values.back().is_error = true;
+        for (nb::handle ref : refs) {
+          const ObjectId id = id_of(ref.ptr());
+          node_.acquire(id);
+          values.back().contained.push_back({id.bits, id});
+        }
       }
-      node_.finish_task(task_, values);
+      node_.finish_task(task_, values, retryable);
     });
   }
 
  private:
+  // The next item; nothing at the end. If the task was cancelled while the generator
+  // waited at a yield, KeyboardInterrupt is raised there.
+  nb::object advance(nb::handle generator, bool interruptible) {
+    bool interrupted = false;
+    if (interruptible && !node_.begin_user_code()) {
+      interrupted = true;
+      node_.begin_user_code();
+    }
+    PyObject* item = interrupted ? PyObject_CallMethod(generator.ptr(), "throw", "O",
+                                                       PyExc_KeyboardInterrupt)
+                                 : PyIter_Next(generator.ptr());
+    if (interruptible) node_.end_user_code();
+    if (item != nullptr) return nb::steal(item);
+    if (PyErr_Occurred() == nullptr) return nb::object();
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration)) throw nb::python_error();
+    PyErr_Clear();
+    return nb::object();
+  }
+
+  // False: it raised.
+  bool close(nb::handle generator, bool interruptible) {
+    if (interruptible) node_.begin_user_code();
+    PyObject* none = PyObject_CallMethod(generator.ptr(), "close", nullptr);
+    if (interruptible) node_.end_user_code();
+    Py_XDECREF(none);
+    return none != nullptr;
+  }
+
   struct Dependency {
     ObjectId id;
     Value value;
@@ -684,6 +788,7 @@ class Call {
   Incoming task_;
   std::vector<Dependency> dependencies_;
   std::vector<Value> values_;
+  u64 num_items_ = 0;
 };
 
 nb::object next_task(Node& node) {
@@ -837,7 +942,23 @@ void bind_node(nb::module_& m) {
       .def("encode", &Call::encode, "results"_a,
            nb::sig("def encode(self, results: list[Any]) -> None"))
       .def("send", &Call::send)
-      .def("fail", &Call::fail, "error"_a);
+      .def("run", &Call::run, "function"_a, "args"_a, "kwargs"_a,
+           nb::sig("def run(self, function: Any, args: tuple[Any, ...], "
+                   "kwargs: dict[str, Any]) -> Any"))
+      .def("stream", &Call::stream, "generator"_a, "interruptible"_a,
+           nb::sig("def stream(self, generator: Generator[Any, None, None], "
+                   "interruptible: bool) -> None"))
+      .def("send_item", &Call::send_item, "item"_a.none(),
+           nb::sig("def send_item(self, item: Any) -> bool"))
+      .def("has_room", &Call::has_room)
+      .def_prop_ro("notice", &Call::notice)
+      .def_prop_ro("is_streaming",
+                   [](const Call& c) { return (c.header().flags & kStreaming) != 0; })
+      .def_prop_ro("cancelled", &Call::cancelled)
+      .def("fail_cancelled", &Call::fail_cancelled)
+      .def("fail", &Call::fail, "error"_a, "refs"_a, "retryable"_a,
+           nb::sig("def fail(self, error: bytes, refs: list[ObjectRef[Any]], "
+                   "retryable: bool) -> None"));
 
   nb::class_<Node>(m, "Node", "One process of the engine; see src/core/node.hpp.")
       .def(
@@ -873,10 +994,11 @@ void bind_node(nb::module_& m) {
                   "-> numpy.ndarray"))
       .def("submit", &submit, "function"_a, "holds_refs"_a, "name"_a, "args"_a,
            "kwargs"_a, "num_returns"_a, "max_retries"_a, "resources"_a.none(),
+           "window"_a, "parent"_a,
            nb::sig("def submit(self, function: int, holds_refs: bool, name: str, "
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
-                   "max_retries: int, resources: bytes | None) "
-                   "-> list[ObjectRef[Any]]"))
+                   "max_retries: int, resources: bytes | None, window: int, "
+                   "parent: int) -> list[ObjectRef[Any]]"))
       .def("construct_actor", &construct_actor, "actor"_a, "code"_a, "holds_refs"_a,
            "restartable"_a, "args"_a, "kwargs"_a,
            nb::sig("def construct_actor(self, actor: ActorRef, code: int, "
@@ -907,11 +1029,12 @@ void bind_node(nb::module_& m) {
           },
           "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a,
+           "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a, "window"_a,
+           "parent"_a,
            nb::sig("def call_actor(self, actor: ActorRef, method: str, "
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
-                   "group: int, max_retries: int, out_of_order: bool) "
-                   "-> list[ObjectRef[Any]]"))
+                   "group: int, max_retries: int, out_of_order: bool, window: int, "
+                   "parent: int) -> list[ObjectRef[Any]]"))
       .def(
           "unanswered_calls",
           [](Node& node, nb::handle actor) {
@@ -1007,6 +1130,70 @@ void bind_node(nb::module_& m) {
           [](Node& node, const std::string& name) { node.set_default_label(name); },
           "name"_a,
            "What made its blocks that no function or line is known for.")
+      .def(
+          "next_item",
+          [](Node& node, u64 task, std::optional<double> timeout) -> nb::object {
+            check_alive(node);
+            const i64 deadline = deadline_of(timeout);
+            ObjectId item;
+            NextItem next = NextItem::kEnd;
+            const WaitResult result = wait_patiently(
+                [&] { return node.next_item({task}, item, next, deadline); });
+            if (result == WaitResult::kTimeout)
+              raise_named("GetTimeoutError",
+                          "the next item of the stream did not come in time. Its task goes "
+                          "on; ask again, or wait longer.");
+            if (next == NextItem::kEnd) return nb::none();
+            return guarded([&] { return take_ref(codec_types().object_ref, item); });
+          },
+          "task"_a, "timeout"_a.none(), "The next item of a stream, or None at its end.",
+          nb::sig("def next_item(self, task: int, timeout: float | None) "
+                  "-> ObjectRef[Any] | None"))
+      .def(
+          "peek_item",
+          [](Node& node, u64 task) {
+            check_alive(node);
+            return guarded([&] {
+              return take_ref(codec_types().object_ref, node.peek_item({task}));
+            });
+          },
+          "task"_a, "A ref that is ready once next_item does not block.",
+          nb::sig("def peek_item(self, task: int) -> ObjectRef[Any]"))
+      .def(
+          "look_at_stream",
+          [](Node& node, u64 task) {
+            check_alive(node);
+            return static_cast<int>(node.look_at_stream({task}));
+          },
+          "task"_a, "0: an item is there; 1: it has ended; 2: neither.")
+      .def(
+          "close_stream",
+          [](Node& node, u64 task) {
+            if (!Node::in_forked_child() && !node.stopping()) node.close_stream({task});
+          },
+          "task"_a)
+      .def(
+          "cancel",
+          [](Node& node, nb::handle ref, bool force, bool recursive) {
+            check_alive(node);
+            return guarded([&] { return node.cancel(id_of(ref.ptr()), force, recursive); });
+          },
+          "ref"_a, "force"_a, "recursive"_a,
+          "False: it is a call of an actor, which is not to be killed.",
+          nb::sig("def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) "
+                  "-> bool"))
+      .def("is_cancelled", &Node::is_cancelled, "task"_a)
+      .def("interrupt_by", &Node::interrupt_by, "signal"_a)
+      .def("take_interrupt", &Node::take_interrupt)
+      .def("postpone_interrupt", &Node::postpone_interrupt)
+      .def("want_notices", &Node::want_notices)
+      .def(
+          "wait_sent",
+          [](Node& node, double timeout) {
+            nb::gil_scoped_release release;
+            node.wait_sent(deadline_of(timeout));
+          },
+          "timeout"_a, "Wait until all that was said to others has been sent.")
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",

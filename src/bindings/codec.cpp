@@ -836,12 +836,9 @@ ObjectId current_id(u64 token) {
   return {token};
 }
 
-PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable) {
-  // Almost always a ref still has the name it had when the value was encoded.
-  const bool renamed =
-      std::any_of(value.contained.begin(), value.contained.end(),
-                  [](const Contained& ref) { return ref.token != ref.id.bits; });
-  const ContainedScope scope(renamed ? &value.contained : nullptr);
+namespace {
+
+PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writable) {
   if (value.kind == Value::Kind::kInline)
     return decode_bytes(node,
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
@@ -874,6 +871,21 @@ PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable) {
   keeper->pin = view.pin;
   keeper->copy = view.copy.release();
   return decode_bytes(node, bytes, value.block.size, block.get(), writable);
+}
+
+}  // namespace
+
+PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable,
+                 PyObject* convert) {
+  // Almost always a ref still has the name it had when the value was encoded.
+  const bool renamed =
+      std::any_of(value.contained.begin(), value.contained.end(),
+                  [](const Contained& ref) { return ref.token != ref.id.bits; });
+  const ContainedScope scope(renamed ? &value.contained : nullptr);
+  PyObject* decoded = decode_stored(node, value, id, writable);
+  if (convert == nullptr) return decoded;
+  Owned bytes(decoded);
+  return checked(PyObject_CallOneArg(convert, bytes.get()));
 }
 
 }  // namespace skate

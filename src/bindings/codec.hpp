@@ -101,8 +101,10 @@ PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype);
 ObjectId current_id(u64 token);
 
 // Decodes a value. Bytes in a block are read in place and hold `id`; inline ones are
-// copied. `writable`: arrays are private copies. Throws PythonError.
-PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable);
+// copied. `writable`: arrays are private copies. `convert`, if given, makes the result out
+// of the value. Throws PythonError.
+PyObject* decode(Node& node, const Value& value, ObjectId id, bool writable,
+                 PyObject* convert = nullptr);
 PyObject* decode_bytes(Node& node, const std::byte* bytes, std::size_t size,
                        PyObject* block, bool writable);
 

@@ -13,6 +13,8 @@ namespace skate {
 
 enum class Message : u16 {
   kResult = 1,     // worker -> owner: a task's values
+  kItem,           // worker -> owner: the next item of a stream
+  kItemsRead,      // owner -> worker: how many items of a stream were read, or kNoReader
   kResultTaken,    // owner -> worker: refs inside a result are counted here now
   kCall,           // caller -> actor or leased worker: run this
   kBorrow,         // borrower -> owner: I hold this object
@@ -35,6 +37,8 @@ enum class Message : u16 {
   kDropActor,      // worker -> driver: there will be no such actor after all
   kAdoptActor,     // worker -> driver: its address, and the call that constructs it
   kActorAdopted,   // the answer: you may let go of what that call needs
+  kCancel,         // owner -> worker: end this attempt, or do not start it
+  kCancelObject,   // borrower -> owner: cancel the task that makes this object
 };
 
 // How far the forgetting of a dead process goes.
@@ -57,6 +61,7 @@ enum class SystemError : u32 {
   kActorDied,
   kOwnerDied,
   kActorUnavailable,  // its process died, and it is being restarted
+  kCancelled,  // detail: 1 if its worker was killed for it
 };
 
 // Why a process ended, as far as its supervisor knows.
@@ -210,6 +215,7 @@ struct TaskHeader {
   u16 flags;
   u16 group;  // an actor's concurrency group; 0: none
   u32 args_size;
+  u32 window;  // streaming: items that may wait to be read before it pauses; 0: any
 };
 
 constexpr u16 kBodyInBlock = 1;        // a Location follows instead of the body
@@ -219,5 +225,16 @@ constexpr u16 kLeased = 8;             // tell the supervisor when it is done
 constexpr u16 kOutOfOrder = 16;        // need not wait for earlier calls of the caller
 constexpr u16 kRestartable = 32;       // with kConstructor: keep what it needs
 constexpr u16 kMayRetry = 1U << 15;    // if its worker dies
+constexpr u16 kStreaming = 64;         // its items are sent one by one, as they are made
+
+// In kItemsRead: the program has dropped the stream.
+constexpr u64 kNoReader = ~0ULL;
+
+// In kResult: the error is one after which the task should be tried again.
+constexpr u8 kRetryable = 1;
+
+// In kCancel and kCancelObject.
+constexpr u8 kForce = 1;      // end the worker
+constexpr u8 kRecursive = 2;  // what the task has submitted, too
 
 }  // namespace skate

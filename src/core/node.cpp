@@ -153,6 +153,11 @@ bool Node::look_for_supervisor() {
   return false;
 }
 
+WaitResult Node::wait_sent(i64 deadline_ns) {
+  Lock lock(mu_);
+  return wait(lock, deadline_ns, [&] { return unsent_ == 0; });
+}
+
 void Node::announce() {
   if (!resolved_) return;
   resolved_ = false;
@@ -325,6 +330,10 @@ void Node::housekeep() {
       if (queued && !first_look && !(watching && now.is_brisk_after(last)))
         wake_for_work();
       last = now;
+      if (interrupt_later_.exchange(false)) {
+        interrupt();
+        pause = kWatchdogFirst;
+      }
       if (needs_attention() && !leader_) level = kAsleepAny;
       pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : idle_pause;
       // Under the lock: a thread that submits a task meanwhile changes what concerns us.

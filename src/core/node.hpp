@@ -13,6 +13,8 @@
 // does it free.
 #pragma once
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -104,6 +106,9 @@ struct Task {
   Peer* target = nullptr;   // kLease, kActor: where it was sent
   u32 flight = 0;           // its place in target->in_flight
   u32 label = 0;            // in the trace
+  u64 parent = 0;           // the task that submitted it
+  bool cancelled = false;   // it is not tried again
+  bool killed = false;      // ... and its worker was ended for that
 
   void reset();  // for the next task: buffers keep their capacity
 };
@@ -114,12 +119,35 @@ struct Watch {
   std::unordered_set<u64> pending;  // objects that it waits for, and holds
 };
 
+// The items of a streaming task of this process's, as far as they were not read yet.
+struct Stream {
+  std::deque<ObjectId> items;  // in order; only the last may lack a value
+  u64 received = 0;            // items that have come, ever
+  u64 taken = 0;               // items that the program has read, ever
+  bool ended = false;
+  bool failed = false;         // the task's own object holds the error, ...
+  bool error_taken = false;    // which the program reads as the last item
+  // Of the attempt that sent the last item; it must hear how many were read.
+  ProcId producer;
+  u32 attempt = 0;
+};
+
+enum class NextItem : u8 { kItem, kEnd, kNotYet };
+
+// A stream that this worker makes items for.
+struct Production {
+  u32 attempt = 0;
+  u64 read = 0;  // as far as its owner has said, or kNoReader
+};
+
 // What a worker was given to run.
 struct Incoming {
   ProcId owner;
   TaskHeader header{};
   std::string body;  // arguments and dependencies, copied out of shared memory
   Trace::Running running;
+  // Something to know about a task that was given out earlier, not a task.
+  enum class Notice : u8 { kNone, kCancelled, kItemsRead } notice = Notice::kNone;
 };
 
 // A message that waits for room.
@@ -238,8 +266,12 @@ class Node {
 
   // A worker's side. next_task blocks: kReady, or kInterrupted, or kEngineDied (stop).
   WaitResult next_task(Incoming& out, i64 deadline_ns);
-  // Sends the values; takes the counts in their `contained`.
-  void finish_task(const Incoming& task, std::vector<Value>& values);
+  // Sends the values; takes the counts in their `contained`. `retryable`: they are an
+  // error after which the task should be tried again.
+  void finish_task(const Incoming& task, std::vector<Value>& values,
+                   bool retryable = false);
+  // The same for a task that was cancelled.
+  void finish_cancelled(const Incoming& task);
   void discard(std::vector<Value>& values);  // instead of sending them
   // `owner` decides from now on when the block is freed.
   void hand_over(const Location& block, ProcId owner);
@@ -250,6 +282,48 @@ class Node {
   bool engine_died() const { return engine_died_.load(std::memory_order_relaxed); }
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
+  // Waits until everything that was said to others has left this process.
+  WaitResult wait_sent(i64 deadline_ns);
+
+  // Streams: the reader's side ----------------------------------------------------
+  // `task` names the object that holds a streaming task's end. The next item, which the
+  // caller then holds; kNotYet only at the deadline.
+  WaitResult next_item(ObjectId task, ObjectId& item, NextItem& next, i64 deadline_ns);
+  // An object that is ready once next_item does not block; the caller holds it.
+  ObjectId peek_item(ObjectId task);
+  // Whether next_item would give an item at once, and whether it would say kEnd.
+  NextItem look_at_stream(ObjectId task);
+  // Nobody reads it any more: a task that has not started is dropped, one that runs ends
+  // at its next item.
+  void close_stream(ObjectId task);
+
+  // Streams: the producer's side ---------------------------------------------------
+  // Sends item number `index`. False: nobody will read it, or any later one.
+  bool send_item(const Incoming& task, u64 index, std::vector<Value>& value);
+  // Waits until another item may be made, `made` having been sent; or until none is wanted
+  // any more, or the task is cancelled (`interruptible`: and has not been told).
+  WaitResult wait_room(const Incoming& task, u64 made, bool interruptible, bool& wanted,
+                       bool& cancelled);
+  bool has_room(const Incoming& task, u64 made);
+  // next_task also gives notices: for processes that run several calls at once.
+  void want_notices() { notices_ = true; }
+
+  // Cancelling ---------------------------------------------------------------------
+  // Ends the task that makes `id`, if it has not ended. False: refused, because it is a
+  // call of an actor and `force` is set.
+  bool cancel(ObjectId id, bool force, bool recursive);
+  // Whether this process was told to end `task_id`, which it runs.
+  bool is_cancelled(u64 task_id);
+  // Between the two, the thread that calls runs user code which may be interrupted: by
+  // `signal`, whose handler asks take_interrupt. begin_user_code is false if the task
+  // must not start at all.
+  void interrupt_by(int signal) { interrupt_signal_ = signal; }
+  bool begin_user_code();
+  void end_user_code() { interruptible_.store(false, std::memory_order_seq_cst); }
+  // True once for each request that concerns the task which runs now.
+  bool take_interrupt();
+  // Asks again a little later: the signal came where nothing may be raised.
+  void postpone_interrupt();
 
   // Watches ----------------------------------------------------------------------
   Watch* new_watch();
@@ -378,6 +452,9 @@ class Node {
   bool lives(ProcId address) const;
   void lease_granted(Reader& reader);
   void take_result(Reader& reader, ProcId from);
+  void take_values(Reader& reader, ProcId from, std::vector<Value>& values);
+  void send_values(Message kind, const Incoming& task, std::vector<Value>& values,
+                   std::string& message);
   void give_away(std::vector<Value>& values, ProcId to, std::string& message,
                  std::vector<ObjectId>& kept);
   void give_block(const Value& value, ProcId to);
@@ -388,8 +465,25 @@ class Node {
   void lose_call(Task* task, Failure failure, bool restarts);
   void actor_moved(Object& actor, const Failure& failure, ProcId successor);
   Task* take_task();
+  bool retry(Task* task);  // false: it must not be tried again
   Task* pending_task(u64 task_id);
   void unlist(Task* task);  // from target->in_flight
+
+  // Streams.
+  void take_item(Reader& reader, ProcId from);
+  void add_item(u64 task_id, u32 attempt, u64 index, Value& value, ProcId from);
+  void end_stream(u64 task_id, bool failed);
+  void tell_read(u64 task_id, u32 attempt, ProcId producer, u64 taken);
+  void items_read(u64 task_id, u32 attempt, u64 taken);
+  static NextItem next_of(const Stream& stream, const Object* first);
+
+  // Cancelling.
+  void cancel_task(Task* task, bool force, bool recursive);
+  bool withdraw(Task* task, std::optional<u32>& claimer);  // it has not been sent anywhere, or has been taken back
+  void cancel_here(u64 task_id, u32 attempt, u8 flags);
+  void cancel_children(u64 parent, bool force);
+  void send_cancelled(const Incoming& task);
+  void interrupt();
 
   // Messages.
   Peer& peer(u32 index);
@@ -495,6 +589,15 @@ class Node {
   u64 unsent_ = 0;         // messages that wait, here or there
   u64 unsent_borrows_ = 0;
   std::deque<Incoming> incoming_;
+  std::unordered_map<u64, Stream> streams_;          // until the program drops them
+  std::unordered_map<u64, Production> productions_;  // by task
+  std::unordered_set<u64> cancelled_;                // tasks that run here
+  bool notices_ = false;
+  std::atomic<u64> interrupt_for_{0};  // the task to interrupt; see begin_user_code
+  std::atomic<bool> interruptible_{false};
+  std::atomic<bool> interrupt_later_{false};
+  std::atomic<int> interrupt_signal_{0};
+  std::atomic<pthread_t> user_thread_{};
   std::string scratch_;
 
   bool leader_ = false;  // a thread sleeps or spins for all

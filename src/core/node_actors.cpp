@@ -131,6 +131,10 @@ void Node::forget_link(ObjectId actor) {
 
 // The process to which `task` was sent has died without an answer.
 void Node::lose_call(Task* task, Failure failure, bool restarts) {
+  if (task->cancelled) {
+    fail_task(task, {SystemError::kCancelled, failure.cause, 0});
+    return;
+  }
   const bool constructs = (task->header.flags & kConstructor) != 0;
   if (!restarts || (task->retries == 0 && !constructs)) {
     failure.error =

@@ -175,6 +175,28 @@ void Node::handle(Peer& from, const Record& record) {
     case Message::kResult:
       take_result(reader, from.id);
       break;
+    case Message::kItem:
+      take_item(reader, from.id);
+      break;
+    case Message::kItemsRead: {
+      const u64 task_id = reader.pod<u64>();
+      const u32 attempt = reader.pod<u32>();
+      items_read(task_id, attempt, reader.pod<u64>());
+      break;
+    }
+    case Message::kCancel: {
+      const u64 task_id = reader.pod<u64>();
+      const u32 attempt = reader.pod<u32>();
+      cancel_here(task_id, attempt, reader.pod<u8>());
+      break;
+    }
+    case Message::kCancelObject: {
+      Task* task = pending_task(reader.pod<u64>());
+      const u8 flags = reader.pod<u8>();
+      if (task != nullptr)
+        cancel_task(task, (flags & kForce) != 0, (flags & kRecursive) != 0);
+      break;
+    }
     case Message::kResultTaken:
       if (!from.untaken.empty()) {
         const std::vector<ObjectId> ids = std::move(from.untaken.front());
@@ -282,6 +304,7 @@ void Node::process_died(Reader& reader) {
     // Whoever has this index next brings a queue of its own.
     queues_[id.index].store(nullptr, std::memory_order_release);
     from.failure = failure;
+    resolved_ = true;  // a producer may wait for it to read
     const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
     std::vector<u64> lost;
     queue_.recover(id.index, [&](const std::byte* payload, u32 size) {

@@ -18,6 +18,9 @@ void Task::reset() {
   resources.clear();
   target = nullptr;
   label = 0;
+  parent = 0;
+  cancelled = false;
+  killed = false;
 }
 
 Task* Node::new_task() {
@@ -63,6 +66,8 @@ void Node::start(Task* task, std::vector<ObjectId>& out) {
     if (i < n) out.push_back(object.id);
   }
   task->header.task_id = task->returns[0].bits;
+  if (task->parent == 0) task->parent = me_->task_id.load(std::memory_order_relaxed);
+  if ((task->header.flags & kStreaming) != 0) streams_[task->header.task_id] = {};
   ++tasks_;
   trace_.submitted(task->label, task->header.task_id);
   for (ObjectId id : task->pins) {
@@ -199,7 +204,20 @@ Task* Node::pending_task(u64 task_id) {
 void Node::take_result(Reader& reader, ProcId from) {
   const u64 task_id = reader.pod<u64>();
   const u32 attempt = reader.pod<u32>();
-  std::vector<Value> values(reader.pod<u16>());
+  const bool retryable = (reader.pod<u8>() & kRetryable) != 0;
+  std::vector<Value> values;
+  take_values(reader, from, values);
+  Task* task = pending_task(task_id);
+  if (task == nullptr || task->header.attempt != attempt || (retryable && retry(task))) {
+    for (Value& value : values) free_value(value);
+  } else {
+    end_task(task, values);
+  }
+}
+
+// Reads values and counts what is in them; the other side hears that it may let go of it.
+void Node::take_values(Reader& reader, ProcId from, std::vector<Value>& values) {
+  values.resize(reader.pod<u16>());
   for (Value& value : values) reader.value(value);
   bool holds_others = false;
   // Objects that come with it are ours from now on, under names of our own.
@@ -240,12 +258,28 @@ void Node::take_result(Reader& reader, ProcId from) {
   for (ObjectId id : received) count(find(id)->value);
   // After the kBorrow messages that hold() sent.
   if (holds_others && from != self_) send(from, Message::kResultTaken, {});
-  Task* task = pending_task(task_id);
-  if (task == nullptr || task->header.attempt != attempt) {
+}
+
+// Ends `message`, which says what the values are of, with them, and sends it to the task's
+// owner. Takes the counts in their `contained`.
+void Node::send_values(Message kind, const Incoming& task, std::vector<Value>& values,
+                       std::string& message) {
+  Peer& owner = peer(task.owner.index);
+  if (owner.dead || owner.id != task.owner) {
     for (Value& value : values) free_value(value);
-  } else {
-    end_task(task, values);
+    return;
   }
+  Writer writer(message);
+  writer.pod(static_cast<u16>(values.size()));
+  for (const Value& value : values) writer.value(value);
+  // Telling arenas about new owners may send messages of its own.
+  std::vector<ObjectId> kept;
+  give_away(values, task.owner, message, kept);
+  if (!kept.empty()) {
+    for (Value& value : values) mark_shared(value);
+    owner.untaken.push_back(std::move(kept));
+  }
+  send(task.owner, kind, message);
 }
 
 // Gives `to` what only this result still holds, and what only that holds, and so on: a
@@ -364,6 +398,10 @@ void Node::end_task(Task* task, std::vector<Value>& values) {
     }
     resolve(*object);
   }
+  if ((task->header.flags & kStreaming) != 0) {
+    const Object* object = find(task->returns[0]);
+    end_stream(task->header.task_id, object != nullptr && object->value.is_error);
+  }
   for (std::size_t i = task->returns.size(); i < values.size(); ++i)
     free_value(values[i]);
   for (ObjectId id : task->returns) drop(id);
@@ -408,10 +446,15 @@ void Node::fail_task(Task* task, const Failure& failure) {
 
 // The process that ran `task` has died without a result.
 void Node::lose_task(Task* task, const Failure& failure) {
-  if (task->retries == 0) {
+  if (task->cancelled)
+    fail_task(task, {SystemError::kCancelled, failure.cause, task->killed});
+  else if (!retry(task))
     fail_task(task, failure);
-    return;
-  }
+}
+
+bool Node::retry(Task* task) {
+  if (task->route == Task::Route::kActor || task->cancelled || task->retries == 0)
+    return false;
   if (task->retries > 0) --task->retries;
   unlist(task);
   ++task->header.attempt;
@@ -423,6 +466,7 @@ void Node::lose_task(Task* task, const Failure& failure) {
     backlog_.push_front(task);  // somebody may already be waiting for it
     flush_backlog();
   }
+  return true;
 }
 
 }  // namespace skate

@@ -23,6 +23,11 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     if (call != incoming_.end()) {
       stop_idling();
+      if (call->notice != Incoming::Notice::kNone) {
+        out = std::move(*call);
+        incoming_.erase(call);
+        return WaitResult::kReady;
+      }
       constructed_ |= (call->header.flags & kConstructor) != 0;
       out = std::move(*call);
       incoming_.erase(call);
@@ -113,40 +118,34 @@ void Node::stop_idling() {
   if (followers_ != 0) followers_cv_.notify_all();
 }
 
-void Node::finish_task(const Incoming& task, std::vector<Value>& values) {
+void Node::finish_task(const Incoming& task, std::vector<Value>& values,
+                       bool retryable) {
   std::lock_guard lock(mu_);
   u64 result_bytes = 0;
   for (const Value& value : values) result_bytes += value.size();
   trace_.finished(task.running, task.header.task_id, result_bytes);
-  scratch_.clear();
-  Writer writer(scratch_);
-  writer.pod(task.header.task_id);
-  writer.pod(task.header.attempt);
-  writer.pod(static_cast<u16>(values.size()));
-  for (const Value& value : values) writer.value(value);
+  const u64 task_id = task.header.task_id;
   if (task.owner == self_) {
-    Task* own = pending_task(task.header.task_id);
+    Task* own = pending_task(task_id);
     if (own != nullptr && own->header.attempt == task.header.attempt)
       end_task(own, values);
     run_ready();
     announce();
   } else {
-    Peer& owner = peer(task.owner.index);
-    if (owner.dead || owner.id != task.owner) {
-      for (Value& value : values) free_value(value);
-    } else {
-      // Built apart: telling arenas about new owners may send messages of its own.
-      std::string message = std::move(scratch_);
-      std::vector<ObjectId> kept;
-      give_away(values, task.owner, message, kept);
-      if (!kept.empty()) {
-        for (Value& value : values) mark_shared(value);
-        owner.untaken.push_back(std::move(kept));
-      }
-      send(task.owner, Message::kResult, message);
-      scratch_ = std::move(message);
-    }
+    // Built apart from scratch_, which messages sent on the way may use.
+    std::string message = std::move(scratch_);
+    message.assign(view_of(task_id));
+    message += view_of(task.header.attempt);
+    message += view_of(static_cast<u8>(retryable ? kRetryable : 0));
+    send_values(Message::kResult, task, values, message);
+    scratch_ = std::move(message);
   }
+  if (!cancelled_.empty()) {
+    cancelled_.erase(task_id);
+    u64 wanted = task_id;
+    interrupt_for_.compare_exchange_strong(wanted, 0);
+  }
+  if ((task.header.flags & kStreaming) != 0) productions_.erase(task_id);
   me_->task_id.store(0, std::memory_order_release);
   me_->tasks_done.store(me_->tasks_done.load(std::memory_order_relaxed) + 1,
                         std::memory_order_relaxed);

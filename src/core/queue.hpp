@@ -97,6 +97,34 @@ class QueueProducer {
     return std::nullopt;
   }
 
+  // Takes back the task for which `is_it(payload)` holds, if nobody has claimed it.
+  // False: it is not here; `claimer` is who has it, if it is still being copied.
+  template <class IsIt>
+  bool withdraw(u32 self, IsIt&& is_it, std::optional<u32>& claimer) {
+    // `head` does not help: claimers move it before they have copied.
+    const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
+    for (u64 position = first; position < tail_; ++position) {
+      Cell& cell = memory_->cells[position % kQueueCells];
+      u64 state = cell.state.load(std::memory_order_acquire);
+      const bool ready = state == cell_state::ready_at(position);
+      const bool claimed = !ready && cell_state::is_claimed(state) &&
+                           state - cell_state::free_for(position) < (1U << 16);
+      // Only this process writes payloads: they stay until it pushes the next lap.
+      if ((!ready && !claimed) || !is_it(cell.payload)) continue;
+      if (ready && cell.state.compare_exchange_strong(
+                       state, cell_state::claimed_at(position, self),
+                       std::memory_order_acq_rel, std::memory_order_acquire)) {
+        cell.state.store(cell_state::free_for(position + kQueueCells),
+                         std::memory_order_release);
+        return true;
+      }
+      // Claimed, before or just now; or copied already, and then the cell is free.
+      if (cell_state::is_claimed(state)) claimer = cell_state::claimer(state);
+      return false;
+    }
+    return false;
+  }
+
   // Calls `lost(payload, size)` for every task that the dead process `proc` had claimed
   // without freeing its cell, and frees the cell. Only after the process has ended.
   template <class Lost>

@@ -16,6 +16,7 @@ enum class Note : char {
   kTell = 'T',       // + anything: the Python layer's notes; not answered
   kWantWorker = 'W',
   kWantLease = 'L',  // + u64 task, resources
+  kDropLease = 'X',  // + u64 task: it is not needed any more
   kLeaseDone = 'D',
   kBlocked = 'B',
   kRunning = 'R',

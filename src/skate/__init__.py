@@ -25,6 +25,7 @@ from ._ref import ObjectRef as ObjectRef
 from ._runtime import RuntimeContext as RuntimeContext
 from ._runtime import Session as Session
 from ._runtime import available_resources as available_resources
+from ._runtime import cancel as cancel
 from ._runtime import cluster_resources as cluster_resources
 from ._runtime import empty as empty
 from ._runtime import get as get
@@ -35,6 +36,7 @@ from ._runtime import nodes as nodes
 from ._runtime import put as put
 from ._runtime import shutdown as shutdown
 from ._runtime import wait as wait
+from ._stream import ObjectRefGenerator as ObjectRefGenerator
 from ._task import RemoteFunction as RemoteFunction
 from ._task import remote as remote
 
@@ -45,11 +47,13 @@ __all__ = [
     "ActorHandle",
     "ActorMethod",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "RuntimeContext",
     "Session",
     "as_completed",
     "available_resources",
+    "cancel",
     "cluster_resources",
     "empty",
     "exceptions",

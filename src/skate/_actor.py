@@ -8,8 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from ._importable import find_global
-from ._options import ActorOptions, check_method_options, nearest
+from ._options import (
+    BY_FUNCTION,
+    STREAMING,
+    ActorOptions,
+    check_method_options,
+    nearest,
+    returns_of,
+)
 from ._runtime import current
+from ._stream import ObjectRefGenerator
 from .engine.actor_methods import BUILT_IN_METHODS
 from .engine.protocol import ActorInterface, ActorSpec, MethodSpec
 from .exceptions import ActorAlreadyExistsError, ActorClassInheritanceException
@@ -68,16 +76,20 @@ class ActorMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method; returns its ref at once (with ``num_returns=n``, n refs).
 
-        Calls that one caller makes run in the order in which they were made. If the
-        actor is dead, the ref holds an ActorDiedError; if it dies before it has
-        answered and is restarted, an ActorUnavailableError (see ``max_task_retries``).
+        A generator method returns an ObjectRefGenerator. Calls that one caller makes
+        run in the order in which they were made. If the actor is dead, the ref holds
+        an ActorDiedError; if it dies before it has answered and is restarted, an
+        ActorUnavailableError (see ``max_task_retries``).
 
         Raises:
             PendingCallsLimitExceeded: ``max_pending_calls`` are unanswered.
         """
-        refs = current().call_actor(self._actor, self._spec, args, kwargs)
+        engine = current()
+        refs = engine.call_actor(self._actor, self._spec, args, kwargs)
         if self._spec.num_returns == 1:
             return refs[0]
+        if self._spec.num_returns == STREAMING:
+            return ObjectRefGenerator(refs[0], engine)
         return refs or None
 
     def options(self, **options: Any) -> ActorMethod:
@@ -297,7 +309,10 @@ def _methods(
         if isinstance(attribute, (staticmethod, classmethod)):
             attribute = attribute.__func__
         if inspect.isroutine(attribute) and name not in vars(object):
-            given = getattr(attribute, _METHOD_OPTIONS, {})
+            given = dict(getattr(attribute, _METHOD_OPTIONS, {}))
+            num_returns = returns_of(attribute, given.pop("num_returns", BY_FUNCTION))
+            if num_returns != 1:
+                given["num_returns"] = num_returns
             found.append((name, (attribute, given)))
     return found
 

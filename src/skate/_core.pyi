@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy
 
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 from skate._ref import ActorRef, ObjectRef
 
@@ -28,7 +28,7 @@ def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
     """
 
 class Watch:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -41,7 +41,7 @@ class Watch:
 class Call:
     """A task that this worker was given."""
 
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -74,12 +74,31 @@ class Call:
 
     def send(self) -> None: ...
 
-    def fail(self, error: bytes) -> None: ...
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def stream(self, generator: Generator[Any, None, None], interruptible: bool) -> None: ...
+
+    def send_item(self, item: Any) -> bool: ...
+
+    def has_room(self) -> bool: ...
+
+    @property
+    def notice(self) -> int: ...
+
+    @property
+    def is_streaming(self) -> bool: ...
+
+    @property
+    def cancelled(self) -> bool: ...
+
+    def fail_cancelled(self) -> None: ...
+
+    def fail(self, error: bytes, refs: list[ObjectRef[Any]], retryable: bool) -> None: ...
 
 class Node:
     """One process of the engine; see src/core/node.hpp."""
 
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -97,7 +116,7 @@ class Node:
 
     def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
 
-    def submit(self, function: int, holds_refs: bool, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None) -> list[ObjectRef[Any]]: ...
+    def submit(self, function: int, holds_refs: bool, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None, window: int, parent: int) -> list[ObjectRef[Any]]: ...
 
     def construct_actor(self, actor: ActorRef, code: int, holds_refs: bool, restartable: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
 
@@ -107,7 +126,7 @@ class Node:
 
     def drop_reserved(self, actor: ActorRef) -> None: ...
 
-    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool) -> list[ObjectRef[Any]]: ...
+    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int) -> list[ObjectRef[Any]]: ...
 
     def unanswered_calls(self, actor: ActorRef) -> int: ...
 
@@ -144,6 +163,33 @@ class Node:
 
     def name_process(self, name: str) -> None:
         """What made its blocks that no function or line is known for."""
+
+    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
+        """The next item of a stream, or None at its end."""
+
+    def peek_item(self, task: int) -> ObjectRef[Any]:
+        """A ref that is ready once next_item does not block."""
+
+    def look_at_stream(self, task: int) -> int:
+        """0: an item is there; 1: it has ended; 2: neither."""
+
+    def close_stream(self, task: int) -> None: ...
+
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        """False: it is a call of an actor, which is not to be killed."""
+
+    def is_cancelled(self, task: int) -> bool: ...
+
+    def interrupt_by(self, signal: int) -> None: ...
+
+    def take_interrupt(self) -> bool: ...
+
+    def postpone_interrupt(self) -> None: ...
+
+    def want_notices(self) -> None: ...
+
+    def wait_sent(self, timeout: float) -> None:
+        """Wait until all that was said to others has been sent."""
 
     def report_blocking(self, on: bool) -> None: ...
 
@@ -182,7 +228,7 @@ MAX_PROCS: int = 1024
 class Control:
     """The supervisor's hand on the session directory."""
 
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -242,7 +288,7 @@ def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') -> None:
 class Group:
     """A rank's end of a collective group in one shared segment."""
 
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
@@ -316,7 +362,7 @@ def monotonic_ns() -> int: ...
 class Statistics:
     """What the processes of a session say."""
 
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 

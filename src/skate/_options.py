@@ -8,6 +8,7 @@ refused unless it is set to the value that means "off" (``_LATER``).
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -89,12 +90,16 @@ def _check_name(name: str, value: Any) -> str:
     return value
 
 
+# Values of ``num_returns`` beside the number of values that a call returns.
+STREAMING = -1  # the items of a generator, one by one
+BY_FUNCTION = -2  # not given: streaming for a generator, else one value
+
+
 def _check_num_returns(name: str, value: Any) -> int:
-    if value in ("streaming", "dynamic"):
-        raise ValueError(
-            f"{name}={value!r}: skate does not stream the items of a generator yet. "
-            "Return a list, or give the number of values to return."
-        )
+    if isinstance(value, str) and value in ("streaming", "dynamic"):
+        return STREAMING
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be a number or 'streaming', not {value!r}.")
     return _check_int(0, "zero or more")(name, value)
 
 
@@ -123,6 +128,57 @@ def _check_groups(name: str, value: Any) -> dict[str, int]:
     return groups
 
 
+def returns_of(function: Any, num_returns: int) -> int:
+    """``num_returns`` of a call of ``function``, when the options say this.
+
+    Raises:
+        ValueError: it is to stream and is no generator.
+    """
+    is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(
+        function
+    )
+    if num_returns == BY_FUNCTION:
+        return STREAMING if is_generator else 1
+    if num_returns == STREAMING and not is_generator:
+        name = getattr(function, "__qualname__", None) or repr(function)
+        raise ValueError(
+            f"num_returns='streaming' is for generator functions, and {name} has no "
+            "'yield'."
+        )
+    return num_returns
+
+
+def _check_window(name: str, value: Any) -> int:
+    if value == -1:
+        return 0
+    return _check_int(1, "1 or more, or -1 for no limit")(name, value)
+
+
+def _check_gpus(name: str, value: Any) -> float:
+    amount = check_quantity(name, value)
+    if amount > 1 and amount != int(amount):
+        raise ValueError(
+            f"{name} must be a whole number, or a share of one GPU below 1, not "
+            f"{value!r}."
+        )
+    return amount
+
+
+def _check_retry_exceptions(
+    name: str, value: Any
+) -> bool | tuple[type[Exception], ...]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{name} must be True, False or a list of exception types, not {value!r}."
+        )
+    for kind in value:
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise ValueError(f"{name} must list exception types, and has {kind!r}.")
+    return tuple(value)
+
+
 def _check_strategy(name: str, value: Any) -> Placement | None:
     if isinstance(value, str) and value in ("DEFAULT", "SPREAD"):
         return None  # the same on one machine
@@ -140,9 +196,12 @@ _MAX_GROUPS = 1000
 _Check = Callable[[str, Any], Any]
 _CHECKS: dict[str, _Check] = {
     "num_cpus": check_quantity,
-    "num_gpus": check_quantity,
+    "num_gpus": _check_gpus,
     "resources": check_resources,
     "num_returns": _check_num_returns,
+    "_generator_backpressure_num_objects": _check_window,
+    "retry_exceptions": _check_retry_exceptions,
+    "max_calls": _check_int(0, "zero (no limit) or more"),
     "max_retries": _check_int(-1, "zero or more, or -1 for no limit"),
     "name": _check_name,
     "namespace": _check_name,
@@ -170,8 +229,6 @@ _ACCEPTED: dict[str, _Check] = {
 
 # Ray's options that no engine of skate has yet -> values that mean "off".
 _LATER: dict[str, tuple[Any, ...]] = {
-    "retry_exceptions": (False,),
-    "max_calls": (0,),
     "runtime_env": ({},),
     "placement_group": ("default",),
     "placement_group_bundle_index": (-1,),
@@ -180,12 +237,20 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "fallback_strategy": ([],),
     "enable_tensor_transport": (False,),
     "tensor_transport": (),
-    "_generator_backpressure_num_objects": (-1,),
     "_actor_generator_backpressure_num_objects": (-1,),
 }
-_TASK_ONLY = {"max_retries", "max_calls", "retry_exceptions", "num_returns"}
+_TASK_ONLY = {
+    "max_retries",
+    "max_calls",
+    "retry_exceptions",
+    "num_returns",
+    "_generator_backpressure_num_objects",
+}
 # Fields of the dataclasses below that have names of their own.
-_FIELDS = {"scheduling_strategy": "placement"}
+_FIELDS = {
+    "scheduling_strategy": "placement",
+    "_generator_backpressure_num_objects": "window",
+}
 _ACTOR_ONLY = {
     "namespace",
     "get_if_exists",
@@ -249,8 +314,12 @@ class TaskOptions:
     num_cpus: float = 1
     num_gpus: float = 0
     resources: Mapping[str, float] = field(default_factory=dict)
-    num_returns: int = 1
+    num_returns: int = BY_FUNCTION
     max_retries: int = 3  # after a crash of its worker; -1: no limit
+    # User errors after which it is tried again, within max_retries: all, or these.
+    retry_exceptions: bool | tuple[type[Exception], ...] = False
+    max_calls: int = 0  # then its worker is replaced; 0: never
+    window: int = 0  # items of a stream that may wait to be read; 0: any number
     name: str | None = None  # for people; None: the function's own
     placement: Placement | None = None  # the placement group that it runs in
 
@@ -290,6 +359,7 @@ def check_method_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of an actor's method: those that were given and have an effect."""
     kept = _check_all(given, _METHOD_NAMES, "an actor's method")
     kept.pop("name", None)  # a label in Ray's dashboard
+    kept.pop("retry_exceptions", None)  # without max_task_retries, nothing is retried
     return kept
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from ._options import check_quantity, check_resources
 from ._placement import group_of, plain
 from ._ref import ObjectRef, check_refs
+from ._stream import ObjectRefGenerator
 from .engine import open_engine
 from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 T = TypeVar("T")
+W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
 
 _engine: Engine | None = None
 _is_worker = False
@@ -271,6 +273,10 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
         _check_timeout(timeout)
     if type(refs) is ObjectRef:
         return current().get([refs], timeout, copy)[0]
+    if isinstance(refs, ObjectRefGenerator):
+        return (
+            refs  # as in Ray, whose "dynamic" generators are got before they are read
+        )
     if not isinstance(refs, list):
         raise TypeError(
             f"skate.get takes an ObjectRef or a list of them, not {refs!r} of type "
@@ -299,18 +305,19 @@ def put(value: T) -> ObjectRef[T]:
 
 
 def wait(
-    refs: list[ObjectRef[T]],
+    refs: list[W],
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Wait until ``num_returns`` of ``refs`` have a value or an error.
 
     To handle many results as they come, ``as_completed`` costs less: a loop of
     ``wait`` copies the list each time.
 
     Args:
-        refs: a list of distinct refs.
+        refs: a list of distinct refs, or streams (ObjectRefGenerator): these are ready
+            when their next item is, or their end.
         num_returns: how many to wait for; at most that many are returned as ready.
         timeout: seconds; None waits for ever, 0 only looks.
         fetch_local: as in Ray; on one machine every value is local.
@@ -338,7 +345,60 @@ def wait(
             f"num_returns must be from 1 to the number of refs, {len(refs)}, not "
             f"{num_returns!r}."
         )
-    return current().wait(refs, num_returns, timeout)
+    engine = current()
+    try:
+        return engine.wait(refs, num_returns, timeout)  # type: ignore[arg-type,return-value]
+    except TypeError:  # it looks at each of them: here, that would cost too much
+        if not any(isinstance(ref, ObjectRefGenerator) for ref in refs):
+            raise
+    peeks: list[ObjectRef[Any]] = [
+        engine.peek_item(ref._completed._id)
+        if isinstance(ref, ObjectRefGenerator)
+        else ref
+        for ref in refs
+    ]
+    ready = {id(ref) for ref in engine.wait(peeks, num_returns, timeout)[0]}
+    pairs = list(zip(refs, peeks, strict=True))
+    return (
+        [ref for ref, peek in pairs if id(peek) in ready],
+        [ref for ref, peek in pairs if id(peek) not in ready],
+    )
+
+
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any],
+    force: bool = False,
+    recursive: bool = True,
+) -> None:
+    """Cancel the task, or the call of an actor, that makes ``ref``.
+
+    One that has not started never does. A running task gets a KeyboardInterrupt; a
+    running call of an async actor an asyncio.CancelledError; in a running call of any
+    other actor ``get_runtime_context().is_canceled()`` becomes true. ``get`` then
+    raises TaskCancelledError, unless the task has caught it and returned. Cancelled
+    tasks are not tried again. One that has ended is left as it is.
+
+    Args:
+        ref: of a task, or a stream.
+        force: end the worker that runs the task; not for calls of actors.
+        recursive: cancel what the task has started, too.
+
+    Raises:
+        TypeError: not a ref.
+        ValueError: ``force`` with a call of an actor; use ``skate.kill``.
+    """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref._completed
+    if type(ref) is not ObjectRef:
+        raise TypeError(
+            f"skate.cancel takes an ObjectRef or an ObjectRefGenerator, not {ref!r} of "
+            f"type {type(ref).__name__}. For an actor, use skate.kill."
+        )
+    if not current().cancel(ref, bool(force), bool(recursive)):
+        raise ValueError(
+            "force=True is not for calls of actors: it would end the actor. Use "
+            "skate.kill(actor) for that, or force=False."
+        )
 
 
 def _check_timeout(timeout: Any) -> None:
@@ -471,6 +531,14 @@ class RuntimeContext:
     def was_current_actor_reconstructed(self) -> bool:
         """True in an actor that has been restarted."""
         return self._context.num_restarts > 0
+
+    def is_canceled(self) -> bool:
+        """Whether ``skate.cancel`` was called for the running task.
+
+        Raises:
+            RuntimeError: in an async actor, whose calls get a CancelledError instead.
+        """
+        return self._engine.is_cancelled()
 
     @staticmethod
     def _hex(number: int) -> str | None:

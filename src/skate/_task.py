@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -19,12 +20,13 @@ from typing import (
 
 from ._actor import ActorClass
 from ._importable import find_global
-from ._options import TaskOptions
+from ._options import STREAMING, TaskOptions, returns_of
 from ._runtime import current
+from ._stream import ObjectRefGenerator
 from .engine.protocol import TaskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from ._ref import ObjectRef
 
@@ -43,16 +45,15 @@ class RemoteFunction(Generic[P, Refs_co]):
     _spec: TaskSpec
 
     def __init__(self, function: Callable[P, Any], options: TaskOptions) -> None:
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
+            function
+        ):
             raise TypeError(
                 f"{_name(function)} is 'async def', which runs in actors only: make "
                 "it a method of an actor, or call asyncio.run in an ordinary function."
             )
-        if options.num_returns == 1 and inspect.isgeneratorfunction(function):
-            raise TypeError(
-                f"{_name(function)} is a generator, and skate does not stream its "
-                "items yet. Return a list, or give the number of items: num_returns=n."
-            )
+        num_returns = returns_of(function, options.num_returns)
+        options = replace(options, num_returns=num_returns)
         self._set_spec(TaskSpec(function, options.name or _name(function), options))
 
     def _set_spec(self, spec: TaskSpec) -> None:
@@ -71,8 +72,9 @@ class RemoteFunction(Generic[P, Refs_co]):
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Start a task; returns its ref at once (with ``num_returns=n``, n refs).
 
-        A top-level ref among the arguments is replaced by its value before the
-        function runs; a ref inside a container stays a ref.
+        A generator function returns an ObjectRefGenerator: the refs of its items, each
+        as soon as it is there. A top-level ref among the arguments is replaced by its
+        value before the function runs; a ref inside a container stays a ref.
 
         Raises:
             TypeError: the function or an argument cannot be pickled, or the
@@ -81,9 +83,12 @@ class RemoteFunction(Generic[P, Refs_co]):
         """
         if kwargs or not self._fewest <= len(args) <= self._most:
             self._check_arguments(args, kwargs)
-        refs = current().submit(self._spec, args, kwargs)
+        engine = current()
+        refs = engine.submit(self._spec, args, kwargs)
         if self._num_returns == 1:
             return refs[0]
+        if self._num_returns == STREAMING:
+            return ObjectRefGenerator(refs[0], engine)
         return refs or None
 
     @overload
@@ -184,6 +189,10 @@ class _Remote(Protocol):
         self, target: type[T], /
     ) -> ActorClass[T]: ...
     @overload
+    def __call__(  # type: ignore[overload-overlap]  # a generator is a value too
+        self, target: Callable[P, Generator[R, Any, Any]], /
+    ) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+    @overload
     def __call__(
         self, target: Callable[P, R], /
     ) -> RemoteFunction[P, ObjectRef[R]]: ...
@@ -204,6 +213,10 @@ def remote(  # type: ignore[overload-overlap]  # a class is callable too
     target: type[T], /
 ) -> ActorClass[T]: ...
 @overload
+def remote(  # type: ignore[overload-overlap]  # a generator is a value too
+    target: Callable[P, Generator[R, Any, Any]], /
+) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+@overload
 def remote(target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 @overload
 def remote(*, num_returns: Literal[0], **options: Any) -> _RemoteNone: ...
@@ -221,7 +234,7 @@ def remote(*targets: Any, **options: Any) -> Any:
     Raises:
         TypeError: not a function or class, or an option has a wrong type.
         ValueError: an option does not exist (the message names the nearest), has a
-            value out of range, or is one of Ray's that skate does not have yet.
+            value out of range, or is one of Ray's that skate does not have.
     """
     if not targets:
         if not options:

@@ -6,6 +6,8 @@
     |-- TaskError                  user code raised; also of the user's exception type
     |-- WorkerCrashedError         the process that ran a task ended
     |   `-- OutOfMemoryError       (MemoryError) the memory monitor ended it
+    |-- TaskCancelledError         skate.cancel ended the task
+    |   `-- TaskKilledError        (WorkerCrashedError) ... with its worker, by force
     |-- ActorError
     |   |-- ActorDiedError         the actor is gone, for good
     |   `-- ActorUnavailableError  the actor cannot be reached now
@@ -62,7 +64,9 @@ __all__ = [
     "ResourceError",
     "ShapeMismatchError",
     "SkateError",
+    "TaskCancelledError",
     "TaskError",
+    "TaskKilledError",
     "TaskPlacementGroupRemoved",
     "WorkerCrashedError",
 ]
@@ -211,6 +215,14 @@ class WorkerCrashedError(SkateError):
 
 class OutOfMemoryError(WorkerCrashedError, MemoryError):
     """The memory monitor ended the task, more often than ``max_retries`` allows."""
+
+
+class TaskCancelledError(SkateError):
+    """The task was cancelled by ``skate.cancel``."""
+
+
+class TaskKilledError(TaskCancelledError, WorkerCrashedError):
+    """The task was cancelled with ``force=True``, which ended its worker."""
 
 
 class ActorError(SkateError):

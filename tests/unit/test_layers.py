@@ -15,6 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 FIRST_ROW = {
     "exceptions",
     "_ref",
+    "_stream",
     "_options",
     "_placement",
     "_importable",
@@ -36,6 +37,7 @@ PUBLIC = {"", "actor", "exceptions", "collective", "kernels", "debug"}
 MAY_IMPORT: dict[str, set[str]] = {
     "exceptions": set(),
     "_ref": {"exceptions"},
+    "_stream": {"_ref"},
     "_options": {"exceptions", "_placement"},
     "_placement": {"exceptions"},
     "_importable": set(),
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engine.timeline": set(),
     "engine.advice": {"exceptions"},
-    "engine.protocol": {"_ref", "_options", "_placement"},
+    "engine.protocol": {"_ref", "_stream", "_options", "_placement"},
     "engine.actor_methods": set(),
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,

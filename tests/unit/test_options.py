@@ -45,7 +45,10 @@ class A:
         ),
         ({"num_returns": -1}, ValueError, "num_returns must be zero or more, not -1"),
         ({"num_returns": 1.0}, TypeError, r"num_returns must be an integer, not 1\.0"),
-        ({"num_returns": "streaming"}, ValueError, "does not stream"),
+        ({"num_returns": "streaming"}, ValueError, "f has no 'yield'"),
+        ({"num_returns": "stream"}, ValueError, "a number or 'streaming', not"),
+        ({"num_gpus": 1.5}, ValueError, "num_gpus must be a whole number, or a share"),
+        ({"_generator_backpressure_num_objects": 0}, ValueError, "1 or more, or -1"),
         ({"max_retries": -2}, ValueError, "max_retries must be .* not -2"),
         ({"name": ""}, ValueError, "name must not be the empty string"),
         ({"name": 5}, TypeError, "name must be a string, not 5"),
@@ -59,8 +62,10 @@ class A:
             ValueError,
             "do not have this option of Ray's",
         ),
-        ({"retry_exceptions": True}, ValueError, "do not have this option of Ray's"),
-        ({"max_calls": 1}, ValueError, "do not have this option of Ray's"),
+        ({"retry_exceptions": 1}, TypeError, "True, False or a list of exception"),
+        ({"retry_exceptions": [int]}, ValueError, "exception types, and has <class"),
+        ({"retry_exceptions": [BaseException]}, ValueError, "must list exception"),
+        ({"max_calls": -1}, ValueError, "max_calls must be zero"),
         ({"max_concurrency": 2}, ValueError, "unknown option 'max_concurrency'"),
     ],
 )
@@ -213,13 +218,12 @@ def test_coroutine_functions_are_for_actors() -> None:
         skate.remote(coroutine)
 
 
-def test_generators_need_a_number_of_items() -> None:
-    def generator() -> Any:
+def test_async_generators_are_for_actors() -> None:
+    async def generator() -> Any:
         yield 1
 
-    with pytest.raises(TypeError, match="num_returns=n"):
+    with pytest.raises(TypeError, match="runs in actors only"):
         skate.remote(generator)
-    skate.remote(num_returns=2)(generator)
 
 
 def test_a_remote_function_keeps_its_name_and_docstring() -> None:

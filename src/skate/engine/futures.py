@@ -19,16 +19,19 @@ class FutureDispatcher:
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._thread: threading.Thread | None = None
-        self._waiting: dict[int, tuple[ObjectRef[Any], Future[Any]]] = {}
+        self._waiting: dict[int, tuple[ObjectRef[Any], Future[Any], bool]] = {}
         self._next_tag = 0
 
-    def submit(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future that ends when ``ref`` does; until then, ``ref`` is held."""
+    def submit(self, ref: ObjectRef[Any], *, with_value: bool = True) -> Future[Any]:
+        """A future that ends when ``ref`` does; until then, ``ref`` is held.
+
+        Its result is the ref's value or error, or without one just None.
+        """
         future: Future[Any] = Future()
         with self._lock:
             tag = self._next_tag
             self._next_tag += 1
-            self._waiting[tag] = ref, future
+            self._waiting[tag] = ref, future, with_value
             if self._watch is None:
                 self._watch = self._engine.watch()
                 self._thread = threading.Thread(
@@ -58,14 +61,17 @@ class FutureDispatcher:
 
     def _finish(self, tag: int) -> None:
         with self._lock:
-            ref, future = self._waiting.pop(tag)
-        finish_future(future, self._engine, ref)
+            ref, future, with_value = self._waiting.pop(tag)
+        if with_value:
+            finish_future(future, self._engine, ref)
+        elif future.set_running_or_notify_cancel():
+            future.set_result(None)
 
     def _fail_all(self, error: BaseException) -> None:
         with self._lock:
             waiting = list(self._waiting.values())
             self._waiting.clear()
-        for _, future in waiting:
+        for _, future, _ in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .._options import ActorOptions, TaskOptions
 from .._placement import GroupInfo
-from .._ref import ActorRef, ObjectRef, RefCounter
+from .._ref import ActorRef, ObjectRef
+from .._stream import StreamSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +101,7 @@ class MethodSpec:
     max_task_retries: int = 0  # after the actor's process died; -1: no limit
     max_pending_calls: int = -1  # of one caller; -1, 0: no limit
     out_of_order: bool = False  # need not wait for earlier calls that lack arguments
+    window: int = 0  # items of a stream that may wait to be read; 0: any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ class Group(Protocol):
         """Leave. May be called twice. Arrays of the group stay valid while held."""
 
 
-class Engine(RefCounter, Protocol):
+class Engine(StreamSource, Protocol):
     """One running session of skate. Every call is safe from any thread."""
 
     name: str
@@ -243,6 +245,9 @@ class Engine(RefCounter, Protocol):
         self, spec: TaskSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[ObjectRef[Any]]:
         """Start a task; ``options.num_returns`` refs, at once.
+
+        With ``STREAMING``, one ref, of the generator's end: it has the value None, or
+        the generator's error, and names the stream in the calls of ``StreamSource``.
 
         Raises TypeError, naming the function and the attribute at fault, if the
         function or an argument cannot be pickled; ``ResourceError`` (a ValueError)
@@ -285,6 +290,16 @@ class Engine(RefCounter, Protocol):
 
     def list_actors(self) -> list[ActorInfo]:
         """Every actor of the session, oldest first; of the dead, the last 1000."""
+
+    # cancelling -------------------------------------------------------------
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        """End the task that makes ``ref``, and with ``recursive`` those it started.
+
+        False, and nothing is done, if ``force`` is set and it is a call of an actor.
+        """
+
+    def is_cancelled(self) -> bool:
+        """Whether the task that calls has been cancelled."""
 
     # objects ----------------------------------------------------------------
     def put(self, value: Any) -> ObjectRef[Any]: ...

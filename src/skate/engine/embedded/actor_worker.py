@@ -9,18 +9,23 @@ from __future__ import annotations
 import inspect
 import pickle
 import threading
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
 from .. import advice, serialize
 from ..actor_methods import ActorExit, find_method
 from .processes import Cause
+from .streaming import check_generator, send_all
 
 if TYPE_CHECKING:
     import asyncio
 
     from .engine import ActorCode
     from .worker import Worker
+
+
+_CANCELLED = 1  # Call.notice, as in bindings/bind_node.cpp
 
 
 class ActorProcess:
@@ -51,13 +56,18 @@ class ActorProcess:
                 _core.watch_for_blocking(advice.blocked_in_a_coroutine)
             _Loop(self, code).run()
         elif code.max_concurrency > 1 or code.groups:
-            self._run_in_threads(code)
+            _Threads(self, code).run()
         else:
             while (call := self.node.next_task()) is not None:
                 self.run_call(call)
                 del call
         if not self.leaving:
             self._tell("ends", Cause.OUT_OF_SCOPE)
+
+    def runs_many(self) -> None:
+        """Several calls are under way at once: hear which of them are cancelled."""
+        self.node.want_notices()
+        self._worker.engine.runs_many = True
 
     def _tell(self, *note: Any) -> None:
         self.node.tell(pickle.dumps(note))
@@ -67,7 +77,7 @@ class ActorProcess:
         try:
             if self._worker.refuses:
                 raise self._worker.group_removed()
-            loaded: Any = self._worker.load(call)
+            loaded = self._worker.load(call).function
             code: ActorCode = loaded
             self._name = code.name.rpartition(".")[2]
             self._worker.title = code.name
@@ -91,19 +101,6 @@ class ActorProcess:
         call.send()
         return code
 
-    def _run_in_threads(self, code: ActorCode) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        pools = [
-            ThreadPoolExecutor(size, f"skate-actor-{group}")
-            for group, size in enumerate([code.max_concurrency, *code.groups])
-        ]
-        while (call := self.node.next_task()) is not None:
-            pools[call.group].submit(self.run_call, call)
-            del call
-        for pool in pools:
-            pool.shutdown(cancel_futures=self.leaving)
-
     def run_call(self, call: _core.Call) -> None:
         name = f"{self._name}.{call.method}"
         try:
@@ -114,7 +111,12 @@ class ActorProcess:
             return
         self._worker.execute(call, method, args, kwargs, name, self._actor_id)
 
-    async def run_call_async(self, call: _core.Call) -> None:
+    async def run_call_async(
+        self, call: _core.Call, room: Callable[[], Awaitable[Any]]
+    ) -> None:
+        """Await the call; ``room()`` ends when items of its stream have been read."""
+        import asyncio
+
         name = f"{self._name}.{call.method}"
         worker = self._worker
         worker.engine.context_var.set((call.task_id, self._actor_id, name))
@@ -123,11 +125,19 @@ class ActorProcess:
             args, kwargs = call.arguments()
             result = method(*args, **kwargs)
             del args, kwargs
-            if inspect.isawaitable(result):
+            if call.is_streaming:
+                check_generator(result, name)
+                await send_all(call, result, room)
+                result = None
+            elif inspect.isawaitable(result):
                 result = await result
             worker.encode(call, result, name)
             del result
             call.send()
+        except asyncio.CancelledError as error:
+            if call.cancelled:
+                raise
+            worker.fail(call, error, name)
         except BaseException as error:
             worker.fail(call, error, name)
 
@@ -136,6 +146,40 @@ class ActorProcess:
         self.leaving = True
         self._tell("ends", Cause.ACTOR_EXIT)
         self.node.stop_serving()
+
+
+class _Threads:
+    """Runs an actor's calls in threads, a pool of them for each group."""
+
+    def __init__(self, actor: ActorProcess, code: ActorCode) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._actor = actor
+        self._pools = [
+            ThreadPoolExecutor(size, f"skate-actor-{group}")
+            for group, size in enumerate([code.max_concurrency, *code.groups])
+        ]
+        self._waiting: dict[int, _core.Call] = {}  # for a thread
+
+    def run(self) -> None:
+        self._actor.runs_many()
+        while (call := self._actor.node.next_task()) is not None:
+            if call.notice == _CANCELLED:
+                waiting = self._waiting.pop(call.task_id, None)
+                if waiting is not None:
+                    waiting.fail_cancelled()
+                    del waiting
+            elif not call.notice:
+                self._waiting[call.task_id] = call
+                self._pools[call.group].submit(self._run, call.task_id)
+            del call
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=self._actor.leaving)
+
+    def _run(self, task_id: int) -> None:
+        call = self._waiting.pop(task_id, None)
+        if call is not None:  # else it was cancelled
+            self._actor.run_call(call)
 
 
 class _Loop:
@@ -148,11 +192,14 @@ class _Loop:
         self._limits = [
             asyncio.Semaphore(size) for size in (code.max_concurrency, *code.groups)
         ]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._rooms: dict[int, asyncio.Event] = {}  # of streams that wait
 
     def run(self) -> None:
         import asyncio
 
+        self._actor.runs_many()
+        self._actor._worker.engine.is_async = True
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -170,17 +217,43 @@ class _Loop:
         threading.Thread(target=bring, name="skate-calls", daemon=True).start()
         await ended.wait()
         while self._tasks:
-            await asyncio.wait(set(self._tasks))
+            await asyncio.wait(set(self._tasks.values()))
 
     def _start(self, call: _core.Call) -> None:
+        task_id = call.task_id
+        if call.notice:
+            self._notice(call.notice, task_id)
+            return
         task = self._loop.create_task(self._limited(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task_id] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._tasks[task_id]
+            self._rooms.pop(task_id, None)
+            if task.cancelled():  # perhaps before its first step
+                call.fail_cancelled()
+
+        task.add_done_callback(ended)
+
+    def _notice(self, kind: int, task_id: int) -> None:
+        if kind == _CANCELLED:
+            task = self._tasks.get(task_id)
+            if task is not None:
+                task.cancel()
+        elif task_id in self._rooms:
+            self._rooms[task_id].set()
+
+    async def _room(self, task_id: int) -> None:
+        import asyncio
+
+        event = self._rooms.setdefault(task_id, asyncio.Event())
+        await event.wait()
+        event.clear()
 
     async def _limited(self, call: _core.Call) -> None:
         async with self._limits[call.group]:
             if not self._actor.leaving:
-                await self._actor.run_call_async(call)
+                await self._actor.run_call_async(call, lambda: self._room(call.task_id))
 
 
 def _describe(error: BaseException, name: str) -> str:

@@ -29,6 +29,8 @@ from ...exceptions import (
     PendingCallsLimitExceeded,
     ResourceError,
     SkateError,
+    TaskCancelledError,
+    TaskKilledError,
     WorkerCrashedError,
 )
 from .. import advice, serialize
@@ -58,7 +60,8 @@ if TYPE_CHECKING:
     from ..protocol import Group
 
 # As in core/message.hpp.
-_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED, _ACTOR_UNAVAILABLE = 1, 2, 3, 4
+_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
+_ACTOR_UNAVAILABLE, _CANCELLED = 4, 5
 
 
 class Exported:
@@ -116,6 +119,14 @@ class EmbeddedEngine:
         self.put = node.put
         self.wait = node.wait
         self.watch = node.watch
+        self.next_item = node.next_item
+        self.peek_item = node.peek_item
+        self.look_at_stream = node.look_at_stream
+        self.close_stream = node.close_stream
+        # In a process that runs several calls at once, only the context tells which of
+        # them makes a call; elsewhere the core knows.
+        self.runs_many = False
+        self.is_async = False  # the process of an async actor
         _core.configure(
             self,
             ObjectRef,
@@ -148,6 +159,8 @@ class EmbeddedEngine:
                 options.num_returns,
                 options.max_retries,
                 exported.resources,
+                options.window,
+                self.context_var.get()[0] if self.runs_many else 0,
             )
         except TypeError as error:
             raise serialize.explain_arguments(
@@ -155,21 +168,28 @@ class EmbeddedEngine:
             ) from error.__cause__
 
     def _export_task(self, spec: TaskSpec) -> Exported:
-        resources = self._check_resources(spec.name, spec.options)
+        options = spec.options
+        resources = self._check_resources(spec.name, options)
         plain = resources == {"CPU": 1.0}
         return self._export(
             spec.function,
             f"function {spec.name}",
             None if plain else pickle.dumps(resources),
             label_of(spec.function),
+            (_pack_types(options.retry_exceptions), options.max_calls),
         )
 
     def _export(
-        self, code: Any, what: str, resources: bytes | None, label: str
+        self,
+        code: Any,
+        what: str,
+        resources: bytes | None,
+        label: str,
+        extra: tuple[Any, ...] = (),
     ) -> Exported:
         packed = serialize.dumps_function(code, what)
         data = pickle.dumps(
-            (packed.header, [b.raw().tobytes() for b in packed.buffers])
+            (packed.header, [b.raw().tobytes() for b in packed.buffers], extra)
         )
         if len(data) > advice.LARGE_CODE_BYTES and advice.wanted():
             advice.large_code(what, len(data))
@@ -290,6 +310,8 @@ class EmbeddedEngine:
                 method.group,
                 method.max_task_retries,
                 method.out_of_order,
+                method.window,
+                self.context_var.get()[0] if self.runs_many else 0,
             )
         except TypeError as error:
             raise serialize.explain_arguments(
@@ -352,6 +374,23 @@ class EmbeddedEngine:
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         return self._futures.submit(ref)
+
+    def ready_future(self, ref: ObjectRef[Any]) -> Future[None]:
+        return self._futures.submit(ref, with_value=False)
+
+    # cancelling -------------------------------------------------------------
+
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        return self.node.cancel(ref, force, recursive)
+
+    def is_cancelled(self) -> bool:
+        if self.is_async:
+            raise RuntimeError(
+                "is_canceled() is not for async actors: their calls are cancelled as "
+                "asyncio does it, by an asyncio.CancelledError."
+            )
+        task_id, _, _ = self.context_var.get()
+        return task_id != 0 and self.node.is_cancelled(task_id)
 
     # groups -----------------------------------------------------------------
 
@@ -483,6 +522,13 @@ class EmbeddedEngine:
                 "may not have run; later calls wait for the restart. With "
                 "max_task_retries, such calls are sent again."
             )
+        if error == _CANCELLED:
+            if detail:
+                return TaskKilledError(
+                    "the task was cancelled by skate.cancel(..., force=True), which "
+                    "ended its worker."
+                )
+            return TaskCancelledError("the task was cancelled by skate.cancel.")
         if error == _OWNER_DIED:
             return OwnerDiedError(
                 f"the value is gone with the process that owned it: {how}. The task "
@@ -517,6 +563,11 @@ class _ActorCode:
         groups = tuple(options.concurrency_groups.values())
         state = (spec.name, spec.is_async, options.max_concurrency, groups)
         return _load_actor_code, (packed.header, buffers, state)
+
+
+def _pack_types(kinds: bool | tuple[type[Exception], ...]) -> bool | bytes:
+    """Exception types by value where other processes could not import them."""
+    return kinds if isinstance(kinds, bool) else serialize.dumps(kinds).header
 
 
 def _load_actor_code(

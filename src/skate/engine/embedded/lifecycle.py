@@ -44,6 +44,14 @@ class LeaseWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseDropped:
+    """The task was cancelled before it had got what it needs."""
+
+    owner: Proc
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseDone:
     worker: Proc
 
@@ -142,6 +150,7 @@ class LetGo:
 Event = (
     WorkerWanted
     | LeaseWanted
+    | LeaseDropped
     | LeaseDone
     | ActorWanted
     | ActorConstructed
@@ -411,6 +420,11 @@ class Lifecycle:
                 return self._schedule()
             case GroupRemoved(group):
                 return self._remove_group(group)
+            case LeaseDropped(owner, task):
+                self._queue = deque(
+                    r for r in self._queue if (r.owner, r.task) != (owner, task)
+                )
+                return self._schedule()
             case LeaseDone(worker):
                 return self._end_lease(worker)
             case Blocked(proc) | Unblocked(proc):

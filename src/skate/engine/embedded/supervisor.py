@@ -365,6 +365,9 @@ class Supervisor:
                 task = int.from_bytes(payload[:8], "little")
                 needs = pickle.loads(payload[8:])
                 self._do(self._life.handle(life.LeaseWanted(proc, task, needs)))
+            case b"X":
+                task = int.from_bytes(payload, "little")
+                self._do(self._life.handle(life.LeaseDropped(proc, task)))
             case b"D":
                 worker = Proc(*_PROC.unpack(payload))
                 self._do(self._life.handle(life.LeaseDone(worker)))

@@ -13,10 +13,11 @@ import random
 import signal
 import socket
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
-from ... import _core, _runtime
+from ... import _core, _ref, _runtime
 from ...exceptions import TaskPlacementGroupRemoved
 from .. import serialize
 from ..actor_methods import ActorExit
@@ -25,8 +26,12 @@ from . import wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
+from .streaming import check_generator
 
 _MAX_CACHED_FUNCTIONS = 512
+_LAST_WORDS_S = 5.0
+# Tells a worker that its task was cancelled: none that programs use for themselves.
+_INTERRUPT = signal.SIGRTMIN + 7
 
 
 def main(
@@ -54,6 +59,8 @@ def main(
     )
     _runtime.set_worker_engine(engine)
     worker = Worker(engine, order["refuses"])
+    if not order["actor_id"]:
+        _let_cancel_interrupt(node)
     redirect_worker(printed, worker.printing_name)
     _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
@@ -62,6 +69,7 @@ def main(
         ActorProcess(worker, order["actor_id"]).run()
     else:
         worker.run()
+    node.wait_sent(_LAST_WORDS_S)
     _run_exit_handlers()
     return 0
 
@@ -105,6 +113,24 @@ def _stop_breakpoints_in_driver(worker: Worker) -> None:
     sys.breakpointhook = hook
 
 
+def _let_cancel_interrupt(node: _core.Node) -> None:
+    """Let skate.cancel raise KeyboardInterrupt in user code, and only there."""
+    bookkeeping = _ref.__file__
+
+    def interrupted(number: int, frame: types.FrameType | None) -> None:
+        # What is raised in a destructor is lost, and in the middle of counting a ref,
+        # so is the count.
+        if frame is not None and (
+            frame.f_code.co_name == "__del__" or frame.f_code.co_filename == bookkeeping
+        ):
+            node.postpone_interrupt()
+        elif node.take_interrupt():
+            raise KeyboardInterrupt
+
+    signal.signal(_INTERRUPT, interrupted)
+    node.interrupt_by(_INTERRUPT)
+
+
 def _run_exit_handlers() -> None:
     import atexit
 
@@ -120,8 +146,9 @@ class Worker:
         self.engine = engine
         self.node = engine.node
         self.refuses = refuses  # the placement group of its task was removed
-        self._functions: dict[int, Callable[..., Any]] = {}
+        self._functions: dict[int, Code] = {}
         self.leave: Callable[[], None] | None = None  # of an actor: end on purpose
+        self._worn_out = False  # a function has been called max_calls times
         self.title = ""  # of an actor's process: its class
 
     def printing_name(self) -> str:
@@ -133,20 +160,39 @@ class Worker:
         while (call := self.node.next_task()) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
+            # Tasks that it has started and that still run would end with it.
+            if self._worn_out and self.node.statistics()["pending_tasks"] == 0:
+                return
 
     def run_task(self, call: _core.Call) -> None:
         if self.refuses:
-            call.fail(serialize.dump_system_error(self.group_removed()))
+            call.fail(serialize.dump_system_error(self.group_removed()), [], False)
             return
         name = "task"
         try:
-            function = self.load(call)
-            name = call.method or getattr(function, "__qualname__", name)
+            code = self.load(call)
+            name = call.method or code.name
             args, kwargs = call.arguments()
         except BaseException as error:
             self.fail(call, error, name)
             return
-        self.execute(call, function, args, kwargs, name, actor_id=0)
+        if code.max_calls:
+            code.calls += 1
+            self._worn_out |= code.calls >= code.max_calls
+        token = self.engine.context_var.set((call.task_id, 0, name))
+        try:
+            result = call.run(code.function, args, kwargs)
+            del args, kwargs
+            if call.is_streaming:
+                call.stream(result, True)
+                result = None
+            self.encode(call, result, name)
+            del result  # what only the result holds goes to the task's owner
+            call.send()
+        except BaseException as error:
+            self.fail(call, error, name, code.retry_on)
+        finally:
+            self.engine.context_var.reset(token)
 
     @staticmethod
     def group_removed() -> TaskPlacementGroupRemoved:
@@ -165,8 +211,12 @@ class Worker:
         try:
             result = function(*args, **kwargs)
             del args, kwargs
+            if call.is_streaming:
+                check_generator(result, name)
+                call.stream(result, False)
+                result = None
             self.encode(call, result, name)
-            del result  # what only the result holds goes to the task's owner
+            del result
             call.send()
         except BaseException as error:
             self.fail(call, error, name)
@@ -180,7 +230,16 @@ class Worker:
         else:
             call.encode(serialize.split_returns(result, returns, name))
 
-    def fail(self, call: _core.Call, error: BaseException, name: str) -> None:
+    def fail(
+        self,
+        call: _core.Call,
+        error: BaseException,
+        name: str,
+        retry_on: bool | tuple[type[Exception], ...] = False,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and call.cancelled:
+            call.fail_cancelled()
+            return
         meant = isinstance(error, SystemExit) and error.code in (None, 0)
         if self.leave is not None and (meant or isinstance(error, ActorExit)):
             self.leave()  # the caller learns it from the actor's end
@@ -189,21 +248,40 @@ class Worker:
             # As in Ray: a task that exits ends its worker.
             _flush()
             os._exit(error.code if isinstance(error.code, int) else 1)
-        call.fail(serialize.dump_error(error, name))
+        retryable = isinstance(
+            error, Exception if isinstance(retry_on, bool) else retry_on
+        )
+        call.fail(
+            serialize.dump_error(error, name), [], retryable and retry_on is not False
+        )
 
-    def load(self, call: _core.Call) -> Callable[..., Any]:
+    def load(self, call: _core.Call) -> Code:
         key = call.function_id
-        function = self._functions.get(key)
-        if function is None:
-            header, buffers = pickle.loads(call.function_code())
-            function = serialize.loads(header, buffers)
-            self.node.name_function(key, label_of(function))
+        code = self._functions.get(key)
+        if code is None:
+            code = Code(call.function_code())
+            self.node.name_function(key, label_of(code.function))
             # Code that holds refs would keep them alive for as long as it is cached.
             if not call.function_holds_refs:
                 if len(self._functions) >= _MAX_CACHED_FUNCTIONS:
                     self._functions.pop(next(iter(self._functions)))
-                self._functions[key] = function
-        return function
+                self._functions[key] = code
+        return code
+
+
+class Code:
+    """A function, or an actor's class, and what its options say of running it."""
+
+    def __init__(self, exported: bytes) -> None:
+        header, buffers, extra = pickle.loads(exported)
+        self.function: Any = serialize.loads(header, buffers)
+        self.name: str = getattr(self.function, "__qualname__", "task")
+        self.max_calls: int
+        retry_on, self.max_calls = extra or (False, 0)
+        if isinstance(retry_on, bytes):
+            retry_on = serialize.loads(retry_on)
+        self.retry_on: bool | tuple[type[Exception], ...] = retry_on
+        self.calls = 0
 
 
 def _flush() -> None:

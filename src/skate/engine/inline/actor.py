@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+import functools
 import inspect
 import itertools
 from collections import Counter, deque
@@ -16,7 +18,7 @@ from ..actor_methods import ActorExit, find_method
 from ..protocol import label_of
 from .baton import Home, Stopped, context
 from .loop import BatonLoop
-from .units import Call
+from .units import CANCELLED, Call
 
 if TYPE_CHECKING:
     from ..protocol import ActorSpec, MethodSpec, TaskContext
@@ -159,6 +161,27 @@ class Actor:
                 held_back.append(call)
         self._ready = held_back
 
+    def withdraw(self, call: ActorCall) -> bool:
+        """Forget a call that has not started; False if it is too late."""
+        for caller, queue in self._queues.items():
+            if call in queue:
+                queue.remove(call)
+                call.missing = 0
+                self._advance(caller)
+                return True
+        if call in self._ready:
+            self._ready.remove(call)
+            return True
+        if self._engine.baton.withdraw(call):
+            self.running.pop(call, None)
+            self._dispatch()
+            return True
+        return False
+
+    def cancel_in_loop(self, task: asyncio.Task[None]) -> None:
+        if self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(task.cancel)
+
     def started(self) -> None:
         if self.state is State.STARTING:
             self.state = State.ALIVE
@@ -265,6 +288,7 @@ class ActorStart(Call):
     def __init__(self, actor: Actor, exported: Exported, arguments: Arguments) -> None:
         name = f"{actor.class_name}.__init__"
         super().__init__(actor._engine, name, arguments, 0, actor.home, exported.demand)
+        del self.engine.unfinished[self.task_id]  # nobody can cancel it
         self.actor_id = actor.id
         self.label = f"{actor.label}.__init__"
         self.engine.record.submitted(self)
@@ -340,7 +364,13 @@ class ActorCall(Call):
     ) -> None:
         name = f"{actor.class_name}.{method.name}"
         super().__init__(
-            actor._engine, name, arguments, method.num_returns, actor.home, {}
+            actor._engine,
+            name,
+            arguments,
+            method.num_returns,
+            actor.home,
+            {},
+            method.window,
         )
         self.actor_id = actor.id
         self.method = method
@@ -349,6 +379,7 @@ class ActorCall(Call):
         self._retries = method.max_task_retries
         self._given: Arguments | None = arguments if self._retries else None
         self._answered = False
+        self._task: asyncio.Task[None] | None = None  # in the loop of an async actor
 
     def begin(self) -> None:
         # A call of an actor that does one thing at a time lends the actor's CPUs.
@@ -365,19 +396,41 @@ class ActorCall(Call):
         retry = ActorCall(self.actor, self.method, self._given, self.caller)
         retry._retries = self._retries - (self._retries > 0)
         retry.task_id = self.task_id
-        retry.outputs, self.outputs = self.outputs, []
+        retry.take_over(self)
         retry._answered, self._answered = self._answered, True
         for output in retry.outputs:
             self.engine.objects.produced_by(output, retry)
         return retry
+
+    def pause(self) -> None:
+        pass
+
+    def withdraw(self) -> bool:
+        return self.actor.withdraw(self)
+
+    def interrupt(self) -> None:
+        if self._task is not None:
+            self.actor.cancel_in_loop(self._task)
+        elif self.stream is not None and self.actor.loop is None:
+            self._throw = True  # at its next yield, or the one where it waits
+            self.stream.wake()
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
         return find_method(self.actor.instance, self.method.name)(*args, **kwargs)
 
     def start_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.cancelled:
+            self.finish(CANCELLED)
+            return
+        self.started = True
         task = loop.create_task(self._run_in_loop(), name=self.name)
-        self._keep_alive = task  # the loop itself refers to tasks weakly
+        self._task = task  # the loop itself refers to tasks weakly
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and self.outputs:  # before its first step
+            self.finish(CANCELLED)
 
     async def _run_in_loop(self) -> None:
         context.set(self.context())
@@ -386,11 +439,19 @@ class ActorCall(Call):
             if self.actor.state is State.LEAVING:
                 raise ActorExit
             value = self.execute()
-            if inspect.isawaitable(value):
+            if self.stream is not None:
+                self.check_generator(value)
+                await self._stream_in_loop(value)
+                value = None
+            elif inspect.isawaitable(value):
                 value = await value
             outcome = self.store(value)
         except Stopped:  # the loop has been told, too
             outcome = self.stopped_error()
+        except asyncio.CancelledError as error:
+            outcome = serialize.dump_error(error, self.name)
+            if self.cancelled:
+                outcome = CANCELLED
         except BaseException as error:  # all of it is the call's result
             outcome = self.failed(error)
         self.finish(outcome)
@@ -408,6 +469,28 @@ class ActorCall(Call):
                 return actor._death()
         return super().failed(error)
 
+    async def _stream_in_loop(self, generator: Any) -> None:
+        """Send what a generator of either kind yields, as long as somebody reads it."""
+        stream = self.stream
+        loop = asyncio.get_running_loop()
+        assert stream is not None
+        items = generator
+        if inspect.isgenerator(generator):
+            items = _take_turns(generator)
+        try:
+            async for item in items:
+                self.send_item(item)
+                while not stream.has_room():
+                    room = asyncio.Event()
+                    come = functools.partial(loop.call_soon_threadsafe, room.set)
+                    with self.engine.lock:
+                        stream.when_room(come)
+                    await room.wait()
+                if stream.closed:
+                    break
+        finally:
+            await items.aclose()
+
     def stopped_error(self) -> bytes:
         return died(f"{self.actor.title} was killed while it ran {self.name}.")
 
@@ -424,6 +507,14 @@ class ActorCall(Call):
 
     def context(self) -> TaskContext:
         return replace(super().context(), num_restarts=self.actor.num_restarts)
+
+
+async def _take_turns(generator: Any) -> Any:
+    """The items of an ordinary generator; others run between two of them."""
+    with contextlib.closing(generator):
+        for item in generator:
+            yield item
+            await asyncio.sleep(0)
 
 
 class ActorEnd:

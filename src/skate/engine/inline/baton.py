@@ -110,6 +110,7 @@ class _Here(threading.local):
     holds = False  # the baton
     depth = 0  # units that run on this stack, inside one another
     grant: Grant | None = None  # of the innermost unit
+    interruptible: Interruptible | None = None  # the innermost unit, if it can be
 
 
 _here = _Here()
@@ -130,14 +131,21 @@ def holds_baton() -> bool:
     return _here.holds
 
 
+class Interruptible(Protocol):
+    """A unit that can be told to stop while it is blocked."""
+
+    wait: Wait | None  # the skate call that blocks it
+
+
 @contextlib.contextmanager
-def holding(grant: Grant | None) -> Iterator[None]:
-    """While it is open, this thread lends ``grant`` whenever it blocks."""
-    outer, _here.grant = _here.grant, grant
+def holding(grant: Grant | None, unit: Interruptible | None = None) -> Iterator[None]:
+    """While it is open, this thread lends ``grant`` whenever it blocks for ``unit``."""
+    outer = _here.grant, _here.interruptible
+    _here.grant, _here.interruptible = grant, unit
     try:
         yield
     finally:
-        _here.grant = outer
+        _here.grant, _here.interruptible = outer
 
 
 class Baton:
@@ -214,6 +222,18 @@ class Baton:
                 worker.wait.error = Stopped()
                 self.answer(worker.wait, Stopped())
 
+    def interrupt(self, wait: Wait, error: BaseException) -> None:
+        """``wait`` raises ``error``, even if it was answered and has not seen it."""
+        wait.error = error
+        self.answer(wait, error)
+
+    def withdraw(self, unit: Unit) -> bool:
+        """Forget a unit that was posted; False if it has started."""
+        if unit not in self._queue:
+            return False
+        self._queue.remove(unit)
+        return True
+
     def stop_foreign(self, error: BaseException) -> None:
         """Every thread of the user's that waits raises ``error``."""
         for wait in list(self._parked):
@@ -260,12 +280,15 @@ class Baton:
         if worker is not None and worker.home.closed:
             raise Stopped
         outer = worker.wait if worker is not None else None
+        unit = _here.interruptible
         with self.lock:
             grant = _here.grant
             if grant is not None:
                 grant.lend()
             if worker is not None:
                 worker.wait = wait
+            if unit is not None:
+                unit.wait = wait
             try:
                 self._park(wait)
                 if not held:
@@ -275,6 +298,8 @@ class Baton:
                 self._unpark(wait)
                 if worker is not None:
                     worker.wait = outer
+                if unit is not None:
+                    unit.wait = None
                 if grant is not None:
                     grant.reclaim()
                 if not held:

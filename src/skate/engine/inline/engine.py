@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._placement import GroupInfo, group_of
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
+from ..._stream import END
 from ...exceptions import (
     ActorAlreadyExistsError,
     EngineError,
@@ -35,6 +36,7 @@ from .objects import Entry, Objects, Released, Stored
 from .placement import Groups
 from .record import Record
 from .resources import Resources
+from .streams import Stream, next_ref
 from .units import Arguments, Call, Exported, Task
 from .waiting import Completion, DrivenFuture, InlineWatch
 from .why import why
@@ -81,6 +83,9 @@ class InlineEngine:
         self._ids = itertools.count(1)
         self._pid = os.getpid()
         self._released = Released()
+        self.streams: dict[int, Stream] = {}  # by the id of their end
+        self._closed_streams = Released()
+        self.unfinished: dict[int, Call] = {}  # by task id
         self._actors: dict[int, Actor] = {}
         self._names: dict[tuple[str, str], Actor] = {}
         self._dead_actors: deque[ActorInfo] = deque(maxlen=1000)
@@ -104,6 +109,7 @@ class InlineEngine:
             )
         with self.lock:
             self._released.drain(self._forget)
+            self._closed_streams.drain(self._forget_stream)
 
     # Counting refs --------------------------------------------------------------------
 
@@ -132,6 +138,82 @@ class InlineEngine:
                 actor.end_if_unused()
         elif ref_id in self.objects:
             self.objects.count(ref_id, -1)
+
+    # Streams --------------------------------------------------------------------------
+
+    def close_stream(self, task: int) -> None:
+        self._closed_streams.note(task)
+
+    def _forget_stream(self, task: int) -> None:
+        stream = self.streams.pop(task, None)
+        if stream is not None:
+            stream.close()
+
+    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
+        return next_ref(self, task, timeout)
+
+    def peek_item(self, task: int) -> ObjectRef[Any]:
+        self.enter()
+        with self.lock:
+            stream = self.streams.get(task)
+            if stream is not None:
+                return self.ref_of(stream.peek(task))
+            self.objects.count(task, +1)
+            return self.ref_of(task)
+
+    def look_at_stream(self, task: int) -> int:
+        self._settle()
+        with self.lock:
+            stream = self.streams.get(task)
+            return END if stream is None else stream.look()
+
+    def ref_of(self, ref_id: int) -> ObjectRef[Any]:
+        """A ref for a count that the caller has."""
+        return ObjectRef._new(ref_id, self)
+
+    def wait_for_item(self, ahead: ObjectRef[Any], timeout: float | None) -> None:
+        with self.lock:
+            pending = [self.entry(ahead)]
+            needed = self._needed(pending) if timeout is None else ()
+        wait = Wait(lambda: self._describe("the next item", pending), timeout=timeout)
+        self._block_for(pending, 1, wait, needed)
+        if not pending[0].ready:
+            raise GetTimeoutError(
+                f"the next item of the stream did not come within {timeout} s. Its "
+                "task goes on; ask again, or wait longer."
+            )
+
+    # Cancelling -----------------------------------------------------------------------
+
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        self.enter()
+        with self.lock:
+            call = self.entry(ref).producer
+            if call is None:
+                return True
+            if force and isinstance(call, ActorCall):
+                return False
+            self._cancel(call, recursive)
+        return True
+
+    def _cancel(self, call: Call, recursive: bool) -> None:
+        if recursive:
+            for child in list(self.unfinished.values()):
+                if child.parent == call.task_id and not child.cancelled:
+                    self._cancel(child, recursive)
+        call.cancel()
+
+    def is_cancelled(self) -> bool:
+        here = context.get()
+        with self.lock:
+            actor = self._actors.get(here.actor_id)
+            call = self.unfinished.get(here.task_id)
+        if actor is not None and actor.is_async:
+            raise RuntimeError(
+                "is_canceled() is not for async actors: their calls are cancelled as "
+                "asyncio does it, by an asyncio.CancelledError."
+            )
+        return call is not None and call.cancelled
 
     # Values ---------------------------------------------------------------------------
 
@@ -171,7 +253,7 @@ class InlineEngine:
         function = self._export(spec, spec.function)
         arguments = Arguments(spec.name, args, kwargs)
         with self.lock:
-            task = Task(self, spec.name, function, arguments, spec.options.num_returns)
+            task = Task(self, spec.name, function, arguments, spec.options)
             task.label = spec.options.name or label_of(spec.function)
             self.record.submitted(task)
             refs = self._output_refs(task)
@@ -456,6 +538,19 @@ class InlineEngine:
                 entry.callbacks.append(lambda _: self.baton.post(completion))
         return future
 
+    def ready_future(self, ref: ObjectRef[Any], /) -> Future[None]:
+        self.enter()
+        if not holds_baton():
+            return self._futures.submit(ref, with_value=False)
+        future: Future[None] = Future()
+        with self.lock:
+            entry = self.entry(ref)
+            if entry.ready:
+                future.set_result(None)
+            else:
+                entry.callbacks.append(lambda _: future.set_result(None))
+        return future
+
     def _settle(self) -> None:
         """Let what can run do so: elsewhere it would have run by now.
 
@@ -568,6 +663,7 @@ class InlineEngine:
             for actor in self._actors.values():
                 actor.instance = None
             self._actors.clear()
+            self.streams.clear()
             self.objects.clear()
 
     def failed(self, ref: ObjectRef[Any]) -> bool:

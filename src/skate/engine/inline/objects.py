@@ -63,13 +63,16 @@ class Objects:
         return ref_id in self._entries
 
     def add(self, ref_id: int, entry: Entry, counter: RefCounter) -> ObjectRef[Any]:
-        self._entries[ref_id] = entry
+        self.add_entry(ref_id, entry)
         return ObjectRef._new(ref_id, counter)
 
     def produced_by(self, ref_id: int, call: Call) -> None:
         entry = self._entries.get(ref_id)
         if entry is not None:
             entry.producer = call
+
+    def add_entry(self, ref_id: int, entry: Entry) -> None:
+        self._entries[ref_id] = entry
 
     def resolve(self, ref_id: int, outcome: Stored | bytes) -> None:
         """Give the value, or the error; tell those who wait. Nobody may care."""

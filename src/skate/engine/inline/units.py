@@ -5,23 +5,31 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import contextmanager
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from ..._options import STREAMING
 from ..._ref import ObjectRef
-from ...exceptions import OwnerDiedError
+from ...exceptions import OwnerDiedError, TaskCancelledError
 from .. import serialize
 from ..protocol import TaskContext
 from .baton import Stopped, context, holding, this_worker
 from .objects import Stored
 from .resources import Grant
+from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ..._options import ActorOptions, TaskOptions
-    from .baton import Home
+    from .baton import Home, Wait
     from .engine import InlineEngine
     from .objects import Entry
+
+
+CANCELLED = serialize.dump_system_error(
+    TaskCancelledError("the task was cancelled by skate.cancel.")
+)
 
 
 class Arguments:
@@ -77,19 +85,32 @@ class Call:
         num_returns: int,
         home: Home,
         demand: Mapping[str, int],
+        window: int = 0,
     ) -> None:
         self.engine = engine
         self.name = name
         self.home = home
         self.demand = demand
-        self.outputs = [engine.new_id() for _ in range(num_returns)]
-        self._num_returns = num_returns
+        streams = num_returns == STREAMING
+        self._num_returns = 1 if streams else num_returns
+        self.outputs = [engine.new_id() for _ in range(self._num_returns)]
+        self.stream: Stream | None = None
+        if streams:
+            self.stream = engine.streams[self.outputs[0]] = Stream(engine, self, window)
         self.task_id = engine.new_id()
         self.trace_id = self.outputs[0] if self.outputs else self.task_id
         self.label = name  # in statistics
         self.thread = 0  # that runs it
         self._began: tuple[int, int] | None = None
         self._recorded = False
+        self.parent = context.get().task_id  # the task that calls
+        engine.unfinished[self.task_id] = self
+        self.cancelled = False
+        self.started = False
+        self.wait: Wait | None = None  # the skate call that blocks it, while it runs
+        self._generator: Any = None
+        self._num_items = 0
+        self._throw = False  # KeyboardInterrupt into the generator, at its yield
         self.actor_id = 0
         self.missing = 0  # arguments that have no value yet
         self.failure: bytes | None = None  # of an argument: the call does not run
@@ -134,24 +155,86 @@ class Call:
     # While it runs ------------------------------------------------------------------
 
     def run(self) -> None:
-        outcome: list[Stored] | bytes = b""
+        outcome: list[Stored] | bytes | None = b""
+        self.started = True
         try:
             refusal = self.refusal()
             if refusal is not None:
                 outcome = refusal
                 return
             with self._surroundings(self._grant):
-                outcome = self.store(self.execute())
+                outcome = self._advance()
         except Stopped:
             outcome = self.stopped_error()
             raise
         except KeyboardInterrupt as error:
             outcome = serialize.dump_error(error, self.name)
-            raise
+            if not self.cancelled:
+                raise
+            outcome = CANCELLED
         except BaseException as error:  # all of it is the task's result
-            outcome = self.failed(error)
+            outcome = None if self.tries_again(error) else self.failed(error)
         finally:
-            self.finish(outcome)
+            if outcome is None:
+                self._go_on_later()
+            else:
+                self.finish(outcome)
+
+    def _advance(self) -> list[Stored] | None:
+        """Run the call, or a generator up to its next yield; None if it goes on."""
+        if self.stream is None:
+            return self.store(self.execute())
+        generator = self._generator
+        if generator is None:
+            generator = self.execute()
+            self.check_generator(generator)
+            self._generator = generator
+        if self.stream.closed:
+            generator.close()
+            return self.store(None)
+        try:
+            if self._throw:
+                self._throw = False
+                item = generator.throw(KeyboardInterrupt())
+            else:
+                item = next(generator)
+        except StopIteration:
+            return self.store(None)
+        try:
+            self.send_item(item)
+        except BaseException:
+            generator.close()
+            raise
+        return None
+
+    def check_generator(self, generator: Any) -> None:
+        if not isinstance(generator, (GeneratorType, AsyncGeneratorType)):
+            raise TypeError(
+                f"{self.name} was called with num_returns='streaming' and must be a "
+                f"generator; it returned {type(generator).__name__}."
+            )
+
+    def send_item(self, item: Any) -> None:
+        assert self.stream is not None
+        stored = Stored.of(serialize.dumps(item, f"an item of {self.name}"))
+        with self.engine.lock:
+            self.stream.add(self._num_items, stored)
+        self._num_items += 1
+
+    def _go_on_later(self) -> None:
+        with self.engine.lock:
+            self.pause()
+            if self.stream is None or self.stream.has_room() or self._throw:
+                self.engine.baton.post(self)
+            else:
+                self.stream.when_room(lambda: self.engine.baton.post(self))
+
+    def pause(self) -> None:
+        """Give back what ``begin`` took."""
+        self._grant.give()
+
+    def tries_again(self, error: BaseException) -> bool:
+        return False
 
     @contextmanager
     def _surroundings(self, lent_when_blocked: Grant | None) -> Iterator[None]:
@@ -161,7 +244,7 @@ class Call:
         if traced:
             sys.settrace(self._trace)
         try:
-            with holding(lent_when_blocked):
+            with holding(lent_when_blocked, self):
                 yield
         finally:
             if traced:
@@ -183,9 +266,7 @@ class Call:
         size = self._arguments.num_bytes
         self._began = self.engine.record.started(self, size)
         self.thread = threading.get_ident()
-        loaded = self._arguments.load(self.engine)
-        self._arguments = None
-        return loaded
+        return self._arguments.load(self.engine)
 
     def execute(self) -> Any:
         """Call the user's code."""
@@ -208,6 +289,44 @@ class Call:
             )
         )
 
+    def take_over(self, lost: Call) -> None:
+        """Make what ``lost``, an earlier attempt, was to make."""
+        if self.stream is not None:
+            del self.engine.streams[self.outputs[0]]
+            self.stream, lost.stream = lost.stream, None
+            assert self.stream is not None
+            self.stream.producer = self
+        self.outputs, lost.outputs = lost.outputs, []
+
+    # Cancelling; the lock is held -----------------------------------------------------
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if not self.started and self.withdraw():
+            self.fulfil(CANCELLED)
+        elif self.started:
+            self.interrupt()
+
+    def withdraw(self) -> bool:
+        """Keep it from starting; False if it is too late."""
+        return bool(self.missing) or self.engine.baton.withdraw(self)
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the user's code."""
+        if self.wait is not None:
+            self.engine.baton.interrupt(self.wait, KeyboardInterrupt())
+        elif self.stream is not None:
+            self._throw = True
+            self.stream.wake()
+
+    def reader_gone(self) -> None:
+        """Nobody reads the stream any more."""
+        assert self.stream is not None
+        if not self.started and self.withdraw():
+            self.fulfil(CANCELLED)
+        else:
+            self.stream.wake()
+
     # When it has run ------------------------------------------------------------------
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
@@ -226,9 +345,13 @@ class Call:
             self.engine.record.ended(self, self._began, failed, size)
         outputs, self.outputs = self.outputs, []
         self._arguments = None
+        self._generator = None
+        self.engine.unfinished.pop(self.task_id, None)
         for index, output in enumerate(outputs):
             part = outcome if isinstance(outcome, bytes) else outcome[index]
             self.engine.objects.resolve(output, part)
+        if self.stream is not None and outputs:
+            self.stream.end(failed=isinstance(outcome, bytes))
 
 
 class Task(Call):
@@ -242,11 +365,20 @@ class Task(Call):
         name: str,
         function: Exported,
         arguments: Arguments,
-        num_returns: int,
+        options: TaskOptions,
     ) -> None:
-        home = engine.baton.tasks
-        super().__init__(engine, name, arguments, num_returns, home, function.demand)
+        super().__init__(
+            engine,
+            name,
+            arguments,
+            options.num_returns,
+            engine.baton.tasks,
+            function.demand,
+            options.window,
+        )
         self._function = function
+        self._options = options
+        self._retries = options.max_retries
 
     def post(self) -> None:
         """Start it when its turn comes; the arguments are there."""
@@ -259,6 +391,20 @@ class Task(Call):
         args, kwargs = self.load_arguments()
         function = self._function.load()
         return function(*args, **kwargs)
+
+    def tries_again(self, error: BaseException) -> bool:
+        kinds = self._options.retry_exceptions
+        if (
+            kinds is False
+            or self.cancelled
+            or self._retries == 0
+            or not isinstance(error, Exception if kinds is True else kinds)
+        ):
+            return False
+        self._retries -= 1
+        self._generator = None
+        self._num_items = 0
+        return True
 
 
 class Exported:

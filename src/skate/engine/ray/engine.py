@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import ray
 
+from ..._options import STREAMING
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
 from ...exceptions import (
     ActorAlreadyExistsError,
@@ -124,7 +125,7 @@ class RayEngine:
         exported = spec.exported
         if not isinstance(exported, Exported) or exported.engine is not self:
             exported = self._export_task(spec)
-        num_returns = spec.options.num_returns
+        num_returns = self._number_of(spec.options.num_returns)
         call = messages.pack_call(
             spec.name, args, kwargs, num_returns, self, exported.captured
         )
@@ -143,6 +144,15 @@ class RayEngine:
 
     def _handles(self, refs: list[ObjectRef[Any]]) -> list[Any]:
         return [self.handle(ref) for ref in refs]
+
+    @staticmethod
+    def _number_of(num_returns: int) -> int:
+        if num_returns == STREAMING:
+            raise EngineError(
+                "generators do not stream on engine='ray' yet. Return a list, give the "
+                "number of items (num_returns=n), or use engine='embedded'."
+            )
+        return num_returns
 
     def _refs(self, made: Any, num_returns: int) -> list[ObjectRef[Any]]:
         if num_returns == 1:
@@ -208,7 +218,7 @@ class RayEngine:
     ) -> list[ObjectRef[Any]]:
         self.enter()
         bound = getattr(self.handle(actor), worker.stub_name(method.name))
-        num_returns = method.num_returns
+        num_returns = self._number_of(method.num_returns)
         call = messages.pack_call(method.name, args, kwargs, num_returns, self)
         options = translate.method_options(method)
         made = self.read_errors(lambda: bound._remote(call, {}, **options))
@@ -239,6 +249,36 @@ class RayEngine:
     def list_actors(self) -> list[ActorInfo]:
         self.enter()
         return directory.list_actors()
+
+    # streams: none is ever made, see _number_of ---------------------------------------
+
+    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
+        raise NotImplementedError
+
+    def peek_item(self, task: int) -> ObjectRef[Any]:
+        raise NotImplementedError
+
+    def look_at_stream(self, task: int) -> int:
+        raise NotImplementedError
+
+    def close_stream(self, task: int) -> None:
+        raise NotImplementedError
+
+    def ready_future(self, ref: ObjectRef[Any]) -> Future[None]:
+        raise NotImplementedError
+
+    # cancelling -----------------------------------------------------------------------
+
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        self.enter()
+        try:
+            ray.cancel(self.handle(ref), force=force, recursive=recursive)
+        except ValueError:  # force, and a call of an actor
+            return False
+        return True
+
+    def is_cancelled(self) -> bool:
+        return bool(ray.get_runtime_context().is_canceled())
 
     # objects --------------------------------------------------------------------------
 

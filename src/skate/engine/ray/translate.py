@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
 def task_options(options: TaskOptions, name: str) -> dict[str, Any]:
     """For ``ray.remote`` of a function."""
+    if not isinstance(options.retry_exceptions, bool):
+        # What user code raises travels inside an exception of skate's.
+        raise ValueError(
+            "on engine='ray', retry_exceptions is True or False; lists of exception "
+            "types are for engine='embedded' and engine='inline'."
+        )
     return {
         "num_cpus": options.num_cpus,
         "num_gpus": options.num_gpus,
         "resources": dict(options.resources),
         "num_returns": options.num_returns,
         "max_retries": options.max_retries,
+        "retry_exceptions": options.retry_exceptions is True,
+        "max_calls": options.max_calls,
         "name": name,
     }
 
@@ -134,6 +142,10 @@ def _of_task(error: theirs.RayTaskError) -> BaseException:
     return ours.TaskError.of(cause, error.function_name, text)
 
 
+def _cancelled(error: Any) -> BaseException:
+    return ours.TaskCancelledError("the task was cancelled by skate.cancel.")
+
+
 def _actor_died(error: Any) -> BaseException:
     text = _plain(str(error))
     if error.actor_init_failed:
@@ -208,6 +220,7 @@ _ERRORS: list[tuple[Any, Any]] = [
         _worker_crashed,
     ),
     (theirs.PendingCallsLimitExceeded, _too_many_calls),
+    (theirs.TaskCancelledError, _cancelled),
     (theirs.OwnerDiedError, _owner_died),
     (theirs.ObjectLostError, _lost),
     ((theirs.ObjectStoreFullError, theirs.OutOfDiskError), _full),
