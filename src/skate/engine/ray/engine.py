@@ -25,12 +25,13 @@ from .ids import ActorId, RefId, id_of
 from .waiting import Futures, RayWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     import numpy as np
     import numpy.typing as npt
 
+    from ..._placement import GroupInfo
     from ..protocol import (
         ActorInfo,
         ActorSpec,
@@ -345,6 +346,22 @@ class RayEngine:
 
         self.enter()
         return np.empty(shape, dtype)
+
+    # placement groups -----------------------------------------------------------------
+
+    def create_placement_group(
+        self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
+    ) -> str:
+        raise EngineError(
+            "placement groups are not on engine='ray' yet: leave them out there, or "
+            "use engine='embedded' or 'inline', which have them."
+        )
+
+    def remove_placement_group(self, group: str) -> None:
+        raise AssertionError("there are none")
+
+    def placement_groups(self) -> dict[str, GroupInfo]:
+        return {}
 
     # groups ---------------------------------------------------------------------------
 
