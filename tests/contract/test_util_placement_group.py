@@ -25,6 +25,8 @@ from skate.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+pytestmark = pytest.mark.differs(ray="placement groups are not translated to Ray yet")
+
 
 @pytest.fixture(autouse=True)
 def session(start: Any) -> None:

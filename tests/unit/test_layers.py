@@ -78,6 +78,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "util": {*PUBLIC, "util"},
     # Like collective: public calls, with one implementation for all engines.
     "util.serialization": {*PUBLIC, "engine.serialize"},
+    "util.names": {*PUBLIC, "_runtime"},
+    "util.state": {*PUBLIC, "util", "_runtime"},
     "util.placement_group": {*PUBLIC, "util", "_options", "_placement", "_runtime"},
     "util.scheduling_strategies": {*PUBLIC, "util", "_placement"},
     "compat": {*PUBLIC, "util", "compat"},

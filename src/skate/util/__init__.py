@@ -12,6 +12,7 @@ from .debug import enable_periodic_logging as enable_periodic_logging
 from .debug import log_once as log_once
 from .gather import as_completed as as_completed
 from .gather import map_unordered as map_unordered
+from .names import list_named_actors as list_named_actors
 from .network import get_node_ip_address as get_node_ip_address
 from .placement_group import get_current_placement_group as get_current_placement_group
 from .placement_group import get_placement_group as get_placement_group
@@ -32,6 +33,7 @@ __all__ = [
     "get_node_ip_address",
     "get_placement_group",
     "inspect_serializability",
+    "list_named_actors",
     "log_once",
     "map_unordered",
     "placement_group",

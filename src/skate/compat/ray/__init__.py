@@ -9,7 +9,9 @@ A program that says ``import ray`` itself runs unchanged with
 
 from skate import (
     ObjectRef,
+    ObjectRefGenerator,
     available_resources,
+    cancel,
     cluster_resources,
     get,
     get_actor,
@@ -37,9 +39,11 @@ __all__ = [
     "WORKER_MODE",
     "ObjectID",
     "ObjectRef",
+    "ObjectRefGenerator",
     "__version__",
     "actor",
     "available_resources",
+    "cancel",
     "cluster_resources",
     "exceptions",
     "get",
