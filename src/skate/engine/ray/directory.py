@@ -36,6 +36,11 @@ def _key(handle: Any) -> str:
     return f"actor/{handle._actor_id.hex()}"
 
 
+def num_restarts(actor_id: str) -> int:
+    """How often Ray has restarted the actor of this id, in hex."""
+    return int(ray._private.state.actors(actor_id)["NumRestarts"])
+
+
 def list_actors() -> list[ActorInfo]:
     """The actors of this job, oldest first."""
     named = ray.util.list_named_actors(all_namespaces=True)

@@ -102,19 +102,25 @@ def _connect(ray: Any, config: EngineConfig, namespace: str) -> None:
             "program on a machine of the cluster, or one that its nodes can reach, "
             "and give the address of its head: 'host:6379'."
         )
-    if address != "auto":
-        _check_listens(address)
-        _check_versions(ray, address)
     from . import ship
 
     try:
+        if address != "auto":
+            _check_listens(address)
+            _check_versions(ray, address)
         with ship.shipment() as runtime_env:
             ray.init(
                 address=address, runtime_env=runtime_env, **_common(config, namespace)
             )
     except EngineError:
         raise
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ray.exceptions.AuthenticationError as error:
+        raise EngineError(
+            f"the Ray cluster at {address!r} asks for a token. Set RAY_AUTH_MODE=token "
+            "and give the token of its head node, in RAY_AUTH_TOKEN or in "
+            "~/.ray/auth_token."
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
         raise EngineError(f"cannot join the Ray cluster at {address!r}: {error}") from (
             error
         )

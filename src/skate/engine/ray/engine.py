@@ -74,6 +74,7 @@ class RayEngine:
         self._is_driver = is_driver
         self._pid = os.getpid()
         self._closed = False
+        self._restarts: int | None = None  # of the actor that this process is
         self._arriving = _Arriving()
         self._futures = Futures(self)
         # Ends Ray, or the connection to it; None if it was there before the session.
@@ -377,13 +378,16 @@ class RayEngine:
         if self._is_driver:
             return TaskContext(0, 0, 0, "", True)
         here = ray.get_runtime_context()
+        actor_id = here.get_actor_id()
+        if actor_id and self._restarts is None:  # the same for the whole process
+            self._restarts = directory.num_restarts(actor_id)
         return TaskContext(
             task_id=int(here.get_task_id() or "0", 16),
-            actor_id=int(here.get_actor_id() or "0", 16),
+            actor_id=int(actor_id or "0", 16),
             worker_id=int(here.get_worker_id(), 16),
             task_name=self.task_name.get(),
             is_driver=False,
-            num_restarts=int(here.was_current_actor_reconstructed),
+            num_restarts=self._restarts or 0,
         )
 
     def assigned_resources(self) -> dict[str, float]:

@@ -1,0 +1,79 @@
+"""skate on a Ray cluster of three hosts, one of which ends in mid-run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import Cluster, why_not
+
+pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+JOB = str(Path(__file__).parent / "program/job.py")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    cluster = Cluster(num_hosts=3, cpus=2)
+    yield cluster
+    cluster.remove()
+
+
+def next_line(program: subprocess.Popen[str]) -> dict[str, Any]:
+    assert program.stdout is not None
+    for line in program.stdout:
+        if line.startswith("{"):  # Ray prints of its retries between
+            said: dict[str, Any] = json.loads(line)
+            return said
+    pytest.fail(f"the program ended: {program.communicate()[1]}")
+
+
+def end_of(program: subprocess.Popen[str]) -> None:
+    assert program.wait(60) == 0, program.communicate()[1]
+
+
+def test_a_job_runs_on_all_hosts_and_survives_the_end_of_one(cluster: Cluster) -> None:
+    addresses = [host.address for host in cluster.hosts]
+    program = cluster.start_program(JOB, "main")
+    assert next_line(program) == {"nodes": addresses}
+    squares = [x * x for x in range(12)]
+    assert next_line(program) == {"squares": squares, "hosts": addresses}
+    for size, writeable, file in next_line(program)["sizes"]:
+        assert (size, writeable) == (40_000_000, False)
+        assert "py_modules" in file  # not what happens to be installed there
+    actors = next_line(program)["actors"]
+    assert set(actors) <= set(addresses)
+    assert "ready" in next_line(program)
+    cluster.hosts[2].pull_the_plug()
+    assert program.stdin is not None
+    print(file=program.stdin, flush=True)
+    survivors = next_line(program)["survivors"]
+    assert set(survivors) <= set(addresses[:2])
+    assert next_line(program) == {"squares": squares}
+    end_of(program)
+
+
+def test_training_goes_on_from_its_checkpoint_when_a_host_ends(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    program = cluster.start_program(JOB, "training", str(tmp_path))
+    first = next_line(program)
+    victim = int(max(first["hosts"]))
+    assert victim > 1, "all ranks are on the head"
+    assert next_line(program)["step"] == 20
+    cluster.hosts[victim - 1].pull_the_plug()
+    last = next_line(program)
+    assert last["trained"] == [3.0, -1.0]
+    assert last["step"] == 120
+    assert last["begun"] >= 20
+    assert victim not in last["hosts"]
+    end_of(program)
