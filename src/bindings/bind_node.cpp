@@ -565,6 +565,12 @@ class Call {
     return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);
   }
 
+  bool is_plain() const {
+    return task_.header.num_returns == 1 && (task_.header.flags & kStreaming) == 0;
+  }
+
+  bool is_named() const { return Reader(task_.body).pod<u16>() != 0; }
+
   std::string method() const {
     Reader reader(task_.body);
     const u16 size = reader.pod<u16>();
@@ -599,28 +605,8 @@ class Call {
   // them, so that objects which only the results hold can be given to the task's owner.
   void encode(nb::list results) {
     guarded([&] {
-      std::vector<Value> values;
-      for (nb::handle result : results) {
-        Unsealed unsealed;
-        if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
-            find_unsealed(node_, result.ptr(), unsealed)) {
-          Value& value = values.emplace_back();
-          value.kind = Value::Kind::kBlock;
-          value.block = unsealed.location;
-          node_.hand_over(unsealed.location, task_.owner);
-          seal(node_, result.ptr(), unsealed, {task_.header.task_id}, made_by());
-          continue;
-        }
-        Encoder encoder(node_);
-        try {
-          encoder.encode(result.ptr());
-          values.push_back(encoder.finish(task_.owner, false, made_by()));
-        } catch (const PythonError&) {
-          node_.discard(values);
-          throw;
-        }
-      }
-      values_ = std::move(values);
+      values_.clear();
+      for (nb::handle result : results) encode_one(result.ptr());
     });
   }
 
@@ -639,6 +625,20 @@ class Call {
     node_.end_user_code();
     if (result == nullptr) throw nb::python_error();
     return nb::steal(result);
+  }
+
+  // A task that returns one value, from its arguments to the sending of its result. While
+  // it runs, `variable` says what runs: the task, no actor, `name`.
+  void perform(nb::handle function, nb::handle variable, nb::handle name) {
+    const Within within(variable, task_.header.task_id, name);
+    nb::object result;
+    {
+      const nb::tuple given = arguments();
+      result = run(function, given[0], given[1]);
+    }
+    guarded([&] { encode_one(result.ptr()); });
+    result.reset();  // what only the result holds goes to the task's owner
+    send();
   }
 
   // Sends the items of `generator` until it ends, or nobody reads them any more: then it is
@@ -750,6 +750,46 @@ class Call {
     return known == 0 ? Node::kDefaultLabel : known;
   }
 
+  // Sets a context variable to (task, no actor, name) for as long as it lives.
+  class Within {
+   public:
+    Within(nb::handle variable, u64 task_id, nb::handle name) : variable_(variable) {
+      const nb::object what = nb::make_tuple(task_id, 0, name);
+      token_ = nb::steal(PyContextVar_Set(variable.ptr(), what.ptr()));
+      if (!token_.is_valid()) throw nb::python_error();
+    }
+    ~Within() { PyContextVar_Reset(variable_.ptr(), token_.ptr()); }
+    Within(const Within&) = delete;
+    Within& operator=(const Within&) = delete;
+
+   private:
+    nb::handle variable_;
+    nb::object token_;
+  };
+
+  // Adds a result to the values; they are gone if it cannot be encoded.
+  void encode_one(PyObject* result) {
+    Unsealed unsealed;
+    if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
+        find_unsealed(node_, result, unsealed)) {
+      Value& value = values_.emplace_back();
+      value.kind = Value::Kind::kBlock;
+      value.block = unsealed.location;
+      node_.hand_over(unsealed.location, task_.owner);
+      seal(node_, result, unsealed, {task_.header.task_id}, made_by());
+      return;
+    }
+    Encoder encoder(node_);
+    try {
+      encoder.encode(result);
+      values_.push_back(encoder.finish(task_.owner, false, made_by()));
+    } catch (const PythonError&) {
+      node_.discard(values_);
+      values_.clear();
+      throw;
+    }
+  }
+
   void read_dependencies() {
     Reader reader(std::string_view(task_.body).substr(task_.header.args_size));
     dependencies_.resize(task_.header.num_deps);
@@ -791,18 +831,46 @@ class Call {
   u64 num_items_ = 0;
 };
 
-nb::object next_task(Node& node) {
-  Incoming task;
+// False: there will be no more.
+bool wait_for_task(Node& node, Incoming& task) {
   for (;;) {
     WaitResult result;
     {
       nb::gil_scoped_release release;
       result = node.next_task(task, -1);
     }
-    if (result == WaitResult::kReady)
-      return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
-    if (result == WaitResult::kEngineDied) return nb::none();
+    if (result == WaitResult::kReady) return true;
+    if (result == WaitResult::kEngineDied) return false;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+nb::object next_task(Node& node) {
+  Incoming task;
+  if (!wait_for_task(node, task)) return nb::none();
+  return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+}
+
+// Runs tasks for as long as they are plain ones of `functions`: id -> (function, name).
+// Then the first that is not, or None if there will be no more. `failed(call, error)` is
+// told of those that raise.
+nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle failed) {
+  for (;;) {
+    Incoming task;
+    if (!wait_for_task(node, task)) return nb::none();
+    auto call = std::make_unique<Call>(node, std::move(task));
+    nb::object id = nb::int_(call->header().function_id);
+    PyObject* known = PyDict_GetItemWithError(functions.ptr(), id.ptr());
+    if (known == nullptr || !call->is_plain() || call->is_named()) {
+      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      return nb::cast(call.release(), nb::rv_policy::take_ownership);
+    }
+    const nb::tuple code = nb::borrow<nb::tuple>(known);
+    try {
+      call->perform(code[0], variable, code[1]);
+    } catch (nb::python_error& error) {
+      failed(nb::cast(call.release(), nb::rv_policy::take_ownership), error.value());
+    }
   }
 }
 
@@ -1194,6 +1262,9 @@ void bind_node(nb::module_& m) {
             node.wait_sent(deadline_of(timeout));
           },
           "timeout"_a, "Wait until all that was said to others has been sent.")
+      .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a, "failed"_a,
+           nb::sig("def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
+                   "failed: Any) -> Call | None"))
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",

@@ -191,6 +191,8 @@ class Node:
     def wait_sent(self, timeout: float) -> None:
         """Wait until all that was said to others has been sent."""
 
+    def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, failed: Any) -> Call | None: ...
+
     def report_blocking(self, on: bool) -> None: ...
 
     def ask(self, question: bytes) -> tuple[bytes, int]:

@@ -147,6 +147,8 @@ class Worker:
         self.node = engine.node
         self.refuses = refuses  # the placement group of its task was removed
         self._functions: dict[int, Code] = {}
+        # Of those, what the core may call by itself.
+        self._plain: dict[int, tuple[Callable[..., Any], str]] = {}
         self.leave: Callable[[], None] | None = None  # of an actor: end on purpose
         self._worn_out = False  # a function has been called max_calls times
         self.title = ""  # of an actor's process: its class
@@ -157,7 +159,10 @@ class Worker:
         return name.rpartition(".")[2] or "worker"
 
     def run(self) -> None:
-        while (call := self.node.next_task()) is not None:
+        context = self.engine.context_var
+        while (
+            call := self.node.serve(self._plain, context, self._plain_failed)
+        ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
             # Tasks that it has started and that still run would end with it.
@@ -193,6 +198,10 @@ class Worker:
             self.fail(call, error, name, code.retry_on)
         finally:
             self.engine.context_var.reset(token)
+
+    def _plain_failed(self, call: _core.Call, error: BaseException) -> None:
+        code = self._functions[call.function_id]
+        self.fail(call, error, code.name, code.retry_on)
 
     @staticmethod
     def group_removed() -> TaskPlacementGroupRemoved:
@@ -264,8 +273,12 @@ class Worker:
             # Code that holds refs would keep them alive for as long as it is cached.
             if not call.function_holds_refs:
                 if len(self._functions) >= _MAX_CACHED_FUNCTIONS:
-                    self._functions.pop(next(iter(self._functions)))
+                    oldest = next(iter(self._functions))
+                    del self._functions[oldest]
+                    self._plain.pop(oldest, None)
                 self._functions[key] = code
+                if not code.max_calls:
+                    self._plain[key] = code.function, code.name
         return code
 
 
