@@ -1,6 +1,7 @@
 # make setup   everything that the demo and the tests need, in .venv
 # make demo    train Pendulum-v1 with PPO, into runs/demo
 # make test    all tests: Python, and C++ under the sanitizers
+# make test-ray      the contract tests on a Ray of this machine
 # make test-cluster  skate on Ray across three hosts (network namespaces; root)
 # make check   lint, formatting, types, documents, and the contract tests on
 #              every CPython from 3.10 to 3.13 on this machine
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip install --quiet
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 CORE_TESTS := plain address thread
 
-.PHONY: setup demo test test-cluster check soak bench docs core clean
+.PHONY: setup demo test test-ray test-cluster check soak bench docs core clean
 .PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
 
 setup: core
@@ -71,6 +72,9 @@ test: setup test-core
 	@timeout --kill-after=30 2700 $(BIN)/python -m pytest $(PYTEST)
 
 # Real hosts, in network namespaces: needs root and iproute2, and some minutes.
+test-ray: setup
+	@$(BIN)/python -m pytest -m ray $(PYTEST)
+
 test-cluster: setup
 	@$(BIN)/python -m pytest -m cluster tests/cluster
 

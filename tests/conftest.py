@@ -34,9 +34,13 @@ def needs_ray(item: pytest.Item) -> bool:
     return engine_of(item) == "ray" or "shared_ray" in item.fixturenames  # type: ignore[attr-defined]
 
 
+@pytest.hookimpl(tryfirst=True)  # before items are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Ray takes seconds to start and gigabytes while it runs: once, and at the end.
     items.sort(key=needs_ray)
+    for item in items:
+        if needs_ray(item):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
