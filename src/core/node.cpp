@@ -313,6 +313,7 @@ void Node::housekeep() {
   i64 pause = kWatchdogFirst;
   Progress last;
   bool watching = false;
+  bool postponed = false;
   while (!stopping_) {
     u32 level = kAsleep;
     {
@@ -330,12 +331,11 @@ void Node::housekeep() {
       if (queued && !first_look && !(watching && now.is_brisk_after(last)))
         wake_for_work();
       last = now;
-      if (interrupt_later_.exchange(false)) {
-        interrupt();
-        pause = kWatchdogFirst;
-      }
+      if (postponed) interrupt();  // a millisecond ago the moment was bad
+      postponed = interrupt_later_.exchange(false);
       if (needs_attention() && !leader_) level = kAsleepAny;
       pause = queued || needs_attention() ? std::min(pause * 2, kSlice) : idle_pause;
+      if (postponed) pause = kWatchdogFirst;
       // Under the lock: a thread that submits a task meanwhile changes what concerns us.
       me_->housekeeper_doorbell.store(level, std::memory_order_seq_cst);
     }

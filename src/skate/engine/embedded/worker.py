@@ -118,13 +118,15 @@ def _let_cancel_interrupt(node: _core.Node) -> None:
     bookkeeping = _ref.__file__
 
     def interrupted(number: int, frame: types.FrameType | None) -> None:
-        # What is raised in a destructor is lost, and in the middle of counting a ref,
-        # so is the count.
-        if frame is not None and (
-            frame.f_code.co_name == "__del__" or frame.f_code.co_filename == bookkeeping
-        ):
-            node.postpone_interrupt()
-        elif node.take_interrupt():
+        # What is raised in a destructor, or in what it calls, is lost; and in the
+        # middle of counting a ref, so is the count.
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name == "__del__" or code.co_filename == bookkeeping:
+                node.postpone_interrupt()
+                return
+            frame = frame.f_back
+        if node.take_interrupt():
             raise KeyboardInterrupt
 
     signal.signal(_INTERRUPT, interrupted)
