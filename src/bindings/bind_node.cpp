@@ -66,8 +66,9 @@ struct Advice {
     if (last_task != 0) in_turn = 0;
     last_task = task;
   }
-  void waited(const std::vector<ObjectId>& ids) {
-    if (blocked_in_a_coroutine != nullptr) call(blocked_in_a_coroutine, PyTuple_New(0));
+  void got(const std::vector<ObjectId>& ids, bool waited) {
+    if (waited && blocked_in_a_coroutine != nullptr)
+      call(blocked_in_a_coroutine, PyTuple_New(0));
     if (ids.size() != 1 || ids[0].bits != last_task) return;
     last_task = 0;
     if (++in_turn < kManyInTurn) return;
@@ -213,9 +214,8 @@ void record_get(Node& node, const std::vector<ObjectId>& ids) {
   const u64 since = Node::take_wait_start();
   trace.waited(TraceEvent::kGet, since, ids.size());
   for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i].bits);
-  if (since == 0) return;
-  trace.waits_no_more();
-  g_advice.waited(ids);
+  if (since != 0) trace.waits_no_more();
+  g_advice.got(ids, since != 0);
 }
 
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool writable) {

@@ -70,7 +70,8 @@ void Node::flush_actor(ObjectId id) {
     if ((task->header.flags & kConstructor) == 0) {
       for (ObjectId id : task->deps) {
         const Object* object = find(id);
-        if (object != nullptr && object->value.is_error) error = &object->value;
+        if (error == nullptr && object != nullptr && object->value.is_error)
+          error = &object->value;
       }
     }
     if (error != nullptr) {

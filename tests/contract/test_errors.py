@@ -236,3 +236,24 @@ def test_a_ref_cannot_be_pickled_behind_the_engines_back() -> None:
 def test_put_of_a_ref_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a ref already"):
         skate.put(skate.put(1))
+
+
+@skate.remote
+class Adder:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+
+def test_of_several_failed_arguments_the_first_one_counts() -> None:
+    adder = Adder.remote()
+    late = fail.remote(ValueError("the first"))
+    early = fail.remote(ValueError("the second"))
+    skate.wait([early])
+    for call in (
+        add.remote(late, early),
+        add.options(num_cpus=2).remote(late, early),
+        adder.add.remote(late, early),
+        adder.add.remote(late, b=early),
+    ):
+        with pytest.raises(ValueError, match="the first"):
+            skate.get(call)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..._options import ActorOptions, TaskOptions
     from .baton import Home, Wait
     from .engine import InlineEngine
-    from .objects import Entry
 
 
 CANCELLED = serialize.dump_system_error(
@@ -126,19 +125,22 @@ class Call:
         assert self._arguments is not None
         for _, ref in self._arguments.refs:
             entry = self.engine.objects[ref]
-            if entry.ready:
-                self.failure = self.failure or entry.error
-            else:
+            if not entry.ready:
                 self.missing += 1
-                entry.callbacks.append(lambda entry: self._argument_came(entry, ready))
+                entry.callbacks.append(lambda entry: self._argument_came(ready))
         if not self.missing:
-            ready()
+            self._arguments_are_there(ready)
 
-    def _argument_came(self, entry: Entry, ready: Callable[[], None]) -> None:
+    def _argument_came(self, ready: Callable[[], None]) -> None:
         self.missing -= 1
-        self.failure = self.failure or entry.error
         if not self.missing:
-            ready()
+            self._arguments_are_there(ready)
+
+    def _arguments_are_there(self, ready: Callable[[], None]) -> None:
+        # Of several that failed the first one counts, not the first to fail.
+        errors = (self.engine.objects[ref].error for ref in self.argument_refs())
+        self.failure = next(filter(None, errors), self.failure)
+        ready()
 
     def argument_refs(self) -> list[ObjectRef[Any]]:
         arguments = self._arguments
