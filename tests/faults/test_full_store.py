@@ -240,9 +240,13 @@ class Hoarder:
 def test_the_results_of_a_task_are_named_by_its_function(start: START) -> None:
     start()
     hoarder = Hoarder.remote()
-    hoards = [hoarder.hoard.remote([make.remote(i)]) for i in range(STORE // MIB)]
+
+    def fill() -> None:
+        for i in range(STORE // MIB):  # one by one: what nobody views would be spilled
+            skate.get(hoarder.hoard.remote([make.remote(i)]))
+
     with pytest.raises(ObjectStoreFullError, match=r"made by make in a worker, proc"):
-        skate.get(hoards)
+        fill()
 
 
 def test_put_waits_for_others_to_let_go(start: START) -> None:

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("skate._core", reason="the soak kills processes of the core's")
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_random_graphs_survive_random_kills() -> None:
     # In a process of its own: a graph that hangs ends it, and shows everybody's stacks.
