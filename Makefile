@@ -1,6 +1,6 @@
 # make setup   everything that the demo and the tests need, in .venv
 # make demo    train Pendulum-v1 with PPO, into runs/demo
-# make test    all tests: Python, and C++ under the sanitizers
+# make test    the tests: Python, and C++ under the sanitizers; without Ray
 # make test-ray      the contract tests on a Ray of this machine
 # make test-cluster  skate on Ray across three hosts (network namespaces; root)
 # make check   lint, formatting, types, documents, and the contract tests on
@@ -71,10 +71,10 @@ demo: setup
 test: setup test-core
 	@timeout --kill-after=30 2700 $(BIN)/python -m pytest $(PYTEST)
 
-# Real hosts, in network namespaces: needs root and iproute2, and some minutes.
 test-ray: setup
 	@$(BIN)/python -m pytest -m ray $(PYTEST)
 
+# Real hosts, in network namespaces: needs root and iproute2, and some minutes.
 test-cluster: setup
 	@$(BIN)/python -m pytest -m cluster tests/cluster
 
