@@ -12,6 +12,7 @@ import typer
 from skate.exceptions import SkateError
 
 from . import INTERRUPTED
+from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
 from .observe import stack, timeline, top
@@ -50,3 +51,10 @@ app.command()(polite(top))
 app.command()(polite(stack))
 app.command()(polite(timeline))
 app.command()(polite(doctor))
+app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)(polite(bench))
