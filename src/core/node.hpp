@@ -170,6 +170,7 @@ struct Peer {
   u8 acquired = 0;
   Mapping control;  // its queue and rings, writable
   Mapping arena;    // read-only
+  Descriptor file;  // of its memory, once a private mapping of a part was wanted
   std::optional<RingConsumer> in;
   std::optional<RingProducer> out;
   // Refs inside results that were sent there and not yet counted there.
@@ -356,6 +357,11 @@ class Node {
   void load_view(const Location& location, View& view);  // may take long
   void close_view(ProcId proc, u32 pin);
   u32 pin_own(const Location& location);
+  // `size` bytes at `data`, in the arena of `proc`, mapped once more: writes into it stay
+  // in this process and change nobody's value. Null: it cannot be had. The block must be
+  // pinned as long as the mapping lives.
+  std::byte* map_private(ProcId proc, const std::byte* data, u64 size);
+  static void unmap_private(std::byte* data, u64 size);
   // The value in the block is complete: from now on it may be spilled.
   void seal_block(const Location& location, u32 label);
   static constexpr u32 kDefaultLabel = ~0U;
@@ -546,6 +552,7 @@ class Node {
   QueueProducer queue_;
   Arena arena_;
   SupervisorLink link_;
+  Descriptor own_file_;  // as Peer::file, for this process's arena
 
   std::deque<Object> objects_;  // owned, by index; index 0 is never used
   std::vector<u32> free_slots_;

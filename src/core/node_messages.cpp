@@ -420,6 +420,7 @@ void Node::forget_process(Reader& reader) {
   dead.in.reset();
   retired_.push_back(std::move(dead.control));
   retired_.push_back(std::move(dead.arena));
+  dead.file = {};
 }
 
 }  // namespace skate

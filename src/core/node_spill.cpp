@@ -1,6 +1,7 @@
 // The store when it is full: who is asked to spill, the thread that does it, and reading
 // what is on disk. See docs/design/0003-object-store.md.
 #include <pthread.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -112,6 +113,33 @@ void Node::close_view(ProcId proc, u32 pin) {
 u32 Node::pin_own(const Location& location) {
   std::lock_guard lock(mu_);
   return pins_.add(self_.index, location.offset);
+}
+
+std::byte* Node::map_private(ProcId proc, const std::byte* data, u64 size) {
+  std::lock_guard lock(mu_);
+  const std::byte* base = arena_.at(0);
+  Descriptor* file = &own_file_;
+  if (proc != self_) {
+    Peer& from = peer(proc.index);
+    if (from.id != proc || !from.arena) return nullptr;
+    base = from.arena.data();
+    file = &from.file;
+  }
+  if (!*file) *file = Descriptor(link_.fetch_segment(proc));
+  if (!*file) return nullptr;
+  const u64 offset = static_cast<u64>(data - base);
+  const u64 from = page_down(offset);
+  void* pages = mmap(nullptr, page_up(offset + size) - from, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_NORESERVE, file->get(),
+                     static_cast<off_t>(kArenaOffset + from));
+  if (pages == MAP_FAILED) return nullptr;
+  return static_cast<std::byte*>(pages) + (offset - from);
+}
+
+void Node::unmap_private(std::byte* data, u64 size) {
+  const u64 start = reinterpret_cast<u64>(data);
+  const u64 from = page_down(start);
+  munmap(reinterpret_cast<void*>(from), page_up(start + size) - from);
 }
 
 void Node::seal_block(const Location& location, u32 label) {

@@ -76,6 +76,15 @@ Mapping::~Mapping() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+Descriptor::~Descriptor() {
+  if (fd_ >= 0) close(fd_);
+}
+
 int make_memfd(const char* name, std::size_t bytes) {
   const int fd = static_cast<int>(syscall(SYS_memfd_create, name, 1U /* CLOEXEC */));
   if (fd < 0) throw_errno("memfd_create");

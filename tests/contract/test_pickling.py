@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,11 +183,39 @@ def test_tensors_survive(torch: Any) -> None:
             assert torch.equal(value.to_dense(), tensor.to_dense())
 
 
-def test_tensors_share_the_memory_of_the_store(torch: Any) -> None:
-    ref = skate.put(torch.zeros(100_000))
-    first, second = skate.get([ref, ref])
-    assert first.data_ptr() == second.data_ptr()
-    assert skate.get(ref, copy=True).data_ptr() != first.data_ptr()
+@pytest.mark.parametrize("length", [3, 100_000])
+def test_a_write_into_a_tensor_changes_no_value(torch: Any, length: int) -> None:
+    @skate.remote
+    def ones() -> Any:
+        return torch.ones(length)
+
+    @skate.remote
+    def doubled(tensor: Any) -> float:
+        tensor *= 2  # torch knows no read-only memory
+        return float(tensor.sum())
+
+    for ref in (ones.remote(), skate.put(torch.ones(length))):
+        mine, other = skate.get([ref, ref])
+        mine += 1
+        assert torch.equal(mine, torch.full((length,), 2.0))
+        assert torch.equal(other, torch.ones(length))
+        assert skate.get(doubled.remote(ref)) == 2 * length
+        assert torch.equal(skate.get(ref), torch.ones(length))
+
+
+@pytest.mark.differs(
+    inline="tensors are copied when they are got",
+    ray="tensors are copied when they are got",
+)
+def test_large_tensors_share_the_memory_of_the_store(torch: Any) -> None:
+    kept = skate.get(skate.put({"a": torch.ones(100_000), "b": torch.zeros(100_000)}))
+    ranges = [
+        [int(address, 16) for address in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "/memfd:skate" in line
+    ]
+    for tensor in kept.values():
+        assert any(low <= tensor.data_ptr() < high for low, high in ranges)
 
 
 def test_tensors_keep_requires_grad_and_parameters_their_type(torch: Any) -> None:

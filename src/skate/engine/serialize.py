@@ -251,31 +251,32 @@ def _restore_tensor(
 ) -> torch.Tensor:
     import torch
 
-    _accept_read_only_memory()
     if 0 in shape:  # frombuffer refuses empty buffers
         tensor = torch.empty(shape, dtype=dtype)
     else:
-        tensor = torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+        tensor = torch.frombuffer(_own_memory(buffer), dtype=dtype).reshape(shape)
     if is_parameter:
         return torch.nn.Parameter(tensor, requires_grad)
     return tensor.requires_grad_(requires_grad)
 
 
-_read_only_memory_accepted = False
+COPIED_UP_TO = 32 << 10  # bytes: to map a block costs more than to copy these
 
 
-def _accept_read_only_memory() -> None:
-    """Use up torch's warning about memory that is not writable: it comes once."""
-    global _read_only_memory_accepted
-    if not _read_only_memory_accepted:
-        import warnings
+def _own_memory(buffer: Buffer) -> Any:
+    """``buffer`` as memory that may be written into, without a change of the value.
 
-        import torch
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.frombuffer(b"\0", dtype=torch.uint8)
-        _read_only_memory_accepted = True
+    Torch knows no read-only memory: a write in place would end the process, or change
+    what others see. A block of the embedded engine's store can be mapped once more, and
+    its pages are then copied as they are written; anything else is copied here.
+    """
+    view = memoryview(buffer)
+    if not view.readonly:
+        return view
+    own_memory = getattr(view.obj, "own_memory", None)
+    if own_memory is None or view.nbytes <= COPIED_UP_TO:
+        return bytearray(view)
+    return own_memory(view)
 
 
 # What cannot be pickled ------------------------------------------------------------
