@@ -3,71 +3,142 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._actor import ActorMethod
 from ._ref import ObjectRef
 from ._runtime import current
+from ._stream import ObjectRefGenerator
 from ._task import RemoteFunction
 from .exceptions import GetTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from .engine.protocol import Watch
+
 T = TypeVar("T")
+W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
 
 
 def as_completed(
-    refs: Iterable[ObjectRef[T]], timeout: float | None = None
-) -> Iterator[ObjectRef[T]]:
+    refs: Iterable[W] = (), timeout: float | None = None
+) -> AsCompleted[W]:
     """Yield each of ``refs`` once it has a value or an error. O(1) for each.
 
-    A ref is held until it has been yielded, and no longer.
+    More may be added while it is iterated: see :class:`AsCompleted`. A ref is held
+    until it has been yielded, and no longer.
 
     Args:
-        refs: any iterable of refs; read to its end at once.
+        refs: any iterable of refs, or of streams (ObjectRefGenerator), which are ready
+            when their next item is, or their end; read to its end at once.
         timeout: seconds for all of them together; None waits for ever.
 
     Raises:
         GetTimeoutError: while iterating, when ``timeout`` seconds have gone by.
         TypeError: something in ``refs`` is not an ObjectRef.
     """
-    waiting: list[ObjectRef[T] | None] = list(refs)
-    for index, ref in enumerate(waiting):
-        if type(ref) is not ObjectRef:
-            raise TypeError(
-                f"skate.as_completed takes ObjectRefs; item {index} is {ref!r} of "
-                f"type {type(ref).__name__}."
+    return AsCompleted(refs, timeout)
+
+
+class AsCompleted(Generic[W]):
+    """An iterator over refs in the order in which they finish; see `as_completed`.
+
+    It ends when all have been yielded, and goes on if more are added then.
+    """
+
+    def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
+        self._timeout = timeout
+        self._deadline: float | None = None  # runs from the first wait on
+        self._watch: Watch | None = None
+        self._added = 0
+        self._waiting: dict[int, W] = {}
+        self._peeks: dict[int, ObjectRef[Any]] = {}  # what tells of a stream
+        self._ready: list[int] = []  # tags, the first to be yielded last
+        for index, ref in enumerate(refs):
+            self._check(ref, f"item {index} is ")
+            self._waiting[self._added] = ref
+            self._added += 1
+
+    def add(self, ref: W) -> None:
+        """Yield ``ref`` too, once it is ready. A stream is added anew for each item."""
+        self._check(ref, "not ")
+        tag = self._added
+        self._added = tag + 1
+        self._waiting[tag] = ref
+        if self._watch is not None:
+            self._watch_for(self._watch, ref, tag)
+
+    def next_batch(self, timeout: float | None = None) -> list[W]:
+        """Wait for at least one; all that are ready, in the order in which they came.
+
+        Empty when ``timeout`` seconds have gone by, or nothing is left to wait for.
+        """
+        if not self._ready and self._waiting:
+            self._wait(timeout)
+        tags, self._ready = self._ready[::-1], []
+        return [self._waiting.pop(tag) for tag in tags]
+
+    def close(self) -> None:
+        """Let go of all that was not yielded."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._waiting.clear()
+        self._peeks.clear()
+        self._ready.clear()
+
+    def __len__(self) -> int:
+        """How many have not been yielded."""
+        return len(self._waiting)
+
+    def __iter__(self) -> AsCompleted[W]:
+        return self
+
+    def __next__(self) -> W:
+        if not self._ready:
+            self._wait_for_next()
+        return self._waiting.pop(self._ready.pop())
+
+    def __del__(self) -> None:
+        watch = getattr(self, "_watch", None)  # a wrong item: there is none
+        if watch is not None:
+            watch.close()
+
+    def _wait_for_next(self) -> None:
+        if not self._waiting:
+            raise StopIteration
+        if self._timeout is not None and self._deadline is None:
+            self._deadline = time.monotonic() + self._timeout
+        if not self._wait(_remaining(self._deadline)):
+            raise GetTimeoutError(
+                f"{len(self._waiting)} of {self._added} refs had no value after "
+                f"{self._timeout} s; their tasks go on."
             )
-    return _as_completed(waiting, timeout)
 
+    def _wait(self, timeout: float | None) -> bool:
+        if self._watch is None:
+            self._watch = current().watch()
+            for tag, ref in self._waiting.items():
+                self._watch_for(self._watch, ref, tag)
+        self._ready = self._watch.next(timeout)
+        self._ready.reverse()
+        if self._peeks:
+            for tag in self._ready:
+                self._peeks.pop(tag, None)
+        return bool(self._ready)
 
-def _as_completed(
-    waiting: list[ObjectRef[T] | None], timeout: float | None
-) -> Iterator[ObjectRef[T]]:
-    deadline = None if timeout is None else time.monotonic() + timeout
-    left = len(waiting)
-    watch = current().watch()
-    try:
-        for tag, ref in enumerate(waiting):
-            assert ref is not None
-            watch.add(ref, tag)
-        ref = None
-        while left:
-            tags = watch.next(_remaining(deadline))
-            if not tags:
-                raise GetTimeoutError(
-                    f"{left} of {len(waiting)} refs had no value after {timeout} s; "
-                    "their tasks go on."
-                )
-            for tag in tags:
-                left -= 1
-                ref, waiting[tag] = waiting[tag], None
-                assert ref is not None
-                yield ref
-                ref = None
-    finally:
-        watch.close()
+    def _watch_for(self, watch: Watch, ref: Any, tag: int) -> None:
+        if isinstance(ref, ObjectRefGenerator):
+            ref = self._peeks[tag] = current().peek_item(ref._completed._id)
+        watch.add(ref, tag)
+
+    def _check(self, ref: Any, where: str) -> None:
+        if type(ref) is not ObjectRef and not isinstance(ref, ObjectRefGenerator):
+            raise TypeError(
+                f"skate.as_completed takes ObjectRefs; {where}{ref!r} of type "
+                f"{type(ref).__name__}."
+            )
 
 
 def _remaining(deadline: float | None) -> float | None:

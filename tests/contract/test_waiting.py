@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -174,6 +175,58 @@ def test_as_completed_gives_up_after_its_timeout() -> None:
 def test_as_completed_refuses_what_is_not_a_ref_before_the_first_item() -> None:
     with pytest.raises(TypeError, match="item 1 is 'x'"):
         skate.as_completed([skate.put(1), "x"])  # type: ignore[list-item]
+
+
+def test_refs_may_be_added_while_others_are_awaited() -> None:
+    finished = skate.as_completed([add.remote(0, 0)])
+    sums = []
+    for ref in finished:
+        sums.append(skate.get(ref))
+        if len(sums) < 5:
+            finished.add(add.remote(sums[-1], 1))
+    assert sums == [0, 1, 2, 3, 4]
+    assert len(finished) == 0
+    finished.add(add.remote(5, 5))
+    assert skate.get(next(finished)) == 10
+    with pytest.raises(TypeError, match="takes ObjectRefs; not 7"):
+        finished.add(7)  # type: ignore[type-var]
+
+
+def test_a_batch_is_all_that_is_ready() -> None:
+    signal = Signal.remote()
+    late = wait_for.remote(signal, "late")
+    finished = skate.as_completed([late, skate.put(1), skate.put(2)])
+    assert sorted(map(skate.get, finished.next_batch())) == [1, 2]
+    assert finished.next_batch(timeout=0.01) == []
+    signal.set.remote()
+    assert finished.next_batch() == [late]
+    assert finished.next_batch() == []
+    finished.add(skate.put(3))
+    finished.close()
+    assert list(finished) == []
+
+
+def test_streams_are_ready_when_their_next_item_is() -> None:
+    signal = Signal.remote()
+
+    @skate.remote
+    def letters(first: str) -> Iterator[str]:
+        yield first
+        skate.get(signal.wait.remote())
+        yield first.upper()
+
+    streams = {"a": letters.remote("a"), "b": letters.remote("b")}
+    finished = skate.as_completed(streams.values())
+    seen = []
+    for stream in finished:
+        ref = next(stream, None)
+        if ref is not None:
+            seen.append(skate.get(ref))
+            finished.add(stream)
+        if len(seen) == 2:
+            signal.set.remote()
+    assert sorted(seen[:2]) == ["a", "b"]
+    assert sorted(seen[2:]) == ["A", "B"]
 
 
 # map_unordered --------------------------------------------------------------------

@@ -55,7 +55,7 @@ assert_type(
     skate.wait([double.remote(1)]),
     tuple[list[ObjectRef[float]], list[ObjectRef[float]]],
 )
-assert_type(skate.as_completed([double.remote(1)]), Iterator[ObjectRef[float]])
+assert_type(next(skate.as_completed([double.remote(1)])), ObjectRef[float])
 assert_type(skate.map_unordered(double, [1, 2]), Iterator[float])
 assert_type(double.remote(1).future().result(), float)
 

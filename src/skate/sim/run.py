@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
 import skate
+from skate.exceptions import SkateError
+
+from .cost import LearnedCosts, learned_costs
+from .dispatch import Dispatcher, Failed
+from .progress import Tally, display
+from .schedule import CostHint, Grouping, Job, Schedule, schedule
+from .simulation import Finished, Simulation, Yielded
 
 C = TypeVar("C")
 R = TypeVar("R")
+
+_MOST_SPANS = 200_000  # kept for a picture; an endless run must not fill the memory
+_SHOW_S = 0.25  # between two looks at the progress, if nothing finishes
+# Above this, 1.2 ms that a task costs on Ray with two cores are not seen.
+_RAY_TASK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,87 +37,127 @@ class FailedRun:
     index: int
     config: Any
     exception: Exception
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a simulation that is a generator has yielded, or returned at its end."""
+
+    index: int  # of the simulation
+    number: int  # 0, 1, ... in the order in which they were yielded
+    value: Any
+    is_last: bool  # True: ``value`` is what the generator returned
+    attempt: int = 0  # a retry yields from number 0 on again
 
 
 @dataclass(frozen=True)
 class Span:
-    """One finished simulation: where it ran, and when, in seconds since the start."""
+    """One simulation: where it ran, and when, in seconds since the start."""
 
     index: int
     worker: str
     start: float
     end: float
-
-
-@dataclass(slots=True)
-class _Job:
-    index: int
-    config: Any
-    failures: int = 0
+    failed: bool = False
 
 
 def run(
     simulate: Callable[..., R],
     configs: Iterable[C],
     *,
-    cost: Sequence[float] | Callable[[C], float] | None = None,
+    cost: Sequence[float] | Callable[[C], float] | Literal["learn"] | None = None,
     max_in_flight: int | None = None,
     ordered: bool = False,
     timeout: float | None = None,
     retries: int = 0,
     on_error: Literal["raise", "return"] = "raise",
-    run_seed: int = 0,
+    run_seed: int | Sequence[int] = 0,
     progress: bool = False,
 ) -> Run[R]:
     """Call ``simulate(config)`` for every configuration, each as a task.
 
+    Results do not depend on the number of workers, nor on which of them ran what. A
+    simulation that raises, whose process dies, or that hangs costs the others nothing.
+
     Args:
-        simulate: a plain function of one configuration. If it has a parameter
-            ``seed``, it also gets ``seed=numpy.random.SeedSequence(run_seed,
-            spawn_key=(index,))``: results do not depend on which worker ran what.
-        configs: any iterable; drawn from as there is room, unless ``cost`` is given.
-        cost: expected cost of each configuration, in any unit: numbers in the order
-            of ``configs``, or a function. The most expensive start first, so that
-            none of them is left running alone at the end.
+        simulate: a function of one configuration. If it has a parameter ``seed``, it
+            also gets ``seed=numpy.random.SeedSequence(run_seed, spawn_key=(index,))``.
+            If it is a generator function, what it yields arrives as it is made, each
+            as a :class:`Partial`; the last one holds what it returned.
+        configs: any iterable, also an endless one: drawn from as there is room.
+        cost: what each configuration is expected to cost, in any unit: numbers in the
+            order of ``configs``, a function, or ``"learn"``: seconds that it took in
+            earlier runs of this process. The most expensive start first, so that none
+            of them is left running alone at the end. Of an iterator, twice
+            ``max_in_flight`` at a time are put in order.
         max_in_flight: tasks submitted and not finished; default 16 a CPU.
         ordered: yield in the order of ``configs``, not as they finish. Without
             ``cost``, others get ahead of a slow one by 4 times ``max_in_flight``.
-        timeout: not available yet: ValueError.
+        timeout: seconds that one simulation may run, from when it begins. Its process
+            is then ended, and it has failed with a :class:`RunTimeoutError`. Waiting
+            until what a generator has yielded is taken, 64 items ahead, counts too.
+            The inline engine has no process to end: there a function fails once it
+            has returned, and generators are not timed.
         retries: how often a failed simulation is started again, with its own seed.
-        on_error: ``"raise"`` the first failure from the iteration, or ``"return"``
-            a :class:`FailedRun` in its place.
-        progress: show a bar on the terminal (needs rich).
+        on_error: ``"raise"`` the first failure from the iteration, which cancels the
+            rest, or ``"return"`` a :class:`FailedRun` in its place.
+        progress: show a bar with rate and time left; lines, where no terminal is.
 
     Returns:
         A :class:`Run`: iterate it. Nothing starts before the first ``next``.
+
+    Raises:
+        ValueError: ``configs`` is empty, a cost is negative, or an option is out of
+            range; at the call, or where an iterator is drawn from.
     """
-    if timeout is not None:
-        raise ValueError(
-            f"timeout={timeout!r}: skate cannot yet end a task that is running. Let "
-            "simulate() watch its own time, and raise when it is over."
-        )
-    if on_error not in ("raise", "return"):
-        raise ValueError(f'on_error={on_error!r}; expected "raise" or "return".')
-    if retries < 0:
-        raise ValueError(f"retries={retries!r}; expected 0 or more.")
+    simulation = _check(simulate, timeout, retries, on_error, run_seed)
+    num_workers = max(1, int(skate.cluster_resources().get("CPU", 1)))
     if max_in_flight is None:
-        max_in_flight = max(1, 16 * int(skate.cluster_resources().get("CPU", 1)))
+        max_in_flight = 16 * num_workers
     elif max_in_flight < 1:
         raise ValueError(f"max_in_flight={max_in_flight!r}; expected at least 1.")
-    jobs = _jobs(configs, cost)
-    task = skate.remote(_timed(simulate, run_seed)).options(max_retries=0)
-    # By cost, the one that all others wait for may start last: then all are held.
-    max_ahead = 4 * max_in_flight if cost is None else math.inf
+    learned = None
+    hint: CostHint
+    if isinstance(cost, str):
+        if cost != "learn":
+            raise ValueError(
+                f"cost={cost!r}; expected numbers, a function, or 'learn'."
+            )
+        hint = learned = learned_costs(simulate)
+    else:
+        hint = cost
+    plan = schedule(configs, hint, window=2 * max_in_flight)
+    # In order of cost, the one that all others wait for may start last.
+    all_are_held = cost is not None and plan.total is not None
     return Run(
-        task,
-        jobs,
+        simulation,
+        plan,
+        learned=learned,
+        num_workers=num_workers,
         max_in_flight=max_in_flight,
-        max_ahead=max_ahead,
+        max_ahead=math.inf if all_are_held else 4 * max_in_flight,
         ordered=ordered,
+        timeout=timeout,
         retries=retries,
         raise_failures=on_error == "raise",
         progress=progress,
     )
+
+
+def _check(
+    simulate: Any, timeout: Any, retries: int, on_error: str, run_seed: Any
+) -> Simulation:
+    if not callable(simulate):
+        raise TypeError(f"simulate must be a function, not {simulate!r}.")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}; expected seconds above 0, or None.")
+    if on_error not in ("raise", "return"):
+        raise ValueError(f'on_error={on_error!r}; expected "raise" or "return".')
+    if retries < 0:
+        raise ValueError(f"retries={retries!r}; expected 0 or more.")
+    np.random.SeedSequence(run_seed)  # refuses what can be no seed
+    return Simulation.of(simulate, run_seed)
 
 
 class Run(Generic[R]):
@@ -113,30 +165,41 @@ class Run(Generic[R]):
 
     def __init__(
         self,
-        task: Any,  # a RemoteFunction; its parameters are this module's own
-        jobs: Iterator[_Job],
+        simulation: Simulation,
+        plan: Schedule,
         *,
+        learned: LearnedCosts | None,
+        num_workers: int,
         max_in_flight: int,
         max_ahead: float,
         ordered: bool,
+        timeout: float | None,
         retries: int,
         raise_failures: bool,
         progress: bool,
     ) -> None:
-        self._task = task
-        self._jobs = jobs
+        self._engine = skate.init(ignore_reinit_error=True).engine
+        processes = self._engine != "inline"
+        self._dispatcher = Dispatcher(simulation, timeout, processes=processes)
+        self._streams = simulation.is_generator
+        self._jobs = iter(plan)
+        self._left: float = math.inf if plan.total is None else plan.total
+        self._learned = learned
+        self._num_workers = num_workers
         self._max_in_flight = max_in_flight
         self._max_ahead = max_ahead
         self._retries = retries
         self._raise = raise_failures
-        self._in_flight: dict[Any, _Job] = {}
-        self._held: dict[int, Any] = {}  # results that wait for an earlier one
-        self._started = 0.0
-        self._ended = 0.0
-        self.spans: list[Span] = []
-        self._failed = self._retried = 0
-        results = self._in_order() if ordered else self._as_finished()
-        self._results = _bar(results) if progress else results
+        self._grouping: Grouping | None = None
+        self._held: dict[int, list[Any]] = {}  # results that wait for an earlier one
+        self._started = self._ended = 0.0
+        self.spans: deque[Span] = deque(maxlen=_MOST_SPANS)
+        self._tally = Tally(plan.total, plan.total_cost)
+        self._retried = 0
+        self._busy_s = self._cpu_s = self._longest_s = 0.0
+        self._workers: set[str] = set()
+        self._display = display(plan.total) if progress else None
+        self._results = self._in_order() if ordered else self._as_finished()
 
     def __iter__(self) -> Iterator[R]:
         return self
@@ -144,121 +207,163 @@ class Run(Generic[R]):
     def __next__(self) -> R:
         return cast(R, next(self._results))  # or a FailedRun, if the caller asked
 
+    def close(self) -> None:
+        """Cancel what has not finished. May be called twice."""
+        self._results.close()
+        self._dispatcher.cancel()
+
+    def __enter__(self) -> Run[R]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def stats(self) -> dict[str, float]:
         """Counts and seconds so far.
 
         ``runs`` finished, ``failed``, ``retried``, ``workers`` that took part,
         ``wall_s`` since the first start, ``busy_s`` inside ``simulate`` over all
-        workers, and ``longest_s``, the longest single run.
+        workers, ``cpu_s`` of it that they computed, ``useful``: the share of the time
+        of all CPUs of the session that they were in ``simulate``, and ``longest_s``,
+        the longest single run.
         """
-        lengths = [span.end - span.start for span in self.spans]
+        wall_s = self._ended - self._started
+        available_s = wall_s * self._num_workers
         return {
-            "runs": len(lengths),
-            "failed": self._failed,
+            "runs": self._tally.done - self._tally.failed,
+            "failed": self._tally.failed,
             "retried": self._retried,
-            "workers": len({span.worker for span in self.spans}),
-            "wall_s": self._ended - self._started,
-            "busy_s": sum(lengths),
-            "longest_s": max(lengths, default=0.0),
+            "workers": len(self._workers),
+            "wall_s": wall_s,
+            "busy_s": self._busy_s,
+            "cpu_s": self._cpu_s,
+            "useful": self._busy_s / available_s if available_s else 0.0,
+            "longest_s": self._longest_s,
         }
 
     def plot(self, path: str | Path) -> None:
         """Draw which worker ran what, and when, into an image file (matplotlib)."""
         from .plot import gantt
 
-        gantt(self.spans, path)
+        gantt(list(self.spans), path, useful=self.stats()["useful"])
 
-    def _as_finished(self) -> Iterator[Any]:
-        for _, result in self._outcomes():
+    # results ----------------------------------------------------------------------
+
+    def _as_finished(self) -> Generator[Any, None, None]:
+        for _, result, _ in self._all():
             yield result
 
-    def _in_order(self) -> Iterator[Any]:
+    def _in_order(self) -> Generator[Any, None, None]:
         expected = 0
-        for index, result in self._outcomes():
-            self._held[index] = result
-            while expected in self._held:
-                yield self._held.pop(expected)
+        ended: set[int] = set()
+        for index, result, is_last in self._all():
+            if index != expected:
+                self._held.setdefault(index, []).append(result)
+                if is_last:
+                    ended.add(index)
+                continue
+            yield result
+            while is_last:  # the next one may be here, whole or in part
                 expected += 1
+                yield from self._held.pop(expected, ())
+                is_last = expected in ended
+                ended.discard(expected)
 
-    def _outcomes(self) -> Iterator[tuple[int, Any]]:
-        """Index and result of each simulation, as they finish."""
-        self._started = self._ended = time.perf_counter()
-        while True:
-            while self._has_room() and (job := next(self._jobs, None)):
-                self._submit(job)
-            if not self._in_flight:
+    def _all(self) -> Iterator[tuple[int, Any, bool]]:
+        """Index and result of what comes, and whether it is its simulation's last."""
+        self._started = self._ended = perf_counter()
+        if self._engine == "ray":
+            self._grouping = Grouping(self._num_workers, _RAY_TASK_S)
+        try:
+            while True:
+                self._fill()
+                if not len(self._dispatcher):
+                    return
+                tick = None if self._display is None else _SHOW_S
+                for job, outcome in self._dispatcher.outcomes(tick):
+                    yield from self._settle(job, outcome)
+                if self._display is not None:
+                    self._display.show(self._tally)
+        except GeneratorExit:  # dropped, or closed: this may run inside the GC
+            raise
+        except BaseException:
+            self._dispatcher.cancel()
+            raise
+        finally:
+            if self._display is not None:
+                self._display.close(self._tally)
+
+    def _fill(self) -> None:
+        while self._has_room():
+            group = self._next_group()
+            if not group:
                 return
-            refs = list(self._in_flight)
-            ready, rest = skate.wait(refs, num_returns=1)
-            if rest:  # take all that are there: one scan of the list serves them all
-                ready += skate.wait(rest, num_returns=len(rest), timeout=0)[0]
-            for ref in ready:
-                yield from self._settle(ref, self._in_flight.pop(ref))
+            self._left -= len(group)
+            self._dispatcher.start(group)
+
+    def _next_group(self) -> list[Job]:
+        if self._grouping is not None and self._dispatcher.can_group:
+            return self._grouping.take(self._jobs, self._left)
+        job = next(self._jobs, None)
+        return [] if job is None else [job]
 
     def _has_room(self) -> bool:
-        unfinished = len(self._in_flight)
+        unfinished = len(self._dispatcher)
         ahead = unfinished + len(self._held)
         return unfinished < self._max_in_flight and ahead < self._max_ahead
 
-    def _submit(self, job: _Job) -> None:
-        self._in_flight[self._task.remote(job.index, job.config)] = job
-
-    def _settle(self, ref: Any, job: _Job) -> Iterator[tuple[int, Any]]:
-        try:
-            result, worker, start, end = skate.get(ref)
-        except skate.exceptions.SkateError as error:
-            if job.failures < self._retries:
-                job.failures += 1
+    def _settle(
+        self, job: Job, outcome: Finished | Failed | Yielded
+    ) -> Iterator[tuple[int, Any, bool]]:
+        if isinstance(outcome, Yielded):
+            number = job.partials - 1
+            partial = Partial(job.index, number, outcome.value, False, job.attempt)
+            yield job.index, partial, False
+            return
+        self._record(job, outcome)
+        if isinstance(outcome, Failed):
+            if job.attempt < self._retries:
+                job.attempt += 1
+                job.partials = 0
                 self._retried += 1
-                self._submit(job)
+                self._dispatcher.start([job])
                 return
-            self._failed += 1
+            self._count(job, failed=True)
             if self._raise:
-                raise
-            yield job.index, FailedRun(job.index, job.config, error)
-        else:
-            began, self._ended = self._started, time.perf_counter()
-            self.spans.append(Span(job.index, worker, start - began, end - began))
-            yield job.index, result
+                raise outcome.error
+            error: SkateError = outcome.error
+            failed = FailedRun(job.index, job.config, error, job.attempt + 1)
+            yield job.index, failed, True
+            return
+        self._count(job, failed=False)
+        result = outcome.result
+        if self._streams:
+            result = Partial(job.index, job.partials, result, True, job.attempt)
+        yield job.index, result, True
 
+    def _count(self, job: Job, *, failed: bool) -> None:
+        self._tally.done += 1
+        self._tally.done_cost += job.cost or 0.0
+        self._tally.failed += failed
 
-def _jobs(configs: Iterable[Any], cost: Any) -> Iterator[_Job]:
-    if cost is None:
-        return (_Job(index, config) for index, config in enumerate(configs))
-    configs = list(configs)
-    costs = [cost(config) for config in configs] if callable(cost) else list(cost)
-    if len(costs) != len(configs):
-        raise ValueError(
-            f"cost has {len(costs)} numbers for {len(configs)} configurations."
-        )
-    longest_first = sorted(range(len(costs)), key=lambda i: -costs[i])
-    return iter([_Job(index, configs[index]) for index in longest_first])
-
-
-def _timed(simulate: Callable[..., Any], run_seed: int) -> Callable[..., Any]:
-    """The function that runs as a task: ``simulate``, its worker and its times."""
-    takes_seed = "seed" in inspect.signature(simulate).parameters
-
-    def simulation(index: int, config: Any) -> tuple[Any, str, float, float]:
-        seed = {}
-        if takes_seed:
-            seed["seed"] = np.random.SeedSequence(run_seed, spawn_key=(index,))
-        start = time.perf_counter()  # one clock for all processes of a machine
-        result = simulate(config, **seed)
-        end = time.perf_counter()
-        # None on the driver's own thread: the inline engine runs tasks there.
-        worker = skate.get_runtime_context().get_worker_id() or "driver"
-        return result, worker, start, end
-
-    return simulation
-
-
-def _bar(results: Iterator[Any]) -> Iterator[Any]:
-    try:
-        from rich.progress import track
-    except ImportError as error:
-        raise ImportError(
-            "sim.run(progress=True) draws its bar with rich, which is not installed: "
-            "pip install 'skate[rl]'"
-        ) from error
-    return iter(track(results, description="simulations"))
+    def _record(self, job: Job, outcome: Finished | Failed) -> None:
+        now = self._ended = perf_counter()
+        if not outcome.worker:  # it failed, and nobody knows where
+            return
+        failed = isinstance(outcome, Failed)
+        start, end = outcome.start - self._started, outcome.end - self._started
+        seconds = end - start
+        if start < 0 or outcome.end > now:  # the clock of another machine
+            end = now - self._started
+            start = end - seconds
+        self.spans.append(Span(job.index, outcome.worker, start, end, failed))
+        self._workers.add(outcome.worker)
+        if isinstance(outcome, Failed):
+            return
+        self._busy_s += seconds
+        self._cpu_s += outcome.cpu_s
+        self._longest_s = max(self._longest_s, seconds)
+        if self._learned is not None:
+            self._learned.record(job.config, seconds)
+        if self._grouping is not None:
+            self._grouping.record(job, seconds)
