@@ -74,6 +74,7 @@ enum class DeathCause : u32 {
   kConstructorFailed,
   kActorExit,   // it ended itself
   kOwnerEnded,  // the process that had created it ended
+  kRuntimeEnvFailed,  // it could not be set up
   kOutOfMemory = 16,  // ended by the memory monitor
 };
 

@@ -15,6 +15,9 @@ from ._actor import ActorMethod as ActorMethod
 from ._actor import get_actor as get_actor
 from ._actor import kill as kill
 from ._actor import method as method
+from ._context import RuntimeContext as RuntimeContext
+from ._context import get_gpu_ids as get_gpu_ids
+from ._context import get_runtime_context as get_runtime_context
 from ._gather import as_completed as as_completed
 from ._gather import map_unordered as map_unordered
 from ._observe import summary as summary
@@ -22,14 +25,12 @@ from ._observe import timeline as timeline
 from ._observe import why as why
 from ._progress import progress as progress
 from ._ref import ObjectRef as ObjectRef
-from ._runtime import RuntimeContext as RuntimeContext
 from ._runtime import Session as Session
 from ._runtime import available_resources as available_resources
 from ._runtime import cancel as cancel
 from ._runtime import cluster_resources as cluster_resources
 from ._runtime import empty as empty
 from ._runtime import get as get
-from ._runtime import get_runtime_context as get_runtime_context
 from ._runtime import init as init
 from ._runtime import is_initialized as is_initialized
 from ._runtime import nodes as nodes
@@ -59,6 +60,7 @@ __all__ = [
     "exceptions",
     "get",
     "get_actor",
+    "get_gpu_ids",
     "get_runtime_context",
     "init",
     "is_initialized",

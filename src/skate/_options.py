@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from ._placement import Placement
+from ._runtime_env import NO_ENV, RuntimeEnv, check_runtime_env
 
 
 def check_quantity(name: str, value: Any) -> float:
@@ -215,6 +216,7 @@ _CHECKS: dict[str, _Check] = {
     "max_task_retries": _check_int(-1, "zero or more, or -1 for no limit"),
     "lifetime": _check_lifetime,
     "scheduling_strategy": _check_strategy,
+    "runtime_env": check_runtime_env,
 }
 
 # Checked, then without effect: there is one machine, so there is nothing to choose.
@@ -229,7 +231,6 @@ _ACCEPTED: dict[str, _Check] = {
 
 # Ray's options that no engine of skate has yet -> values that mean "off".
 _LATER: dict[str, tuple[Any, ...]] = {
-    "runtime_env": ({},),
     "placement_group": ("default",),
     "placement_group_bundle_index": (-1,),
     "placement_group_capture_child_tasks": (False,),
@@ -322,6 +323,7 @@ class TaskOptions:
     window: int = 0  # items of a stream that may wait to be read; 0: any number
     name: str | None = None  # for people; None: the function's own
     placement: Placement | None = None  # the placement group that it runs in
+    runtime_env: RuntimeEnv = NO_ENV  # inside that of the caller
 
     def updated(self, given: Mapping[str, Any]) -> TaskOptions:
         return _updated(self, _check_all(given, _TASK_NAMES, "a remote function"))
@@ -338,6 +340,7 @@ class ActorOptions:
     namespace: str | None = None  # None: the one given to init
     get_if_exists: bool = False
     placement: Placement | None = None  # the placement group that it lives in
+    runtime_env: RuntimeEnv = NO_ENV  # inside that of the creator
     # Calls that may run at once: threads, or coroutines if the class has any.
     # 0: not set (ActorClass turns it into 1, or 1000 for coroutines, as Ray does).
     max_concurrency: int = 0

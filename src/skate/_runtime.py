@@ -11,10 +11,11 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._options import check_quantity, check_resources
-from ._placement import group_of, plain
 from ._ref import ObjectRef, check_refs
+from ._runtime_env import RuntimeEnv, check_runtime_env
 from ._stream import ObjectRefGenerator
 from .engine import open_engine
+from .engine.gpus import find_gpus
 from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
 
@@ -92,6 +93,7 @@ def init(
     object_store_memory: int | None = None,
     namespace: str | None = None,
     address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     preload: tuple[str, ...] | list[str] = (),
     log_to_driver: bool = True,
     ignore_reinit_error: bool = False,
@@ -104,13 +106,16 @@ def init(
             environment variable ``SKATE_ENGINE``, else ``"embedded"``.
         num_cpus: how many tasks of one CPU may run at once; None takes the CPUs
             that this process may use (affinity, and the quota of its cgroup).
-        num_gpus: GPUs to count; None is 0.
+        num_gpus: GPUs to hand out; None takes those that ``CUDA_VISIBLE_DEVICES``
+            names, or without it, those of the machine.
         resources: amounts of custom resources, by name.
         object_store_memory: bytes; None lets the engine choose.
         namespace: where the names of this driver's actors live.
         address: of a Ray cluster, ``"host:port"`` of its head, or ``"auto"`` for one
             that runs on this machine; None takes ``RAY_ADDRESS``, and without it, as
             with ``"local"``, Ray is started here. Other engines run on this machine.
+        runtime_env: what tasks and actors find in their processes: a dict with
+            ``env_vars``, ``working_dir`` and ``py_modules``, as in Ray.
         preload: modules that worker processes import before they start, after those
             that the environment variable ``SKATE_PRELOAD`` names (with commas).
         log_to_driver: show here what tasks print.
@@ -137,9 +142,12 @@ def init(
                 "skate.shutdown() first, or pass ignore_reinit_error=True."
             )
         name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
+        num_gpus_found, gpus = _find_gpus(num_gpus)
         config = EngineConfig(
             num_cpus=_check_cpus(num_cpus),
-            num_gpus=check_quantity("num_gpus", num_gpus or 0),
+            num_gpus=num_gpus_found,
+            gpus=gpus,
+            runtime_env=_check_runtime_env(runtime_env, name),
             resources=check_resources("resources", resources or {}),
             object_store_memory=_check_memory(object_store_memory),
             namespace=namespace or "",
@@ -203,6 +211,21 @@ def _check_cpus(num_cpus: int | None) -> int:
     if num_cpus < 1:
         raise ValueError(f"num_cpus must be 1 or more, not {num_cpus!r}.")
     return num_cpus
+
+
+def _find_gpus(num_gpus: float | None) -> tuple[float, tuple[int | str, ...]]:
+    if num_gpus is not None:
+        num_gpus = check_quantity("num_gpus", num_gpus)
+    return find_gpus(num_gpus)
+
+
+def _check_runtime_env(value: Mapping[str, Any] | None, engine: str) -> RuntimeEnv:
+    env = check_runtime_env("runtime_env", value or {})
+    if engine == "ray":
+        return env
+    env = env.here(engine)
+    env.check_paths()
+    return env
 
 
 def _check_memory(num_bytes: int | None) -> int | None:
@@ -451,100 +474,3 @@ def nodes() -> list[dict[str, Any]]:
 def statistics() -> dict[str, int]:
     """What the engine holds: at least ``store_bytes``, ``objects``, ``workers``."""
     return current().statistics()
-
-
-class RuntimeContext:
-    """Where the calling code runs; see ``get_runtime_context``."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._context = engine.context()
-        self.namespace = engine.config.namespace
-
-    def get_task_id(self) -> str | None:
-        """The running task or actor call; None in the driver."""
-        return self._hex(self._context.task_id)
-
-    def get_actor_id(self) -> str | None:
-        """The actor that runs this code; None outside of actors."""
-        return self._hex(self._context.actor_id)
-
-    def get_worker_id(self) -> str | None:
-        """The worker that runs this code; None in the driver."""
-        return self._hex(self._context.worker_id)
-
-    def get_job_id(self) -> str:
-        """The session: the same for everything that it runs."""
-        return self._engine.session
-
-    def get_node_id(self) -> str:
-        """This machine, as in ``nodes()``."""
-        return self._engine.node_id
-
-    def get_session_name(self) -> str:
-        """The session's name, for people."""
-        return f"session_{self._engine.session}"
-
-    def get_task_function_name(self) -> str | None:
-        """The same as ``get_task_name``, which may have been given as an option."""
-        return self._context.task_name or None
-
-    def get_assigned_resources(self) -> dict[str, float]:
-        """What the running task, or this actor, holds; nothing in the driver."""
-        return plain(self._engine.assigned_resources())
-
-    def get_placement_group_id(self) -> str | None:
-        """The placement group of the running task or this actor, if any."""
-        return group_of(self._engine.assigned_resources())
-
-    def get_accelerator_ids(self) -> dict[str, list[str]]:
-        """``{"GPU": [...]}``: the GPUs of the running task or this actor."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        ids = visible.split(",") if self.get_assigned_resources().get("GPU") else []
-        return {"GPU": [number for number in ids if number]}
-
-    def get_node_labels(self) -> dict[str, str]:
-        """Labels of this machine: none."""
-        return {}
-
-    @property
-    def gcs_address(self) -> str:
-        """Empty: there is no server to connect to."""
-        return ""
-
-    def get(self) -> dict[str, Any]:
-        """The ids and names that there are, as a dict."""
-        found = {
-            "job_id": self.get_job_id(),
-            "node_id": self.get_node_id(),
-            "namespace": self.namespace,
-            "task_id": self.get_task_id(),
-            "actor_id": self.get_actor_id(),
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-    def get_task_name(self) -> str | None:
-        """``module.function`` or ``module.Class.method``; None in the driver."""
-        return self._context.task_name or None
-
-    @property
-    def was_current_actor_reconstructed(self) -> bool:
-        """True in an actor that has been restarted."""
-        return self._context.num_restarts > 0
-
-    def is_canceled(self) -> bool:
-        """Whether ``skate.cancel`` was called for the running task.
-
-        Raises:
-            RuntimeError: in an async actor, whose calls get a CancelledError instead.
-        """
-        return self._engine.is_cancelled()
-
-    @staticmethod
-    def _hex(number: int) -> str | None:
-        return f"{number:016x}" if number else None
-
-
-def get_runtime_context() -> RuntimeContext:
-    """Ids and names of the task and actor in which it is called."""
-    return RuntimeContext(current())

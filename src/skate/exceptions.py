@@ -16,6 +16,7 @@
     |-- PendingCallsLimitExceeded  more unanswered calls than max_pending_calls
     |-- GetTimeoutError            (TimeoutError)
     |-- ResourceError              (ValueError) more than the session has
+    |-- RuntimeEnvSetupError       a task's runtime_env could not be set up
     |-- TaskPlacementGroupRemoved  the group that the task was to run in is gone
     |-- DeadlockError              (RuntimeError) nothing that could run is left
     |-- EngineError                (RuntimeError) no engine, or no longer one
@@ -62,6 +63,7 @@ __all__ = [
     "RankDiedError",
     "RemoteTraceback",
     "ResourceError",
+    "RuntimeEnvSetupError",
     "ShapeMismatchError",
     "SkateError",
     "TaskCancelledError",
@@ -255,6 +257,10 @@ class GetTimeoutError(SkateError, TimeoutError):
 
 class ResourceError(SkateError, ValueError):
     """A task or an actor asks for more than the session has at all."""
+
+
+class RuntimeEnvSetupError(SkateError):
+    """The runtime_env of a task, or an actor, could not be set up; it did not run."""
 
 
 class TaskPlacementGroupRemoved(SkateError):

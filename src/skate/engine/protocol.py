@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from .._options import ActorOptions, TaskOptions
 from .._placement import GroupInfo
 from .._ref import ActorRef, ObjectRef
+from .._runtime_env import NO_ENV, RuntimeEnv
 from .._stream import StreamSource
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class EngineConfig:
 
     num_cpus: int
     num_gpus: float = 0.0
+    gpus: tuple[int | str, ...] = ()  # the ids of as many; strings: the user's names
     resources: Mapping[str, float] = field(default_factory=dict)
     object_store_memory: int | None = None  # bytes; None: the engine's default
     namespace: str = ""
     preload: tuple[str, ...] = ()
     log_to_driver: bool = True
     address: str | None = None  # of a cluster; None: this machine
+    runtime_env: RuntimeEnv = NO_ENV  # of all tasks and actors, not the driver
     given: frozenset[str] = frozenset()  # arguments that are not skate's own choice
 
 
@@ -353,6 +356,12 @@ class Engine(StreamSource, Protocol):
 
         In a placement group, under the names that ``_placement`` gives.
         """
+
+    def gpus(self) -> tuple[int | str, ...]:
+        """The ids of the GPUs that the calling task, or its actor, holds."""
+
+    def runtime_env(self) -> RuntimeEnv:
+        """That of the calling task, or its actor; in the driver, the session's."""
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines of the session, with Ray's keys."""

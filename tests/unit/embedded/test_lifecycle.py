@@ -50,7 +50,7 @@ def new_process(life: Lifecycle, kind: str = "pool") -> Proc:
 
 @pytest.fixture
 def life() -> Lifecycle:
-    life = Lifecycle(TOTALS, max_procs=64)
+    life = Lifecycle(TOTALS, max_procs=64, gpus=[0])
     new_process(life, "driver")
     return life
 
@@ -289,7 +289,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.life = Lifecycle(TOTALS, max_procs=64)
+        self.life = Lifecycle(TOTALS, max_procs=64, gpus=[0])
         self.driver = new_process(self.life, "driver")
         self.free_tokens = 4
         self.held_tokens = 0

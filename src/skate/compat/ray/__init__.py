@@ -15,6 +15,7 @@ from skate import (
     cluster_resources,
     get,
     get_actor,
+    get_gpu_ids,
     get_runtime_context,
     is_initialized,
     kill,
@@ -25,8 +26,8 @@ from skate import (
     wait,
 )
 
-from . import actor, exceptions, runtime_context, util
-from .session import get_gpu_ids, init, shutdown
+from . import actor, exceptions, runtime_context, runtime_env, util
+from .session import init, shutdown
 
 __version__ = "2.60.0"  # the Ray whose names these are
 
@@ -58,6 +59,7 @@ __all__ = [
     "put",
     "remote",
     "runtime_context",
+    "runtime_env",
     "shutdown",
     "util",
     "wait",

@@ -14,6 +14,8 @@ from skate.exceptions import (
     OutOfMemoryError,
     OwnerDiedError,
     PendingCallsLimitExceeded,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
     TaskPlacementGroupRemoved,
     WorkerCrashedError,
 )
@@ -106,6 +108,8 @@ __all__ = [
     "RayTaskError",
     "ReferenceCountingAssertionError",
     "RpcError",
+    "RuntimeEnvSetupError",
+    "TaskCancelledError",
     "TaskPlacementGroupRemoved",
     "TaskUnschedulableError",
     "UserCodeException",

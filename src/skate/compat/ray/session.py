@@ -108,6 +108,7 @@ def init(
     ignore_reinit_error: bool = False,
     log_to_driver: bool | None = None,
     namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> Context:
     """``ray.init`` on skate. Arguments that have no effect on one machine are accepted.
@@ -137,6 +138,7 @@ def init(
         resources=resources,
         object_store_memory=object_store_memory,
         namespace=namespace,
+        runtime_env=runtime_env,
         log_to_driver=log_to_driver is not False,
         ignore_reinit_error=ignore_reinit_error,
     )
@@ -146,9 +148,3 @@ def init(
 def shutdown(_exiting_interpreter: bool = False, **wait: Any) -> None:
     """``ray.shutdown``: everything has ended when it returns."""
     skate.shutdown()
-
-
-def get_gpu_ids() -> list[str]:
-    """The GPUs of the calling task or actor."""
-    ids: list[str] = skate.get_runtime_context().get_accelerator_ids()["GPU"]
-    return ids

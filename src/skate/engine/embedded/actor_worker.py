@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
+from ...exceptions import RuntimeEnvSetupError
 from .. import advice, serialize
 from ..actor_methods import ActorExit, find_method
 from .processes import Cause
@@ -75,8 +76,8 @@ class ActorProcess:
     def _construct(self, call: _core.Call) -> ActorCode | None:
         name = f"{self._name}.__init__"
         try:
-            if self._worker.refuses:
-                raise self._worker.group_removed()
+            if self._worker.refusal is not None:
+                raise self._worker.refusal
             loaded = self._worker.load(call).function
             code: ActorCode = loaded
             self._name = code.name.rpartition(".")[2]
@@ -94,7 +95,12 @@ class ActorProcess:
             self._leave()
             return None
         except BaseException as error:
-            self._tell("constructor_failed", _describe(error, name))
+            cause, text = Cause.CONSTRUCTOR_FAILED, _describe(error, name)
+            if error is self._worker.refusal:
+                text = str(error)
+                if isinstance(error, RuntimeEnvSetupError):
+                    cause = Cause.RUNTIME_ENV_FAILED
+            self._tell("constructor_failed", text, cause)
             self._worker.fail(call, error, name)
             return None
         call.encode([])

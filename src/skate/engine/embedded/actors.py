@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ..._runtime_env import NO_ENV, RuntimeEnv
 from ..protocol import ActorState
 from .processes import Cause, Proc
 
@@ -20,6 +21,7 @@ _MAX_DEAD = 1000  # as many of the dead are remembered
 _FINAL = {
     Cause.OUT_OF_SCOPE,
     Cause.CONSTRUCTOR_FAILED,
+    Cause.RUNTIME_ENV_FAILED,
     Cause.ACTOR_EXIT,
     Cause.OWNER_ENDED,
 }
@@ -33,6 +35,7 @@ class ActorRequest:
     class_name: str
     name: Name | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    runtime_env: RuntimeEnv = NO_ENV
     max_restarts: int = 0  # -1: no limit
     is_detached: bool = False  # it does not end with the process that created it
     interface: bytes = b""  # for get_actor

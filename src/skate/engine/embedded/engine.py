@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
@@ -19,6 +20,7 @@ from ... import _core
 from ..._options import ActorOptions, TaskOptions
 from ..._placement import GroupInfo
 from ..._ref import ActorRef, ObjectRef, set_default_counter
+from ..._runtime_env import RuntimeEnv
 from ...exceptions import (
     ActorAlreadyExistsError,
     ActorDiedError,
@@ -28,6 +30,7 @@ from ...exceptions import (
     OwnerDiedError,
     PendingCallsLimitExceeded,
     ResourceError,
+    RuntimeEnvSetupError,
     SkateError,
     TaskCancelledError,
     TaskKilledError,
@@ -109,6 +112,8 @@ class EmbeddedEngine:
         )
         self._detached: list[ActorRef] = []  # these live without any other handle
         self.num_restarts = 0  # of the actor that this process is
+        self.env = config.runtime_env  # of this process
+        self.gpu_ids: tuple[int | str, ...] = ()  # that it holds
         self._futures = FutureDispatcher(self)
         self._exports: WeakSet[Exported] = WeakSet()
         self._stacks_fd = stacks.answer_signals(node)
@@ -170,11 +175,12 @@ class EmbeddedEngine:
     def _export_task(self, spec: TaskSpec) -> Exported:
         options = spec.options
         resources = self._check_resources(spec.name, options)
-        plain = resources == {"CPU": 1.0}
+        env = self._env_of(options)
+        plain = resources == {"CPU": 1.0} and env == self.config.runtime_env
         return self._export(
             spec.function,
             f"function {spec.name}",
-            None if plain else pickle.dumps(resources),
+            None if plain else pickle.dumps((resources, env)),
             label_of(spec.function),
             (_pack_types(options.retry_exceptions), options.max_calls),
         )
@@ -198,6 +204,10 @@ class EmbeddedEngine:
         exported = Exported(self, function_id, bool(packed.refs), resources)
         self._exports.add(exported)
         return exported
+
+    def _env_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv:
+        env = options.runtime_env.here(self.name).over(self.env)
+        return replace(env, others={})
 
     def _check_resources(
         self, name: str, options: TaskOptions | ActorOptions
@@ -242,6 +252,7 @@ class EmbeddedEngine:
             class_name=spec.name,
             name=full_name,
             resources=resources,
+            runtime_env=self._env_of(options),
             max_restarts=options.max_restarts,
             is_detached=is_detached,
             interface=_dump_interface(spec) if full_name is not None else b"",
@@ -428,6 +439,12 @@ class EmbeddedEngine:
         assigned: dict[str, float] = self._ask("assigned")
         return assigned
 
+    def gpus(self) -> tuple[int | str, ...]:
+        return self.gpu_ids
+
+    def runtime_env(self) -> RuntimeEnv:
+        return self.env
+
     def nodes(self) -> list[dict[str, Any]]:
         return [this_machine(self)]
 
@@ -515,6 +532,9 @@ class EmbeddedEngine:
             if cause == Cause.CONSTRUCTOR_FAILED:
                 text = self._ask("note", detail & 0xFFFF, detail >> 16)
                 return ActorDiedError(f"{how}.\n\n{text}")
+            if cause == Cause.RUNTIME_ENV_FAILED:
+                text = self._ask("note", detail & 0xFFFF, detail >> 16)
+                return RuntimeEnvSetupError(text)
             return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
         if error == _ACTOR_UNAVAILABLE:
             return ActorUnavailableError(
@@ -595,6 +615,8 @@ def _how_it_ended(cause: int, detail: int) -> str:
             return "its last handle was dropped"
         case Cause.CONSTRUCTOR_FAILED:
             return "the actor's constructor raised"
+        case Cause.RUNTIME_ENV_FAILED:
+            return "its runtime_env could not be set up"
         case Cause.ACTOR_EXIT:
             return "it ended itself by exit_actor"
         case Cause.OWNER_ENDED:

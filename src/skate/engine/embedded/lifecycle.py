@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..._placement import group_of, lends, set_aside, total
+from ..._runtime_env import NO_ENV, RuntimeEnv
+from ..gpus import NO_GPUS, Gpus, Id, Share
 from ..protocol import ActorState
 from .actors import Actor, ActorRequest, Actors
 from .processes import Cause, Kind, Proc
@@ -41,6 +43,7 @@ class LeaseWanted:
     owner: Proc
     task: int
     resources: Mapping[str, float]
+    runtime_env: RuntimeEnv = NO_ENV
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,8 @@ class Prepare:
 class Fork:
     proc: Proc
     kind: Kind
-    num_gpus: float = 0.0
+    runtime_env: RuntimeEnv = NO_ENV
+    gpus: tuple[Id, ...] = ()
     refuses: bool = False  # its task, or actor, is of a group that was removed
 
 
@@ -267,6 +271,8 @@ class _Member:
     blocked: bool = False  # ... but not the CPUs among them
     lease_owner: Proc | None = None
     refuses: bool = False
+    runtime_env: RuntimeEnv = NO_ENV
+    gpus: Share = NO_GPUS
 
 
 @dataclass(slots=True)
@@ -292,6 +298,7 @@ class _Request:
     """A lease, an actor or a placement group that waits for resources."""
 
     resources: Mapping[str, float]
+    runtime_env: RuntimeEnv = NO_ENV
     owner: Proc | None = None  # lease
     task: int = 0
     actor: Proc | None = None
@@ -306,15 +313,30 @@ _MAX_IDLE_LEASED = 4
 
 
 class Lifecycle:
-    """The state machine. ``totals`` are the session's resources, CPU included."""
+    """The state machine.
 
-    def __init__(self, totals: Mapping[str, float], max_procs: int) -> None:
+    Args:
+        totals: the session's resources, CPU included.
+        max_procs: how many processes there may be.
+        gpus: the ids of ``totals["GPU"]`` GPUs.
+        runtime_env: of the session: that of the pool's workers.
+    """
+
+    def __init__(
+        self,
+        totals: Mapping[str, float],
+        max_procs: int,
+        gpus: Sequence[Id] = (),
+        runtime_env: RuntimeEnv = NO_ENV,
+    ) -> None:
         self.totals = dict(totals)
         self.members: dict[Proc, _Member] = {}
         self._max_procs = max_procs
         self._next_index = _DRIVER_INDEX
         self._free: deque[Proc] = deque()
         self._used: dict[str, float] = dict.fromkeys(totals, 0.0)
+        self._gpus = Gpus(gpus, totals.get("GPU", 0.0))
+        self._runtime_env = runtime_env
         self._tokens = 0  # CPU tokens that this machine holds
         self._cpus_wanted = 0
         self._queue: deque[_Request] = deque()
@@ -385,15 +407,17 @@ class Lifecycle:
             case WorkerWanted(active, starting):
                 if starting or active >= max(1, int(self.totals["CPU"])):
                     return []
-                return self._fork("pool")
-            case LeaseWanted(owner, task, resources):
+                return self._fork_pool()
+            case LeaseWanted(owner, task, resources, env):
                 if owner not in self.members:
                     return []
-                self._queue.append(_Request(resources, owner=owner, task=task))
+                self._queue.append(_Request(resources, env, owner=owner, task=task))
                 return self._schedule()
             case ActorWanted(owner, proc, request):
                 self.actors.add(request, owner, proc)
-                self._queue.append(_Request(request.resources, actor=proc))
+                self._queue.append(
+                    _Request(request.resources, request.runtime_env, actor=proc)
+                )
                 return [Prepare(proc, "actor"), *self._schedule()]
             case ActorConstructed(proc):
                 actor = self.actors.at(proc)
@@ -463,6 +487,9 @@ class Lifecycle:
             ):
                 waiting.append(request)
                 continue
+            if not self._has_gpus(request):
+                waiting.append(request)
+                continue
             cpus = request.resources.get("CPU", 0.0)
             lacking = math.ceil(self._used["CPU"] + cpus - 1e-9) - self._tokens
             if cpus > 0 and lacking > 0:
@@ -495,17 +522,20 @@ class Lifecycle:
             if proc not in self.members:
                 return []  # it was killed before it could start
             assert proc is not None
-            gpus = request.resources.get("GPU", 0.0)
-            commands.append(Fork(proc, "actor", gpus, refuse))
-        elif self._idle_leased and "GPU" not in request.resources and not refuse:
-            proc = self._idle_leased.pop()
         else:
-            proc = self.allocate("lease")
+            proc = self._idle_for(request) if not refuse else None
+        share = NO_GPUS if refuse else self._gpus.find(request.resources)
+        assert share is not None
+        if proc is None or request.actor is not None:
+            kind: Kind = "lease" if proc is None else "actor"
+            proc = proc or self.allocate("lease")
             if proc is None:
                 return None
-            gpus = request.resources.get("GPU", 0.0)
-            commands.append(Fork(proc, "lease", gpus, refuse))
+            commands.append(Fork(proc, kind, request.runtime_env, share.ids, refuse))
         member = self.members[proc]
+        member.runtime_env = request.runtime_env
+        member.gpus = share
+        self._gpus.take(share)
         member.refuses = refuse
         member.resources = {} if refuse else request.resources
         member.granted = True
@@ -516,10 +546,26 @@ class Lifecycle:
             commands.append(GrantLease(request.owner, request.task, proc))
         return commands
 
+    def _has_gpus(self, request: _Request) -> bool:
+        if request.group is not None:
+            return self._gpus.can_open(request.group.bundles)
+        return self._gpus.find(request.resources) is not None
+
+    def _idle_for(self, request: _Request) -> Proc | None:
+        """An idle worker with the request's runtime environment."""
+        if any(name.startswith("GPU") for name in request.resources):
+            return None
+        for proc in reversed(self._idle_leased):
+            if self.members[proc].runtime_env == request.runtime_env:
+                self._idle_leased.remove(proc)
+                return proc
+        return None
+
     def _release(self, member: _Member) -> None:
         if not member.granted:
             return
         member.granted = False
+        self._gpus.give(member.gpus)
         for name, amount in member.resources.items():
             lent = member.blocked and lends(name)
             if not lent and name in self._used:  # else of a group that was removed
@@ -537,16 +583,19 @@ class Lifecycle:
         member = self.members.get(worker)
         if member is None or not member.granted:
             return []
-        had_gpu = "GPU" in member.resources or member.refuses
         self._release(member)
         member.lease_owner = None
         commands: list[Command] = []
-        if had_gpu or len(self._idle_leased) >= _MAX_IDLE_LEASED:
+        if member.gpus.ids or member.refuses:
             # Its CUDA_VISIBLE_DEVICES was for one task.
             self._retiring.add(worker)
             commands += self._retire(worker)
         else:
             self._idle_leased.append(worker)
+        if len(self._idle_leased) > _MAX_IDLE_LEASED:
+            longest_idle = self._idle_leased.pop(0)
+            self._retiring.add(longest_idle)
+            commands += self._retire(longest_idle)
         return [*commands, *self._schedule()]
 
     def _retire(self, worker: Proc) -> list[Command]:
@@ -572,6 +621,7 @@ class Lifecycle:
     def _create_group(self, wanted: GroupWanted) -> list[Command]:
         for name, amount in total(wanted.bundles).items():
             self._used[name] += amount
+        self._gpus.open(wanted.group, wanted.bundles)
         added = set_aside(wanted.group, wanted.bundles)
         self.totals.update(added)
         self._used.update(dict.fromkeys(added, 0.0))
@@ -585,6 +635,7 @@ class Lifecycle:
         )
         wanted = self._created.pop(group, None)
         if wanted is not None:
+            self._gpus.close(group)
             for name, amount in total(wanted.bundles).items():
                 self._used[name] -= amount
             for name in set_aside(group, wanted.bundles):
@@ -598,9 +649,9 @@ class Lifecycle:
 
     # Deaths ------------------------------------------------------------------
 
-    def _fork(self, kind: Kind) -> list[Command]:
-        proc = self.allocate(kind)
-        return [] if proc is None else [Fork(proc, kind)]
+    def _fork_pool(self) -> list[Command]:
+        proc = self.allocate("pool")
+        return [] if proc is None else [Fork(proc, "pool", self._runtime_env)]
 
     def _died(self, event: Died) -> list[Command]:
         dead = event.proc
@@ -647,8 +698,14 @@ class Lifecycle:
             successor = self.allocate("actor")
             if successor is not None:
                 self.actors.move(actor, successor)
-                request = _Request(actor.request.resources, actor=successor)
-                self._queue.appendleft(request)  # it had them before
+                # It had them before.
+                self._queue.appendleft(
+                    _Request(
+                        actor.request.resources,
+                        actor.request.runtime_env,
+                        actor=successor,
+                    )
+                )
                 return successor
         self.actors.end(actor)
         return None

@@ -28,4 +28,5 @@ class Cause(IntEnum):
     CONSTRUCTOR_FAILED = 5  # detail: the process, for the text that it left
     ACTOR_EXIT = 6
     OWNER_ENDED = 7
+    RUNTIME_ENV_FAILED = 8  # detail: as above
     OUT_OF_MEMORY = 16  # detail: as above

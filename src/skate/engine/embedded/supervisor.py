@@ -27,6 +27,7 @@ from typing import Any
 from ... import _core
 from ..._placement import GroupInfo, lends
 from .. import limits
+from ..protocol import EngineConfig
 from . import boot, memory_monitor, spilling, wire
 from . import lifecycle as life
 from .actors import ActorRequest, Name
@@ -40,6 +41,8 @@ _MAX_NOTES = 1000
 _ACTORS_AT_ONCE = 200
 _LATER = object()  # instead of an answer that is given when something has happened
 _MAX_ZYGOTE_FAILURES = 5
+# Of these ends, ``_notes`` holds the reason in words.
+_WITH_A_NOTE = {Cause.CONSTRUCTOR_FAILED, Cause.RUNTIME_ENV_FAILED, Cause.OUT_OF_MEMORY}
 _LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
 
 
@@ -50,6 +53,7 @@ class _Process:
     sock: socket.socket | None = None
     pid: int = 0
     pidfd: int = -1
+    fork: life.Fork | None = None  # how it is to be started
     forking: bool = False  # the zygote was asked and has not answered
     output: list[int] = field(default_factory=list)  # pipes that it prints to
     killed_for: Cause | None = None  # we have ended it, or shall when it is forked
@@ -76,7 +80,10 @@ class Supervisor:
         self._settings = settings
         self._driver_pid = settings["driver_pid"]
         self._control = _core.Control(**settings["session"])
-        self._life = Lifecycle(settings["totals"], _core.MAX_PROCS)
+        config: EngineConfig = settings["config"]
+        self._life = Lifecycle(
+            settings["totals"], _core.MAX_PROCS, config.gpus, config.runtime_env
+        )
         self._selector = selectors.DefaultSelector()
         self._output = Collector(driver_output, self._selector)
         self._processes: dict[Proc, _Process] = {}
@@ -249,12 +256,11 @@ class Supervisor:
         )
         self._greet_zygote()
         for process in lost:
-            kind = self._life.kind(process.proc)
             if process.sock is not None:
                 self._selector.unregister(process.sock.fileno())
                 process.sock.close()
             self._output.close(process.output)
-            self._order_fork(process, kind == "pool", 0.0)
+            self._order_fork(process)
 
     def _on_exit(self, process: _Process) -> None:
         try:
@@ -273,7 +279,7 @@ class Supervisor:
         proc = process.proc
         self._read_last_words(process)
         cause = process.cause or process.killed_for or cause
-        if cause in (Cause.CONSTRUCTOR_FAILED, Cause.OUT_OF_MEMORY):
+        if cause in _WITH_A_NOTE:
             detail = proc.index | proc.epoch << 16
         del self._processes[proc]
         for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
@@ -363,8 +369,8 @@ class Supervisor:
                 self._do(self._life.handle(wanted))
             case b"L":
                 task = int.from_bytes(payload[:8], "little")
-                needs = pickle.loads(payload[8:])
-                self._do(self._life.handle(life.LeaseWanted(proc, task, needs)))
+                needs, env = pickle.loads(payload[8:])
+                self._do(self._life.handle(life.LeaseWanted(proc, task, needs, env)))
             case b"X":
                 task = int.from_bytes(payload, "little")
                 self._do(self._life.handle(life.LeaseDropped(proc, task)))
@@ -439,8 +445,8 @@ class Supervisor:
                 self._do(self._life.handle(life.ActorConstructed(process.proc)))
             case ("ends", cause):
                 process.cause = cause
-            case ("constructor_failed", text):
-                process.cause = Cause.CONSTRUCTOR_FAILED
+            case ("constructor_failed", text, cause):
+                process.cause = cause
                 self._note(process.proc, text)
             case ("leave_group", name):
                 group = self._groups.get(name)
@@ -587,9 +593,8 @@ class Supervisor:
                     process = self._processes.get(proc)
                     if process is None:
                         process = self._new_process(proc, is_pool=kind == "pool")
-                    self._order_fork(
-                        process, kind == "pool", command.num_gpus, command.refuses
-                    )
+                    process.fork = command
+                    self._order_fork(process)
                 case life.Prepare(proc, kind):
                     self._new_process(proc, is_pool=kind == "pool")
                 case life.Kill(proc, cause):
@@ -639,13 +644,10 @@ class Supervisor:
         self._control.prepare(proc.index, proc.epoch, is_pool, title)
         return process
 
-    def _order_fork(
-        self,
-        process: _Process,
-        is_pool: bool,
-        num_gpus: float,
-        refuses: bool = False,
-    ) -> None:
+    def _order_fork(self, process: _Process) -> None:
+        fork = process.fork
+        assert fork is not None
+        is_pool = fork.kind == "pool"
         mine, theirs = wire.socket_pair()
         process.sock = mine
         self._watch(mine.fileno(), lambda: self._on_packet(process))
@@ -661,8 +663,9 @@ class Supervisor:
             # A leased worker's next task may have CPUs to lend, if this one has none.
             "counts_cpus": not is_pool
             and (actor is None or any(map(lends, resources))),
-            "refuses": refuses,
-            "num_gpus": num_gpus,
+            "refuses": fork.refuses,
+            "runtime_env": fork.runtime_env,
+            "gpus": fork.gpus,
         }
         printed: list[int] = []
         if self._settings["config"].log_to_driver:

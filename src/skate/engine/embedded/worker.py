@@ -18,10 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import _core, _ref, _runtime
-from ...exceptions import TaskPlacementGroupRemoved
+from ...exceptions import (
+    RuntimeEnvSetupError,
+    SkateError,
+    TaskPlacementGroupRemoved,
+)
 from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
+from ..surroundings import Surroundings
 from . import wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
@@ -53,12 +58,16 @@ def main(
         is_pool=order["is_pool"],
     )
     os.close(session_fd)
+    refusal: SkateError | None = _enter_runtime_env(settings, order)
     node.report_blocking(order["counts_cpus"])
     engine = EmbeddedEngine(
         node, settings["config"], settings["session_id"], is_driver=False
     )
+    engine.env, engine.gpu_ids = order["runtime_env"], order["gpus"]
     _runtime.set_worker_engine(engine)
-    worker = Worker(engine, order["refuses"])
+    if order["refuses"]:
+        refusal = TaskPlacementGroupRemoved("its placement group was removed.")
+    worker = Worker(engine, refusal)
     if not order["actor_id"]:
         _let_cancel_interrupt(node)
     redirect_worker(printed, worker.printing_name)
@@ -72,6 +81,21 @@ def main(
     node.wait_sent(_LAST_WORDS_S)
     _run_exit_handlers()
     return 0
+
+
+def _enter_runtime_env(
+    settings: dict[str, Any], order: dict[str, Any]
+) -> RuntimeEnvSetupError | None:
+    """Set up what this process is for; what fails is told to its tasks."""
+    if order["runtime_env"] == settings["config"].runtime_env and not order["gpus"]:
+        failed: RuntimeEnvSetupError | None = settings["refusal"]
+        return failed
+    settings["surroundings"].leave()
+    try:
+        Surroundings(order["runtime_env"], order["gpus"]).enter()
+    except RuntimeEnvSetupError as error:
+        return error
+    return None
 
 
 def _may_start(supervisor_fd: int) -> bool:
@@ -144,10 +168,10 @@ def _run_exit_handlers() -> None:
 class Worker:
     """Loads code, runs one call, and reports how it ended."""
 
-    def __init__(self, engine: EmbeddedEngine, refuses: bool) -> None:
+    def __init__(self, engine: EmbeddedEngine, refusal: SkateError | None) -> None:
         self.engine = engine
         self.node = engine.node
-        self.refuses = refuses  # the placement group of its task was removed
+        self.refusal = refusal  # why nothing can run here
         self._functions: dict[int, Code] = {}
         # Of those, what the core may call by itself.
         self._plain: dict[int, tuple[Callable[..., Any], str]] = {}
@@ -172,8 +196,8 @@ class Worker:
                 return
 
     def run_task(self, call: _core.Call) -> None:
-        if self.refuses:
-            call.fail(serialize.dump_system_error(self.group_removed()), [], False)
+        if self.refusal is not None:
+            call.fail(serialize.dump_system_error(self.refusal), [], False)
             return
         name = "task"
         try:
@@ -204,10 +228,6 @@ class Worker:
     def _plain_failed(self, call: _core.Call, error: BaseException) -> None:
         code = self._functions[call.function_id]
         self.fail(call, error, code.name, code.retry_on)
-
-    @staticmethod
-    def group_removed() -> TaskPlacementGroupRemoved:
-        return TaskPlacementGroupRemoved("its placement group was removed.")
 
     def execute(
         self,

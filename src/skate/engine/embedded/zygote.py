@@ -19,7 +19,10 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
+from ...exceptions import RuntimeEnvSetupError
+from ..surroundings import Surroundings
 from . import leftovers, wire
 
 # Most tasks need some of it, but the first worker should not wait for it.
@@ -34,6 +37,7 @@ def main(fd: int, supervisor_pid: int) -> None:
     settings = pickle.loads(hello)
     _call_it("skate-zygote")
     sys.path[:] = settings["sys_path"]
+    _enter_runtime_env(settings)
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -60,6 +64,16 @@ def main(fd: int, supervisor_pid: int) -> None:
         for received in fds:
             os.close(received)
         os.waitpid(helper, 0)
+
+
+def _enter_runtime_env(settings: dict[str, Any]) -> None:
+    """That of the session, before anything is imported. Workers tell what fails."""
+    surroundings = Surroundings(settings["config"].runtime_env)
+    settings["surroundings"], settings["refusal"] = surroundings, None
+    try:
+        surroundings.enter()
+    except RuntimeEnvSetupError as error:
+        settings["refusal"] = error
 
 
 def _call_it(name: str) -> None:

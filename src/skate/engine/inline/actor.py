@@ -12,7 +12,11 @@ from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...exceptions import ActorDiedError, ActorUnavailableError
+from ...exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    RuntimeEnvSetupError,
+)
 from .. import serialize
 from ..actor_methods import ActorExit, find_method
 from ..protocol import label_of
@@ -61,6 +65,7 @@ class Actor:
         self.loop: BatonLoop | None = None
         self.is_async = spec.is_async
         self._engine = engine
+        self.env = engine.env_of(spec.options)
         self._make = exported, arguments  # what a restart is made from
         # How many calls may run at once: in no group, then in each of the groups.
         self._limits = [
@@ -73,6 +78,9 @@ class Actor:
         self.running: dict[ActorCall, None] = {}  # in the order in which they started
         self.construction = ActorStart(self, exported, arguments)
         self.demand = exported.demand
+        self._failure: bytes | None = (
+            None  # what its calls raise, if not ActorDiedError
+        )
         if self.is_detached:
             self.count += 1
 
@@ -269,8 +277,15 @@ class Actor:
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._engine.baton.stop(self.home)
 
+    def fail(self, error: RuntimeEnvSetupError) -> None:
+        """It cannot be made at all: its calls raise ``error``."""
+        self._failure = serialize.dump_system_error(error)
+        self.die(f"its runtime_env could not be set up: {error}")
+
     def _death(self) -> bytes:
         """The error of calls that come too late."""
+        if self._failure is not None:
+            return self._failure
         return died(f"{self.title} is dead: {self.death_cause}.")
 
 
@@ -290,6 +305,7 @@ class ActorStart(Call):
         super().__init__(actor._engine, name, arguments, 0, actor.home, exported.demand)
         del self.engine.unfinished[self.task_id]  # nobody can cancel it
         self.actor_id = actor.id
+        self.env = actor.env
         self.label = f"{actor.label}.__init__"
         self.engine.record.submitted(self)
         self._actor = actor
@@ -346,6 +362,9 @@ class ActorStart(Call):
                 return  # it was restarted meanwhile
             if isinstance(outcome, bytes):
                 error = serialize.load_error(outcome)
+                if isinstance(error, RuntimeEnvSetupError):
+                    actor.fail(error)
+                    return
                 text = getattr(error, "remote_traceback", "") or str(error)
                 actor.die(f"its constructor raised.\n\n{text}")
             else:
@@ -373,6 +392,7 @@ class ActorCall(Call):
             method.window,
         )
         self.actor_id = actor.id
+        self.env = actor.env
         self.method = method
         self.caller = caller
         self.actor = actor
@@ -401,6 +421,10 @@ class ActorCall(Call):
         for output in retry.outputs:
             self.engine.objects.produced_by(output, retry)
         return retry
+
+    @property
+    def gpus(self) -> tuple[int | str, ...]:
+        return self.actor.grant.gpus.ids
 
     def pause(self) -> None:
         pass

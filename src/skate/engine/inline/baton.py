@@ -28,6 +28,7 @@ from ..protocol import TaskContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from ..surroundings import Surroundings
     from .objects import Entry
     from .resources import Grant
 
@@ -111,6 +112,7 @@ class _Here(threading.local):
     depth = 0  # units that run on this stack, inside one another
     grant: Grant | None = None  # of the innermost unit
     interruptible: Interruptible | None = None  # the innermost unit, if it can be
+    surroundings: Surroundings | None = None  # of the innermost unit
 
 
 _here = _Here()
@@ -138,14 +140,39 @@ class Interruptible(Protocol):
 
 
 @contextlib.contextmanager
-def holding(grant: Grant | None, unit: Interruptible | None = None) -> Iterator[None]:
-    """While it is open, this thread lends ``grant`` whenever it blocks for ``unit``."""
-    outer = _here.grant, _here.interruptible
-    _here.grant, _here.interruptible = grant, unit
+def holding(
+    grant: Grant | None,
+    unit: Interruptible | None = None,
+    surroundings: Surroundings | None = None,
+) -> Iterator[None]:
+    """While it is open, this thread lends ``grant`` whenever it blocks for ``unit``.
+
+    It finds itself in ``surroundings``, and leaves them whenever others may run.
+    """
+    if surroundings is not None:
+        surroundings.enter()
+    outer = _here.grant, _here.interruptible, _here.surroundings
+    _here.grant, _here.interruptible, _here.surroundings = grant, unit, surroundings
     try:
         yield
     finally:
-        _here.grant, _here.interruptible = outer
+        if surroundings is not None:
+            surroundings.leave()
+        _here.grant, _here.interruptible, _here.surroundings = outer
+
+
+@contextlib.contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Leave the surroundings of what runs here: something else may run now."""
+    surroundings, _here.surroundings = _here.surroundings, None
+    if surroundings is not None:
+        surroundings.leave()
+    try:
+        yield
+    finally:
+        _here.surroundings = surroundings
+        if surroundings is not None:
+            surroundings.enter()
 
 
 class Baton:
@@ -281,7 +308,7 @@ class Baton:
             raise Stopped
         outer = worker.wait if worker is not None else None
         unit = _here.interruptible
-        with self.lock:
+        with _elsewhere(), self.lock:
             grant = _here.grant
             if grant is not None:
                 grant.lend()
@@ -314,6 +341,11 @@ class Baton:
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """Give the baton away while this thread waits for the outside world."""
+        with _elsewhere(), self._outside_world():
+            yield
+
+    @contextlib.contextmanager
+    def _outside_world(self) -> Iterator[None]:
         with self.lock:
             self._outside += 1
             self._pass_on()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._placement import GroupInfo, group_of
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
+from ..._runtime_env import RuntimeEnv
 from ..._stream import END
 from ...exceptions import (
     ActorAlreadyExistsError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ..._options import ActorOptions, TaskOptions
     from ..protocol import (
         ActorSpec,
         EngineConfig,
@@ -259,6 +261,21 @@ class InlineEngine:
             refs = self._output_refs(task)
             task.await_arguments(task.post)
         return refs
+
+    def env_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv:
+        """The runtime environment of what is called here with ``options``."""
+        return options.runtime_env.here(self.name).over(self.runtime_env())
+
+    def runtime_env(self) -> RuntimeEnv:
+        here = context.get()
+        unit = self._actors.get(here.actor_id) or self.unfinished.get(here.task_id)
+        return self.config.runtime_env if unit is None else unit.env
+
+    def gpus(self) -> tuple[int | str, ...]:
+        here = context.get()
+        actor = self._actors.get(here.actor_id)
+        grant = this_grant() if actor is None else actor.grant
+        return () if grant is None else grant.gpus.ids
 
     def _export(self, spec: TaskSpec | ActorSpec, original: Any) -> Exported:
         exported = spec.exported

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..._placement import GroupInfo, group_of, total
+from ..._placement import GroupInfo, group_of
 from ...exceptions import TaskPlacementGroupRemoved
 from .. import serialize
 
@@ -54,7 +54,7 @@ class Groups:
 
     def fits(self, group: str) -> bool:
         info = self._infos[group]
-        return info.state == "REMOVED" or self._resources.has(total(info.bundles))
+        return info.state == "REMOVED" or self._resources.fits_group(info.bundles)
 
     def take(self, group: str) -> None:
         info = self._infos[group]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..._placement import lends, set_aside, total
 from ...exceptions import ResourceError
+from ..gpus import NO_GPUS, Gpus, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ class Resources:
             amounts["GPU"] = config.num_gpus
         self._total = {name: round(n * _UNIT) for name, n in amounts.items()}
         self._free = dict(self._total)
+        self.gpus = Gpus(config.gpus, config.num_gpus)
 
     def demand(self, name: str, options: TaskOptions | ActorOptions) -> dict[str, int]:
         """What ``options`` ask for.
@@ -51,10 +53,13 @@ class Resources:
         return demand
 
     def fits(self, demand: Mapping[str, int]) -> bool:
-        return all(self._free.get(key, 0) >= n for key, n in demand.items())
+        return self._has(demand) and self.gpus.find(in_amounts(demand)) is not None
 
-    def has(self, amounts: Mapping[str, float]) -> bool:
-        return self.fits(_in_units(amounts))
+    def fits_group(self, bundles: Sequence[Mapping[str, float]]) -> bool:
+        return self._has(_in_units(total(bundles))) and self.gpus.can_open(bundles)
+
+    def _has(self, demand: Mapping[str, int]) -> bool:
+        return all(self._free.get(key, 0) >= n for key, n in demand.items())
 
     def take(self, demand: Mapping[str, int]) -> None:
         for key, amount in demand.items():
@@ -68,12 +73,14 @@ class Resources:
 
     def create_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
         """Set the sum of ``bundles``, which fits, aside under names of the group's."""
+        self.gpus.open(group, bundles)
         self.take(_in_units(total(bundles)))
         self._free.update(_in_units(set_aside(group, bundles)))
 
     def remove_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
         for key in set_aside(group, bundles):
             del self._free[key]
+        self.gpus.close(group)
         self.give(_in_units(total(bundles)))
 
     def total(self) -> dict[str, float]:
@@ -95,6 +102,10 @@ def _in_units(amounts: Mapping[str, float]) -> dict[str, int]:
     return {key: round(n * _UNIT) for key, n in amounts.items()}
 
 
+def in_amounts(demand: Mapping[str, int]) -> dict[str, float]:
+    return {key: n / _UNIT for key, n in demand.items()}
+
+
 def _how_to_get(key: str, amount: float) -> str:
     if key in ("CPU", "GPU"):
         return f"skate.init(num_{key.lower()}s={amount:g})"
@@ -108,15 +119,20 @@ class Grant:
         self._resources = resources
         self._demand = demand
         self._cpus = {key: n for key, n in demand.items() if lends(key)}
+        self.gpus: Share = NO_GPUS
 
     def amounts(self) -> dict[str, float]:
-        return {key: n / _UNIT for key, n in self._demand.items()}
+        return in_amounts(self._demand)
 
     def take(self) -> None:
         self._resources.take(self._demand)
+        self.gpus = self._resources.gpus.find(self.amounts()) or NO_GPUS
+        self._resources.gpus.take(self.gpus)
 
     def give(self) -> None:
         self._resources.give(self._demand)
+        self._resources.gpus.give(self.gpus)
+        self.gpus = NO_GPUS
 
     def lend(self) -> None:
         self._resources.give(self._cpus)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..._options import STREAMING
 from ..._ref import ObjectRef
-from ...exceptions import OwnerDiedError, TaskCancelledError
+from ..._runtime_env import NO_ENV
+from ...exceptions import OwnerDiedError, RuntimeEnvSetupError, TaskCancelledError
 from .. import serialize
 from ..protocol import TaskContext
+from ..surroundings import Surroundings
 from .baton import Stopped, context, holding, this_worker
 from .objects import Stored
 from .resources import Grant
@@ -117,6 +119,7 @@ class Call:
         self._trace = sys.gettrace()
         self._arguments: Arguments | None = arguments
         self._grant = Grant(engine.resources, demand)
+        self.env = NO_ENV
 
     # Until it can start; the lock is held --------------------------------------------
 
@@ -174,6 +177,8 @@ class Call:
             if not self.cancelled:
                 raise
             outcome = CANCELLED
+        except RuntimeEnvSetupError as error:
+            outcome = serialize.dump_system_error(error)
         except BaseException as error:  # all of it is the task's result
             outcome = None if self.tries_again(error) else self.failed(error)
         finally:
@@ -246,12 +251,19 @@ class Call:
         if traced:
             sys.settrace(self._trace)
         try:
-            with holding(lent_when_blocked, self):
+            with holding(lent_when_blocked, self, self._own_surroundings()):
                 yield
         finally:
             if traced:
                 sys.settrace(None)
             context.reset(token)
+
+    def _own_surroundings(self) -> Surroundings | None:
+        return Surroundings(self.env, self.gpus) or None
+
+    @property
+    def gpus(self) -> tuple[int | str, ...]:
+        return self._grant.gpus.ids
 
     def context(self) -> TaskContext:
         worker_id = self.actor_id or 1  # tasks share a worker, each actor has its own
@@ -380,6 +392,7 @@ class Task(Call):
         )
         self._function = function
         self._options = options
+        self.env = engine.env_of(options)
         self._retries = options.max_retries
 
     def post(self) -> None:

@@ -88,6 +88,7 @@ def _start(ray: Any, config: EngineConfig, namespace: str) -> None:
         resources=dict(config.resources),
         object_store_memory=config.object_store_memory,
         include_dashboard=False,
+        runtime_env=config.runtime_env.as_dict() or None,
         **_common(config, namespace),
     )
 
@@ -108,9 +109,13 @@ def _connect(ray: Any, config: EngineConfig, namespace: str) -> None:
         if address != "auto":
             _check_listens(address)
             _check_versions(ray, address)
-        with ship.shipment() as runtime_env:
+        with ship.shipment() as shipped:
+            given = config.runtime_env.as_dict()
+            modules = [*shipped["py_modules"], *given.get("py_modules", ())]
             ray.init(
-                address=address, runtime_env=runtime_env, **_common(config, namespace)
+                address=address,
+                runtime_env={**given, "py_modules": modules},
+                **_common(config, namespace),
             )
     except EngineError:
         raise

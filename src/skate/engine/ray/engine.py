@@ -13,6 +13,7 @@ import ray
 
 from ..._options import STREAMING
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
+from ..._runtime_env import RuntimeEnv, check_runtime_env
 from ...exceptions import (
     ActorAlreadyExistsError,
     EngineError,
@@ -395,6 +396,13 @@ class RayEngine:
             return {}
         assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
         return translate.countable(assigned)
+
+    def gpus(self) -> tuple[int | str, ...]:
+        return () if self._is_driver else tuple(ray.get_gpu_ids())
+
+    def runtime_env(self) -> RuntimeEnv:
+        env = dict(ray.get_runtime_context().runtime_env)
+        return check_runtime_env("runtime_env", env)
 
     def nodes(self) -> list[dict[str, Any]]:
         self.enter()

@@ -37,6 +37,7 @@ def task_options(options: TaskOptions, name: str) -> dict[str, Any]:
         "max_retries": options.max_retries,
         "retry_exceptions": options.retry_exceptions is True,
         "max_calls": options.max_calls,
+        "runtime_env": options.runtime_env.as_dict() or None,
         "name": name,
     }
 
@@ -50,6 +51,7 @@ def actor_options(options: ActorOptions, namespace: str) -> dict[str, Any]:
         "num_cpus": options.num_cpus,
         "num_gpus": options.num_gpus,
         "resources": dict(options.resources),
+        "runtime_env": options.runtime_env.as_dict() or None,
         "max_concurrency": options.max_concurrency,
         "max_restarts": options.max_restarts,
         "max_task_retries": options.max_task_retries,
@@ -175,6 +177,12 @@ def _unavailable(error: Any) -> BaseException:
     )
 
 
+def _no_runtime_env(error: Any) -> BaseException:
+    return ours.RuntimeEnvSetupError(
+        f"the runtime_env could not be set up. Ray says: {_plain(str(error))}"
+    )
+
+
 def _too_many_calls(error: Any) -> BaseException:
     return ours.PendingCallsLimitExceeded(
         "this caller has max_pending_calls unanswered calls of the actor. Wait for "
@@ -219,6 +227,7 @@ _ERRORS: list[tuple[Any, Any]] = [
         ),
         _worker_crashed,
     ),
+    (theirs.RuntimeEnvSetupError, _no_runtime_env),
     (theirs.PendingCallsLimitExceeded, _too_many_calls),
     (theirs.TaskCancelledError, _cancelled),
     (theirs.OwnerDiedError, _owner_died),
