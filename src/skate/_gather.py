@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._actor import ActorMethod
 from ._ref import ObjectRef
-from ._runtime import current
+from ._runtime import cancel_interrupted, current
 from ._stream import ObjectRefGenerator
 from ._task import RemoteFunction
 from .exceptions import GetTimeoutError
@@ -121,7 +121,11 @@ class AsCompleted(Generic[W]):
             self._watch = current().watch()
             for tag, ref in self._waiting.items():
                 self._watch_for(self._watch, ref, tag)
-        self._ready = self._watch.next(timeout)
+        try:
+            self._ready = self._watch.next(timeout)
+        except KeyboardInterrupt:
+            cancel_interrupted(current(), self._waiting.values())
+            raise
         self._ready.reverse()
         if self._peeks:
             for tag in self._ready:
@@ -211,5 +215,8 @@ def _map_unordered(
                 return
             for tag in watch.next(None):
                 yield engine.get([in_flight.pop(tag)], None, False)[0]
+    except KeyboardInterrupt:
+        cancel_interrupted(engine, in_flight.values())
+        raise
     finally:
         watch.close()

@@ -20,7 +20,7 @@ from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -289,13 +289,19 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
     Raises:
         TaskError: a task failed; also an instance of the user's exception type.
         GetTimeoutError: a value was not there in time. The task goes on.
+        KeyboardInterrupt: Ctrl-C, in the driver; what the call waited for is cancelled.
         ActorDiedError, WorkerCrashedError: a process ended before it had the value.
         TypeError: ``refs`` is neither a ref nor a list of refs.
     """
     if timeout is not None:
         _check_timeout(timeout)
     if type(refs) is ObjectRef:
-        return current().get([refs], timeout, copy)[0]
+        engine = current()
+        try:
+            return engine.get([refs], timeout, copy)[0]
+        except KeyboardInterrupt:
+            cancel_interrupted(engine, [refs])
+            raise
     if isinstance(refs, ObjectRefGenerator):
         return (
             refs  # as in Ray, whose "dynamic" generators are got before they are read
@@ -306,7 +312,27 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
             f"{type(refs).__name__}."
         )
     check_refs("skate.get", refs)
-    return current().get(refs, timeout, copy) if refs else []
+    engine = current()
+    try:
+        return engine.get(refs, timeout, copy) if refs else []
+    except KeyboardInterrupt:
+        cancel_interrupted(engine, refs)
+        raise
+
+
+def cancel_interrupted(
+    engine: Engine, refs: Iterable[ObjectRef[Any] | ObjectRefGenerator[Any]]
+) -> None:
+    """After Ctrl-C in the driver: nobody waits for these any more; actors live on.
+
+    A task that is interrupted in its own wait is being cancelled, by somebody who has
+    said what becomes of those that it waits for.
+    """
+    if engine.context().is_driver:
+        for ref in refs:
+            if isinstance(ref, ObjectRefGenerator):
+                ref = ref._completed
+            engine.cancel(ref, False, True)
 
 
 def put(value: T) -> ObjectRef[T]:
@@ -369,18 +395,26 @@ def wait(
             f"{num_returns!r}."
         )
     engine = current()
+    peeks: list[ObjectRef[Any]] = refs  # type: ignore[assignment]
     try:
-        return engine.wait(refs, num_returns, timeout)  # type: ignore[arg-type,return-value]
-    except TypeError:  # it looks at each of them: here, that would cost too much
-        if not any(isinstance(ref, ObjectRefGenerator) for ref in refs):
-            raise
-    peeks: list[ObjectRef[Any]] = [
-        engine.peek_item(ref._completed._id)
-        if isinstance(ref, ObjectRefGenerator)
-        else ref
-        for ref in refs
-    ]
-    ready = {id(ref) for ref in engine.wait(peeks, num_returns, timeout)[0]}
+        try:
+            return engine.wait(peeks, num_returns, timeout)  # type: ignore[return-value]
+        except TypeError:  # it looks at each of them: here, that would cost too much
+            if not any(isinstance(ref, ObjectRefGenerator) for ref in refs):
+                raise
+        peeks = [
+            engine.peek_item(ref._completed._id)
+            if isinstance(ref, ObjectRefGenerator)
+            else ref
+            for ref in refs
+        ]
+        ready = {id(ref) for ref in engine.wait(peeks, num_returns, timeout)[0]}
+    except KeyboardInterrupt:
+        streams = (
+            r._completed if isinstance(r, ObjectRefGenerator) else r for r in refs
+        )
+        cancel_interrupted(engine, streams)
+        raise
     pairs = list(zip(refs, peeks, strict=True))
     return (
         [ref for ref, peek in pairs if id(peek) in ready],

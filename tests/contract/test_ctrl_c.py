@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Counter, Signal, wait_for
+from helpers import Counter, Signal
 from polling import wait_until
 
 import skate
@@ -33,18 +33,48 @@ def interrupt_once(begun: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("call", ["get", "wait"])
-def test_ctrl_c_ends_the_call_and_leaves_actors_alive(engine: str, call: str) -> None:
+@skate.remote(num_cpus=0)
+def wait_for(gate: skate.ActorHandle[Signal]) -> None:
+    # With a timeout: until the signal is sent, all that there is waits, in a circle.
+    skate.get(gate.wait.remote(), timeout=100)
+
+
+@skate.remote(num_cpus=0)
+def parent(gate: skate.ActorHandle[Signal]) -> None:
+    skate.get(wait_for.remote(gate))
+
+
+CALLS: dict[str, Callable[[list[skate.ObjectRef[None]]], object]] = {
+    "get": skate.get,
+    "get one": lambda refs: skate.get(refs[0]),
+    "wait": skate.wait,
+    "as_completed": lambda refs: next(skate.as_completed(refs)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_ctrl_c_cancels_what_the_call_waits_for_and_leaves_actors_alive(
+    engine: str, call: Callable[[list[skate.ObjectRef[None]]], object]
+) -> None:
     gate, counter = Signal.remote(), Counter.remote()
-    ref = wait_for.remote(gate)
-    thread = interrupt_once(lambda: skate.get(gate.wait_for_waiting.remote(1)))
+    other, ref = wait_for.remote(gate), parent.remote(gate)
+    thread = interrupt_once(lambda: skate.get(gate.wait_for_waiting.remote(2)))
     with pytest.raises(KeyboardInterrupt):
-        getattr(skate, call)([ref])
+        call([ref])
     thread.join()
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(ref)
     assert skate.get(counter.add.remote()) == 1
-    assert skate.get(gate.waiting.remote()) == 1
     skate.get(gate.set.remote())
-    skate.wait([ref])
+    skate.get(other)  # the call had nothing to do with it
+
+
+def test_ctrl_c_cancels_the_tasks_of_a_map(engine: str) -> None:
+    gate = Signal.remote()
+    thread = interrupt_once(lambda: skate.get(gate.wait_for_waiting.remote(2)))
+    with pytest.raises(KeyboardInterrupt):
+        next(skate.map_unordered(wait_for, [gate, gate]))
+    thread.join()  # and no task is left, as the fixture checks
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ import threading
 import traceback
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import Counter, add, fail, identity
 
@@ -176,6 +177,53 @@ def test_an_error_of_a_task_survives_pickling() -> None:
     assert isinstance(again, ValueError)
     assert isinstance(again, TaskError)
     assert again.remote_traceback == caught.value.remote_traceback
+
+
+def test_the_traceback_of_a_closure_shows_its_file_and_line() -> None:
+    divisor = 0
+
+    @skate.remote
+    def divide() -> float:
+        return 1 / divisor  # the line to be shown
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        skate.get(divide.remote())
+    text = "".join(traceback.format_exception(caught.value))
+    assert __file__ in text
+    assert "the line to be shown" in text
+
+
+class Partial(Exception):
+    """Brings along what was done before it failed."""
+
+    def __init__(self, done: list[Any]) -> None:
+        super().__init__(done)
+        self.done = done
+
+
+@skate.remote
+def fails_half_way() -> None:
+    raise Partial([skate.put("first"), identity.remote(np.arange(100_000))])
+
+
+@skate.remote
+def waits_for(refs: list[Any]) -> None:
+    skate.get(refs)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.differs(ray="Ray counts no refs in exceptions: only the message travels")
+@pytest.mark.parametrize("nested", [False, True])
+def test_refs_in_an_exception_live_as_long_as_it(nested: bool) -> None:
+    ref = fails_half_way.remote()
+    if nested:
+        ref = waits_for.remote([ref])
+    with pytest.raises(Partial) as caught:
+        skate.get(ref)
+    del ref
+    text, array = skate.get(caught.value.done)
+    assert text == "first"
+    assert array[-1] == 99_999
 
 
 def test_an_exception_is_a_value_like_any_other() -> None:

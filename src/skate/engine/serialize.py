@@ -15,10 +15,11 @@ import traceback
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._importable import find_global
-from .._ref import ObjectRef, capture_refs
+from .._ref import ObjectRef, capture_refs, restore_refs
 from ..exceptions import RemoteTraceback, SkateError, TaskError
 
 if TYPE_CHECKING:
@@ -92,13 +93,26 @@ def _cloud_dumps(value: Any, what: str) -> Packed:
 
 
 def _add_reducers(pickler: Any) -> None:
-    """Let a pickler of cloudpickle's know what ``_dispatch_table`` knows."""
+    """Let a pickler of cloudpickle's know what ``_dispatch_table`` knows, and files."""
+    theirs = pickler.dispatch_table
     reducers = _dispatch_table()
-    if reducers:
-        table = ChainMap(*reducers.maps[:-1], pickler.dispatch_table)
-        # Its class has an attribute of that name, which hides the one that counts.
-        member: Any = vars(pickle.Pickler)["dispatch_table"]
-        member.__set__(pickler, table)
+    ours = [] if reducers is None else reducers.maps[:-1]
+    table = ChainMap(*ours, {types.CodeType: _reduce_code}, theirs)
+    # Its class has an attribute of that name, which hides the one that counts.
+    member: Any = vars(pickle.Pickler)["dispatch_table"]
+    member.__set__(pickler, table)
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """As cloudpickle does, but with the name of the file.
+
+    Version 3.1.3 leaves it out: tracebacks would show no line of the user's, and
+    debuggers would not find their breakpoints.
+    """
+    import cloudpickle
+
+    make, args = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple(code.co_filename if a == "<dynamic-code>" else a for a in args)
 
 
 def _registered_by_value() -> bool:
@@ -396,8 +410,21 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 # Errors ----------------------------------------------------------------------------
 
 
-def dump_error(error: BaseException, task_name: str) -> bytes:
-    """What user code raised in ``task_name``, with its traceback, as bytes."""
+class ErrorBytes(bytes):
+    """An error as bytes. ``refs`` are inside of it, and must live as long."""
+
+    refs: Sequence[ObjectRef[Any]] = ()
+
+
+def dump_error(
+    error: BaseException, task_name: str, *, keeps_refs: bool = True
+) -> ErrorBytes:
+    """What user code raised in ``task_name``, with its traceback, as bytes.
+
+    Args:
+        keeps_refs: whoever carries the bytes keeps ``.refs`` too; else an exception
+            with refs in it travels as its message alone.
+    """
     cause: BaseException | None = error
     text = _format_traceback(error, task_name)
     if isinstance(error, TaskError):
@@ -407,8 +434,12 @@ def dump_error(error: BaseException, task_name: str) -> bytes:
         message = str(error)
     else:
         message = f"task {task_name} raised {type(error).__qualname__}: {_text(error)}"
-    values = (_dump_cause(cause), message, task_name, text)
-    return pickle.dumps(values, 5)
+    data, refs = _dump_cause(cause)
+    if refs and not keeps_refs:
+        data, refs = None, []
+    dumped = ErrorBytes(pickle.dumps((data, message, task_name, text), 5))
+    dumped.refs = refs
+    return dumped
 
 
 def dump_system_error(error: SkateError) -> bytes:
@@ -417,7 +448,7 @@ def dump_system_error(error: SkateError) -> bytes:
 
 
 def load_error(data: bytes | memoryview) -> SkateError:
-    """A new exception each time, ready to be raised."""
+    """A new exception each time, ready to be raised. Refs in it are as in ``loads``."""
     loaded = pickle.loads(data)
     if isinstance(loaded, SkateError):
         return loaded
@@ -430,24 +461,26 @@ def load_error(data: bytes | memoryview) -> SkateError:
     return TaskError(message, task_name=task_name, remote_traceback=text)
 
 
-def _dump_cause(cause: BaseException | None) -> bytes | None:
-    """``cause`` as bytes, if a copy can be made of them too."""
+def _dump_cause(
+    cause: BaseException | None,
+) -> tuple[bytes | None, list[ObjectRef[Any]]]:
+    """``cause`` as bytes, if a copy can be made of them too, and the refs in it."""
     if cause is None:
-        return None
-    try:
-        data = _cloud_dumps_alone(cause)
-        pickle.loads(data)
-    except Exception:  # exceptions with own constructors often fail
-        return None
-    return data
-
-
-def _cloud_dumps_alone(value: Any) -> bytes:
-    # No capture_refs: a ref in an exception would have nothing to keep it alive.
+        return None, []
     import cloudpickle
 
-    data: bytes = cloudpickle.dumps(value, 5)
-    return data
+    try:
+        file = io.BytesIO()
+        with capture_refs() as refs:
+            pickler = cloudpickle.Pickler(file, 5)
+            _add_reducers(pickler)
+            pickler.dump(cause)
+        data = file.getvalue()
+        with restore_refs(refs[0]._counter) if refs else nullcontext():
+            pickle.loads(data)
+    except Exception:  # exceptions with own constructors often fail
+        return None, []
+    return data, refs
 
 
 def _text(error: BaseException) -> str:

@@ -282,8 +282,9 @@ class Worker:
         retryable = isinstance(
             error, Exception if isinstance(retry_on, bool) else retry_on
         )
+        failure = serialize.dump_error(error, name)
         call.fail(
-            serialize.dump_error(error, name), [], retryable and retry_on is not False
+            bytes(failure), list(failure.refs), retryable and retry_on is not False
         )
 
     def load(self, call: _core.Call) -> Code:

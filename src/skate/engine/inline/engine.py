@@ -18,6 +18,7 @@ from ...exceptions import (
     EngineError,
     GetTimeoutError,
     PendingCallsLimitExceeded,
+    SkateError,
 )
 from .. import serialize
 from ..futures import FutureDispatcher
@@ -224,12 +225,16 @@ class InlineEngine:
         with restore_refs(self):
             return serialize.loads(stored.header, buffers)
 
+    def load_error(self, error: bytes) -> SkateError:
+        with restore_refs(self):
+            return serialize.load_error(error)
+
     def load_ref(self, ref: ObjectRef[Any], copy: bool = False) -> Any:
         """The value of a ref that is ready; raises its error."""
         with self.lock:
             entry = self.objects[ref]
         if entry.error is not None:
-            raise serialize.load_error(entry.error)
+            raise self.load_error(entry.error)
         assert entry.value is not None
         return self.load(entry.value, copy)
 
@@ -451,7 +456,7 @@ class InlineEngine:
         self.record.got([ref._id for ref in refs], since)
         for entry in entries:
             if entry.error is not None:
-                raise serialize.load_error(entry.error)
+                raise self.load_error(entry.error)
         late = [entry for entry in entries if not entry.ready]
         if late:
             raise GetTimeoutError(

@@ -30,6 +30,7 @@ class TaskFailed(Exception):
     """How user code failed, as ``serialize.dump_error`` says it; Ray carries it."""
 
     def __init__(self, data: bytes) -> None:
+        data = bytes(data)  # not the subclass: it has no refs to bring
         super().__init__(data)
         self.data = data
 
@@ -99,7 +100,7 @@ def run(home: Home, name: str, body: Callable[[RayEngine], T]) -> T:
     except ActorExit:
         ray.actor.exit_actor()
     except Exception as error:
-        failure = TaskFailed(serialize.dump_error(error, name))
+        failure = TaskFailed(serialize.dump_error(error, name, keeps_refs=False))
     finally:
         engine.task_name.reset(token)
     # Not from within the handler: the frames of the error would hold its arguments.
@@ -210,7 +211,7 @@ def _async_stub(class_name: str, method: str) -> Callable[..., Any]:
         except ActorExit:
             ray.actor.exit_actor()
         except Exception as error:
-            failure = TaskFailed(serialize.dump_error(error, name))
+            failure = TaskFailed(serialize.dump_error(error, name, keeps_refs=False))
         raise failure
 
     call_method.__name__ = stub_name(method)
