@@ -25,6 +25,7 @@
     |   `-- OutOfDiskError         nor can more of it be spilled to disk
     |-- ObjectLostError
     |   `-- OwnerDiedError         the process that owned the value ended
+    |-- CheckpointError          (ValueError) cut, damaged, of another model or version
     `-- CollectiveError
         |-- RankDiedError          a rank's process ended; see ``.rank``
         |-- CollectiveTimeoutError (TimeoutError) see ``.missing_ranks``
@@ -47,6 +48,7 @@ __all__ = [
     "ActorDiedError",
     "ActorError",
     "ActorUnavailableError",
+    "CheckpointError",
     "CollectiveError",
     "CollectiveTimeoutError",
     "DeadlockError",
@@ -293,6 +295,10 @@ class ObjectLostError(SkateError):
 
 class OwnerDiedError(ObjectLostError):
     """The process that owned the value ended before it was handed over."""
+
+
+class CheckpointError(SkateError, ValueError):
+    """A checkpoint cannot be used: it is cut, damaged, or of something else."""
 
 
 class CollectiveError(SkateError):
