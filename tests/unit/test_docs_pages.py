@@ -15,7 +15,14 @@ PAGES = Path(__file__).parents[2] / "docs" / "reference"
 @pytest.mark.parametrize("engine", ["embedded", "inline"])
 @pytest.mark.parametrize(
     ("page", "num_examples"),
-    [("actors", 4), ("objects", 2), ("tasks", 3), ("runtime-env", 1)],
+    [
+        ("actors", 4),
+        ("objects", 2),
+        ("tasks", 3),
+        ("parameter-server", 2),
+        ("checkpoints", 1),
+        ("runtime-env", 1),
+    ],
 )
 def test_the_examples_on_the_page_run(
     page: str, num_examples: int, engine: str, tmp_path: Path
