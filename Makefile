@@ -3,6 +3,7 @@
 # make test    the tests: Python, and C++ under the sanitizers; without Ray
 # make test-ray      the contract tests on a Ray of this machine
 # make test-cluster  skate on Ray across three hosts (network namespaces; root)
+# make gpu     the tests that need CUDA, where it is; elsewhere says why not
 # make check   lint, formatting, types, documents, and the contract tests on
 #              every CPython from 3.10 to 3.13 on this machine
 # make soak    random graphs under random kills, checked against the inline engine:
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 CORE_TESTS := plain address thread
 
-.PHONY: setup demo test test-ray test-cluster check soak bench docs core clean
+.PHONY: setup demo test test-ray test-cluster gpu check soak bench docs core clean
 .PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
 
 setup: core
@@ -48,7 +49,7 @@ setup: core
 	@$(PIP) "$$(grep ^torch== requirements/dev.txt)"
 	@$(PIP) $(BUILD_TOOLS) -r requirements/dev.txt
 	@SKATE_NO_CORE=1 $(PIP) --no-build-isolation -c requirements/dev.txt \
-	  -e '.[dev,ray,rl,serve,train]'
+	  -e '.[dev,jax,ray,rl,serve,tensorflow,train]'
 	@touch $@
 
 .venv/bench.stamp: .venv/installed.stamp requirements/bench.txt
@@ -77,6 +78,12 @@ test-ray: setup
 # Real hosts, in network namespaces: needs root and iproute2, and some minutes.
 test-cluster: setup
 	@$(BIN)/python -m pytest -m cluster tests/cluster
+
+gpu: setup
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST); \
+	else $(BIN)/python -c 'from skate.train.cuda import why_not; \
+	  print("make gpu: nothing was run:", why_not())'; fi
 
 test-core: $(CORE_TESTS:%=test-core-%)
 
