@@ -18,14 +18,23 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     total_steps: Annotated[
-        int, typer.Option(help="Environment steps, over all environments.")
-    ] = 550_000,
-    num_workers: Annotated[int, typer.Option(help="Rollout workers.")] = 2,
-    num_envs_per_worker: Annotated[int, typer.Option()] = 32,
+        int | None, typer.Option(help="Environment steps, over all environments.")
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Rollout workers [default: 2].")
+    ] = None,
+    num_envs_per_worker: Annotated[int | None, typer.Option()] = None,
     rollout_length: Annotated[
-        int, typer.Option(help="Steps of each environment between two updates.")
-    ] = 64,
-    num_learners: Annotated[int, typer.Option(help="Ranks that train.")] = 1,
+        int | None,
+        typer.Option(help="Steps of each environment between two updates."),
+    ] = None,
+    num_learners: Annotated[
+        int | None, typer.Option(help="Ranks that train [default: 1].")
+    ] = None,
+    target_return: Annotated[
+        float | None,
+        typer.Option(help="Stop when the last 100 episodes have this mean return."),
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Of the evaluation at the end.")] = 20,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's checkpoint.")
@@ -38,7 +47,10 @@ def train(
         str | None, typer.Option(help="embedded or inline [default: embedded].")
     ] = None,
 ) -> None:
-    """Train ALGO on ENV; rollouts, a served policy and learners run at once."""
+    """Train ALGO on ENV; rollouts, a served policy and learners run at once.
+
+    Numbers that are not given are those found for ENV, else defaults.
+    """
     from skate import rl
 
     path = out or Path("runs") / f"{algo}-{env}"
@@ -54,6 +66,7 @@ def train(
                 num_envs_per_worker=num_envs_per_worker,
                 rollout_length=rollout_length,
                 num_learners=num_learners,
+                target_return=target_return,
                 eval_episodes=episodes,
                 resume=resume,
                 overwrite=overwrite,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .policy import Array
+from .policy import Array, categorical_weights, gaussian_weights
 
 ALGORITHMS = ("ppo",)
 EXTRAS = {  # package: module
@@ -26,8 +26,19 @@ class Spaces:
     """What a policy must know of an environment."""
 
     num_observations: int
-    low: Array  # (A,)
-    high: Array  # (A,)
+    low: Array | None = None  # (A,), of continuous actions
+    high: Array | None = None  # (A,)
+    num_actions: int = 0  # if they are discrete
+
+    def initial_weights(self, hidden: tuple[int, ...], seed: int) -> dict[str, Array]:
+        """Of a new policy for these spaces."""
+        if self.low is None or self.high is None:
+            return categorical_weights(
+                self.num_actions, self.num_observations, hidden, seed
+            )
+        return gaussian_weights(
+            self.low, self.high, self.num_observations, hidden, seed
+        )
 
 
 def check_extras() -> None:
@@ -57,7 +68,8 @@ def spaces(env: str) -> Spaces:
 
     Raises:
         ValueError: there is no ``env`` (the message has the nearest names), its
-            observations are no vectors, or its actions have no bounds.
+            observations are no vectors, or its actions are neither vectors of bounded
+            numbers nor discrete.
     """
     import gymnasium
 
@@ -70,20 +82,24 @@ def spaces(env: str) -> Spaces:
     observations: Any = made.observation_space
     actions: Any = made.action_space
     made.close()
-    box = gymnasium.spaces.Box
+    box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
     if not isinstance(observations, box) or len(observations.shape) != 1:
         raise ValueError(
-            f"{env} has observations {observations}; PPO here needs vectors."
+            f"{env} has observations {observations}; skate.rl needs vectors."
         )
+    size = observations.shape[0]
+    if isinstance(actions, discrete) and actions.start == 0:
+        return Spaces(size, num_actions=int(actions.n))
     if (
         not isinstance(actions, box)
         or len(actions.shape) != 1
         or not np.all(np.isfinite([actions.low, actions.high]))
     ):
         raise ValueError(
-            f"{env} has actions {actions}; PPO here needs vectors of bounded numbers."
+            f"{env} has actions {actions}; skate.rl needs vectors of bounded numbers, "
+            "or discrete ones that are numbered from 0."
         )
-    return Spaces(observations.shape[0], actions.low, actions.high)
+    return Spaces(size, actions.low, actions.high)
 
 
 def _nearest(wrong: str, names: Iterable[str]) -> str:

@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .run_files import METRICS, TENSORBOARD, read_metrics
@@ -54,6 +56,9 @@ class RunLog(contextlib.ExitStack):
 def _tensorboard(path: Path) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
+    # The name by which tensorboard is told to leave TensorFlow, which takes seconds to
+    # import and prints as it does, alone.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     from tensorboard import summary  # type: ignore[import-untyped]
 
     return summary.Writer(str(path / TENSORBOARD))

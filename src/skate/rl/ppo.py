@@ -6,7 +6,6 @@ https://arxiv.org/abs/1707.06347.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from skate.sim import Trajectory
 from skate.train import Context
 from skate.train.torch import DistributedOptimizer
 
+from .distribution import distribution
 from .moments import RunningMoments
 from .network import network, network_weights, to_numpy, to_torch
 from .policy import Array, Weights, hidden_sizes, mlp_weights, scale
@@ -31,7 +31,7 @@ class Samples:
     """A batch of B transitions, flat, as the loss needs them."""
 
     observations: Tensor  # (B, D), scaled
-    actions: Tensor  # (B, A), in units of the policy's action scale
+    actions: Tensor  # (B, ...), as the distribution takes them
     log_probs: Tensor  # (B,), of those actions when they were drawn
     advantages: Tensor  # (B,), mean 0 and variance 1
     returns: Tensor  # (B,), in the units of the value network's output
@@ -53,9 +53,10 @@ class PPO:
 
         self._policy = network(initial)
         self._value = network(value)
-        self._log_std = nn.Parameter(torch.tensor(initial["log_std"]))
+        self._distribution = distribution(initial)
         self._model = nn.ModuleList([self._policy, self._value])
-        self._model.register_parameter("log_std", self._log_std)
+        for name, parameter in self._distribution.parameters.items():
+            self._model.register_parameter(name, parameter)
         adam = torch.optim.Adam(self._model.parameters(), eps=1e-5, fused=True)
         self._optimizer = DistributedOptimizer(adam, self._model)
         self._observations = RunningMoments(num_observations, context.allreduce)
@@ -83,8 +84,11 @@ class PPO:
                 self._optimizer.step()
                 watched += figures * (len(chosen) / rows / epochs)
         names = ("policy_loss", "value_loss", "kl", "clip_fraction")
-        return dict(zip(names, watched.tolist(), strict=True)) | {
-            "action_std": self._log_std.detach().exp().mean().item(),
+        with torch.no_grad():
+            outputs = self._policy(samples.observations)
+        return {
+            **dict(zip(names, watched.tolist(), strict=True)),
+            **self._distribution.figures(outputs),
             "learning_rate": learning_rate,
         }
 
@@ -94,7 +98,8 @@ class PPO:
         observations = samples.observations[chosen]  # (b, D)
         advantages = samples.advantages[chosen]  # (b,)
 
-        log_probs = self._log_probs(observations, samples.actions[chosen])  # (b,)
+        outputs = self._policy(observations)  # (b, A)
+        log_probs = self._distribution.log_probs(outputs, samples.actions[chosen])
         log_ratio = log_probs - samples.log_probs[chosen]
         ratio = log_ratio.exp()
         # The smaller of the two: no reward for moving beyond the clip, but a way back.
@@ -105,20 +110,15 @@ class PPO:
         values = self._value(observations)[:, 0]  # (b,)
         value_loss = 0.5 * (values - samples.returns[chosen]).square().mean()
 
-        entropy = self._log_std.sum()  # of a Gaussian, but for a constant
-        loss = policy_loss + value_loss - self._settings.entropy_coefficient * entropy
+        loss = policy_loss + value_loss
+        if self._settings.entropy_coefficient:
+            entropy = self._distribution.entropy(outputs)
+            loss = loss - self._settings.entropy_coefficient * entropy
         with torch.no_grad():
             kl = (ratio - 1 - log_ratio).mean()
             clipped = ((ratio - 1).abs() > clip).float().mean()
             figures = torch.stack([policy_loss, value_loss, kl, clipped])
         return loss, figures
-
-    def _log_probs(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Log density of each action, (b, A), under the policy as it is: (b,)."""
-        noise = (actions - self._policy(observations)) * torch.exp(-self._log_std)
-        density = -0.5 * noise.square() - self._log_std - 0.5 * math.log(2 * math.pi)
-        joint: Tensor = density.sum(dim=1)
-        return joint
 
     @torch.no_grad()
     def _samples(self, trajectories: Sequence[Trajectory]) -> Samples:
@@ -143,13 +143,13 @@ class PPO:
         returns = advantages + values  # (T, N)
         self._returns.add(returns[..., None])
 
-        center, unit = self._initial["action_center"], self._initial["action_scale"]
-        log_probs = [trajectory.extras["log_probs"] for trajectory in trajectories]
+        actions = self._distribution.tensor(joined("actions"))  # (T, N, ...)
+        parts = [trajectory.extras["log_probs"] for trajectory in trajectories]
+        log_probs = np.concatenate(parts, axis=1)  # (T, N)
         return Samples(
             observations=self._scaled(observations).flatten(0, 1),
-            actions=_flat((joined("actions") - center) / unit),
-            # A density over scaled actions: larger by the volume of their unit.
-            log_probs=_flat(np.concatenate(log_probs, axis=1) + np.log(unit).sum()),
+            actions=actions.flatten(0, 1),
+            log_probs=_flat(self._distribution.log_probs_served(log_probs)),
             advantages=_flat((advantages - advantages.mean()) / advantages.std()),
             returns=_flat((returns - self._returns.mean) / self._returns.std),
         )
@@ -164,10 +164,10 @@ class PPO:
         return torch.from_numpy(scale(observations, moments.mean, moments.std))
 
     def weights(self) -> dict[str, Array]:
-        """The policy as it is served: see ``policy.GaussianPolicy``."""
+        """The policy as it is served: see ``policy.Policy``."""
         return dict(self._initial) | {
             **network_weights(self._policy),
-            "log_std": to_numpy(self._log_std),
+            **self._distribution.weights(),
             "observation_mean": self._observations.mean,
             "observation_std": self._observations.std,
         }

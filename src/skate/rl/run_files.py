@@ -24,18 +24,18 @@ CURVE = "learning_curve.png"
 GIF = "policy.gif"
 TENSORBOARD = "tensorboard"
 
-# A resumed run may be made longer; all else must be as it was.
-_MAY_CHANGE = {"total_steps"}
+# A resumed run may end elsewhere; all else must be as it was.
+_MAY_CHANGE = {"total_steps", "target_return"}
 
 
-def prepare(path: Path, layout: Settings, *, resume: bool, overwrite: bool) -> Any:
+def prepare(path: Path, settings: Settings, *, resume: bool, overwrite: bool) -> Any:
     """Make the directory ready for a run; the checkpoint to go on from, if any.
 
     Raises:
         FileExistsError: there is a run, to be neither resumed nor overwritten.
         ValueError: the run to resume was set up otherwise.
     """
-    described = json.loads(json.dumps(asdict(layout)))
+    described = json.loads(json.dumps(asdict(settings)))
     checkpoint = None
     if (path / CONFIG).exists():
         if resume:
@@ -78,9 +78,10 @@ def save_policy(path: Path, weights: Weights) -> None:
 
 
 def load_policy(path: str | Path) -> DeterministicPolicy:
-    """The deterministic policy of a run: one observation ``(D,)`` to ``(A,)``.
+    """The deterministic policy of a run: one observation, ``(D,)``, to an action.
 
-    It scales the observation as training did, and keeps the action within bounds.
+    That is an array ``(A,)`` within its bounds, or the number of a discrete action.
+    The observation is scaled as training did.
 
     Raises:
         FileNotFoundError: no policy was saved there.
@@ -108,13 +109,22 @@ def save_result(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [n for n in new if new[n] != old.get(n) and n not in _MAY_CHANGE]
+    was, wanted = _flat(old), _flat(new)
+    changed = [n for n in wanted if wanted[n] != was.get(n) and n not in _MAY_CHANGE]
     if changed:
-        settings = ", ".join(f"{name}={old.get(name)!r}" for name in changed)
+        settings = ", ".join(f"{name}={was.get(name)!r}" for name in changed)
         raise ValueError(
             f"the run in {str(path)!r} was set up with {settings}. Resume it with the "
             "same settings, or choose another directory."
         )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a run by their own names: those of its parts, too."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _remove_run(path: Path) -> None:

@@ -1,24 +1,23 @@
-"""``rl.train``: one graph of rollout workers, a served policy and learners."""
+"""``rl.train``: train an algorithm, evaluate what it learnt, write it all down."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import skate
-import skate.serve
-import skate.train
 
 from . import run_files
 from .envs import Spaces, check_algorithm, check_extras, spaces
 from .evaluate import evaluate
-from .learner import Job, learn
+from .learner import train_ppo
 from .log import RunLog
 from .pictures import draw_gif, draw_learning_curve
-from .policy import GaussianPolicy, initial_weights
-from .settings import PPOSettings, Settings, tuned
+from .settings import TUNED_LAYOUT, TUNED_PPO, Layout, PPOSettings, Settings
+
+PARTS = ("simulation", "serving", "training")
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,19 @@ class Result:
         busy = "\n".join(
             f"  {part:<10} busy {s[f'{part}_busy_s']:6.1f} s"
             f"  ({s[f'{part}_busy_s'] / wall:4.0%} of one core)"
-            for part in ("simulation", "serving", "training")
+            for part in PARTS
+            if f"{part}_busy_s" in s
+        )
+        late = (
+            f"; it acted at most {s['policy_lag_max']} updates late"
+            if "policy_lag_max" in s
+            else ""
         )
         return f"""\
 {s["env"]}: mean return {s["mean_return"]:.1f} +- {s["std_return"]:.1f} in \
 {s["episodes"]} episodes
 {s["env_steps"]:,} steps in {wall:.1f} s of training on the {s["engine"]} engine
-{s["policy_versions"]} versions of the policy; it acted at most \
-{s["policy_lag_max"]} updates late
+{s["policy_versions"]} versions of the policy{late}
 {busy}
 written to {self.path}"""
 
@@ -51,13 +55,14 @@ def train(
     env: str,
     *,
     out: str | Path,
-    total_steps: int = 550_000,
+    total_steps: int | None = None,
     seed: int = 0,
-    num_workers: int = 2,
-    num_envs_per_worker: int = 32,
-    rollout_length: int = 64,
-    num_learners: int = 1,
+    num_workers: int | None = None,
+    num_envs_per_worker: int | None = None,
+    rollout_length: int | None = None,
+    num_learners: int | None = None,
     settings: PPOSettings | None = None,
+    target_return: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     eval_episodes: int = 20,
@@ -65,8 +70,9 @@ def train(
 ) -> Result:
     """Train ``algo`` on the gymnasium environment ``env``, and evaluate the result.
 
-    Rollout workers ask a served policy for every action, learners improve it, and its
-    weights go back into the deployment with a version, while the next rollouts go on.
+    PPO: rollout workers ask a served policy for every action, learners improve it, and
+    its weights go back into the deployment with a version, while the next rollouts go
+    on. Numbers that are None are those found for ``env``, else the defaults.
 
     Into ``out`` go ``metrics.jsonl``, TensorBoard events where it is installed,
     ``checkpoint.pkl``, ``policy.npz``, ``learning_curve.png``, ``policy.gif`` and
@@ -74,10 +80,13 @@ def train(
 
     Args:
         algo: ``"ppo"``.
+        env: its observations must be vectors; its actions vectors of bounded numbers,
+            or discrete.
         total_steps: of all environments together.
         num_workers: rollout workers; a multiple of ``num_learners``.
         rollout_length: steps of each environment between two updates.
-        settings: of PPO; None takes those found for ``env``, else the defaults.
+        settings: of PPO.
+        target_return: stop when the last 100 training episodes have this mean return.
         resume: go on from the checkpoint in ``out``, if there is one.
         overwrite: replace the run in ``out``.
         eval_episodes: of the deterministic policy, with seeds ``seed + i``.
@@ -94,20 +103,25 @@ def train(
     if eval_episodes < 1:
         raise ValueError(f"eval_episodes={eval_episodes!r}; expected at least 1.")
     found = spaces(env)
-    layout = Settings(
+    given = {
+        "total_steps": total_steps,
+        "num_workers": num_workers,
+        "num_envs_per_worker": num_envs_per_worker,
+        "rollout_length": rollout_length,
+        "num_learners": num_learners,
+    }
+    told = {name: number for name, number in given.items() if number is not None}
+    run = Settings(
         algo=algo,
         env=env,
         seed=seed,
-        total_steps=total_steps,
-        num_workers=num_workers,
-        num_envs_per_worker=num_envs_per_worker,
-        rollout_length=rollout_length,
-        num_learners=num_learners,
-        ppo=settings or tuned(env),
+        layout=replace(TUNED_LAYOUT.get(env, Layout()), **told),
+        ppo=settings or TUNED_PPO.get(env, PPOSettings()),
+        target_return=target_return,
     ).checked()
     path = Path(out)
-    checkpoint = run_files.prepare(path, layout, resume=resume, overwrite=overwrite)
-    totals = _train(path, layout, found, checkpoint, progress)
+    checkpoint = run_files.prepare(path, run, resume=resume, overwrite=overwrite)
+    totals = _train(path, run, found, checkpoint, progress)
 
     policy = run_files.load_policy(path)
     evaluation = evaluate(policy, env, episodes=eval_episodes, seed=seed)
@@ -130,42 +144,26 @@ def train(
 
 
 def _train(
-    path: Path, layout: Settings, found: Spaces, checkpoint: Any, progress: bool
+    path: Path, run: Settings, found: Spaces, checkpoint: Any, progress: bool
 ) -> Mapping[str, Any]:
     """Train, and save the policy however it ends; the totals of the run."""
-    initial = initial_weights(
-        found.low, found.high, found.num_observations, layout.ppo.hidden, layout.seed
-    )
+    initial = found.initial_weights(run.ppo.hidden, run.seed)
     latest = checkpoint or {"policy": initial, "totals": {"updates": 0, "env_steps": 0}}
+    log = RunLog(
+        path,
+        run.total_steps,
+        resumed_at=latest["totals"]["env_steps"],
+        progress=progress,
+    )
+
+    def on_report(metrics: Mapping[str, Any], reported: Any) -> None:
+        nonlocal latest
+        latest = reported
+        log(metrics)
+
     try:
-        with (
-            skate.serve.deploy(
-                GaussianPolicy,
-                latest["policy"],
-                (layout.seed, latest["totals"]["updates"]),  # seeds the draws
-                max_batch_size=layout.num_workers * layout.num_envs_per_worker,
-            ) as deployment,
-            RunLog(
-                path,
-                layout.updates * layout.steps_per_update,
-                resumed_at=latest["totals"]["env_steps"],
-                progress=progress,
-            ) as log,
-        ):
-
-            def on_report(metrics: Mapping[str, Any], reported: Any) -> None:
-                nonlocal latest
-                latest = reported
-                log(metrics)
-
-            skate.train.run(
-                learn,
-                layout.num_learners,
-                config=Job(layout, initial, deployment),
-                checkpoint_dir=path,
-                resume=checkpoint is not None,
-                on_report=on_report,
-            )
+        with log:
+            train_ppo(path, run, initial, checkpoint, on_report)
     finally:
         run_files.save_policy(path, latest["policy"])
     totals: Mapping[str, Any] = latest["totals"]
