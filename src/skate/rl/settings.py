@@ -36,9 +36,7 @@ TUNED_PPO = {
     # A horizon of 33 steps: with 10 (0.9) some policies stay hanging for ever from some
     # states; with 100 the swing-up is learnt several times more slowly.
     "Pendulum-v1": PPOSettings(gamma=0.97, learning_rate=1e-3),
-    "CartPole-v1": PPOSettings(
-        gamma=0.98, gae_lambda=0.9, learning_rate=1e-3, minibatch_size=256
-    ),
+    "CartPole-v1": PPOSettings(gamma=0.98, gae_lambda=0.9, learning_rate=1e-3),
 }
 TUNED_LAYOUT = {
     "CartPole-v1": Layout(
