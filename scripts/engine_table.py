@@ -32,7 +32,8 @@ class Collector:
             if "engine_name" in item.fixturenames:
                 marks = [mark.kwargs for mark in item.iter_markers("differs")]
                 test = f"{item.path.stem}::{item.originalname}"
-                self.differences[test] = {k: v for m in marks for k, v in m.items()}
+                found = self.differences.setdefault(test, {})  # of all parameters
+                found.update({k: v for m in marks for k, v in m.items()})
 
 
 def collect() -> dict[str, dict[str, str]]:

@@ -55,7 +55,7 @@ def shared_ray() -> Iterator[None]:
         address="local",
         num_cpus=2,
         num_gpus=1,
-        resources={"token": 2},
+        resources={"token": 4},
         object_store_memory=300 * 2**20,
         include_dashboard=False,
         logging_level=logging.ERROR,

@@ -11,10 +11,7 @@ from helpers import Counter, Signal, identity, wait_for
 import skate
 from skate.exceptions import ActorClassInheritanceException, PendingCallsLimitExceeded
 
-pytestmark = [
-    pytest.mark.usefixtures("engine"),
-    pytest.mark.differs(ray="passed on to Ray, and not tested here"),
-]
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 @skate.remote

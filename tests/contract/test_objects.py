@@ -326,7 +326,7 @@ def test_an_actor_may_drop_what_it_gave_away_and_kept(
     assert baseline()
 
 
-@pytest.mark.differs(ray="Ray decides when it gives memory back")
+@pytest.mark.differs(ray="what an actor owns is lost with it, at once")
 @pytest.mark.parametrize("read_first", [False, True])
 def test_what_a_dead_actor_owned_is_freed_with_its_last_ref(
     read_first: bool, baseline: Callable[[], bool]

@@ -18,12 +18,6 @@ from skate.exceptions import ActorDiedError, GetTimeoutError, TaskError
 pytestmark = pytest.mark.usefixtures("engine")
 
 
-@pytest.fixture(autouse=True)
-def not_on_ray(engine_name: str) -> None:
-    if engine_name == "ray":
-        pytest.skip("generators do not stream on ray yet")
-
-
 @skate.remote
 def count(n: int) -> Iterator[int]:
     yield from range(n)
@@ -173,6 +167,7 @@ def test_without_back_pressure_it_runs_to_its_end() -> None:
     assert [skate.get(ref) for ref in stream] == list(range(10))
 
 
+@pytest.mark.differs(ray="keeps its CPU while it waits to be read")
 def test_a_producer_that_waits_gives_its_cpu_back() -> None:
     streams = [
         count.options(_generator_backpressure_num_objects=1).remote(3) for _ in range(5)

@@ -66,6 +66,8 @@ class PlacementGroup:
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """True once the resources are set aside; False if not in time, or removed."""
+        if _info(self).state == "REMOVED":
+            return False
         ready, _ = skate.wait([self.ready()], timeout=timeout_seconds)
         return bool(ready) and _info(self).state == "CREATED"
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.experimental import internal_kv
 
 from ..protocol import ActorInfo, ActorInterface, ActorState
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _SPACE = "skate"  # in Ray's key-value store
+_RESTART_S = 10.0  # a slower constructor goes on by itself
+_LOOK_S = 0.005
 
 
 def publish(handle: Any, interface: ActorInterface) -> None:
@@ -41,14 +47,30 @@ def num_restarts(actor_id: str) -> int:
     return int(ray._private.state.actors(actor_id)["NumRestarts"])
 
 
-def list_actors() -> list[ActorInfo]:
-    """The actors of this job, oldest first."""
+def wait_for_restart(actor_id: str, restarts: int) -> None:
+    """Wait until the actor of this id has restarted more often, or is dead.
+
+    Ray's kill is a message, which later calls overtake; and it refuses calls that it
+    gets while an actor restarts.
+    """
+    end = time.monotonic() + _RESTART_S
+    while time.monotonic() < end:
+        now = ray._private.state.actors(actor_id)
+        if now["State"] == "DEAD":
+            return
+        if now["State"] == "ALIVE" and int(now["NumRestarts"]) > restarts:
+            return
+        time.sleep(_LOOK_S)
+
+
+def list_actors(own: Mapping[str, str]) -> list[ActorInfo]:
+    """The actors of this job, oldest first; ``own``: other names of namespaces."""
     named = ray.util.list_named_actors(all_namespaces=True)
-    namespaces = {one["name"]: one["namespace"] for one in named}
+    spaces = {one["name"]: own.get(one["namespace"], one["namespace"]) for one in named}
     job = ray.get_runtime_context().get_job_id()
     found = [one for one in ray._private.state.actors().values() if one["JobID"] == job]
     found.sort(key=lambda one: one["StartTime"])
-    return [_info(one, namespaces.get(one["Name"], "")) for one in found]
+    return [_info(one, spaces.get(one["Name"], "")) for one in found]
 
 
 def _info(one: dict[str, Any], namespace: str) -> ActorInfo:

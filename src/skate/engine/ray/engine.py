@@ -18,11 +18,24 @@ from ...exceptions import (
     ActorAlreadyExistsError,
     EngineError,
     GetTimeoutError,
+    TaskCancelledError,
+    TaskKilledError,
+    TaskPlacementGroupRemoved,
 )
 from .. import serialize
 from ..protocol import NamedActor, TaskContext
-from . import directory, group, messages, statistics, translate, worker
-from .ids import ActorId, RefId, id_of
+from . import (
+    directory,
+    group,
+    messages,
+    placement,
+    statistics,
+    streams,
+    translate,
+    worker,
+)
+from .ids import ActorId, RefId, id_of, new_ref
+from .streams import Stream
 from .waiting import Futures, RayWatch
 
 if TYPE_CHECKING:
@@ -55,7 +68,7 @@ class Exported:
 class _Arriving(threading.local):
     """Ids in the message that this thread unpickles now."""
 
-    ids: dict[int, RefId | ActorId]
+    ids: dict[int | bytes, RefId | ActorId]
 
     def __init__(self) -> None:
         self.ids = {}
@@ -81,6 +94,8 @@ class RayEngine:
         # Ends Ray, or the connection to it; None if it was there before the session.
         self.on_shutdown: Callable[[], None] | None = None
         self._actors: WeakSet[Any] = WeakSet()  # Ray handles of what was started here
+        self._placements: set[str] = set()  # groups that were made here
+        self._removed: set[str] = set()  # and those that were removed here
 
     def enter(self) -> None:
         """Every call starts here."""
@@ -98,7 +113,7 @@ class RayEngine:
     def release(self, ref_id: int, /) -> None:
         """Nothing: the id holds Ray's own ref, and goes with it."""
 
-    def adopt(self, ref_id: int, /) -> int:
+    def adopt(self, ref_id: int, /) -> Any:
         return self._arriving.ids[ref_id]
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
@@ -108,7 +123,7 @@ class RayEngine:
     def receiving(self, handles: Iterable[Any]) -> Iterator[None]:
         """While it is open, refs unpickled on this thread are those of ``handles``."""
         outer = self._arriving.ids
-        self._arriving.ids = {int(one): one for one in map(id_of, handles)}
+        self._arriving.ids = {one.key: one for one in map(id_of, handles)}
         try:
             with restore_refs(self):
                 yield
@@ -128,7 +143,9 @@ class RayEngine:
         exported = spec.exported
         if not isinstance(exported, Exported) or exported.engine is not self:
             exported = self._export_task(spec)
-        num_returns = self._number_of(spec.options.num_returns)
+        if spec.options.placement is not None:
+            self._check_group(spec.name, spec.options.placement.group)
+        num_returns = spec.options.num_returns
         call = messages.pack_call(
             spec.name, args, kwargs, num_returns, self, exported.captured
         )
@@ -137,9 +154,12 @@ class RayEngine:
     def _export_task(self, spec: TaskSpec) -> Exported:
         translate.check_demand(spec.name, spec.options)
         packed = serialize.dumps_function(spec.function, f"the function {spec.name}")
-        code = worker.Code(self.home, spec.name, packed)
+        retry = spec.options.retry_exceptions
+        code = worker.Code(self.home, spec.name, packed, retry)
+        streams = spec.options.num_returns == STREAMING
+        make = worker.make_stream if streams else worker.make_task
         task: Any = ray.remote(**translate.task_options(spec.options, spec.name))(
-            worker.make_task(code)
+            make(code)
         )
         exported = Exported(self, task.remote, self._handles(packed.refs))
         spec.exported = exported
@@ -148,19 +168,12 @@ class RayEngine:
     def _handles(self, refs: list[ObjectRef[Any]]) -> list[Any]:
         return [self.handle(ref) for ref in refs]
 
-    @staticmethod
-    def _number_of(num_returns: int) -> int:
-        if num_returns == STREAMING:
-            raise EngineError(
-                "generators do not stream on engine='ray' yet. Return a list, give the "
-                "number of items (num_returns=n), or use engine='embedded'."
-            )
-        return num_returns
-
     def _refs(self, made: Any, num_returns: int) -> list[ObjectRef[Any]]:
         if num_returns == 1:
-            return [ObjectRef._new(RefId.of(made), self)]
-        return [ObjectRef._new(RefId.of(ref), self) for ref in made or ()]
+            return [new_ref(made, self)]
+        if num_returns == STREAMING:
+            return [self._end_of_stream(made)]
+        return [new_ref(ref, self) for ref in made or ()]
 
     # actors ---------------------------------------------------------------------------
 
@@ -171,6 +184,8 @@ class RayEngine:
         exported = spec.exported
         if not isinstance(exported, Exported) or exported.engine is not self:
             exported = self._export_actor(spec)
+        if spec.options.placement is not None:
+            self._check_group(spec.name, spec.options.placement.group)
         call = messages.pack_call(
             f"{spec.name}.__init__", args, kwargs, 1, self, exported.captured
         )
@@ -220,16 +235,31 @@ class RayEngine:
         kwargs: dict[str, Any],
     ) -> list[ObjectRef[Any]]:
         self.enter()
-        bound = getattr(self.handle(actor), worker.stub_name(method.name))
-        num_returns = self._number_of(method.num_returns)
-        call = messages.pack_call(method.name, args, kwargs, num_returns, self)
+        call = messages.pack_call(method.name, args, kwargs, method.num_returns, self)
+        stub = worker.stub_name(method.name)
+        if method.num_returns == STREAMING:
+            stub = worker.STREAM
+            call.insert(0, method.name)
+        bound = getattr(self.handle(actor), stub)
         options = translate.method_options(method)
-        made = self.read_errors(lambda: bound._remote(call, {}, **options))
-        return self._refs(made, num_returns)
+        try:
+            made = bound._remote(call, {}, **options)
+        except ray.exceptions.RayError as error:  # too many calls
+            failure = translate.to_skate(error)
+        else:
+            return self._refs(made, method.num_returns)
+        raise failure
 
     def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
         self.enter()
-        ray.kill(self.handle(actor), no_restart=no_restart)
+        handle = self.handle(actor)
+        if no_restart:
+            ray.kill(handle, no_restart=True)
+            return
+        actor_id = handle._actor_id.hex()
+        restarts = directory.num_restarts(actor_id)
+        ray.kill(handle, no_restart=False)
+        directory.wait_for_restart(actor_id, restarts)
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         self.enter()
@@ -251,24 +281,36 @@ class RayEngine:
 
     def list_actors(self) -> list[ActorInfo]:
         self.enter()
-        return directory.list_actors()
+        # The namespace of a session that gave none is its own affair.
+        own = {self._namespace(None): self.config.namespace}
+        return directory.list_actors(own)
 
-    # streams: none is ever made, see _number_of ---------------------------------------
+    # streams --------------------------------------------------------------------------
+
+    def _end_of_stream(self, items: Any) -> ObjectRef[Any]:
+        """The ref of a stream's end, through whose id the stream is read."""
+        end = RefId(items.completed(), Stream(items))
+        return ObjectRef._new(end, self)  # type: ignore[arg-type]  # no int
 
     def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        raise NotImplementedError
+        self.enter()
+        ref = _stream_of(task).next(timeout)
+        return None if ref is None else new_ref(ref, self)
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
-        raise NotImplementedError
+        self.enter()
+        return new_ref(_stream_of(task).ahead(), self)
 
     def look_at_stream(self, task: int) -> int:
-        raise NotImplementedError
+        self.enter()
+        return _stream_of(task).look()
 
     def close_stream(self, task: int) -> None:
-        raise NotImplementedError
+        if not self._closed:
+            _stream_of(task).close()
 
     def ready_future(self, ref: ObjectRef[Any]) -> Future[None]:
-        raise NotImplementedError
+        return streams.ended(self.handle(ref))
 
     # cancelling -----------------------------------------------------------------------
 
@@ -278,10 +320,20 @@ class RayEngine:
             ray.cancel(self.handle(ref), force=force, recursive=recursive)
         except ValueError:  # force, and a call of an actor
             return False
+        if force:
+            ref._id.is_killed = True  # type: ignore[attr-defined]  # a RefId
         return True
 
     def is_cancelled(self) -> bool:
-        return bool(ray.get_runtime_context().is_canceled())
+        if self._is_driver:
+            return False
+        try:
+            return bool(ray.get_runtime_context().is_canceled())
+        except RuntimeError:
+            raise RuntimeError(
+                "is_canceled() is not for async actors: their calls are cancelled as "
+                "asyncio does it, by an asyncio.CancelledError."
+            ) from None
 
     # objects --------------------------------------------------------------------------
 
@@ -290,7 +342,7 @@ class RayEngine:
         packed = serialize.dumps(value, "the value given to skate.put")
         message = messages.pack(packed, self)
         ref = self.read_errors(lambda: ray.put(message))
-        return ObjectRef._new(RefId.of(ref), self)
+        return new_ref(ref, self)
 
     def get(
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None, copy: bool
@@ -304,7 +356,25 @@ class RayEngine:
                 f"not all of {len(refs)} values came within {timeout} s. The work goes "
                 "on; wait longer, or find out what it waits for."
             ) from None
-        return [messages.unpack(message, self, copy) for message in found]
+        except TaskCancelledError as error:
+            if any(ref._id.is_killed for ref in refs):  # type: ignore[attr-defined]
+                raise TaskKilledError(f"{error} With force: its worker ended.") from (
+                    None
+                )
+            raise
+        return [
+            messages.unpack(message, self, copy)
+            if message is not None
+            else self.end_stream(ref._id)
+            for message, ref in zip(found, refs, strict=True)
+        ]
+
+    def end_stream(self, task: int) -> object:
+        """Raise what ended the stream, which Ray does not say of the stream's end."""
+        stream: Stream | None = getattr(task, "stream", None)
+        if stream is not None:  # else it is another process's stream
+            self.read_errors(stream.check)
+        return None
 
     def read(self, result: Callable[[], messages.Message]) -> Any:
         """The value in the message that ``result`` returns; errors as skate's own."""
@@ -354,16 +424,33 @@ class RayEngine:
     def create_placement_group(
         self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
     ) -> str:
-        raise EngineError(
-            "placement groups are not on engine='ray' yet: leave them out there, or "
-            "use engine='embedded' or 'inline', which have them."
-        )
+        self.enter()
+        group = placement.create(bundles, strategy, name)
+        self._placements.add(group)
+        return group
 
     def remove_placement_group(self, group: str) -> None:
-        raise AssertionError("there are none")
+        self.enter()
+        placement.remove(group)
+        self._placements.discard(group)
+        self._removed.add(group)
+
+    def _check_group(self, name: str, group: str) -> None:
+        """Refuse what Ray would let wait for ever."""
+        if group in self._removed:
+            raise TaskPlacementGroupRemoved(
+                f"{name} cannot run in placement group {group}, which was removed."
+            )
 
     def placement_groups(self) -> dict[str, GroupInfo]:
-        return {}
+        self.enter()
+        nodes = [n["Resources"] for n in self.nodes() if n["Alive"]]
+        found = placement.table(nodes)
+        return {  # Ray keeps those that were removed, of earlier sessions too
+            group: info
+            for group, info in found.items()
+            if info.state != "REMOVED" or group in self._removed
+        }
 
     # groups ---------------------------------------------------------------------------
 
@@ -395,7 +482,7 @@ class RayEngine:
         if self._is_driver:
             return {}
         assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
-        return translate.countable(assigned)
+        return placement.placed(translate.countable(assigned))
 
     def gpus(self) -> tuple[int | str, ...]:
         return () if self._is_driver else tuple(ray.get_gpu_ids())
@@ -463,3 +550,10 @@ class RayEngine:
             return
         for handle in list(self._actors):
             ray.kill(handle)
+        for one in self._placements:
+            placement.remove(one)
+
+
+def _stream_of(task: int) -> Stream:
+    stream: Stream = task.stream  # type: ignore[attr-defined]  # a RefId
+    return stream

@@ -1,8 +1,9 @@
-"""Collective groups by torch.distributed's gloo, over the processes of the ranks.
+"""Collective groups by torch.distributed, over the processes of the ranks.
 
 Ranks find each other in Ray's key-value store, where rank 0 leaves the address of a
 ``TCPStore``. In every call they first exchange what they are about to do, so that a
-disagreement is an error on all of them instead of a hang; then gloo moves the data.
+disagreement is an error on all of them instead of a hang; then gloo moves the data, or
+NCCL if it is a torch tensor on a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ...exceptions import (
     RankDiedError,
     ShapeMismatchError,
 )
+from .backends import GLOO, NCCL, Nccl, as_array, backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +79,7 @@ def join(
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = _NEVER
     gloo = dist.ProcessGroupGloo(
-        dist.PrefixStore("gloo", store), rank, world_size, options
+        dist.PrefixStore(GLOO, store), rank, world_size, options
     )
     return RayGroup(place, store, gloo)
 
@@ -164,6 +166,7 @@ class RayGroup:
         self._where = f"group {place.name!r}, rank {place.rank} of {place.world_size}"
         self._store = store
         self._gloo = gloo
+        self._nccl = Nccl(store, place.rank, place.world_size)
         self._calls = 0
         self._failure: CollectiveError | None = None
         self._closed = False
@@ -181,9 +184,17 @@ class RayGroup:
 
     # calls ----------------------------------------------------------------------------
 
-    def allreduce(
-        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
-    ) -> np.ndarray:
+    # Any: NumPy arrays, and torch tensors on any device.
+    def allreduce(self, x: Any, op: str = "sum", timeout: float | None = None) -> Any:
+        if backend_of(x) == NCCL:
+            return self._on_gpus(
+                "allreduce",
+                x,
+                op,
+                timeout,
+                lambda done: self._nccl.allreduce(x, op, done),
+            )
+        given, x = x, as_array(x)
         # Refuse what cannot be done before anybody waits.
         kernels.reduce([x.reshape(-1)[:0]], op)
         by_gloo = op in ("sum", "mean") and x.dtype.name in _GLOO_SUMS
@@ -202,11 +213,19 @@ class RayGroup:
             _put_back(flat, x)
 
         self._call(("allreduce", op, x.dtype.str, x.shape), work, timeout)
-        return x
+        return given
 
-    def broadcast(
-        self, x: np.ndarray, root: int = 0, timeout: float | None = None
-    ) -> np.ndarray:
+    def broadcast(self, x: Any, root: int = 0, timeout: float | None = None) -> Any:
+        if backend_of(x) == NCCL:
+            return self._on_gpus(
+                "broadcast",
+                x,
+                root,
+                timeout,
+                lambda done: self._nccl.broadcast(x, root, done),
+            )
+        given, x = x, as_array(x)
+
         def work(deadline: _Deadline) -> None:
             from torch.distributed import BroadcastOptions
 
@@ -219,6 +238,21 @@ class RayGroup:
             _put_back(flat, x)
 
         self._call(("broadcast", root, x.dtype.str, x.shape), work, timeout)
+        return given
+
+    # Any: a torch tensor, which the type checker need not have.
+    def _on_gpus(
+        self,
+        name: str,
+        x: Any,
+        how: Any,
+        timeout: float | None,
+        start: Callable[[Callable[[Any], None]], None],
+    ) -> Any:
+        def work(deadline: _Deadline) -> None:
+            start(lambda begun: self._until_done(begun, deadline))
+
+        self._call((name, how, NCCL, str(x.dtype), tuple(x.shape)), work, timeout)
         return x
 
     def barrier(self, timeout: float | None = None) -> None:
@@ -294,14 +328,31 @@ class RayGroup:
             except RuntimeError:
                 if work.is_completed():
                     raise
-            failure = self._known_failure()
-            if failure is None and deadline.left() <= 0:
-                failure = self._late(deadline)
-                self._fail(failure)
-            if failure is not None:
-                self._failure = failure
-                self._gloo.abort()
-                raise self._again(failure)
+            self._check(deadline)
+
+    def _until_done(self, work: Any, deadline: _Deadline) -> None:
+        """The same for NCCL, whose ``wait`` would not wait here but on the GPU."""
+        look = time.monotonic() + _LOOK_S
+        while not work.is_completed():
+            time.sleep(0)
+            if time.monotonic() > look or deadline.left() <= 0:
+                self._check(deadline)
+                look = time.monotonic() + _LOOK_S
+
+    def _check(self, deadline: _Deadline) -> None:
+        """Raise if another rank has failed, or is late."""
+        failure = self._known_failure()
+        if failure is None and deadline.left() <= 0:
+            failure = self._late(deadline)
+            self._fail(failure)
+        if failure is not None:
+            self._failure = failure
+            self._abort()
+            raise self._again(failure)
+
+    def _abort(self) -> None:
+        self._gloo.abort()
+        self._nccl.abort()
 
     def _late(self, deadline: _Deadline) -> CollectiveTimeoutError:
         def has_come(rank: int) -> bool:
@@ -324,7 +375,7 @@ class RayGroup:
         except RuntimeError:  # rank 0 has left with the store
             pass
         self._failure = self._failure or failure
-        self._gloo.abort()
+        self._abort()
 
     def _known_failure(self, look_at_peers: bool = True) -> CollectiveError | None:
         """What another rank said, or Ray says of its process."""

@@ -1,39 +1,61 @@
-"""The numbers that skate's refs carry, each holding Ray's own ref or handle.
+"""The ids that skate's refs carry, each holding Ray's own ref or handle.
 
-``ObjectRef._id`` is an int. On this engine it is one that holds what Ray counts, so a
+``ObjectRef._id`` is an int on other engines. On this one it holds what Ray counts, so a
 skate ref lives exactly as long as its Ray ref, and there is no table to keep.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.actor
 
+from ..._ref import ObjectRef
 
-class RefId(int):
-    """Ray's id of an object, as a number, with the ``ray.ObjectRef`` itself."""
+if TYPE_CHECKING:
+    from ..._ref import RefCounter
+    from .streams import Stream
 
-    ref: ray.ObjectRef
 
-    @classmethod
-    def of(cls, ref: ray.ObjectRef) -> RefId:
-        self = cls.from_bytes(ref.binary(), "big")
+def new_ref(ref: ray.ObjectRef, counter: RefCounter) -> ObjectRef[Any]:
+    """skate's ref for one of Ray's."""
+    return ObjectRef._new(RefId(ref), counter)  # type: ignore[arg-type]  # no int
+
+
+class RefId:
+    """Ray's ref, where other engines have a number. Made once for every call."""
+
+    __slots__ = ("is_killed", "ref", "stream")
+
+    def __init__(self, ref: ray.ObjectRef, stream: Stream | None = None) -> None:
         self.ref = ref
-        return self
+        self.stream = stream  # if it is the end of one that is read here
+        self.is_killed = False  # by ``cancel(force=True)`` in this process
 
     @property
     def handle(self) -> Any:
         """What travels in a message for this id."""
         return self.ref
 
+    @property
+    def key(self) -> bytes:
+        """What stands for it in a pickle; the message carries the ref beside it."""
+        data: bytes = self.ref.binary()
+        return data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RefId) and self.ref == other.ref
+
+    def __hash__(self) -> int:
+        return hash(self.ref)
+
     def __format__(self, spec: str) -> str:
         text: str = self.ref.hex()
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return int, (int(self),)  # the message carries the ref itself beside it
+        return bytes, (self.key,)
 
 
 class ActorId(int):
@@ -52,6 +74,11 @@ class ActorId(int):
         text: str = self.handle._actor_id.hex()
         return text
 
+    @property
+    def key(self) -> int:
+        """What stands for it in a pickle; the message carries the handle beside it."""
+        return int(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)
 
@@ -59,5 +86,5 @@ class ActorId(int):
 def id_of(handle: Any) -> RefId | ActorId:
     """The id for what came in a message: a Ray ref or a Ray handle."""
     if isinstance(handle, ray.ObjectRef):
-        return RefId.of(handle)
+        return RefId(handle)
     return ActorId.of(handle)

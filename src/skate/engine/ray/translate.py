@@ -9,8 +9,10 @@ import ray
 from ray import exceptions as theirs
 
 from ... import exceptions as ours
+from ..._options import STREAMING
 from .. import serialize
-from .worker import TaskFailed
+from . import placement
+from .worker import MayRetry, TaskFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,23 +25,33 @@ if TYPE_CHECKING:
 
 def task_options(options: TaskOptions, name: str) -> dict[str, Any]:
     """For ``ray.remote`` of a function."""
-    if not isinstance(options.retry_exceptions, bool):
-        # What user code raises travels inside an exception of skate's.
-        raise ValueError(
-            "on engine='ray', retry_exceptions is True or False; lists of exception "
-            "types are for engine='embedded' and engine='inline'."
-        )
     return {
         "num_cpus": options.num_cpus,
         "num_gpus": options.num_gpus,
         "resources": dict(options.resources),
-        "num_returns": options.num_returns,
         "max_retries": options.max_retries,
-        "retry_exceptions": options.retry_exceptions is True,
+        "retry_exceptions": [MayRetry] if options.retry_exceptions else False,
         "max_calls": options.max_calls,
         "runtime_env": options.runtime_env.as_dict() or None,
         "name": name,
+        **_returns(options.num_returns, options.window),
+        **_place(options, "DEFAULT"),
     }
+
+
+def _returns(num_returns: int, window: int) -> dict[str, Any]:
+    if num_returns != STREAMING:
+        return {"num_returns": num_returns}
+    return {
+        "num_returns": "streaming",
+        "_generator_backpressure_num_objects": window or -1,
+    }
+
+
+def _place(options: TaskOptions | ActorOptions, default: str) -> dict[str, Any]:
+    if options.placement is None:
+        return {"scheduling_strategy": default}
+    return {"scheduling_strategy": placement.strategy_of(options.placement)}
 
 
 def actor_options(options: ActorOptions, namespace: str) -> dict[str, Any]:
@@ -47,7 +59,7 @@ def actor_options(options: ActorOptions, namespace: str) -> dict[str, Any]:
     wants_nothing = not (options.num_cpus or options.num_gpus or options.resources)
     return {
         # What holds nothing fits anywhere; Ray would put much of it on one machine.
-        "scheduling_strategy": "SPREAD" if wants_nothing else "DEFAULT",
+        **_place(options, "SPREAD" if wants_nothing else "DEFAULT"),
         "num_cpus": options.num_cpus,
         "num_gpus": options.num_gpus,
         "resources": dict(options.resources),
@@ -76,7 +88,7 @@ def _group(place: int) -> str:
 def method_options(method: MethodSpec) -> dict[str, Any]:
     """For a call of an actor's method."""
     return {
-        "num_returns": method.num_returns,
+        **_returns(method.num_returns, method.window),
         "max_task_retries": method.max_task_retries,
         "concurrency_group": _group(method.group) if method.group else None,
     }
@@ -88,7 +100,11 @@ def method_options(method: MethodSpec) -> dict[str, Any]:
 def countable(resources: Mapping[str, float]) -> dict[str, float]:
     """CPUs, GPUs and custom resources; not what Ray counts for itself."""
     internal = ("node:", "memory", "object_store_memory")
-    return {k: v for k, v in resources.items() if not k.startswith(internal)}
+    return {
+        key: amount
+        for key, amount in resources.items()
+        if not key.startswith(internal) and "_group_" not in key
+    }
 
 
 def check_demand(name: str, options: TaskOptions | ActorOptions) -> None:
@@ -99,6 +115,9 @@ def check_demand(name: str, options: TaskOptions | ActorOptions) -> None:
     """
     demand = {"CPU": options.num_cpus, "GPU": options.num_gpus, **options.resources}
     demand = {key: amount for key, amount in demand.items() if amount}
+    if options.placement is not None:
+        options.placement.place(name, demand)
+        return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for node in nodes:
         if all(node.get(key, 0) >= amount for key, amount in demand.items()):
@@ -155,7 +174,12 @@ def _actor_died(error: Any) -> BaseException:
         return ours.ActorDiedError(
             f"the actor is dead: its constructor raised.\n\n{text}"
         )
-    return ours.ActorDiedError(f"the actor is dead. Ray says: {text} Create it anew.")
+    why = "the actor is dead"
+    if "owner has died" in text:
+        why += ", as the process is that had created it"
+    elif "INTENDED_USER_EXIT" in text:
+        why += ": it has left, by exit_actor or the like"
+    return ours.ActorDiedError(f"{why}. Ray says: {text} Create it anew.")
 
 
 def _plain(text: str) -> str:
@@ -170,10 +194,35 @@ def _worker_crashed(error: Any) -> BaseException:
     )
 
 
+def _group_removed(error: Any) -> BaseException:
+    return ours.TaskPlacementGroupRemoved(
+        "the task's placement group was removed before it could run."
+    )
+
+
+def _actors_group_removed(error: Any) -> BaseException:
+    return ours.ActorDiedError(
+        "the actor cannot start: its placement group was removed."
+    )
+
+
+def _unschedulable(error: Any) -> BaseException:
+    return ours.ActorDiedError(
+        f"the actor can never start. Ray says: {_plain(str(error))}"
+    )
+
+
+def _unschedulable_task(error: Any) -> BaseException:
+    said = _plain(str(error))
+    if "placement group" in said:
+        return _group_removed(error)
+    return ours.ResourceError(f"the task can never start. Ray says: {said}")
+
+
 def _unavailable(error: Any) -> BaseException:
     return ours.ActorUnavailableError(
-        f"the actor cannot be reached now; the call may have run, or may not. Ray "
-        f"says: {_plain(str(error))}"
+        "the actor restarts, or cannot be reached now; the call may have run, or may "
+        f"not. Ray says: {_plain(str(error))}"
     )
 
 
@@ -184,9 +233,12 @@ def _no_runtime_env(error: Any) -> BaseException:
 
 
 def _too_many_calls(error: Any) -> BaseException:
+    said = _plain(str(error))
+    limit = re.search(r"more than (\d+) tasks", said)
+    limited = f"max_pending_calls={limit[1]}" if limit else "max_pending_calls"
     return ours.PendingCallsLimitExceeded(
-        "this caller has max_pending_calls unanswered calls of the actor. Wait for "
-        f"some, or allow more. Ray says: {_plain(str(error))}"
+        f"this caller has {limited} unanswered calls of the actor. Wait for some, or "
+        f"allow more. Ray says: {said}"
     )
 
 
@@ -218,6 +270,10 @@ def _system(error: Any) -> BaseException:
 _ERRORS: list[tuple[Any, Any]] = [
     (theirs.ActorDiedError, _actor_died),
     (theirs.ActorUnavailableError, _unavailable),
+    (theirs.TaskPlacementGroupRemoved, _group_removed),
+    (theirs.ActorPlacementGroupRemoved, _actors_group_removed),
+    (theirs.ActorUnschedulableError, _unschedulable),
+    (theirs.TaskUnschedulableError, _unschedulable_task),
     (
         (
             theirs.WorkerCrashedError,

@@ -112,11 +112,13 @@ class Futures:
 
     def _finish(self, future: Future[Any], ended: Future[Any]) -> None:
         with self._lock:
-            self._waiting.pop(future, None)
+            ref = self._waiting.pop(future, None)
         if not future.set_running_or_notify_cancel():
             return  # cancelled: nobody asks any more
         try:
             value = self._engine.read(ended.result)
+            if value is None and ref is not None:
+                self._engine.end_stream(ref._id)
         except BaseException as error:  # whatever it is, it is the result
             future.set_exception(error.with_traceback(None))
         else:
