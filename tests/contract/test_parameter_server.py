@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from skate import train
 from skate.exceptions import (
     ActorDiedError,
     CheckpointError,
+    CollectiveTimeoutError,
     RankDiedError,
     ShapeMismatchError,
 )
@@ -373,6 +375,21 @@ def test_a_rank_that_dies_ends_a_run_whose_ranks_wait_for_it(placement: str) -> 
     server = one_weight(placement=placement)
     with pytest.raises(RankDiedError, match="rank 1 of 2 died"):
         train.run(kill_one, 2, config=server)
+
+
+def hang_one(server: train.ParameterServer) -> None:
+    context = train.context()
+    worker = server.join()
+    worker.pull()
+    if context.rank == 1:
+        threading.Event().wait()  # for ever
+    worker.step([np.ones(4, np.float32)])
+
+
+@pytest.mark.differs(inline="hangs the program: ranks take turns in one process")
+def test_a_rank_that_hangs_is_told_from_one_that_waits_for_it() -> None:
+    with pytest.raises(CollectiveTimeoutError, match="rank 1 of 2 hangs"):
+        train.run(hang_one, 2, config=one_weight(), deadline=0.5)
 
 
 def with_torch(server: train.ParameterServer) -> None:

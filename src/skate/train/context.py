@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +60,13 @@ class Context:
         seed: int = 0,
         hosts: Sequence[Any] = (),
         beat: Callable[[], None] | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._group = group
         self._post = post
         self._beat = beat
+        #: Used as ``with context.waiting():`` while others are to blame for a delay.
+        self.waiting = waiting
         self._stop = False
         #: Called when the loop has returned.
         self.at_end: list[Callable[[], None]] = []

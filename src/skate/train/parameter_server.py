@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -200,6 +201,7 @@ class ParameterServer:
             cohort,
             size,
             check_finite=self._check_finite,
+            waiting=contextlib.nullcontext if context is None else context.waiting,
         )
         if context is not None:
             context.at_end.append(joined.leave)  # others may have steps left

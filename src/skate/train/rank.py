@@ -76,6 +76,7 @@ class Rank:
             seed=job.seed,
             hosts=job.hosts,
             beat=watchdog.beat if watchdog else None,
+            waiting=watchdog.waiting if watchdog else contextlib.nullcontext,
         )
         set_context(context)
         seed_all(context.seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,14 @@ class ServerWorker:
         num_workers: int,
         *,
         check_finite: bool,
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.layout = layout
         self._rules = rules
         self.adds_up = rules.optimizer is None
         self._shards = shards
         self._check_finite = check_finite
+        self._waiting = waiting  # tells a run that this rank does not hang
         number = shards.number
         self.rank = rank
         self.staleness = 0
@@ -146,6 +149,10 @@ class ServerWorker:
 
     def pull_blocks(self, timeout: float | None = None) -> list[list[Array]]:
         """The weights as the shards keep them: shard -> its flat arrays."""
+        with self._waiting():
+            return self._pull(timeout)
+
+    def _pull(self, timeout: float | None) -> list[list[Array]]:
         answers = self._shards.ask(
             "pull", [(self.rank, at_least) for at_least in self._wanted], timeout
         )
