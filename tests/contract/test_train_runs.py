@@ -192,6 +192,17 @@ def test_the_best_checkpoint_is_kept_and_the_run_ends_early(tmp_path: Path) -> N
     assert len(list(tmp_path.glob("checkpoint-*.pkl"))) <= 2
     assert result.samples_per_s is not None
     assert result.samples_per_s > 0
+    # A resumed run knows what the best was.
+    again = train.run(
+        lambda: train.context().report({"loss": 1.5}, {"i": 9}),
+        1,
+        checkpoint_dir=tmp_path,
+        metric="loss",
+        resume=True,
+    )
+    assert again.best_checkpoint == {"i": 1}
+    assert again.best_path == result.best_path
+    assert again.checkpoint == {"i": 9}
 
 
 def test_checkpoints_are_evaluated_while_training_goes_on(tmp_path: Path) -> None:

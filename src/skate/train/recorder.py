@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import skate
 from skate.exceptions import CollectiveTimeoutError
 
-from .checkpoint import Offer, Saver
+from .checkpoint import Offer, Saver, describe, load
 from .context import Report
 from .progress import Progress
 from .rank import Silence
@@ -57,6 +58,15 @@ class Recorder:
         #: Of the evaluation that is going on.
         self.evaluation: skate.ObjectRef[Any] | None = None
         self._times: list[tuple[float, int]] = []
+
+    def remember_best(self, path: Path) -> None:
+        """Go on from the best of the run that is resumed, if there is one."""
+        if self._watch.metric is None or not path.exists():
+            return
+        metrics = describe(path)["metrics"]
+        if self._watch.metric in metrics:
+            self._judge(metrics, load(path))
+            self.result.best_path = path
 
     def begin(self, world_size: int) -> None:
         """The ranks have been started, perhaps again."""

@@ -126,6 +126,8 @@ def run(
             if progress
             else None,
         )
+        if resumed and directory is not None:
+            recorder.remember_best(directory / checkpoints.BEST)
         job = _Job(loop, config, seed, deadline, dict(resources_per_worker or {}))
         world_size = num_workers
         while True:
@@ -144,7 +146,7 @@ def run(
             finally:  # Ctrl-C included
                 saver.flush()
                 result.path = saver.path or result.path
-                result.best_path = saver.best_path
+                result.best_path = saver.best_path or result.best_path
     if not result.history and not resumed:
         raise ValueError(
             "the loop has returned without a report: its result is lost. Call "

@@ -155,6 +155,10 @@ class Shard:
         self._expected = max(self._expected, len(self._workers))
         self._seen[worker] = now
 
+    def token_of(self, worker: int) -> int | None:
+        """What ``join`` gave it last; None if it never joined."""
+        return self._tokens.get(worker)
+
     def leave(self, worker: int) -> None:
         """Wait for ``worker`` no longer."""
         if worker in self._workers:

@@ -78,13 +78,15 @@ class ShardActor(_Host):
 
     async def watch(self, worker: int, refs: list[Ref]) -> None:
         """``worker`` leaves once the only ref in the list is ready, or failed."""
-        task = asyncio.ensure_future(self._leave_after(worker, refs[0]))
+        token = self._shard.token_of(worker)
+        task = asyncio.ensure_future(self._leave_after(worker, token, refs[0]))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
-    async def _leave_after(self, worker: int, ref: Ref) -> None:
+    async def _leave_after(self, worker: int, token: int | None, ref: Ref) -> None:
         await asyncio.wait([asyncio.ensure_future(_ended(ref))])
-        await self.leave(worker)
+        if token in (None, self._shard.token_of(worker)):  # else it was replaced
+            await self.leave(worker)
 
     async def push(
         self, worker: int, token: int, version: int, form: Form, *arrays: Array
