@@ -329,7 +329,8 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
 // Arguments ----------------------------------------------------------------------------
 
 // The arguments of a call: u16 length and name of the method (of a task: its name, if it
-// was given one), u16 positional, u16 keyword;
+// was given one), u16 length of what says after which errors a call of an actor is tried
+// again (pickled types; one byte: all) and that, u16 positional, u16 keyword;
 // then each, preceded by its name if it is a keyword: a kind and what belongs to it.
 enum ArgKind : u8 { kPlain, kWhole, kDependency };
 
@@ -340,15 +341,22 @@ class Arguments {
     for (ObjectId id : made_) node_.release(id);
   }
 
-  void encode(std::string_view method, nb::handle args, nb::handle kwargs) {
+  void encode(std::string_view method, nb::handle args, nb::handle kwargs,
+              std::string_view retry_on = {}) {
     const Py_ssize_t n = PyTuple_GET_SIZE(args.ptr());
     const Py_ssize_t n_named = PyDict_GET_SIZE(kwargs.ptr());
+    if (retry_on.size() > 0xffff) {
+      PyErr_SetString(PyExc_ValueError, "retry_exceptions lists types that are too large");
+      throw PythonError{};
+    }
     if (n > 0xffff || n_named > 0xffff) {
       PyErr_SetString(PyExc_ValueError, "a remote call takes at most 65535 arguments");
       throw PythonError{};
     }
     put_pod(static_cast<u16>(method.size()));
     task_.args += method;
+    put_pod(static_cast<u16>(retry_on.size()));
+    task_.args += retry_on;
     put_pod(static_cast<u16>(n));
     put_pod(static_cast<u16>(n_named));
     for (Py_ssize_t i = 0; i < n; ++i) encode_one(PyTuple_GET_ITEM(args.ptr(), i));
@@ -409,13 +417,13 @@ class Arguments {
 };
 
 nb::list submit_task(Node& node, Task* task, std::string_view method, nb::handle args,
-                     nb::handle kwargs) {
+                     nb::handle kwargs, std::string_view retry_on = {}) {
   return guarded([&] {
     std::vector<ObjectId> returns;
     {
       Arguments arguments(node, *task);
       try {
-        arguments.encode(method, args, kwargs);
+        arguments.encode(method, args, kwargs, retry_on);
       } catch (...) {
         node.discard_task(task);
         throw;
@@ -520,7 +528,8 @@ void hand_to_driver(Node& node, nb::handle actor, u16 index, u16 epoch, u64 code
 
 nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
                     nb::tuple args, nb::dict kwargs, i32 num_returns, u16 group,
-                    i32 max_retries, bool out_of_order, u32 window, u64 parent) {
+                    i32 max_retries, bool out_of_order, u32 window, u64 parent,
+                    nb::bytes retry_on) {
   check_alive(node);
   Task* task = new_call(node, actor);
   set_returns(*task, num_returns, window);
@@ -529,7 +538,8 @@ nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
   task->header.group = group;
   task->retries = max_retries;
   if (out_of_order) task->header.flags |= kOutOfOrder;
-  return submit_task(node, task, method, args, kwargs);
+  return submit_task(node, task, method, args, kwargs,
+                     {retry_on.c_str(), retry_on.size()});
 }
 
 u64 export_function(Node& node, nb::bytes code, nb::list refs) {
@@ -577,6 +587,14 @@ class Call {
     return std::string(reader.rest().substr(0, size));
   }
 
+  // Pickled types of errors after which it should be tried again; one byte: of all.
+  nb::bytes retry_on() const {
+    Reader reader(task_.body);
+    skip(reader);
+    const u16 size = reader.pod<u16>();
+    return nb::bytes(reader.rest().data(), size);
+  }
+
   nb::tuple arguments() {
     return guarded([&] {
       read_dependencies();
@@ -585,7 +603,8 @@ class Call {
       task_.running = node_.trace().started(label(), task_.header.task_id, size);
       Reader reader(
           std::string_view(task_.body).substr(0, task_.header.args_size));
-      for (u16 n = reader.pod<u16>(); n > 0; --n) reader.pod<char>();
+      skip(reader);  // the name
+      skip(reader);  // when to try again
       const u16 n = reader.pod<u16>();
       const u16 n_named = reader.pod<u16>();
       nb::object args = nb::steal(PyTuple_New(n));
@@ -811,6 +830,10 @@ class Call {
                         bytes.size(), nullptr, false);
   }
 
+  static void skip(Reader& reader) {
+    for (u16 n = reader.pod<u16>(); n > 0; --n) reader.pod<char>();
+  }
+
   u32 label() {
     Trace& trace = node_.trace();
     Reader reader(task_.body);
@@ -1004,6 +1027,7 @@ void bind_node(nb::module_& m) {
           "function_holds_refs",
           [](const Call& c) { return (c.header().flags & kFunctionHoldsRefs) != 0; })
       .def_prop_ro("method", &Call::method)
+      .def_prop_ro("retry_on", &Call::retry_on)
       .def("function_code", &Call::function_code)
       .def("arguments", &Call::arguments,
            nb::sig("def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]"))
@@ -1098,11 +1122,11 @@ void bind_node(nb::module_& m) {
           "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
            "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a, "window"_a,
-           "parent"_a,
+           "parent"_a, "retry_on"_a,
            nb::sig("def call_actor(self, actor: ActorRef, method: str, "
                    "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
                    "group: int, max_retries: int, out_of_order: bool, window: int, "
-                   "parent: int) -> list[ObjectRef[Any]]"))
+                   "parent: int, retry_on: bytes) -> list[ObjectRef[Any]]"))
       .def(
           "unanswered_calls",
           [](Node& node, nb::handle actor) {
@@ -1191,6 +1215,30 @@ void bind_node(nb::module_& m) {
           "object"_a, "process"_a,
           "What a process knows of why an object has no value; None if it is silent.",
           nb::sig("def explain(self, object: int, process: int) -> dict[str, Any] | None"))
+      .def(
+          "list_objects",
+          [](Node& node) {
+            check_alive(node);
+            nb::list all;
+            for (const ObjectInfo& object : node.list_objects()) {
+              nb::dict d;
+              d["object_id"] = object.id.bits;
+              d["owned"] = object.id.owner() == node.self();
+              d["is_actor"] = object.kind == Object::Kind::kActor;
+              d["ready"] = object.ready;
+              d["failed"] = object.failed;
+              d["in_store"] = object.in_store;
+              d["size"] = object.size;
+              d["local"] = object.local;
+              d["borrowers"] = object.borrowers;
+              d["task_id"] = object.task;
+              d["name"] = object.name;
+              all.append(d);
+            }
+            return all;
+          },
+          "What this process owns or borrows, apart from code.",
+          nb::sig("def list_objects(self) -> list[dict[str, Any]]"))
       .def("catch_up", &Node::catch_up)
       .def("stop_serving", &Node::stop_serving)
       .def(

@@ -189,10 +189,12 @@ nb::list events(const Statistics& s) {
     if (part.num_users.load() == 0) continue;
     for_each_event(part, [&](u64 position, u64 start, u64 end, u64 id, u64 word) {
       const TraceUser& user = user_at(part, position);
+      const bool died = end == 0 && user.until.load() != 0;
       if (end == 0) end = user.until.load();
       all.append(nb::make_tuple(
           p, user.pid.load(), static_cast<u32>(word & 0xff),
-          static_cast<u32>((word >> 8) & 0xffff), static_cast<u32>(word >> 32), start, end, id));
+          static_cast<u32>((word >> 8) & 0xffff), static_cast<u32>(word >> 32), start, end, id,
+          died || (word & kTraceFailed) != 0));
     });
   }
   return all;
@@ -308,8 +310,9 @@ void bind_trace(nb::module_& m) {
       .def("functions", &functions,
            nb::sig("def functions(self) -> dict[str, dict[str, Any]]"))
       .def("events", &events,
-           "(process, pid, kind, thread, label, start, end, id); end 0: it goes on.",
-           nb::sig("def events(self) -> list[tuple[int, int, int, int, int, int, int, int]]"))
+           "(process, pid, kind, thread, label, start, end, id, failed); end 0: it goes on.",
+           nb::sig("def events(self) "
+                   "-> list[tuple[int, int, int, int, int, int, int, int, bool]]"))
       .def("users", &users, "(process, pid, title, is of the pool), oldest first.",
            nb::sig("def users(self) -> list[tuple[int, int, str, bool]]"))
       .def("labels", &labels, "process"_a,

@@ -87,6 +87,17 @@ struct Object {
   std::vector<Waiter> waiters;
 };
 
+// One object, as it is listed for people.
+struct ObjectInfo {
+  ObjectId id;
+  Object::Kind kind;
+  bool ready, failed, in_store;
+  u64 size;
+  u32 local, borrowers;
+  u64 task;  // that will make it; 0: it is there
+  std::string name;  // of that task
+};
+
 // A task that this process has submitted and that has not ended.
 struct Task {
   enum class Route : u8 { kQueue, kLease, kActor };
@@ -336,6 +347,7 @@ class Node {
   SupervisorLink& supervisor() { return link_; }
   Session& session() { return *session_; }
   ProcId self() const { return self_; }
+  std::vector<ObjectInfo> list_objects();  // what this process owns or borrows
   u64 owned_objects();
   u64 borrowed_objects();
   u64 pending_tasks();
@@ -469,6 +481,7 @@ class Node {
   void fail_task(Task* task, const Failure& failure);
   void lose_task(Task* task, const Failure& failure);
   void lose_call(Task* task, Failure failure, bool restarts);
+  void call_again(Task* task);
   void actor_moved(Object& actor, const Failure& failure, ProcId successor);
   Task* take_task();
   bool retry(Task* task);  // false: it must not be tried again

@@ -143,6 +143,10 @@ void Node::lose_call(Task* task, Failure failure, bool restarts) {
     fail_task(task, failure);
     return;
   }
+  call_again(task);
+}
+
+void Node::call_again(Task* task) {
   if (task->retries > 0) --task->retries;
   unlist(task);
   ++task->header.attempt;

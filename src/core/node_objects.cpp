@@ -369,6 +369,26 @@ void Node::free_own_block(const Location& location) {
   free_block(location);
 }
 
+std::vector<ObjectInfo> Node::list_objects() {
+  std::lock_guard lock(mu_);
+  drain();
+  std::vector<ObjectInfo> all;
+  const auto list = [&](const Object& object) {
+    const Task* task = object.task;
+    all.push_back({object.id, object.kind, object.ready,
+                   object.ready && object.value.is_error,
+                   object.value.kind == Value::Kind::kBlock, object.value.size(),
+                   object.local, static_cast<u32>(object.borrowers.size()),
+                   task != nullptr ? task->header.task_id : 0,
+                   task != nullptr ? trace_.part().labels[task->label].name : ""});
+  };
+  for (const Object& object : objects_)
+    if (object.kind == Object::Kind::kData || object.kind == Object::Kind::kActor)
+      list(object);
+  for (const auto& [id, object] : borrowed_) list(*object);
+  return all;
+}
+
 u64 Node::owned_objects() {
   std::lock_guard lock(mu_);
   drain();

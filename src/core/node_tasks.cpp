@@ -453,8 +453,11 @@ void Node::lose_task(Task* task, const Failure& failure) {
 }
 
 bool Node::retry(Task* task) {
-  if (task->route == Task::Route::kActor || task->cancelled || task->retries == 0)
-    return false;
+  if (task->cancelled || task->retries == 0) return false;
+  if (task->route == Task::Route::kActor) {
+    call_again(task);
+    return true;
+  }
   if (task->retries > 0) --task->retries;
   unlist(task);
   ++task->header.attempt;

@@ -123,12 +123,18 @@ void Node::finish_task(const Incoming& task, std::vector<Value>& values,
   std::lock_guard lock(mu_);
   u64 result_bytes = 0;
   for (const Value& value : values) result_bytes += value.size();
-  trace_.finished(task.running, task.header.task_id, result_bytes);
+  trace_.finished(task.running, task.header.task_id, result_bytes,
+                  !values.empty() && values[0].is_error);
   const u64 task_id = task.header.task_id;
   if (task.owner == self_) {
     Task* own = pending_task(task_id);
-    if (own != nullptr && own->header.attempt == task.header.attempt)
-      end_task(own, values);
+    if (own != nullptr && own->header.attempt == task.header.attempt) {
+      if (retryable && retry(own)) {
+        for (Value& value : values) free_value(value);
+      } else {
+        end_task(own, values);
+      }
+    }
     run_ready();
     announce();
   } else {

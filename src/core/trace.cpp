@@ -172,7 +172,7 @@ Trace::Running Trace::started(u32 label, u64 task, u64 arg_bytes) {
   return call;
 }
 
-void Trace::finished(const Running& call, u64 task, u64 result_bytes) {
+void Trace::finished(const Running& call, u64 task, u64 result_bytes, bool failed) {
   if (call.start == 0) return;  // it failed before it could be started
   const u64 now = static_cast<u64>(now_ns());
   const u64 duration = now - call.start;
@@ -197,6 +197,7 @@ void Trace::finished(const Running& call, u64 task, u64 result_bytes) {
   TraceEvent& event = part_.events[call.position % kTraceEvents];
   if (event.id.load(std::memory_order_relaxed) == task &&
       event.start.load(std::memory_order_relaxed) == call.start) {
+    if (failed) event.word.fetch_or(kTraceFailed, std::memory_order_relaxed);
     event.end.store(now, std::memory_order_relaxed);
     last_ = now;
   } else {  // so long ago that its place was used again

@@ -26,12 +26,13 @@ struct TraceEvent {
   std::atomic<u64> start;  // now_ns()
   std::atomic<u64> end;    // 0: it goes on
   std::atomic<u64> id;     // of the task; of kGet and kWait: how many refs
-  // kind | thread << 8 | label << 32. Cleared before the rest is written, stored with
+  // kind | thread << 8 | failed << 24 | label << 32. Cleared before the rest is written, stored with
   // release after it: a reader that finds the same word before and after its copy, and
   // a kind in it, has a whole event.
   std::atomic<u64> word;
 };
 static_assert(sizeof(TraceEvent) == 32);
+constexpr u64 kTraceFailed = 1 << 24;  // of kRun: it raised
 
 struct alignas(kCacheLine) TraceLabel {
   char name[128];
@@ -127,7 +128,7 @@ class Trace {
     if (failed) add_to(part_.labels[label].failed, 1);
   }
   Running started(u32 label, u64 task, u64 arg_bytes);
-  void finished(const Running& call, u64 task, u64 result_bytes);
+  void finished(const Running& call, u64 task, u64 result_bytes, bool failed);
   void waited(TraceEvent::Kind kind, u64 start, u64 count) {
     const u64 now = static_cast<u64>(now_ns());
     record(kind, 0, count, start == 0 ? now : start, now);

@@ -16,6 +16,7 @@ from ._options import (
     nearest,
     returns_of,
 )
+from ._ref import ActorId
 from ._runtime import current
 from ._stream import ObjectRefGenerator
 from .engine.actor_methods import BUILT_IN_METHODS
@@ -168,6 +169,13 @@ class ActorHandle(Generic[T]):
         spec = _with_method_options(interface, spec, given)
         found = vars(self)[name] = ActorMethod(self._skate_actor, interface, spec)
         return found
+
+    @property
+    def _actor_id(self) -> ActorId:
+        """Of Ray's handles, too: programs read it to tell actors apart."""
+        return ActorId(f"{int(self._skate_actor._id):016x}")
+
+    _ray_actor_id = _actor_id
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._skate_interface.methods})

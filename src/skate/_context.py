@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._actor import ActorHandle
 from ._placement import group_of, plain
 from ._runtime import current
 
@@ -26,6 +27,37 @@ class RuntimeContext:
     def get_actor_id(self) -> str | None:
         """The actor that runs this code; None outside of actors."""
         return self._hex(self._context.actor_id)
+
+    def get_actor_name(self) -> str | None:
+        """The name of the actor that runs this code; "" if it has none.
+
+        None outside of actors.
+        """
+        actor_id = self._context.actor_id
+        if not actor_id:
+            return None
+        actors = (a for a in self._engine.list_actors() if a.actor_id == actor_id)
+        return next((actor.name or "" for actor in actors), "")
+
+    @property
+    def current_actor(self) -> ActorHandle[Any]:
+        """A handle of the actor that runs this code.
+
+        While it is held, in the actor itself too, the actor does not end by itself.
+
+        Raises:
+            RuntimeError: outside of actors.
+        """
+        found = self._engine.current_actor()
+        if found is None:
+            raise RuntimeError("current_actor is for code that runs in an actor.")
+        return ActorHandle(found.actor, found.interface)
+
+    def get_temp_dir(self) -> str:
+        """Where programs may put temporary files; skate has none of its own."""
+        import tempfile
+
+        return tempfile.gettempdir()
 
     def get_worker_id(self) -> str | None:
         """The worker that runs this code; None in the driver."""

@@ -66,6 +66,9 @@ class Call:
     @property
     def method(self) -> str: ...
 
+    @property
+    def retry_on(self) -> bytes: ...
+
     def function_code(self) -> bytes: ...
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
@@ -126,7 +129,7 @@ class Node:
 
     def drop_reserved(self, actor: ActorRef) -> None: ...
 
-    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int) -> list[ObjectRef[Any]]: ...
+    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int, retry_on: bytes) -> list[ObjectRef[Any]]: ...
 
     def unanswered_calls(self, actor: ActorRef) -> int: ...
 
@@ -156,6 +159,9 @@ class Node:
         """
         What a process knows of why an object has no value; None if it is silent.
         """
+
+    def list_objects(self) -> list[dict[str, Any]]:
+        """What this process owns or borrows, apart from code."""
 
     def catch_up(self) -> None: ...
 
@@ -389,9 +395,9 @@ class Statistics:
 
     def functions(self) -> dict[str, dict[str, Any]]: ...
 
-    def events(self) -> list[tuple[int, int, int, int, int, int, int, int]]:
+    def events(self) -> list[tuple[int, int, int, int, int, int, int, int, bool]]:
         """
-        (process, pid, kind, thread, label, start, end, id); end 0: it goes on.
+        (process, pid, kind, thread, label, start, end, id, failed); end 0: it goes on.
         """
 
     def users(self) -> list[tuple[int, int, str, bool]]:

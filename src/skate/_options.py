@@ -362,7 +362,6 @@ def check_method_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of an actor's method: those that were given and have an effect."""
     kept = _check_all(given, _METHOD_NAMES, "an actor's method")
     kept.pop("name", None)  # a label in Ray's dashboard
-    kept.pop("retry_exceptions", None)  # without max_task_retries, nothing is retried
     return kept
 
 

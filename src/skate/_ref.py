@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Future
 
 T_co = TypeVar("T_co", covariant=True)
@@ -70,10 +71,14 @@ class ObjectRef(Generic[T_co]):
         """A ``concurrent.futures.Future`` with this ref's value or error."""
         return self._counter.future(self)
 
-    def __await__(self) -> Generator[Any, None, T_co]:
+    def as_future(self) -> asyncio.Future[T_co]:
+        """An asyncio future of the running loop with this ref's value or error."""
         import asyncio
 
-        return asyncio.wrap_future(self.future()).__await__()
+        return asyncio.wrap_future(self.future())
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return self.as_future().__await__()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectRef):
@@ -111,6 +116,18 @@ class ActorRef(ObjectRef[Any]):
     """Counts the handles of one actor; the actor ends with the last of them."""
 
     __slots__ = ()
+
+
+class ActorId(str):
+    """An actor's id as ``get_actor_id`` gives it; ``hex`` as of Ray's ids."""
+
+    __slots__ = ()
+
+    def hex(self) -> str:
+        return str(self)
+
+    def binary(self) -> bytes:
+        return bytes.fromhex(self)
 
 
 class _State(threading.local):

@@ -151,6 +151,10 @@ class TaskError(SkateError):
         error._describe(cause, str(cause), task_name, remote_traceback)
         return error
 
+    def as_instanceof_cause(self) -> TaskError:
+        """Itself, as in Ray: it is of the user's type already."""
+        return self
+
     def __str__(self) -> str:
         return self._message
 

@@ -90,3 +90,24 @@ def test_what_a_blocked_task_holds_is_still_its_own() -> None:
     waiting = wait.remote()
     signal.set.remote()
     assert skate.get(waiting) == {"CPU": 2.0}
+
+
+def test_an_actor_knows_its_name_and_has_a_handle_of_itself() -> None:
+    @skate.remote
+    class Self:
+        def look(self) -> Any:
+            context = skate.get_runtime_context()
+            return context.get_actor_name(), context.current_actor
+
+        def call(self) -> str:
+            return "called"
+
+    named, nameless = Self.options(name="me").remote(), Self.remote()
+    name, handle = skate.get(named.look.remote())
+    assert (name, handle) == ("me", named)
+    assert skate.get(handle.call.remote()) == "called"
+    assert skate.get(nameless.look.remote())[0] == ""
+    context = skate.get_runtime_context()
+    assert context.get_actor_name() is None
+    with pytest.raises(RuntimeError, match="in an actor"):
+        context.current_actor  # noqa: B018

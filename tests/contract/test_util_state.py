@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
-from helpers import Counter, fail, identity
+from helpers import Counter, Signal, fail, identity, wait_for
 from polling import wait_until
 
 import skate
@@ -68,6 +69,95 @@ def test_the_node_the_job_and_placement_groups_are_listed() -> None:
     (row,) = state.list_placement_groups(filters=[("name", "=", "some")])
     assert row.placement_group_id == group.id
     assert state.get_placement_group(group.id) is not None
+
+
+def test_tasks_are_listed_with_their_state() -> None:
+    signal = Signal.remote()
+    running = wait_for.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    done = identity.remote(1)
+    skate.wait([done])
+    bad = fail.remote(ValueError())
+    skate.wait([bad])
+    waiting = identity.options(name="waits").remote(running)
+
+    def states() -> dict[str, str]:
+        rows = state.list_tasks(limit=1000)
+        return {row.name: row.state for row in rows if row.type == "NORMAL_TASK"}
+
+    assert wait_until(
+        lambda: (
+            states()
+            == {
+                "wait_for": "RUNNING",
+                "identity": "FINISHED",
+                "fail": "FAILED",
+                "waits": "PENDING_ARGS_AVAIL",
+            }
+        )
+    ), states()
+    (row,) = state.list_tasks(filters=[("name", "=", "fail")])
+    assert row.end_time_ms >= row.start_time_ms >= row.creation_time_ms > 0
+    assert row.error_type == "TASK_EXECUTION_EXCEPTION"
+    assert row.job_id == skate.get_runtime_context().get_job_id()
+    assert state.get_task(row.task_id) == row
+    assert state.get_task("0") is None
+    calls = state.list_tasks(filters=[("type", "=", "ACTOR_TASK")])
+    assert {"Signal.wait", "Signal.wait_for_waiting"} == {row.name for row in calls}
+    (made,) = state.list_tasks(filters=[("type", "=", "ACTOR_CREATION_TASK")])
+    assert made.actor_id == state.list_actors()[0].actor_id
+    signal.set.remote()
+    skate.get(waiting)
+
+
+def test_each_attempt_of_a_task_is_listed() -> None:
+    @skate.remote(retry_exceptions=True, max_retries=1)
+    def unlucky() -> None:
+        raise ValueError
+
+    skate.wait([unlucky.remote()])
+    unluckies = [("name", "=", "unlucky")]
+    assert wait_until(
+        lambda: (
+            [
+                (row.attempt_number, row.state)
+                for row in state.list_tasks(filters=unluckies)
+            ]
+            == [(0, "FAILED"), (1, "FAILED")]
+        )
+    ), state.list_tasks(filters=unluckies)
+
+
+def test_objects_are_listed_with_their_size() -> None:
+    signal = Signal.remote()
+    large = skate.put(bytes(100_000))
+    pending = wait_for.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    (row,) = state.list_objects(filters=[("object_id", "=", large.hex())])
+    assert row.object_size >= 100_000
+    assert (row.task_status, row.reference_type) == ("FINISHED", "LOCAL_REFERENCE")
+    assert row.pid == os.getpid()
+    (row,) = state.get_objects(pending.hex())
+    assert row.task_status in ("SUBMITTED_TO_WORKER", "RUNNING")
+    kinds = {row.reference_type for row in state.list_objects()}
+    assert kinds == {"LOCAL_REFERENCE", "ACTOR_HANDLE"}
+    summary = state.summarize_objects()["cluster"]
+    assert summary["total_objects"] >= 3
+    assert summary["total_size_mb"] >= 0.1
+    signal.set.remote()
+    skate.get(pending)
+
+
+def test_workers_are_listed() -> None:
+    counter = Counter.remote()
+    skate.get(counter.add.remote())
+    (driver,) = state.list_workers(filters=[("worker_type", "=", "DRIVER")])
+    assert driver.pid == os.getpid()
+    assert driver.is_alive
+    assert state.get_worker(driver.worker_id) is not None
+    if state.list_actors()[0].pid != os.getpid():
+        workers = state.list_workers(filters=[("worker_type", "!=", "DRIVER")])
+        assert state.list_actors()[0].pid in [row.pid for row in workers]
 
 
 def test_wrong_filters_are_refused() -> None:

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.inline": {*SHARED, "engine.inline"},
     "engine.ray": {*SHARED, "engine.ray", "_runtime"},
     "_runtime": {*CONTRACT, "engine"},
-    "_context": {*CONTRACT, "_runtime"},
+    "_context": {*CONTRACT, "_actor", "_runtime"},
     "_observe": {*CONTRACT, "_runtime", "engine"},
     "_progress": {*CONTRACT, "_runtime"},
     "debug": {"_leftovers", "_observe"},

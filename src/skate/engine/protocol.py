@@ -18,7 +18,7 @@ finds while running. Semantics that every engine keeps:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -102,6 +102,8 @@ class MethodSpec:
     # The place of its concurrency group among the actor's; 0: it is in none.
     group: int = 0
     max_task_retries: int = 0  # after the actor's process died; -1: no limit
+    # Errors of the method after which it is tried again as well: all, or these.
+    retry_exceptions: bool | tuple[type[Exception], ...] = False
     max_pending_calls: int = -1  # of one caller; -1, 0: no limit
     out_of_order: bool = False  # need not wait for earlier calls that lack arguments
     window: int = 0  # items of a stream that may wait to be read; 0: any number
@@ -280,7 +282,8 @@ class Engine(StreamSource, Protocol):
 
         A call that was sent when the actor's process died is sent again,
         ``max_task_retries`` times; then its refs hold ``ActorUnavailableError`` if
-        the actor restarts, else ``ActorDiedError``.
+        the actor restarts, else ``ActorDiedError``. One that raised what
+        ``retry_exceptions`` says is tried again, too, after calls that were sent.
 
         Raises ``PendingCallsLimitExceeded``.
         """
@@ -291,8 +294,18 @@ class Engine(StreamSource, Protocol):
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         """Raises ValueError, listing the known names, if there is none."""
 
+    def current_actor(self) -> NamedActor | None:
+        """The actor that runs the calling code."""
+
     def list_actors(self) -> list[ActorInfo]:
         """Every actor of the session, oldest first; of the dead, the last 1000."""
+
+    # listing: rows with Ray's keys, see ``skate.util.state`` -------------------
+    def list_tasks(self) -> Iterable[dict[str, Any]]: ...
+
+    def list_objects(self) -> Iterable[dict[str, Any]]: ...
+
+    def list_workers(self) -> Iterable[dict[str, Any]]: ...
 
     # cancelling -------------------------------------------------------------
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:

@@ -3,13 +3,17 @@
 >>> [actor.state for actor in list_actors(filters=[("class_name", "=", "Env")])]
 ['ALIVE', 'DEAD']
 
-Tasks are known by function: ``summarize_tasks``, and ``skate.summary`` in more detail.
+Every ``list_`` function takes Ray's arguments: ``filters``, such as
+``[("state", "=", "ALIVE"), ("name", "!=", "x")]``, and ``limit``, the number of rows.
+``address``, ``timeout``, ``detail`` and ``raise_on_missing_output`` are accepted: rows
+are complete, and nothing is left out. Every ``get_`` function takes an id, and gives
+None if there is no such thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import skate
 
@@ -21,16 +25,24 @@ __all__ = [
     "get_actor",
     "get_job",
     "get_node",
+    "get_objects",
     "get_placement_group",
+    "get_task",
+    "get_worker",
     "list_actors",
     "list_jobs",
     "list_nodes",
+    "list_objects",
     "list_placement_groups",
+    "list_tasks",
+    "list_workers",
     "summarize_actors",
+    "summarize_objects",
     "summarize_tasks",
 ]
 
 Filters = Sequence[tuple[str, str, Any]]
+_EVERYTHING = 1 << 30
 
 
 class StateRow(Mapping[str, Any]):
@@ -58,59 +70,102 @@ class StateRow(Mapping[str, Any]):
         return f"StateRow({self._values})"
 
 
-def list_actors(
-    address: str | None = None,
-    filters: Filters | None = None,
-    limit: int = 100,
-    timeout: int = 30,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-) -> list[StateRow]:
-    """Every actor, oldest first; of the dead, the last 1000.
+class _List(Protocol):
+    def __call__(
+        self,
+        address: str | None = None,
+        filters: Filters | None = None,
+        limit: int = 100,
+        timeout: int = 30,
+        detail: bool = False,
+        raise_on_missing_output: bool = True,
+    ) -> list[StateRow]: ...
 
-    Args:
-        address: accepted; of Ray's cluster.
-        filters: such as ``[("state", "=", "ALIVE"), ("name", "!=", "x")]``.
-        limit: how many rows at most.
-        timeout: accepted.
-        detail: accepted; the rows are complete.
-        raise_on_missing_output: accepted; nothing is left out.
-    """
-    rows = (
-        {
+
+class _Get(Protocol):
+    def __call__(  # Ray's name for what it takes
+        self,
+        id: str,  # noqa: A002
+        **accepted: Any,
+    ) -> StateRow | None: ...
+
+
+def _lists(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> _List:
+    """The public function that chooses among ``rows()``."""
+
+    def choose(
+        address: str | None = None,
+        filters: Filters | None = None,
+        limit: int = 100,
+        timeout: int = 30,
+        detail: bool = False,
+        raise_on_missing_output: bool = True,
+    ) -> list[StateRow]:
+        return _chosen(rows(), filters, limit)
+
+    choose.__name__ = choose.__qualname__ = rows.__name__.lstrip("_")
+    choose.__doc__ = rows.__doc__
+    return choose
+
+
+def _gets(things: _List, key: str) -> _Get:
+    """The public function that finds one of ``things`` by its id."""
+
+    def find(id: str, **accepted: Any) -> StateRow | None:  # noqa: A002 - Ray's name
+        found = things(filters=[(key, "=", id)], limit=_EVERYTHING)
+        return found[-1] if found else None
+
+    find.__name__ = find.__qualname__ = f"get_{key.removesuffix('_id')}"
+    find.__doc__ = f"The one whose {key} this is; None if there is none."
+    return find
+
+
+@_lists
+def list_actors() -> Iterable[Mapping[str, Any]]:
+    """Every actor, oldest first; of the dead, the last 1000."""
+    context = skate.get_runtime_context()
+    for actor in current().list_actors():
+        yield {
             "actor_id": f"{actor.actor_id:016x}",
             "class_name": actor.class_name.rpartition(".")[2],
             "state": actor.state.value,
-            "job_id": skate.get_runtime_context().get_job_id(),
+            "job_id": context.get_job_id(),
             "name": actor.name or "",
-            "node_id": skate.get_runtime_context().get_node_id(),
+            "node_id": context.get_node_id(),
             "pid": actor.pid,
             "ray_namespace": actor.namespace,
             "is_detached": actor.is_detached,
             "num_restarts": actor.num_restarts,
             "death_cause": actor.death_cause or None,
         }
-        for actor in current().list_actors()
-    )
-    return _chosen(rows, filters, limit)
 
 
-def get_actor(id: str, **accepted: Any) -> StateRow | None:  # noqa: A002 - Ray's name
-    """The actor with this id; None if there is none."""
-    return _first(list_actors(filters=[("actor_id", "=", id)]))
+@_lists
+def list_tasks() -> Iterable[Mapping[str, Any]]:
+    """Calls of functions and methods, oldest first, one row for each attempt.
+
+    As far as the session remembers: the last tens of thousands of each process.
+    """
+    return _here(current().list_tasks())
 
 
-def list_nodes(
-    address: str | None = None,
-    filters: Filters | None = None,
-    limit: int = 100,
-    timeout: int = 30,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-) -> list[StateRow]:
-    """The machines; arguments as ``list_actors``."""
-    rows = (
-        {
+@_lists
+def list_objects() -> Iterable[Mapping[str, Any]]:
+    """What this process owns or holds: the values of refs, and handles of actors."""
+    return _here(current().list_objects())
+
+
+@_lists
+def list_workers() -> Iterable[Mapping[str, Any]]:
+    """The live processes of the session, the driver first."""
+    return _here(current().list_workers())
+
+
+@_lists
+def list_nodes() -> Iterable[Mapping[str, Any]]:
+    """The machines."""
+    for node in skate.nodes():
+        yield {
             "node_id": node["NodeID"],
             "node_ip": "127.0.0.1",
             "node_name": node["NodeManagerHostname"],
@@ -118,70 +173,49 @@ def list_nodes(
             "is_head_node": True,
             "resources_total": node["Resources"],
         }
-        for node in skate.nodes()
-    )
-    return _chosen(rows, filters, limit)
 
 
-def get_node(id: str, **accepted: Any) -> StateRow | None:  # noqa: A002 - Ray's name
-    """The machine with this id; None if there is none."""
-    return _first(list_nodes(filters=[("node_id", "=", id)]))
+@_lists
+def list_jobs() -> Iterable[Mapping[str, Any]]:
+    """The session, which is one job."""
+    job_id = skate.get_runtime_context().get_job_id()
+    return [{"job_id": job_id, "type": "DRIVER", "status": "RUNNING"}]
 
 
-def list_jobs(
-    address: str | None = None,
-    filters: Filters | None = None,
-    limit: int = 100,
-    timeout: int = 30,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-) -> list[StateRow]:
-    """The session, which is one job; arguments as ``list_actors``."""
-    job = {
-        "job_id": skate.get_runtime_context().get_job_id(),
-        "type": "DRIVER",
-        "status": "RUNNING",
-    }
-    return _chosen([job], filters, limit)
+@_lists
+def list_placement_groups() -> Iterable[Mapping[str, Any]]:
+    """Every placement group, removed ones too."""
+    rows: Iterable[Mapping[str, Any]] = placement_group_table().values()
+    return rows
 
 
-def get_job(id: str, **accepted: Any) -> StateRow | None:  # noqa: A002 - Ray's name
-    """The job with this id; None if there is none."""
-    return _first(list_jobs(filters=[("job_id", "=", id)]))
+get_actor = _gets(list_actors, "actor_id")
+get_job = _gets(list_jobs, "job_id")
+get_node = _gets(list_nodes, "node_id")
+get_placement_group = _gets(list_placement_groups, "placement_group_id")
+get_task = _gets(list_tasks, "task_id")
+get_worker = _gets(list_workers, "worker_id")
 
 
-def list_placement_groups(
-    address: str | None = None,
-    filters: Filters | None = None,
-    limit: int = 100,
-    timeout: int = 30,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-) -> list[StateRow]:
-    """Every placement group, removed ones too; arguments as ``list_actors``."""
-    return _chosen(placement_group_table().values(), filters, limit)
-
-
-def get_placement_group(id: str, **accepted: Any) -> StateRow | None:  # noqa: A002 - Ray's name
-    """The placement group with this id; None if there is none."""
-    return _first(list_placement_groups(filters=[("placement_group_id", "=", id)]))
+def get_objects(id: str, **accepted: Any) -> list[StateRow]:  # noqa: A002 - Ray's name
+    """What is known of the object with this id; an empty list if there is none."""
+    return list_objects(filters=[("object_id", "=", id)])
 
 
 def summarize_actors(**accepted: Any) -> dict[str, Any]:
     """How many actors of each class are in which state."""
     summary: dict[str, Any] = {}
-    actors = list_actors(limit=1 << 30)
+    actors = list_actors(limit=_EVERYTHING)
     for actor in actors:
         row = summary.setdefault(
             actor.class_name, {"class_name": actor.class_name, "state_counts": {}}
         )
-        counts = row["state_counts"]
-        counts[actor.state] = counts.get(actor.state, 0) + 1
+        _count(row["state_counts"], actor.state)
     return _cluster({"summary": summary, "total_actors": len(actors)})
 
 
 def summarize_tasks(**accepted: Any) -> dict[str, Any]:
-    """How many calls of each function, or method, are in which state."""
+    """How many calls of each function, or method, are in which state, ever."""
     summary: dict[str, Any] = {}
     total = 0
     for name, function in skate.summary().functions.items():
@@ -195,6 +229,51 @@ def summarize_tasks(**accepted: Any) -> dict[str, Any]:
         summary[name] = {"func_or_class_name": name, "state_counts": counts}
         total += sum(counts.values())
     return _cluster({"summary": summary, "total_tasks": total})
+
+
+def summarize_objects(**accepted: Any) -> dict[str, Any]:
+    """How many objects this process has, of which kind and state, and their bytes."""
+    states: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    objects = list_objects(limit=_EVERYTHING)
+    for row in objects:
+        _count(states, row.task_status)
+        _count(kinds, row.reference_type)
+    megabytes = sum(row.object_size for row in objects) / 1e6
+    of_all = {
+        "total_objects": len(objects),
+        "total_size_mb": megabytes,
+        "total_num_workers": len({row.pid for row in objects}),
+        "total_num_nodes": len({row.ip for row in objects}),
+        "task_state_counts": states,
+        "ref_type_counts": kinds,
+    }
+    # Where a ref was made is not recorded: as in Ray by default, one row for all.
+    summary = {"disabled": of_all} if objects else {}
+    return _cluster(
+        {
+            "summary": summary,
+            "total_objects": len(objects),
+            "total_size_mb": megabytes,
+            "callsite_enabled": False,
+            "summary_by": "callsite",
+        }
+    )
+
+
+def _here(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Rows of the engine's, with what is the same for all of them."""
+    context = skate.get_runtime_context()
+    same = {
+        "job_id": context.get_job_id(),
+        "node_id": context.get_node_id(),
+        "ip": "127.0.0.1",
+    }
+    return ({**row, **same} for row in rows)
+
+
+def _count(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
 
 
 def _cluster(summary: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +299,3 @@ def _passes(row: Mapping[str, Any], filters: Filters) -> bool:
         if (str(row[key]).lower() == str(value).lower()) != (operator == "="):
             return False
     return True
-
-
-def _first(rows: list[StateRow]) -> StateRow | None:
-    return rows[0] if rows else None

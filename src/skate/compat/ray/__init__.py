@@ -27,7 +27,7 @@ from skate import (
 )
 
 from . import actor, exceptions, runtime_context, runtime_env, util
-from .session import init, shutdown
+from .session import init, shutdown, timeline
 
 __version__ = "2.60.0"  # the Ray whose names these are
 
@@ -61,6 +61,7 @@ __all__ = [
     "runtime_context",
     "runtime_env",
     "shutdown",
+    "timeline",
     "util",
     "wait",
 ]

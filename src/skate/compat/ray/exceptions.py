@@ -40,6 +40,10 @@ class ActorUnschedulableError(RayError):
     """Never raised: what cannot be had is refused at the call."""
 
 
+class AsyncioActorExit(RayError):
+    """Never raised: an async actor that leaves raises what any other does."""
+
+
 class AuthenticationError(RayError):
     """Never raised."""
 
@@ -64,6 +68,14 @@ class ObjectReconstructionFailedError(ObjectLostError):
     """Never raised."""
 
 
+class ObjectRefStreamEndOfStreamError(RayError):
+    """Never raised: a stream ends by StopIteration."""
+
+
+class OufOfBandObjectRefSerializationException(RayError):
+    """Never raised: a ref pickled by hand raises TypeError."""
+
+
 class PlasmaObjectNotAvailable(RayError):
     """Never raised."""
 
@@ -76,8 +88,16 @@ class RpcError(RayError):
     """Never raised."""
 
 
+class StreamingGeneratorReplayInconsistentError(RayError):
+    """Never raised."""
+
+
 class TaskUnschedulableError(RayError):
     """Never raised: what cannot be had is refused at the call."""
+
+
+class UnserializableException(RayError):
+    """Never raised: such an error comes as a TaskError with its text."""
 
 
 __all__ = [
@@ -87,6 +107,7 @@ __all__ = [
     "ActorPlacementGroupRemoved",
     "ActorUnavailableError",
     "ActorUnschedulableError",
+    "AsyncioActorExit",
     "AuthenticationError",
     "CrossLanguageError",
     "GetTimeoutError",
@@ -96,7 +117,9 @@ __all__ = [
     "ObjectFreedError",
     "ObjectLostError",
     "ObjectReconstructionFailedError",
+    "ObjectRefStreamEndOfStreamError",
     "ObjectStoreFullError",
+    "OufOfBandObjectRefSerializationException",
     "OutOfDiskError",
     "OutOfMemoryError",
     "OwnerDiedError",
@@ -109,9 +132,11 @@ __all__ = [
     "ReferenceCountingAssertionError",
     "RpcError",
     "RuntimeEnvSetupError",
+    "StreamingGeneratorReplayInconsistentError",
     "TaskCancelledError",
     "TaskPlacementGroupRemoved",
     "TaskUnschedulableError",
+    "UnserializableException",
     "UserCodeException",
     "WorkerCrashedError",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -143,6 +145,17 @@ def init(
         ignore_reinit_error=ignore_reinit_error,
     )
     return Context(session)
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """``ray.timeline``: the events, or written to a file of that name."""
+    if filename is not None:
+        skate.timeline(filename)
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        skate.timeline(file.name)
+        events: list[dict[str, Any]] = json.load(file)["traceEvents"]
+        return events
 
 
 def shutdown(_exiting_interpreter: bool = False, **wait: Any) -> None:

@@ -82,6 +82,7 @@ class ActorProcess:
             code: ActorCode = loaded
             self._name = code.name.rpartition(".")[2]
             self._worker.title = code.name
+            self._worker.engine.own_interface = code.interface
             self.node.name_process(f"actor {code.name}")
             name = f"{code.name}.__init__"
             args, kwargs = call.arguments()
@@ -145,7 +146,7 @@ class ActorProcess:
                 raise
             worker.fail(call, error, name)
         except BaseException as error:
-            worker.fail(call, error, name)
+            worker.fail(call, error, name, worker.retry_on(call))
 
     def _leave(self) -> None:
         """End on purpose: what runs still ends, the rest fails with the process."""

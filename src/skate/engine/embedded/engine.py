@@ -6,10 +6,11 @@ naming errors, asking the supervisor.
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import replace
@@ -112,6 +113,7 @@ class EmbeddedEngine:
         )
         self._detached: list[ActorRef] = []  # these live without any other handle
         self.num_restarts = 0  # of the actor that this process is
+        self.own_interface = b""  # of that actor, pickled
         self.env = config.runtime_env  # of this process
         self.gpu_ids: tuple[int | str, ...] = ()  # that it holds
         self._futures = FutureDispatcher(self)
@@ -323,6 +325,7 @@ class EmbeddedEngine:
                 method.out_of_order,
                 method.window,
                 self.context_var.get()[0] if self.runs_many else 0,
+                _retry_on(method),
             )
         except TypeError as error:
             raise serialize.explain_arguments(
@@ -343,10 +346,18 @@ class EmbeddedEngine:
                 f"{known}. It may have ended with its last handle."
             )
         actor_id, interface = value
-        self.adopt(actor_id)
-        actor = ActorRef._new(actor_id, self)
+        return NamedActor(self._handle(actor_id), pickle.loads(interface))
+
+    def current_actor(self) -> NamedActor | None:
+        _, actor_id, _ = self.context_var.get()
+        if not actor_id:
+            return None
+        return NamedActor(self._handle(actor_id), serialize.loads(self.own_interface))
+
+    def _handle(self, actor_id: int) -> ActorRef:
+        actor = ActorRef._new(self.adopt(actor_id), self)
         assert isinstance(actor, ActorRef)
-        return NamedActor(actor, pickle.loads(interface))
+        return actor
 
     def list_actors(self) -> list[ActorInfo]:
         found: list[ActorInfo] = []
@@ -367,6 +378,21 @@ class EmbeddedEngine:
                     )
                 )
         return found
+
+    def list_tasks(self) -> Iterator[dict[str, Any]]:
+        from . import listing
+
+        return listing.list_tasks(self)
+
+    def list_objects(self) -> Iterator[dict[str, Any]]:
+        from . import listing
+
+        return listing.list_objects(self)
+
+    def list_workers(self) -> Iterator[dict[str, Any]]:
+        from . import listing
+
+        return listing.list_workers(self)
 
     # objects ----------------------------------------------------------------
 
@@ -565,6 +591,7 @@ class ActorCode(NamedTuple):
     is_async: bool
     max_concurrency: int
     groups: tuple[int, ...]  # how many calls each concurrency group runs at once
+    interface: bytes  # pickled
 
 
 class _ActorCode:
@@ -581,7 +608,13 @@ class _ActorCode:
         buffers = [b.raw().tobytes() for b in packed.buffers]
         options = spec.options
         groups = tuple(options.concurrency_groups.values())
-        state = (spec.name, spec.is_async, options.max_concurrency, groups)
+        state = (
+            spec.name,
+            spec.is_async,
+            options.max_concurrency,
+            groups,
+            _dump_interface(spec),
+        )
         return _load_actor_code, (packed.header, buffers, state)
 
 
@@ -590,17 +623,30 @@ def _pack_types(kinds: bool | tuple[type[Exception], ...]) -> bool | bytes:
     return kinds if isinstance(kinds, bool) else serialize.dumps(kinds).header
 
 
+def _retry_on(method: MethodSpec) -> bytes:
+    """What ``retry_on`` of worker.py reads."""
+    if not method.retry_exceptions or not method.max_task_retries:
+        return b""
+    if method.retry_exceptions is True:
+        return b"*"
+    return _packed_types(method.retry_exceptions)
+
+
+@functools.lru_cache(maxsize=64)
+def _packed_types(kinds: tuple[type[Exception], ...]) -> bytes:
+    return serialize.dumps(kinds).header
+
+
 def _load_actor_code(
-    header: bytes, buffers: list[bytes], state: tuple[str, bool, int, tuple[int, ...]]
+    header: bytes,
+    buffers: list[bytes],
+    state: tuple[str, bool, int, tuple[int, ...], bytes],
 ) -> ActorCode:
     return ActorCode(serialize.loads(header, buffers), *state)
 
 
 def _dump_interface(spec: ActorSpec) -> bytes:
-    import cloudpickle
-
-    dumped: bytes = cloudpickle.dumps(spec.interface)
-    return dumped
+    return serialize.dumps(spec.interface).header
 
 
 def _how_it_ended(cause: int, detail: int) -> str:

@@ -97,7 +97,8 @@ class Observer:
             if index not in names:
                 names[index] = statistics.labels(index)
         events = []
-        for index, pid, number, thread, label, start, end, id_ in statistics.events():
+        for event in statistics.events():
+            index, pid, number, thread, label, start, end, id_, _ = event
             known = names.get(index, [])
             name = known[label] if label < len(known) else "(others)"
             kind = _KINDS[number]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .engine import EmbeddedEngine
 
 
-class _State(enum.IntEnum):
+class State(enum.IntEnum):
     """As in core/explain.hpp."""
 
     UNKNOWN = 0
@@ -119,7 +119,7 @@ class Explainer:
             return
         owner = object_id >> 54
         found = self._engine.node.explain(object_id, owner)
-        if found is None or found["state"] == _State.UNKNOWN:
+        if found is None or found["state"] == State.UNKNOWN:
             runs = self._runs.get(object_id)
             if runs is not None:
                 self._task(object_id, runs[2], found, depth)
@@ -128,9 +128,9 @@ class Explainer:
             else:
                 self._say(depth, f"{self._title(owner)} owns it, and does not answer.")
             return
-        if found["state"] == _State.READY:
+        if found["state"] == State.READY:
             self._say(depth, "it has its value now.")
-        elif found["state"] == _State.FAILED:
+        elif found["state"] == State.FAILED:
             self._say(depth, "it has an error: get raises it.")
         else:
             self._task(object_id, found["name"], found, depth)
@@ -162,7 +162,7 @@ class Explainer:
         state, ahead = found["state"], found["ahead"]
         owner = object_id >> 54
         match state:
-            case _State.NEEDS:
+            case State.NEEDS:
                 missing = found["missing"]
                 if missing:
                     many = (
@@ -174,26 +174,26 @@ class Explainer:
                     self._branches(missing, depth + 1)
                 else:
                     self._say(depth, f"{name} waits for its actor's handle.")
-            case _State.QUEUED:
+            case State.QUEUED:
                 self._say(
                     depth,
                     f"{name} is queued for 1 CPU, with {_tasks(ahead)} before it.",
                 )
                 self._cpus(depth + 1)
-            case _State.TAKEN:
+            case State.TAKEN:
                 self._say(depth, f"{name} was taken by a worker, and is about to run.")
-            case _State.LEASE:
+            case State.LEASE:
                 self._lease(owner, task, name, depth)
-            case _State.SENT:
+            case State.SENT:
                 self._sent(task, name, found["target"], depth)
-            case _State.BEHIND:
+            case State.BEHIND:
                 self._say(
                     depth,
                     f"{name} waits behind {_calls(ahead)} of its caller to the same "
                     "actor; the first of them:",
                 )
                 self._branches(found["missing"], depth + 1)
-            case _State.RECEIVED:
+            case State.RECEIVED:
                 self._sent(task, name, owner, depth)
             case _:
                 self._say(depth, f"{name} has not ended.")
@@ -243,7 +243,7 @@ class Explainer:
         found = self._engine.node.explain(task, index)
         ahead = (
             found["ahead"]
-            if found is not None and found["state"] == _State.RECEIVED
+            if found is not None and found["state"] == State.RECEIVED
             else 0
         )
         behind = ", ".join(other for _, _, other in running)

@@ -250,7 +250,7 @@ class Worker:
             del result
             call.send()
         except BaseException as error:
-            self.fail(call, error, name)
+            self.fail(call, error, name, self.retry_on(call))
         finally:
             self.engine.context_var.reset(token)
 
@@ -286,6 +286,15 @@ class Worker:
         call.fail(
             bytes(failure), list(failure.refs), retryable and retry_on is not False
         )
+
+    @staticmethod
+    def retry_on(call: _core.Call) -> bool | tuple[type[Exception], ...]:
+        """Errors after which a call of an actor should be tried again."""
+        packed = call.retry_on
+        if packed in (b"", b"*"):
+            return packed == b"*"
+        kinds: tuple[type[Exception], ...] = serialize.loads(packed, [])
+        return kinds
 
     def load(self, call: _core.Call) -> Code:
         key = call.function_id

@@ -397,6 +397,7 @@ class ActorCall(Call):
         self.caller = caller
         self.actor = actor
         self._retries = method.max_task_retries
+        self._retry_on = method.retry_exceptions
         self._given: Arguments | None = arguments if self._retries else None
         self._answered = False
         self._task: asyncio.Task[None] | None = None  # in the loop of an async actor
@@ -458,7 +459,12 @@ class ActorCall(Call):
 
     async def _run_in_loop(self) -> None:
         context.set(self.context())
-        outcome: list[Stored] | bytes = b""
+        while (outcome := await self._attempt()) is None:
+            await asyncio.sleep(0)
+        self.finish(outcome)
+
+    async def _attempt(self) -> list[Stored] | bytes | None:
+        """What comes out; None if it is to be tried again."""
         try:
             if self.actor.state is State.LEAVING:
                 raise ActorExit
@@ -469,16 +475,15 @@ class ActorCall(Call):
                 value = None
             elif inspect.isawaitable(value):
                 value = await value
-            outcome = self.store(value)
+            return self.store(value)
         except Stopped:  # the loop has been told, too
-            outcome = self.stopped_error()
+            return self.stopped_error()
         except asyncio.CancelledError as error:
-            outcome = serialize.dump_error(error, self.name)
             if self.cancelled:
-                outcome = CANCELLED
+                return CANCELLED
+            return serialize.dump_error(error, self.name)
         except BaseException as error:  # all of it is the call's result
-            outcome = self.failed(error)
-        self.finish(outcome)
+            return None if self.tries_again(error) else self.failed(error)
 
     def failed(self, error: BaseException) -> bytes:
         actor = self.actor

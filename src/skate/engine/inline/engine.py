@@ -23,6 +23,7 @@ from ...exceptions import (
 from .. import serialize
 from ..futures import FutureDispatcher
 from ..protocol import ActorInfo, ActorState, NamedActor, label_of, this_machine
+from . import listing
 from .actor import Actor, ActorCall, State
 from .baton import (
     Baton,
@@ -408,11 +409,35 @@ class InlineEngine:
             actor.count += 1
             return NamedActor(self._handle(actor), actor.interface)
 
+    def current_actor(self) -> NamedActor | None:
+        with self.lock:
+            actor = self._actors.get(context.get().actor_id)
+            if actor is None:
+                return None
+            actor.count += 1
+            return NamedActor(self._handle(actor), actor.interface)
+
     def list_actors(self) -> list[ActorInfo]:
         self._settle()
         with self.lock:
             live = [a for a in self._actors.values() if a.state is not State.DEAD]
             return [*self._dead_actors, *map(self._info, live)]
+
+    def live_actors(self) -> list[int]:
+        """Ids of those that have handles."""
+        return [id_ for id_, actor in self._actors.items() if actor.count]
+
+    def list_tasks(self) -> list[dict[str, Any]]:
+        self._settle()
+        return listing.list_tasks(self)
+
+    def list_objects(self) -> list[dict[str, Any]]:
+        self._settle()
+        return listing.list_objects(self)
+
+    def list_workers(self) -> list[dict[str, Any]]:
+        self._settle()
+        return listing.list_workers(self)
 
     def _info(self, actor: Actor) -> ActorInfo:
         namespace, name = self._name_key(actor.options.name, actor.options.namespace)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..._ref import ObjectRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..._ref import RefCounter
     from .. import serialize
@@ -61,6 +61,9 @@ class Objects:
 
     def __contains__(self, ref_id: int) -> bool:
         return ref_id in self._entries
+
+    def items(self) -> Iterable[tuple[int, Entry]]:
+        return self._entries.items()
 
     def add(self, ref_id: int, entry: Entry, counter: RefCounter) -> ObjectRef[Any]:
         self.add_entry(ref_id, entry)

@@ -7,7 +7,8 @@ import os
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import timeline
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .units import Call
 
 _MAX_EVENTS = 32_768
+_MAX_TASKS = 10_000
 _MAX_DURATIONS = 4096  # of one function: the percentiles are those of the last ones
 
 
@@ -41,6 +43,40 @@ class _Function:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e-9
 
 
+@dataclass(slots=True)
+class _Task:
+    """One attempt of one call."""
+
+    call_id: int
+    name: str
+    kind: str
+    actor_id: int
+    made: int  # ms since 1970, as the other times
+    attempt: int = 0
+    state: str = ""  # of those that have begun
+    start: int | None = None
+    end: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "task_id": f"{self.call_id:016x}",
+            "attempt_number": self.attempt,
+            "name": self.name,
+            "state": self.state,
+            "actor_id": f"{self.actor_id:016x}" if self.actor_id else None,
+            "type": self.kind,
+            "func_or_class_name": self.name,
+            "worker_id": f"{self.actor_id or 1:016x}" if self.start else None,
+            "worker_pid": os.getpid() if self.start else None,
+            "error_type": (
+                "TASK_EXECUTION_EXCEPTION" if self.state == "FAILED" else None
+            ),
+            "creation_time_ms": self.made,
+            "start_time_ms": self.start,
+            "end_time_ms": self.end,
+        }
+
+
 class Record:
     """Filled by the engine as calls come and go; see ``engine.protocol.Observer``."""
 
@@ -50,6 +86,8 @@ class Record:
         self._functions: dict[str, _Function] = {}
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._threads: dict[int, int] = {}
+        # By id and attempt; of a call, the last is the current one.
+        self._tasks: OrderedDict[int, list[_Task]] = OrderedDict()
 
     # The engine's -----------------------------------------------------------------
 
@@ -57,11 +95,19 @@ class Record:
         self._function(call.label).submitted += 1
         now = self.now()
         self._add("submit", call.label, now, now, call.trace_id)
+        kind = "ACTOR_TASK" if call.actor_id else "NORMAL_TASK"
+        if call.label.endswith(".__init__"):
+            kind = "ACTOR_CREATION_TASK"
+        task = _Task(call.trace_id, call.label, kind, call.actor_id, _wall_ms())
+        self._tasks[call.trace_id] = [task]
+        if len(self._tasks) > _MAX_TASKS:
+            self._tasks.popitem(last=False)
 
     def started(self, call: Call, argument_bytes: int) -> tuple[int, int]:
         function = self._function(call.label)
         function.started += 1
         function.argument_bytes += argument_bytes
+        self._begin_attempt(call)
         return self.now(), time.thread_time_ns()
 
     def ended(
@@ -69,6 +115,9 @@ class Record:
     ) -> None:
         function = self._function(call.label)
         function.failed += failed
+        for task in self._tasks.get(call.trace_id, ())[-1:]:
+            task.state = "FAILED" if failed else "FINISHED"
+            task.end = _wall_ms()
         if since is None:  # an argument was an error, or it was stopped before
             function.submitted -= 1
             return
@@ -79,6 +128,17 @@ class Record:
         function.result_bytes += size
         function.durations.append(now - since[0])
         self._add("run", call.label, since[0], now, call.trace_id)
+
+    def _begin_attempt(self, call: Call) -> None:
+        attempts = self._tasks.get(call.trace_id)
+        if attempts is None:
+            return
+        task = attempts[-1]
+        if task.start is not None:  # it failed, and is tried again
+            task.state, task.end = "FAILED", _wall_ms()
+            task = replace(task, attempt=task.attempt + 1, end=None)
+            attempts.append(task)
+        task.state, task.start = "RUNNING", _wall_ms()
 
     def got(self, tasks: list[int], since: int) -> None:
         self._add("get", "get", since, self.now(), len(tasks))
@@ -115,6 +175,10 @@ class Record:
             "ended": False,
         }
 
+    def tasks(self) -> list[dict[str, Any]]:
+        """One row for each attempt; without a state if it has not begun."""
+        return [task.row() for tasks in self._tasks.values() for task in tasks]
+
     def functions(self) -> dict[str, FunctionSummary]:
         return {
             name: FunctionSummary(
@@ -147,3 +211,7 @@ class Record:
 
     def now(self) -> int:
         return time.monotonic_ns()
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

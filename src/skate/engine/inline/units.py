@@ -120,6 +120,8 @@ class Call:
         self._arguments: Arguments | None = arguments
         self._grant = Grant(engine.resources, demand)
         self.env = NO_ENV
+        self._retries = 0  # left; negative: any number
+        self._retry_on: bool | tuple[type[Exception], ...] = False
 
     # Until it can start; the lock is held --------------------------------------------
 
@@ -241,7 +243,19 @@ class Call:
         self._grant.give()
 
     def tries_again(self, error: BaseException) -> bool:
-        return False
+        """Whether the error is one to try again after. Counts the attempt."""
+        kinds = self._retry_on
+        if (
+            kinds is False
+            or self.cancelled
+            or self._retries == 0
+            or not isinstance(error, Exception if kinds is True else kinds)
+        ):
+            return False
+        self._retries -= 1
+        self._generator = None
+        self._num_items = 0
+        return True
 
     @contextmanager
     def _surroundings(self, lent_when_blocked: Grant | None) -> Iterator[None]:
@@ -391,7 +405,7 @@ class Task(Call):
             options.window,
         )
         self._function = function
-        self._options = options
+        self._retry_on = options.retry_exceptions
         self.env = engine.env_of(options)
         self._retries = options.max_retries
 
@@ -406,20 +420,6 @@ class Task(Call):
         args, kwargs = self.load_arguments()
         function = self._function.load()
         return function(*args, **kwargs)
-
-    def tries_again(self, error: BaseException) -> bool:
-        kinds = self._options.retry_exceptions
-        if (
-            kinds is False
-            or self.cancelled
-            or self._retries == 0
-            or not isinstance(error, Exception if kinds is True else kinds)
-        ):
-            return False
-        self._retries -= 1
-        self._generator = None
-        self._num_items = 0
-        return True
 
 
 class Exported:

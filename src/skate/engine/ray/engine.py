@@ -48,12 +48,19 @@ if TYPE_CHECKING:
     from ..._placement import GroupInfo
     from ..protocol import (
         ActorInfo,
+        ActorInterface,
         ActorSpec,
         Group,
         MethodSpec,
         Observer,
         TaskSpec,
     )
+
+
+_ASK_RAY = (
+    "a Ray cluster lists its tasks, objects and workers itself: 'ray list tasks', or "
+    "ray.util.state."
+)
 
 
 class Exported:
@@ -89,6 +96,7 @@ class RayEngine:
         self._pid = os.getpid()
         self._closed = False
         self._restarts: int | None = None  # of the actor that this process is
+        self.own_interface: ActorInterface | None = None  # of that actor
         self._arriving = _Arriving()
         self._futures = Futures(self)
         # Ends Ray, or the connection to it; None if it was there before the session.
@@ -279,11 +287,26 @@ class RayEngine:
             ) from None
         return NamedActor(self._actor_ref(handle), directory.look_up(handle))
 
+    def current_actor(self) -> NamedActor | None:
+        if self.own_interface is None:
+            return None
+        handle: Any = ray.get_runtime_context().current_actor
+        return NamedActor(self._actor_ref(handle), self.own_interface)
+
     def list_actors(self) -> list[ActorInfo]:
         self.enter()
         # The namespace of a session that gave none is its own affair.
         own = {self._namespace(None): self.config.namespace}
         return directory.list_actors(own)
+
+    def list_tasks(self) -> Iterable[dict[str, Any]]:
+        raise EngineError(_ASK_RAY)
+
+    def list_objects(self) -> Iterable[dict[str, Any]]:
+        raise EngineError(_ASK_RAY)
+
+    def list_workers(self) -> Iterable[dict[str, Any]]:
+        raise EngineError(_ASK_RAY)
 
     # streams --------------------------------------------------------------------------
 

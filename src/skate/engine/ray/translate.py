@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ..._options import ActorOptions, TaskOptions
     from ..protocol import MethodSpec
 
+_NO_LISTS = (
+    "on engine='ray', retry_exceptions of a method is True or False; lists of types are "
+    "for engine='embedded' and engine='inline'."
+)
+
 # Options -----------------------------------------------------------------------------
 
 
@@ -87,9 +92,12 @@ def _group(place: int) -> str:
 
 def method_options(method: MethodSpec) -> dict[str, Any]:
     """For a call of an actor's method."""
+    if not isinstance(method.retry_exceptions, bool):
+        raise ValueError(_NO_LISTS)
     return {
         **_returns(method.num_returns, method.window),
         "max_task_retries": method.max_task_retries,
+        "retry_exceptions": method.retry_exceptions is True,
         "concurrency_group": _group(method.group) if method.group else None,
     }
 

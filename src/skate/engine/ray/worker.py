@@ -24,7 +24,7 @@ from . import messages, ship
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-    from ..protocol import ActorSpec, EngineConfig
+    from ..protocol import ActorInterface, ActorSpec, EngineConfig
     from .engine import RayEngine
 
 T = TypeVar("T")
@@ -293,6 +293,7 @@ class Body:
     """An actor as Ray sees it: holds the user's object, has a stub for each method."""
 
     _skate_code: ClassVar[Code]
+    _skate_interface: ClassVar[ActorInterface]
 
     def __init__(
         self, message: messages.Message = None, *dependencies: messages.Message
@@ -300,6 +301,7 @@ class Body:
         code = self._skate_code
 
         def construct(engine: RayEngine) -> Any:
+            engine.own_interface = self._skate_interface
             cls = code.load(engine, message)
             call = messages.unpack_call(message, dependencies, engine)
             return cls(*call.args, **call.kwargs)
@@ -316,8 +318,12 @@ def make_actor(code: Code, spec: ActorSpec) -> type:
         stub_name(method): stub(name, method) for method in methods
     }
     members[STREAM] = _async_stream(name) if spec.is_async else _stream(name)
-    module = {"__module__": spec.cls.__module__, "_skate_code": code}
-    return type(name, (Body,), members | module)
+    own = {
+        "__module__": spec.cls.__module__,
+        "_skate_code": code,
+        "_skate_interface": spec.interface,
+    }
+    return type(name, (Body,), members | own)
 
 
 def stub_name(method: str) -> str:
