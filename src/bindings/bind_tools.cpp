@@ -47,6 +47,39 @@ double spin_ping_pong(int rounds) {
   return static_cast<double>(end - start) * 1e-9 / rounds;
 }
 
+// Between the vfork and the end of the helper, this process sleeps and the helper uses its
+// memory and its stack: nothing may be here but the two calls. The worker has a copy of
+// them, taken by fork, and so may return.
+[[gnu::noinline]] pid_t fork_by_helper(volatile pid_t& worker) {
+  const pid_t helper = vfork();
+  if (helper == 0) {
+    const pid_t forked = fork();
+    if (forked == 0) {
+      worker = 0;
+      return 0;
+    }
+    worker = forked;
+    _exit(0);
+  }
+  return helper;
+}
+
+// Forks a process whose parent has ended, so that it is the nearest subreaper's child. Its
+// process id, 0 in it, or -1. A helper that is forked first and forks again would cost a
+// second copy of the page tables.
+pid_t fork_orphan() {
+  volatile pid_t worker = -1;
+  PyOS_BeforeFork();
+  const pid_t helper = fork_by_helper(worker);
+  if (worker == 0) {
+    PyOS_AfterFork_Child();
+    return 0;
+  }
+  PyOS_AfterFork_Parent();
+  if (helper > 0) waitpid(helper, nullptr, 0);
+  return worker;
+}
+
 }  // namespace
 
 void bind_tools(nb::module_& m) {
@@ -66,6 +99,8 @@ void bind_tools(nb::module_& m) {
   m.def(
       "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
       "Become the parent of orphans among this process's descendants.");
+  m.def("fork_orphan", &fork_orphan,
+        "Fork a child of the nearest subreaper's: its id, 0 in it, -1 if that failed.");
   m.def(
       "line_buffer_stdout", [] { setvbuf(stdout, nullptr, _IOLBF, 0); },
       "Let C code's printf show a line when it ends, into a pipe too.");

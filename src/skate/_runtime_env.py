@@ -6,7 +6,6 @@ interpreters, which no engine of this machine starts.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +131,8 @@ def check_runtime_env(name: str, value: Any) -> RuntimeEnv:
     known = (*_FIELDS, *CLUSTER_FIELDS, *ACCEPTED_FIELDS)
     for key in value:
         if key not in known:
+            import difflib  # only to help
+
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there is {known!r}."
             raise ValueError(f"unknown field {key!r} in {name}: {hint}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import string
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .._runtime_env import RuntimeEnv
 from ..exceptions import RuntimeEnvSetupError
@@ -51,8 +50,7 @@ class Surroundings:
         variables: dict[str, str] = {}
         # As in Ray, a value may refer to other variables: those that do come last.
         for name in sorted(self._variables, key=lambda n: "$" in self._variables[n]):
-            text = string.Template(self._variables[name])
-            variables[name] = text.safe_substitute(os.environ, **variables)
+            variables[name] = _expanded(self._variables[name], variables)
         own = variables.get("PYTHONPATH", "").split(os.pathsep)
         self._added = [*self._paths, *(os.path.abspath(p) for p in own if p)]
         if self._paths:  # for what it starts
@@ -85,3 +83,11 @@ class Surroundings:
         if "TZ" in self._before:
             time.tzset()
         self._before, self._added = {}, []
+
+
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    if "$" not in text:
+        return text
+    from string import Template  # rarely needed, and slow to import
+
+    return Template(text).safe_substitute(os.environ, **variables)

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
+from skate._runtime_env import check_runtime_env
 from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.lifecycle import (
     ActorConstructed,
@@ -107,6 +108,41 @@ def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
 def test_a_worker_that_saw_a_gpu_is_not_reused(life: Lifecycle) -> None:
     fork, _ = life.handle(LeaseWanted(Proc(1, 1), 1, {"GPU": 1.0}))
     assert Kill(fork.proc) in life.handle(LeaseDone(fork.proc))
+
+
+def test_gpus_are_handed_out_by_id_and_come_back() -> None:
+    life = Lifecycle({"CPU": 1.0, "GPU": 2.0}, max_procs=64, gpus=["a", "b"])
+    driver = new_process(life, "driver")
+    first, _ = life.handle(LeaseWanted(driver, 1, {"GPU": 1.0}))
+    second, _ = life.handle(LeaseWanted(driver, 2, {"GPU": 1.0}))
+    assert (first.gpus, second.gpus) == (("a",), ("b",))
+    assert life.handle(LeaseWanted(driver, 3, {"GPU": 0.5})) == []
+    commands = life.handle(LeaseDone(first.proc))
+    (third,) = [c for c in commands if isinstance(c, Fork)]
+    assert third.gpus == ("a",)
+
+
+def test_an_idle_worker_is_reused_in_its_own_environment_only(life: Lifecycle) -> None:
+    driver = Proc(1, 1)
+    env = check_runtime_env("runtime_env", {"env_vars": {"A": "1"}})
+    fork, _ = life.handle(LeaseWanted(driver, 1, {"robot": 1.0}, env))
+    assert fork.runtime_env == env
+    life.handle(LeaseDone(fork.proc))
+    plain, _ = life.handle(LeaseWanted(driver, 2, {"robot": 1.0}))
+    assert plain.proc != fork.proc
+    (grant,) = life.handle(LeaseWanted(driver, 3, {"robot": 1.0}, env))
+    assert grant == GrantLease(driver, 3, fork.proc)
+
+
+def test_of_idle_workers_the_longest_idle_goes_first(life: Lifecycle) -> None:
+    driver = Proc(1, 1)
+    forks = []
+    for number in range(5):
+        env = check_runtime_env("runtime_env", {"env_vars": {"A": f"{number}"}})
+        fork, _ = life.handle(LeaseWanted(driver, number, {"robot": 1.0}, env))
+        forks.append(fork)
+        commands = life.handle(LeaseDone(fork.proc))
+    assert commands == [Kill(forks[0].proc)]
 
 
 def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(

@@ -2,9 +2,9 @@
 
 It is started by exec, has one thread, and imports only what workers need anyway, so a
 fork is cheap and safe: nothing of the user's program is in it. Workers must be children
-of the supervisor, since a process's death signal comes from its parent: the zygote
-forks a helper, which forks the worker and ends, and the worker is handed to the nearest
-subreaper, the supervisor.
+of the supervisor, since a process's death signal comes from its parent: a helper, which
+shares the zygote's memory, forks the worker and ends, and the worker is handed to the
+nearest subreaper, the supervisor.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import time
 from typing import Any
 
+from ... import _core
 from ...exceptions import RuntimeEnvSetupError
 from ..surroundings import Surroundings
 from . import leftovers, wire
@@ -56,14 +57,15 @@ def main(fd: int, supervisor_pid: int) -> None:
             leftovers.end_all(session_id, {os.getpid()})
             return
         order = pickle.loads(request)
-        helper, pid = _fork_worker(
-            sock, session_fd, fds, supervisor_pid, settings, order
-        )
+        pid = _core.fork_orphan()
+        if pid == 0:
+            sock.close()
+            _become_worker(session_fd, fds, supervisor_pid, settings, order)
+        pid = max(pid, 0)  # 0: it could not be forked
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
         for received in fds:
             os.close(received)
-        os.waitpid(helper, 0)
 
 
 def _enter_runtime_env(settings: dict[str, Any]) -> None:
@@ -98,35 +100,6 @@ def _preload(modules: list[str]) -> None:
             print(f"skate: preloading {name} failed: {error}", file=sys.stderr)
 
 
-def _fork_worker(
-    sock: socket.socket,
-    session_fd: int,
-    fds: list[int],
-    supervisor_pid: int,
-    settings: dict[str, object],
-    order: dict[str, object],
-) -> tuple[int, int]:
-    """The helper's process id, and the worker's, or 0 if it could not be forked."""
-    readable, writable = os.pipe()
-    helper = os.fork()
-    if helper == 0:
-        try:
-            worker = os.fork()
-        except OSError:
-            worker = -1
-        if worker != 0:
-            os.write(writable, max(worker, 0).to_bytes(8, "little"))
-            os._exit(0)
-        os.close(readable)
-        os.close(writable)
-        sock.close()
-        _become_worker(session_fd, fds, supervisor_pid, settings, order)
-    os.close(writable)
-    answer = os.read(readable, 8)
-    os.close(readable)
-    return helper, int.from_bytes(answer, "little")
-
-
 def _become_worker(
     session_fd: int,
     fds: list[int],
@@ -134,8 +107,6 @@ def _become_worker(
     settings: dict[str, object],
     order: dict[str, object],
 ) -> None:
-    from ... import _core
-
     _core.name_process("skate-worker")
     # The helper ends at once; until then the supervisor is not yet the parent, and a
     # death signal asked for now would follow the helper.
