@@ -340,6 +340,11 @@ def name_process(name: str) -> None:
 def become_subreaper() -> None:
     """Become the parent of orphans among this process's descendants."""
 
+def fork_orphan() -> int:
+    """
+    Fork a child of the nearest subreaper's: its id, 0 in it, -1 if that failed.
+    """
+
 def line_buffer_stdout() -> None:
     """Let C code's printf show a line when it ends, into a pipe too."""
 
