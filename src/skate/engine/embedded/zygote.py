@@ -34,6 +34,9 @@ _IDLE_S = 0.1
 def main(fd: int, supervisor_pid: int) -> None:
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # While the supervisor starts.
+    _preload(["skate.engine.embedded.worker"])
+    _freeze()
     hello, (session_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)
     _call_it("skate-zygote")
@@ -42,8 +45,9 @@ def main(fd: int, supervisor_pid: int) -> None:
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    _preload(["skate.engine.embedded.worker", *settings["preload"]])
-    _freeze()
+    if settings["preload"]:
+        _preload(settings["preload"])
+        _freeze()
     idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
     while True:
         if idle_imports and not select.select([sock], [], [], _IDLE_S)[0]:
@@ -69,7 +73,10 @@ def main(fd: int, supervisor_pid: int) -> None:
 
 
 def _enter_runtime_env(settings: dict[str, Any]) -> None:
-    """That of the session, before anything is imported. Workers tell what fails."""
+    """That of the session, before anything of the user's is imported.
+
+    Workers tell what fails.
+    """
     surroundings = Surroundings(settings["config"].runtime_env)
     settings["surroundings"], settings["refusal"] = surroundings, None
     try:
