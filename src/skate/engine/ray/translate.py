@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..protocol import MethodSpec
 
 _NO_LISTS = (
-    "on engine='ray', retry_exceptions of a method is True or False; lists of types are "
-    "for engine='embedded' and engine='inline'."
+    "on engine='ray', retry_exceptions of a method is True or False; lists of types "
+    "are for engine='embedded' and engine='inline'."
 )
 
 # Options -----------------------------------------------------------------------------
