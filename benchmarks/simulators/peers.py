@@ -49,9 +49,9 @@ class Skate:
     def __init__(self, n: int) -> None:
         import skate
 
-        # Only what the workers of every peer import; for none of them is it timed.
-        preload = ["gymnasium"] if n <= 2 else []
-        skate.init(num_cpus=n, preload=preload)
+        # Workers are forked from a process that has imported this already, as those of
+        # a forked pool are.
+        skate.init(num_cpus=n, preload=["skate.sim", "benchmarks.simulators.workload"])
 
     def run(self, function: Function, configs: Sequence[Any]) -> Iterator[Done]:
         from skate import sim

@@ -1,20 +1,22 @@
 """Run simulators at scale: many configurations, or many environments and a policy."""
 
+from .batch import RolloutError as RolloutError
 from .dispatch import RunTimeoutError as RunTimeoutError
-from .rollout import Env as Env
+from .env import Env as Env
+from .env import make_env as make_env
 from .rollout import Rollouts as Rollouts
-from .rollout import Trajectory as Trajectory
-from .rollout import make_env as make_env
 from .rollout import rollouts as rollouts
 from .run import FailedRun as FailedRun
 from .run import Partial as Partial
 from .run import Run as Run
 from .run import run as run
+from .trajectory import Trajectory as Trajectory
 
 __all__ = [
     "Env",
     "FailedRun",
     "Partial",
+    "RolloutError",
     "Rollouts",
     "Run",
     "RunTimeoutError",

@@ -26,8 +26,9 @@ R = TypeVar("R")
 
 _MOST_SPANS = 200_000  # kept for a picture; an endless run must not fill the memory
 _SHOW_S = 0.25  # between two looks at the progress, if nothing finishes
-# Above this, 1.2 ms that a task costs on Ray with two cores are not seen.
-_RAY_TASK_S = 0.05
+# Tasks that take this long do not show what a task costs: on two cores 1.2 ms on ray,
+# and 30 us on embedded. On inline there is nothing to win.
+_TASK_S = {"ray": 0.05, "embedded": 0.002}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def run(
 
     Results do not depend on the number of workers, nor on which of them ran what. A
     simulation that raises, whose process dies, or that hangs costs the others nothing.
+    Where simulations are so short that a task costs as much (below 1 ms; on ray, 25),
+    several travel in one, and fewer towards the end; with a ``timeout``, none do.
 
     Args:
         simulate: a function of one configuration. If it has a parameter ``seed``, it
@@ -91,7 +94,7 @@ def run(
             earlier runs of this process. The most expensive start first, so that none
             of them is left running alone at the end. Of an iterator, twice
             ``max_in_flight`` at a time are put in order.
-        max_in_flight: tasks submitted and not finished; default 16 a CPU.
+        max_in_flight: simulations submitted and not finished; default 16 tasks a CPU.
         ordered: yield in the order of ``configs``, not as they finish. Without
             ``cost``, others get ahead of a slow one by 4 times ``max_in_flight``.
         timeout: seconds that one simulation may run, from when it begins. Its process
@@ -113,9 +116,7 @@ def run(
     """
     simulation = _check(simulate, timeout, retries, on_error, run_seed)
     num_workers = max(1, int(skate.cluster_resources().get("CPU", 1)))
-    if max_in_flight is None:
-        max_in_flight = 16 * num_workers
-    elif max_in_flight < 1:
+    if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight={max_in_flight!r}; expected at least 1.")
     learned = None
     hint: CostHint
@@ -127,7 +128,8 @@ def run(
         hint = learned = learned_costs(simulate)
     else:
         hint = cost
-    plan = schedule(configs, hint, window=2 * max_in_flight)
+    in_flight = max_in_flight or 16 * num_workers
+    plan = schedule(configs, hint, window=2 * in_flight)
     # In order of cost, the one that all others wait for may start last.
     all_are_held = cost is not None and plan.total is not None
     return Run(
@@ -135,8 +137,9 @@ def run(
         plan,
         learned=learned,
         num_workers=num_workers,
-        max_in_flight=max_in_flight,
-        max_ahead=math.inf if all_are_held else 4 * max_in_flight,
+        max_in_flight=in_flight,
+        counts_jobs=max_in_flight is not None,
+        max_ahead=math.inf if all_are_held else 4 * in_flight,
         ordered=ordered,
         timeout=timeout,
         retries=retries,
@@ -171,6 +174,7 @@ class Run(Generic[R]):
         learned: LearnedCosts | None,
         num_workers: int,
         max_in_flight: int,
+        counts_jobs: bool,
         max_ahead: float,
         ordered: bool,
         timeout: float | None,
@@ -187,6 +191,8 @@ class Run(Generic[R]):
         self._learned = learned
         self._num_workers = num_workers
         self._max_in_flight = max_in_flight
+        self._counts_jobs = counts_jobs  # else tasks, of several jobs perhaps
+        self._unfinished = 0  # jobs
         self._max_ahead = max_ahead
         self._retries = retries
         self._raise = raise_failures
@@ -272,8 +278,11 @@ class Run(Generic[R]):
     def _all(self) -> Iterator[tuple[int, Any, bool]]:
         """Index and result of what comes, and whether it is its simulation's last."""
         self._started = self._ended = perf_counter()
-        if self._engine == "ray":
-            self._grouping = Grouping(self._num_workers, _RAY_TASK_S)
+        if self._engine in _TASK_S:
+            self._grouping = Grouping(self._num_workers, _TASK_S[self._engine])
+            if self._counts_jobs:
+                share = self._max_in_flight // (2 * self._num_workers)
+                self._grouping.most = max(1, share)
         try:
             while True:
                 self._fill()
@@ -299,6 +308,7 @@ class Run(Generic[R]):
             if not group:
                 return
             self._left -= len(group)
+            self._unfinished += len(group)
             self._dispatcher.start(group)
 
     def _next_group(self) -> list[Job]:
@@ -308,9 +318,9 @@ class Run(Generic[R]):
         return [] if job is None else [job]
 
     def _has_room(self) -> bool:
-        unfinished = len(self._dispatcher)
-        ahead = unfinished + len(self._held)
-        return unfinished < self._max_in_flight and ahead < self._max_ahead
+        under_way = self._unfinished if self._counts_jobs else len(self._dispatcher)
+        ahead = self._unfinished + len(self._held)
+        return under_way < self._max_in_flight and ahead < self._max_ahead
 
     def _settle(
         self, job: Job, outcome: Finished | Failed | Yielded
@@ -342,6 +352,7 @@ class Run(Generic[R]):
         yield job.index, result, True
 
     def _count(self, job: Job, *, failed: bool) -> None:
+        self._unfinished -= 1
         self._tally.done += 1
         self._tally.done_cost += job.cost or 0.0
         self._tally.failed += failed

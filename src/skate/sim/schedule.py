@@ -99,6 +99,7 @@ class Grouping:
 
     num_workers: int
     task_s: float  # seconds that a task may take for its own cost not to show
+    most: int = 256  # jobs in one task
     _busy_s: float = 0.0
     _cost: float = 0.0
     _seen: int = 0
@@ -111,7 +112,7 @@ class Grouping:
     def take(self, jobs: Iterator[Job], left: float) -> list[Job]:
         """The next group; ``left`` counts the jobs that have not started."""
         group: list[Job] = []
-        most = max(1.0, left / (4 * self.num_workers))
+        most = max(1.0, min(self.most, left / (4 * self.num_workers)))
         if self._seen < self.num_workers:  # nothing is known yet
             most = 1.0
         expected_s = 0.0
