@@ -22,6 +22,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "reference"
         ("parameter-server", 2),
         ("checkpoints", 1),
         ("runtime-env", 1),
+        ("simulation", 3),
     ],
 )
 def test_the_examples_on_the_page_run(

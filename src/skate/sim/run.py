@@ -27,7 +27,7 @@ R = TypeVar("R")
 _MOST_SPANS = 200_000  # kept for a picture; an endless run must not fill the memory
 _SHOW_S = 0.25  # between two looks at the progress, if nothing finishes
 # Tasks that take this long do not show what a task costs: on two cores 1.2 ms on ray,
-# and 30 us on embedded. On inline there is nothing to win.
+# and 60 us of CPU on embedded. On inline there is nothing to win.
 _TASK_S = {"ray": 0.05, "embedded": 0.002}
 
 
