@@ -81,6 +81,7 @@ class Place:
             finally:
                 late = deadline.end()
         except StepTimeout:
+            deadline.end()  # it may have come while that ran
             return None
         except Exception as error:
             if self.replaces:

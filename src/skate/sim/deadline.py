@@ -49,10 +49,10 @@ class StepDeadline:
     def end(self) -> bool:
         """It has ended. True: too late, and nothing has interrupted it."""
         began, self._began = self._began, None
-        if began is None or self._seconds is None:
-            return False
         if self._kills:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if began is None or self._seconds is None:
+            return False
         return time.monotonic() - began > self._seconds
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

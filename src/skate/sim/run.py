@@ -79,7 +79,8 @@ def run(
     """Call ``simulate(config)`` for every configuration, each as a task.
 
     Results do not depend on the number of workers, nor on which of them ran what. A
-    simulation that raises, whose process dies, or that hangs costs the others nothing.
+    simulation that raises, whose process dies, or that exceeds its ``timeout`` costs
+    the others nothing.
     Where simulations are so short that a task costs as much (below 1 ms; on ray, 25),
     several travel in one, and fewer towards the end; with a ``timeout``, none do.
 
