@@ -223,6 +223,11 @@ def test_checkpoints_are_evaluated_while_training_goes_on(tmp_path: Path) -> Non
     assert picture.read_bytes()[1:4] == b"PNG"
 
 
+def test_a_failing_evaluation_does_not_start_training_again() -> None:
+    with pytest.raises(KeyError, match="no such"):
+        train.run(lose, 1, evaluate=lambda checkpoint: {}["no such"], max_failures=3)
+
+
 # faults ------------------------------------------------------------------------------
 
 

@@ -56,11 +56,15 @@ class Saver:
     Args:
         directory: None writes nothing.
         keep: how many of the newest to keep, as ``checkpoint-<step>.pkl`` if not 1.
+        anew: with the first one, remove those of an earlier run.
     """
 
-    def __init__(self, directory: Path | None, keep: int = 1) -> None:
+    def __init__(
+        self, directory: Path | None, keep: int = 1, *, anew: bool = False
+    ) -> None:
         self._directory = directory
         self._keep = keep
+        self._anew = anew
         self._writer = ThreadPoolExecutor(1, "skate-checkpoint")
         self._writing: Future[None] | None = None
         self._waiting: list[Offer] = []
@@ -101,6 +105,10 @@ class Saver:
 
     def _write(self, offers: list[Offer]) -> None:
         assert self._directory is not None
+        if self._anew:  # not sooner: the run may fail before it has any of its own
+            self._anew = False
+            for old in (self._directory / BEST, *numbered(self._directory)):
+                old.unlink(missing_ok=True)
         for offer in offers:
             self.path = save(
                 self._directory, offer.checkpoint, offer.step, offer.metrics, self._keep
@@ -145,12 +153,6 @@ def save(
 def numbered(directory: Path) -> list[Path]:
     """The checkpoints that were kept, oldest first."""
     return sorted(directory.glob("checkpoint-*.pkl"))
-
-
-def remove(directory: Path) -> None:
-    """Remove what an earlier run has left, so that nothing of it can be mistaken."""
-    for old in (directory / NAME, directory / BEST, *numbered(directory)):
-        old.unlink(missing_ok=True)
 
 
 def load(path: str | Path, like: Tree = None) -> Any:

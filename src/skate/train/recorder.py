@@ -46,6 +46,8 @@ class Recorder:
     ) -> None:
         self.result = result
         self.stop = False
+        #: Training is not to blame for the error then, and need not begin again.
+        self.evaluation_failed = False
         self._saver = saver
         self._watch = watch
         self._on_report = on_report
@@ -108,7 +110,9 @@ class Recorder:
         assert self.evaluation is not None
         (place, checkpoint), ref = self._evaluating, self.evaluation
         self._evaluating = self.evaluation = None
+        self.evaluation_failed = True  # unless the next line returns
         metrics = skate.get(ref)
+        self.evaluation_failed = False
         self.result.evaluations.append((place, metrics))
         if self._judge(metrics, checkpoint):
             self._offer(checkpoint, metrics, best=True)

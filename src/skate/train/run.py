@@ -110,11 +110,11 @@ def run(
         if result.checkpoint is not None:
             first_step = int(checkpoints.describe(directory)["step"])
             result.path = directory / checkpoints.NAME
-    elif directory is not None:
-        checkpoints.remove(directory)
     resumed = result.checkpoint is not None
     with contextlib.ExitStack() as stack:
-        saver = checkpoints.Saver(directory, keep_checkpoints)
+        saver = checkpoints.Saver(
+            directory, keep_checkpoints, anew=result.checkpoint is None
+        )
         stack.callback(saver.close)
         recorder = Recorder(
             result,
@@ -136,7 +136,7 @@ def run(
                 recorder.finish()
             except SkateError:
                 result.failures += 1
-                if result.failures > max_failures:
+                if recorder.evaluation_failed or result.failures > max_failures:
                     raise
                 world_size = fitting(
                     num_workers, min_workers, job.resources, skate.cluster_resources()

@@ -99,6 +99,23 @@ def test_a_saver_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         saver.close()
 
 
+def test_a_new_run_replaces_an_old_one_with_its_first_checkpoint(
+    tmp_path: Path,
+) -> None:
+    for step in (8, 9):
+        save(tmp_path, step, step=step, keep=3)
+    saver = Saver(tmp_path, keep=3, anew=True)
+    try:
+        assert load_checkpoint(tmp_path) == 9
+        saver.offer(Offer("new", 1, {}), now=0.0)
+        saver.flush()
+    finally:
+        saver.close()
+    assert load_checkpoint(tmp_path) == "new"
+    names = [path.name for path in checkpoints.numbered(tmp_path)]
+    assert names == ["checkpoint-00000001.pkl"]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     saver = Saver(tmp_path)
     try:
