@@ -28,7 +28,9 @@ from .result import Result as Result
 from .shard_host import hosting_servers
 
 LAST_REPORTS_S = 0.5  # to wait for them at the end: they have been sent already
-BLAME_S = 1.0  # to wait for the error that began it, after another rank's echo of it
+# To wait for the error that began it, after another rank's echo of it: of a rank that
+# is known to have ended, whose error is on its way; or of any.
+BLAME_S, BLAME_ANY_S = 10.0, 1.0
 SERVING_THREADS = 64  # of a rank that hosts shards: only as many start as wait at once
 
 
@@ -283,7 +285,8 @@ def _check_ended(ended: Any, running: dict[Any, int], world_size: int) -> None:
         if isinstance(error, ActorDiedError) or blamed == rank:
             others = []  # its own
         if others:
-            for other in skate.wait(others, len(others), timeout=BLAME_S)[0]:
+            patience = BLAME_ANY_S if blamed is None else BLAME_S
+            for other in skate.wait(others, len(others), timeout=patience)[0]:
                 _check_ended(other, {other: running[other]}, world_size)
         if isinstance(error, ActorDiedError):
             raise RankDiedError(
