@@ -98,7 +98,7 @@ def wander(config: dict[str, Any]) -> None:
             state["epoch"],
         )
         context.set_random_state(state["random"])
-    data = np.random.default_rng(5).normal(size=(24, 3))
+    data = np.random.default_rng(5).normal(size=(12, 3))
     for epoch in range(epoch, config["epochs"]):  # noqa: B020
         for row in context.shard(data, epoch=epoch, shuffle=True):
             noise = context.rng.normal(size=3)
