@@ -73,7 +73,16 @@ class Place:
 
     def step_env(self, index: int, step: Callable[[Any], Any], action: Any) -> Any:
         """What ``step(action)`` returns; None: the environment must be replaced."""
+        try:
+            return self.step_in_time(step, action)
+        except Exception as error:
+            self.failed(index, error)
+            return None
+
+    def step_in_time(self, step: Callable[[Any], Any], action: Any) -> Any:
+        """What ``step(action)`` returns; None: it took too long."""
         deadline = self.deadline
+        late = False
         try:
             deadline.begin()
             try:
@@ -83,13 +92,14 @@ class Place:
         except StepTimeout:
             deadline.end()  # it may have come while that ran
             return None
-        except Exception as error:
-            if self.replaces:
-                return None
+        return None if late else result
+
+    def failed(self, index: int, error: Exception) -> None:
+        """Raise what a step raised, with its place, unless it is to be replaced."""
+        if not self.replaces:
             raise self.error(
                 f"the environment raised {type(error).__name__}: {error}", index
             ) from error
-        return None if late else result
 
 
 class Batch(Protocol):
@@ -143,17 +153,27 @@ class SingleEnvs:
 
     def step(self, actions: Array, record: Record, t: int) -> None:
         place, envs = self._place, self._envs
+        timed = not place.deadline.is_off
         before, following = record.observations[t], record.observations[t + 1]
         shape, dtype = following.shape[1:], following.dtype
         for i, action in enumerate(actions):
             env = envs[i]
-            result = place.step_env(i, env.step, action)
+            try:
+                if timed:
+                    result = place.step_in_time(env.step, action)
+                else:
+                    result = env.step(action)
+            except Exception as error:
+                place.failed(i, error)
+                result = None
             if result is None:
                 self._replace(i, before[i], following, record, t)
                 continue
             observation, reward, terminated, truncated, _ = result
-            if np.shape(observation) != shape or (
-                getattr(observation, "dtype", dtype) != dtype
+            if (
+                type(observation) is not np.ndarray
+                or observation.shape != shape
+                or observation.dtype != dtype
             ):
                 check_observation(place, i, np.asarray(observation), following[0])
             record.rewards[t, i] = reward

@@ -27,6 +27,7 @@ class StepDeadline:
     """
 
     def __init__(self, seconds: float | None, *, preemptive: bool) -> None:
+        self.is_off = seconds is None
         self._seconds = seconds
         self._began: float | None = None
         self._kills = preemptive and seconds is not None
