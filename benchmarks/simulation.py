@@ -235,6 +235,8 @@ def _answers(case: Case, folder: Path) -> dict[str, Any]:
             given[peer] = json.loads(path.read_text())
         elif path.with_suffix(".failed").exists():
             given[peer] = {"failed": path.with_suffix(".failed").read_text()}
+        else:
+            given[peer] = {"failed": "not run"}
     draws = max((len(piece.get("draws", ())) for piece in given.values()), default=0)
     exact = []
     for seed in range(draws):

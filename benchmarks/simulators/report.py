@@ -160,7 +160,7 @@ def _document(
         ),
     ]
     for name, case in answers.items():
-        if case["peers"]:
+        if case["exact"]:
             parts += [f"## {name}\n", _exact_line(case), _table(case), ""]
     parts += ["## Goals\n", _goal_table(goals), ""]
     parts += [
