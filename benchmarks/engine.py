@@ -56,6 +56,12 @@ QUESTION = Question(
         Case("task returning 8 MB", "calls/s", goals=(times_ray(5),)),
         Case("single client get object containing 10k refs", "calls/s"),
         Case("init to first result", "ms", goals=(Goal("< 300 ms", at_most=0.3),)),
+        Case("actor start from warm", "ms", goals=(Goal("< 10 ms", at_most=0.01),)),
+        Case(
+            "memory with 256 idle actors",
+            "MB",
+            goals=(Goal("< 1500 MB", at_most=1.5e9),),
+        ),
         Case(
             "memory with 2 idle workers", "MB", goals=(Goal("< 150 MB", at_most=150e6),)
         ),

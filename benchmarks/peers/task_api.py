@@ -50,10 +50,27 @@ def _start(api: Api, init: Callable[[], object]) -> Iterator[Named]:
         api.get(small_value.remote())
         return [time.perf_counter() - start]
 
+    @api.remote(num_cpus=0)
+    class Actor:
+        def small_value(self) -> bytes:
+            return b"ok"
+
+    def actor_start() -> Samples:
+        took = []
+        for _ in range(12):
+            start = time.perf_counter()
+            actor = Actor.remote()
+            api.get(actor.small_value.remote())
+            took.append(time.perf_counter() - start)
+            del actor  # it ends
+            time.sleep(0.05)
+        return took[2:]
+
     yield "init to first result", first_result
     api.get([hold.remote(), hold.remote()])  # both workers have run, and are idle now
     yield "memory with 2 idle workers", lambda: [memory_bytes()]
     yield "idle CPU", lambda: [idle_share_of_core(10)]
+    yield "actor start from warm", actor_start
 
 
 def _calls(api: Api, timer: Timer) -> Iterator[Named]:

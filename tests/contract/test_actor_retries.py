@@ -163,7 +163,6 @@ def test_an_actor_retries_a_call_of_itself(engine: str) -> None:
     assert skate.get(actor.start.remote(actor)) == 3
 
 
-@pytest.mark.differs(ray="generators do not stream there yet")
 @pytest.mark.parametrize("kind", [FlakyStream, AsyncFlakyStream])
 def test_a_stream_goes_on_after_an_error(engine: str, kind: Any) -> None:
     actor = kind.remote(failures=1)

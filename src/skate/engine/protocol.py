@@ -406,6 +406,10 @@ def this_machine(engine: Engine) -> dict[str, Any]:
     return {
         "NodeID": engine.node_id,
         "Alive": True,
+        "alive": True,
+        "NodeManagerAddress": "127.0.0.1",
         "NodeManagerHostname": os.uname().nodename,
+        "NodeName": "127.0.0.1",
         "Resources": engine.cluster_resources(),
+        "Labels": {},
     }

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from ..._placement import GroupInfo
     from ..protocol import (
         ActorInfo,
-        ActorInterface,
         ActorSpec,
         Group,
         MethodSpec,
@@ -96,7 +95,7 @@ class RayEngine:
         self._pid = os.getpid()
         self._closed = False
         self._restarts: int | None = None  # of the actor that this process is
-        self.own_interface: ActorInterface | None = None  # of that actor
+        self.own_interface = b""  # of that actor, pickled
         self._arriving = _Arriving()
         self._futures = Futures(self)
         # Ends Ray, or the connection to it; None if it was there before the session.
@@ -288,10 +287,11 @@ class RayEngine:
         return NamedActor(self._actor_ref(handle), directory.look_up(handle))
 
     def current_actor(self) -> NamedActor | None:
-        if self.own_interface is None:
+        if not self.own_interface:
             return None
         handle: Any = ray.get_runtime_context().current_actor
-        return NamedActor(self._actor_ref(handle), self.own_interface)
+        interface = serialize.loads(self.own_interface)
+        return NamedActor(self._actor_ref(handle), interface)
 
     def list_actors(self) -> list[ActorInfo]:
         self.enter()

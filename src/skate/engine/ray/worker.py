@@ -24,7 +24,7 @@ from . import messages, ship
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-    from ..protocol import ActorInterface, ActorSpec, EngineConfig
+    from ..protocol import ActorSpec, EngineConfig
     from .engine import RayEngine
 
 T = TypeVar("T")
@@ -293,7 +293,7 @@ class Body:
     """An actor as Ray sees it: holds the user's object, has a stub for each method."""
 
     _skate_code: ClassVar[Code]
-    _skate_interface: ClassVar[ActorInterface]
+    _skate_interface: ClassVar[bytes]  # pickled: it may name modules of the program's
 
     def __init__(
         self, message: messages.Message = None, *dependencies: messages.Message
@@ -321,7 +321,7 @@ def make_actor(code: Code, spec: ActorSpec) -> type:
     own = {
         "__module__": spec.cls.__module__,
         "_skate_code": code,
-        "_skate_interface": spec.interface,
+        "_skate_interface": serialize.dumps(spec.interface).header,
     }
     return type(name, (Body,), members | own)
 
