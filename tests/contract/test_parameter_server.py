@@ -386,6 +386,25 @@ def hang_one(server: train.ParameterServer) -> None:
     worker.step([np.ones(4, np.float32)])
 
 
+def pull_in_vain(server: train.ParameterServer) -> None:
+    context = train.context()
+    worker = server.join()
+    worker.pull()
+    if context.rank == 0:
+        worker.push([np.ones(4, np.float32)])
+        with pytest.raises(skate.exceptions.GetTimeoutError):
+            worker.pull(timeout=0.05)
+    context.barrier()
+    context.report({"timed out": True})
+
+
+@pytest.mark.parametrize("placement", ["actors", "workers"])
+def test_a_pull_may_have_a_time_limit(placement: str) -> None:
+    server = one_weight(placement=placement)
+    assert train.run(pull_in_vain, 2, config=server).metrics == {"timed out": True}
+    server.close()
+
+
 @pytest.mark.differs(inline="hangs the program: ranks take turns in one process")
 def test_a_rank_that_hangs_is_told_from_one_that_waits_for_it() -> None:
     with pytest.raises(CollectiveTimeoutError, match="rank 1 of 2 hangs"):

@@ -64,8 +64,11 @@ class Shards:
             for k in range(self.number)
         ]
         # Its own last: meanwhile the others work.
+        limit = {} if timeout is None else {"timeout": timeout}
         answers = [
-            None if (own := self.own(k)) is None else getattr(own, method)(*args[k])
+            None
+            if (own := self.own(k)) is None
+            else getattr(own, method)(*args[k], **limit)
             for k in range(self.number)
         ]
         remote = iter(get([ref for ref in refs if ref is not None], timeout))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import skate
+from skate.exceptions import GetTimeoutError
 
 from .layout import Part
 from .shard import Answer, Gradient, Rules, Shard, ShardStats, Span
@@ -154,10 +155,20 @@ class HostedShard(_Host):
             self._changed.notify_all()
             return self._push(worker, token, version, form, arrays)
 
-    def pull(self, worker: int, at_least: int) -> tuple[int, list[Ref]]:
+    def pull(
+        self, worker: int, at_least: int, timeout: float | None = None
+    ) -> tuple[int, list[Ref]]:
+        end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not self._shard.may_read(worker, at_least):
-                if not self._changed.wait(self._give_up_late()):
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    raise GetTimeoutError(
+                        f"the weights of step {at_least} were not there within "
+                        f"{timeout} s: another worker has not pushed its gradient."
+                    )
+                limits = [s for s in (left, self._give_up_late()) if s is not None]
+                if not self._changed.wait(min(limits, default=None)):
                     self._give_up_late()
                     self._changed.notify_all()
             return self._published()
