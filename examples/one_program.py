@@ -1,7 +1,9 @@
-"""Tasks, actors, errors, simulation, serving and training in one program.
+"""Tasks, actors, streams, errors, simulation, serving, training in one program.
 
 It prints the same on every engine: SKATE_ENGINE=inline, embedded or ray.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,6 +19,13 @@ def norm(x: np.ndarray) -> float:
 @skate.remote
 def divide(a: float, b: float) -> float:
     return a / b
+
+
+@skate.remote
+def halves(x: float) -> Iterator[float]:
+    while x > 1:
+        x /= 2
+        yield x
 
 
 @skate.remote
@@ -68,6 +77,7 @@ def tasks_and_actors() -> None:
     found = sorted(skate.get(ref) for ref in skate.as_completed(quotients))
     print("completed", *found)
     print("mapped   ", *sorted(skate.map_unordered(account.deposit, [0, 0])))
+    print("streamed ", *(skate.get(ref) for ref in halves.remote(20.0)))
     try:
         skate.get(divide.remote(1, 0))
     except ZeroDivisionError as error:
