@@ -1,7 +1,7 @@
 # make setup   everything that the demo and the tests need, in .venv
 # make demo    train Pendulum-v1 with PPO, into runs/demo
-# make test    the tests: Python, and C++ under the sanitizers; without Ray
-# make test-ray      the contract tests on a Ray of this machine
+# make test    the tests: Python, and C++ under the sanitizers; of Ray the core
+# make test-ray      all contract tests on a Ray of this machine
 # make test-cluster  skate on Ray across three hosts (network namespaces; root)
 # make gpu     the tests that need CUDA, where it is; elsewhere says why not
 # make check   lint, formatting, types, documents, and the contract tests on
@@ -73,7 +73,7 @@ test: setup test-core
 	@timeout --kill-after=30 2700 $(BIN)/python -m pytest $(PYTEST)
 
 test-ray: setup
-	@$(BIN)/python -m pytest -m ray $(PYTEST)
+	@timeout --kill-after=30 3600 $(BIN)/python -m pytest -m ray $(PYTEST)
 
 # Real hosts, in network namespaces: needs root and iproute2, and some minutes.
 test-cluster: setup

@@ -10,7 +10,7 @@ from polling import wait_until
 import skate
 from skate.exceptions import ActorAlreadyExistsError, ActorDiedError
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
 def test_an_actor_keeps_its_state_between_calls() -> None:

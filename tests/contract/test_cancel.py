@@ -59,6 +59,7 @@ def test_the_task_sees_a_keyboard_interrupt_and_may_clean_up() -> None:
     assert skate.get(counter.get.remote()) == 10
 
 
+@pytest.mark.differs(ray="may see the TaskCancelledError of what it waits for instead")
 def test_a_task_that_catches_the_interrupt_returns_what_it_likes() -> None:
     @skate.remote
     def stubborn(signal: Any, started: Any) -> str:

@@ -23,7 +23,7 @@ import skate
 from skate import debug
 
 pytestmark = pytest.mark.differs(
-    ray="refused by name: only Ray's dashboard and commands know what runs where"
+    ray="refused, naming Ray's command for it; timeline has Ray's own events"
 )
 
 Start = Callable[..., None]

@@ -12,7 +12,7 @@ from helpers import Counter, add, fail, identity
 import skate
 from skate.exceptions import RemoteTraceback, SkateError, TaskError
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
 def test_a_failed_task_raises_the_users_own_exception_type() -> None:

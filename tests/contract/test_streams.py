@@ -15,7 +15,7 @@ from polling import wait_until
 import skate
 from skate.exceptions import ActorDiedError, GetTimeoutError, TaskError
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
 @skate.remote

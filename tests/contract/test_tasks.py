@@ -7,7 +7,7 @@ from helpers import Signal, add, identity, wait_for
 
 import skate
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
 def test_a_task_returns_what_its_function_returns() -> None:
@@ -90,37 +90,6 @@ def test_a_ref_equals_itself_wherever_it_has_been() -> None:
     assert hash(returned) == hash(ref)
     assert returned.hex() == ref.hex()
     assert returned != skate.put(1)
-
-
-@skate.remote
-def fibonacci(n: int) -> int:
-    if n < 2:
-        return n
-    return sum(skate.get([fibonacci.remote(n - 1), fibonacci.remote(n - 2)]))
-
-
-def test_nested_tasks_return_their_cpus_while_they_wait() -> None:
-    assert skate.get(fibonacci.remote(9)) == 34
-
-
-@skate.remote
-def tree(depth: int) -> int:
-    if depth == 0:
-        return 1
-    return 1 + sum(skate.get([tree.remote(depth - 1) for _ in range(4)]))
-
-
-def test_a_tree_of_tasks_six_levels_deep_ends_on_two_cpus() -> None:
-    assert skate.get(tree.remote(5)) == 1365
-
-
-@skate.remote
-def countdown(n: int) -> int:
-    return 0 if n == 0 else 1 + skate.get(countdown.remote(n - 1))
-
-
-def test_a_deep_chain_of_waiting_tasks_ends() -> None:
-    assert skate.get(countdown.remote(20)) == 20
 
 
 @skate.remote(num_returns=3)

@@ -10,7 +10,7 @@ from helpers import Counter, Signal, add, fail, identity, wait_for
 import skate
 from skate.exceptions import GetTimeoutError
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
 # get ------------------------------------------------------------------------------

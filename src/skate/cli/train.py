@@ -44,7 +44,7 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     engine: Annotated[
-        str | None, typer.Option(help="embedded or inline [default: embedded].")
+        str | None, typer.Option(help="embedded, inline or ray [default: embedded].")
     ] = None,
 ) -> None:
     """Train ALGO on ENV; rollouts, a served policy and learners run at once.

@@ -34,7 +34,8 @@ from . import (
     translate,
     worker,
 )
-from .ids import ActorId, RefId, id_of, new_ref
+from .ids import CANCELLED, KILLED, ActorId, RefId, id_of, new_ref
+from .observer import RayObserver
 from .streams import Stream
 from .waiting import Futures, RayWatch
 
@@ -339,12 +340,15 @@ class RayEngine:
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
         self.enter()
+        id_: RefId = ref._id  # type: ignore[assignment]  # no int
+        level = KILLED if force else CANCELLED
+        if id_.cancelled >= level:
+            return True  # Ray may crash over a second time
         try:
-            ray.cancel(self.handle(ref), force=force, recursive=recursive)
+            ray.cancel(id_.ref, force=force, recursive=recursive)
         except ValueError:  # force, and a call of an actor
             return False
-        if force:
-            ref._id.is_killed = True  # type: ignore[attr-defined]  # a RefId
+        id_.cancelled = level
         return True
 
     def is_cancelled(self) -> bool:
@@ -380,7 +384,7 @@ class RayEngine:
                 "on; wait longer, or find out what it waits for."
             ) from None
         except TaskCancelledError as error:
-            if any(ref._id.is_killed for ref in refs):  # type: ignore[attr-defined]
+            if any(ref._id.cancelled == KILLED for ref in refs):  # type: ignore[attr-defined]
                 raise TaskKilledError(f"{error} With force: its worker ended.") from (
                     None
                 )
@@ -535,11 +539,8 @@ class RayEngine:
         return statistics.collect()
 
     def observer(self) -> Observer:
-        raise EngineError(
-            "summary, timeline and spans are not on engine='ray': what runs on the "
-            "cluster's machines is known to Ray alone. Use its dashboard, or its "
-            "commands 'ray timeline' and 'ray summary tasks'."
-        )
+        self.enter()
+        return RayObserver()
 
     def failed(self, ref: ObjectRef[Any]) -> bool:
         try:

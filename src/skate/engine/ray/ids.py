@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .streams import Stream
 
 
+CANCELLED, KILLED = 1, 2
+
+
 def new_ref(ref: ray.ObjectRef, counter: RefCounter) -> ObjectRef[Any]:
     """skate's ref for one of Ray's."""
     return ObjectRef._new(RefId(ref), counter)  # type: ignore[arg-type]  # no int
@@ -26,12 +29,12 @@ def new_ref(ref: ray.ObjectRef, counter: RefCounter) -> ObjectRef[Any]:
 class RefId:
     """Ray's ref, where other engines have a number. Made once for every call."""
 
-    __slots__ = ("is_killed", "ref", "stream")
+    __slots__ = ("cancelled", "ref", "stream")
 
     def __init__(self, ref: ray.ObjectRef, stream: Stream | None = None) -> None:
         self.ref = ref
         self.stream = stream  # if it is the end of one that is read here
-        self.is_killed = False  # by ``cancel(force=True)`` in this process
+        self.cancelled = 0  # by this process; KILLED: with force
 
     @property
     def handle(self) -> Any:
