@@ -133,8 +133,6 @@ def simulate(
     now = 0.0
     while events and done < goal:
         now, _, index, who = heapq.heappop(events)
-        if index >= 0:
-            idle[index] += 1
         for worker, step in who:
             if step + 1 == len(routes[worker]):
                 done += 1
@@ -144,7 +142,8 @@ def simulate(
                 enter(now, worker, 0)
             else:
                 enter(now, worker, step + 1)
-        if index >= 0:
+        if index >= 0:  # once all of them wait again: they make one batch
+            idle[index] += 1
             begin(now, index)
     span = now - warm_at
     return Outcome(

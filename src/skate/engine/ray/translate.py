@@ -94,6 +94,10 @@ def method_options(method: MethodSpec) -> dict[str, Any]:
     """For a call of an actor's method."""
     if not isinstance(method.retry_exceptions, bool):
         raise ValueError(_NO_LISTS)
+    if method.num_returns == 1 and not (
+        method.max_task_retries or method.group or method.retry_exceptions
+    ):
+        return {}  # Ray's own defaults
     return {
         **_returns(method.num_returns, method.window),
         "max_task_retries": method.max_task_retries,
