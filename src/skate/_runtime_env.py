@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +57,7 @@ class RuntimeEnv:
         )
 
     def here(self, engine: str) -> RuntimeEnv:
-        """For an engine of this machine: paths made absolute.
+        """For an engine of this machine: paths made absolute, the rest left out.
 
         Raises:
             ValueError: a field needs a cluster.
@@ -77,10 +77,8 @@ class RuntimeEnv:
                 "takes directories of this machine, and fetches or unpacks nothing."
             )
         directory = self.working_dir and os.path.abspath(self.working_dir)
-        return replace(
-            self,
-            working_dir=directory,
-            py_modules=tuple(map(os.path.abspath, self.py_modules)),
+        return RuntimeEnv(
+            self.env_vars, directory, tuple(map(os.path.abspath, self.py_modules))
         )
 
     def check_paths(self) -> None:

@@ -216,3 +216,11 @@ def test_what_must_be_fetched_needs_ray(engine: str) -> None:
     task = variable.options(runtime_env={"working_dir": "s3://bucket/dir.zip"})
     with pytest.raises(ValueError, match=r"s3://bucket/dir\.zip.*needs engine='ray'"):
         task.remote("A")
+
+
+@pytest.mark.differs(ray=REFUSED)
+def test_init_refuses_and_accepts_what_an_option_does(start: Any) -> None:
+    with pytest.raises(ValueError, match=r"conda.*needs engine='ray'"):
+        start(runtime_env={"conda": "base"})
+    start(runtime_env={"excludes": ["*.bin"], "config": {"eager_install": True}})
+    assert skate.get(variable.remote("SKATE_T")) is None

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
@@ -208,8 +207,7 @@ class EmbeddedEngine:
         return exported
 
     def _env_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv:
-        env = options.runtime_env.here(self.name).over(self.env)
-        return replace(env, others={})
+        return options.runtime_env.here(self.name).over(self.env)
 
     def _check_resources(
         self, name: str, options: TaskOptions | ActorOptions

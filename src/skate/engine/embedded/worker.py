@@ -90,11 +90,15 @@ def _enter_runtime_env(
     if order["runtime_env"] == settings["config"].runtime_env and not order["gpus"]:
         failed: RuntimeEnvSetupError | None = settings["refusal"]
         return failed
-    settings["surroundings"].leave()
     try:
+        settings["surroundings"].leave()
         Surroundings(order["runtime_env"], order["gpus"]).enter()
     except RuntimeEnvSetupError as error:
         return error
+    except OSError as error:  # the directory of the session is gone
+        return RuntimeEnvSetupError(
+            f"the session's runtime_env cannot be left: {error}."
+        )
     return None
 
 
