@@ -109,6 +109,27 @@ def test_discrete_actions_are_learnt_and_evaluated_too(tmp_path: Path) -> None:
     assert again.mean == result.summary["mean_return"]
 
 
+def test_evolution_strategies_learn_resume_and_are_evaluated(tmp_path: Path) -> None:
+    settings = rl.ESSettings(pairs=4, hidden=(8,))
+    options: dict[str, Any] = {
+        "out": tmp_path / "run",
+        "settings": settings,
+        "eval_episodes": 2,
+        "progress": False,
+    }
+    first = rl.train("es", "CartPole-v1", total_steps=1, **options).summary
+    assert first["updates"] == 1
+    assert first["env_steps"] >= 8
+    second = rl.train(
+        "es", "CartPole-v1", total_steps=first["env_steps"] + 1, resume=True, **options
+    ).summary
+    assert second["updates"] == 2
+    again = rl.evaluate(rl.load_policy(tmp_path / "run"), "CartPole-v1", episodes=2)
+    assert again.mean == second["mean_return"]
+    with pytest.raises(ValueError, match="num_workers: of PPO alone"):
+        rl.train("es", "CartPole-v1", num_workers=2, **options)
+
+
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tmp_path: Path) -> None:
     first = learn(tmp_path / "run", updates=2).summary
     second = learn(tmp_path / "run", updates=2, resume=True).summary

@@ -11,7 +11,7 @@ import skate
 
 
 def train(
-    algo: Annotated[str, typer.Argument(help="The algorithm: ppo.")],
+    algo: Annotated[str, typer.Argument(help="The algorithm: ppo or es.")],
     env: Annotated[str, typer.Argument(help="A gymnasium id, such as Pendulum-v1.")],
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run [default: runs/ALGO-ENV].")
@@ -47,7 +47,7 @@ def train(
         str | None, typer.Option(help="embedded, inline or ray [default: embedded].")
     ] = None,
 ) -> None:
-    """Train ALGO on ENV; rollouts, a served policy and learners run at once.
+    """Train ALGO on ENV: PPO, or evolution strategies.
 
     Numbers that are not given are those found for ENV, else defaults.
     """

@@ -12,7 +12,7 @@ import numpy as np
 
 from .policy import Array, categorical_weights, gaussian_weights
 
-ALGORITHMS = ("ppo",)
+ALGORITHMS = ("ppo", "es")
 EXTRAS = {  # package: module
     "gymnasium": "gymnasium",
     "matplotlib": "matplotlib",

@@ -115,4 +115,5 @@ def _described(metrics: Mapping[str, Any]) -> str:
     # No episode may have ended yet.
     known = math.isfinite(metrics["mean_return"])
     mean = f"{metrics['mean_return']:8.1f}" if known else "       -"
-    return f"return {mean}  lag {metrics['policy_lag']:.1f}  {speed:,.0f} steps/s"
+    lag = f"  lag {metrics['policy_lag']:.1f}" if "policy_lag" in metrics else ""
+    return f"return {mean}{lag}  {speed:,.0f} steps/s"

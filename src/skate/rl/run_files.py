@@ -14,7 +14,7 @@ import numpy as np
 from skate.train import CHECKPOINT, load_checkpoint
 
 from .policy import DeterministicPolicy, Weights
-from .settings import Settings
+from .settings import ESRun, Settings
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -28,7 +28,9 @@ TENSORBOARD = "tensorboard"
 _MAY_CHANGE = {"total_steps", "target_return"}
 
 
-def prepare(path: Path, settings: Settings, *, resume: bool, overwrite: bool) -> Any:
+def prepare(
+    path: Path, settings: Settings | ESRun, *, resume: bool, overwrite: bool
+) -> Any:
     """Make the directory ready for a run; the checkpoint to go on from, if any.
 
     Raises:

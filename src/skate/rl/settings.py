@@ -46,6 +46,43 @@ TUNED_LAYOUT = {
 
 
 @dataclass(frozen=True)
+class ESSettings:
+    """How evolution strategies learn."""
+
+    pairs: int = 32  # perturbations of an iteration; each is tried in both directions
+    sigma: float = 0.1  # their standard deviation
+    learning_rate: float = 0.03
+    weight_decay: float = 0.0
+    hidden: tuple[int, ...] = (32, 32)
+
+
+TUNED_ES_STEPS = {"Pendulum-v1": 2_000_000, "CartPole-v1": 500_000}
+
+
+@dataclass(frozen=True)
+class ESRun:
+    """A run of evolution strategies."""
+
+    algo: str
+    env: str
+    seed: int
+    total_steps: int
+    es: ESSettings
+    target_return: float | None = None  # ends the run early
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return self.es.hidden
+
+    def checked(self) -> ESRun:
+        """Itself, if it makes sense; else ValueError."""
+        at_least(1, "total_steps", self.total_steps)
+        at_least(1, "pairs", self.es.pairs)
+        at_least(0, "seed", self.seed)
+        return self
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run of PPO."""
 
@@ -55,6 +92,10 @@ class Settings:
     layout: Layout
     ppo: PPOSettings
     target_return: float | None = None  # ends the run early
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return self.ppo.hidden
 
     @property
     def total_steps(self) -> int:

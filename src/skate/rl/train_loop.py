@@ -11,11 +11,21 @@ import skate
 
 from . import run_files
 from .envs import Spaces, check_algorithm, check_extras, spaces
+from .es import train_es
 from .evaluate import evaluate
 from .learner import train_ppo
 from .log import RunLog
 from .pictures import draw_gif, draw_learning_curve
-from .settings import TUNED_LAYOUT, TUNED_PPO, Layout, PPOSettings, Settings
+from .settings import (
+    TUNED_ES_STEPS,
+    TUNED_LAYOUT,
+    TUNED_PPO,
+    ESRun,
+    ESSettings,
+    Layout,
+    PPOSettings,
+    Settings,
+)
 
 PARTS = ("simulation", "serving", "training")
 
@@ -61,7 +71,7 @@ def train(
     num_envs_per_worker: int | None = None,
     rollout_length: int | None = None,
     num_learners: int | None = None,
-    settings: PPOSettings | None = None,
+    settings: PPOSettings | ESSettings | None = None,
     target_return: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -72,20 +82,22 @@ def train(
 
     PPO: rollout workers ask a served policy for every action, learners improve it, and
     its weights go back into the deployment with a version, while the next rollouts go
-    on. Numbers that are None are those found for ``env``, else the defaults.
+    on. ES: every rollout of a perturbed policy is a task. Numbers that are None are
+    those found for ``env``, else the defaults.
 
     Into ``out`` go ``metrics.jsonl``, TensorBoard events where it is installed,
     ``checkpoint.pkl``, ``policy.npz``, ``learning_curve.png``, ``policy.gif`` and
     ``result.json``. Ctrl-C saves what was learnt and raises KeyboardInterrupt.
 
     Args:
-        algo: ``"ppo"``.
+        algo: ``"ppo"`` or ``"es"``.
         env: its observations must be vectors; its actions vectors of bounded numbers,
             or discrete.
         total_steps: of all environments together.
-        num_workers: rollout workers; a multiple of ``num_learners``.
+        num_workers: of PPO, as are the next three: rollout workers; a multiple of
+            ``num_learners``.
         rollout_length: steps of each environment between two updates.
-        settings: of PPO.
+        settings: of the algorithm.
         target_return: stop when the last 100 training episodes have this mean return.
         resume: go on from the checkpoint in ``out``, if there is one.
         overwrite: replace the run in ``out``.
@@ -104,21 +116,13 @@ def train(
         raise ValueError(f"eval_episodes={eval_episodes!r}; expected at least 1.")
     found = spaces(env)
     given = {
-        "total_steps": total_steps,
         "num_workers": num_workers,
         "num_envs_per_worker": num_envs_per_worker,
         "rollout_length": rollout_length,
         "num_learners": num_learners,
     }
     told = {name: number for name, number in given.items() if number is not None}
-    run = Settings(
-        algo=algo,
-        env=env,
-        seed=seed,
-        layout=replace(TUNED_LAYOUT.get(env, Layout()), **told),
-        ppo=settings or TUNED_PPO.get(env, PPOSettings()),
-        target_return=target_return,
-    ).checked()
+    run = _settings(algo, env, seed, total_steps, told, settings, target_return)
     path = Path(out)
     checkpoint = run_files.prepare(path, run, resume=resume, overwrite=overwrite)
     totals = _train(path, run, found, checkpoint, progress)
@@ -143,11 +147,44 @@ def train(
     return Result(path, summary)
 
 
+def _settings(
+    algo: str,
+    env: str,
+    seed: int,
+    total_steps: int | None,
+    told: dict[str, int],
+    settings: PPOSettings | ESSettings | None,
+    target_return: float | None,
+) -> Settings | ESRun:
+    """The whole of a run's settings, checked."""
+    expected = PPOSettings if algo == "ppo" else ESSettings
+    if settings is not None and not isinstance(settings, expected):
+        raise ValueError(f"settings={settings!r}; {algo} takes {expected.__name__}.")
+    if algo == "es":
+        if told:
+            raise ValueError(
+                f"{', '.join(told)}: of PPO alone. The rollouts of es are tasks; "
+                "ESSettings has the number of them."
+            )
+        steps = (
+            TUNED_ES_STEPS.get(env, 2_000_000) if total_steps is None else total_steps
+        )
+        es = settings if isinstance(settings, ESSettings) else ESSettings()
+        return ESRun(algo, env, seed, steps, es, target_return).checked()
+    if total_steps is not None:
+        told = told | {"total_steps": total_steps}
+    layout = replace(TUNED_LAYOUT.get(env, Layout()), **told)
+    ppo = TUNED_PPO.get(env, PPOSettings())
+    if isinstance(settings, PPOSettings):
+        ppo = settings
+    return Settings(algo, env, seed, layout, ppo, target_return).checked()
+
+
 def _train(
-    path: Path, run: Settings, found: Spaces, checkpoint: Any, progress: bool
+    path: Path, run: Settings | ESRun, found: Spaces, checkpoint: Any, progress: bool
 ) -> Mapping[str, Any]:
     """Train, and save the policy however it ends; the totals of the run."""
-    initial = found.initial_weights(run.ppo.hidden, run.seed)
+    initial = found.initial_weights(run.hidden, run.seed)
     latest = checkpoint or {"policy": initial, "totals": {"updates": 0, "env_steps": 0}}
     log = RunLog(
         path,
@@ -163,7 +200,10 @@ def _train(
 
     try:
         with log:
-            train_ppo(path, run, initial, checkpoint, on_report)
+            if isinstance(run, ESRun):
+                train_es(path, run, initial, checkpoint, on_report)
+            else:
+                train_ppo(path, run, initial, checkpoint, on_report)
     finally:
         run_files.save_policy(path, latest["policy"])
     totals: Mapping[str, Any] = latest["totals"]
