@@ -77,9 +77,12 @@ def test_wait_returns_what_is_ready_and_the_rest_in_order() -> None:
     assert skate.wait(refs, num_returns=4) == (refs, [])
 
 
-def test_wait_returns_no_more_than_it_was_asked_for() -> None:
+def test_wait_returns_no_more_than_it_was_asked_for(engine: str) -> None:
     refs = [skate.put(i) for i in range(3)]
-    assert skate.wait(refs) == (refs[:1], refs[1:])
+    (ready,), others = skate.wait(refs)
+    assert others == [ref for ref in refs if ref != ready]
+    if engine != "ray":  # which hears of one before the others, any one
+        assert ready == refs[0]
 
 
 def test_wait_with_a_timeout_returns_fewer() -> None:
