@@ -36,7 +36,7 @@ def test_train_then_evaluate_give_the_same_mean(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "pp0", "Pendulum-v1"], "Did you mean ppo?"),
+        (["train", "pp0", "Pendulum-v1"], "Did you mean ppo or es?"),
         (["train", "ppo", "Pendulun-v1"], "Pendulum-v1"),
         (["evaluate", "nowhere"], "'nowhere' is not the directory of a training run"),
     ],
