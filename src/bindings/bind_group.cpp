@@ -4,8 +4,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 
@@ -64,7 +68,8 @@ ReduceOp op_of(const std::string& name, DType dtype) {
 // result would go to the copy.
 class Operand {
  public:
-  Operand(nb::handle object, const char* name) {
+  // `bfloat16`: the array holds those, as 16-bit integers that NumPy knows.
+  Operand(nb::handle object, const char* name, bool bfloat16 = false) {
     if (!nb::try_cast(object, array_, false)) {
       const std::string text =
           std::string(name) +
@@ -73,14 +78,15 @@ class Operand {
           "one of what is read-only (values from skate.get) or strided";
       throw nb::type_error(text.c_str());
     }
-    dtype_ = dtype_of(array_.dtype());
+    dtype_ = bfloat16 ? DType::kBFloat16 : dtype_of(array_.dtype());
     for (std::size_t i = 0; i < array_.ndim(); ++i) shape_.push_back(array_.shape(i));
   }
 
   void* data() const { return array_.data(); }
   std::size_t size() const { return array_.size(); }
   DType dtype() const { return dtype_; }
-  GroupArray view() const { return {data(), dtype_, shape_}; }
+  GroupArray view() const { return {data(), dtype_, shape_, {}}; }
+  std::size_t bytes() const { return size() * item_size(dtype_); }
 
  private:
   Array array_;
@@ -90,7 +96,11 @@ class Operand {
 
 // The segment as this process maps it; the arrays made in it keep it.
 struct Segment {
-  Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {}
+  // Fewer faults at first touch, and fewer misses of address translation later; where
+  // the system does not allow it for shared memory, nothing happens.
+  Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {
+    madvise(mapping.data(), bytes, MADV_HUGEPAGE);
+  }
   Mapping mapping;
   std::mutex mutex;
   std::optional<Arena> arena;  // in the rank's own area, under the mutex
@@ -163,24 +173,8 @@ class PyGroup {
   int world_size() const { return group_.world_size(); }
 
   Bytes empty(std::size_t bytes) {
-    std::optional<Arena::Block> block;
-    std::byte* data;
-    {
-      const nb::gil_scoped_release released;  // it may populate pages
-      const std::lock_guard lock(segment_->mutex);
-      block = segment_->arena->allocate(bytes, ProcId{});
-      data = block ? segment_->arena->at(block->offset) : nullptr;
-    }
-    if (!block) {
-      PyErr_Format(
-          PyExc_MemoryError,
-          "an array of %zu bytes does not fit in rank %d's part of the group's "
-          "memory, %zu bytes: drop arrays of the group that you no longer need, "
-          "or make the group with more memory",
-          bytes, group_.rank(), group_.own_area().size());
-      throw nb::python_error();
-    }
-    auto lease = std::make_unique<Lease>(segment_, *block);
+    auto lease = lease_of(bytes);
+    std::byte* const data = segment_->arena->at(lease->block.offset);
     nb::capsule owner(lease.get(),
                       [](void* p) noexcept { delete static_cast<Lease*>(p); });
     lease.release();
@@ -192,32 +186,36 @@ class PyGroup {
   }
 
   nb::object allreduce(nb::handle x, const std::string& op,
-                       std::optional<double> timeout) {
-    const Operand array(x, "x");
+                       std::optional<double> timeout, bool bfloat16,
+                       const std::string& label) {
+    const Operand array(x, "x", bfloat16);
     const ReduceOp how = op_of(op, array.dtype());
-    return finish(
-        [&] { return group_.allreduce(array.view(), how, nanoseconds(timeout)); });
+    GroupArray view = array.view();
+    view.label = label;
+    return finish([&] { return group_.allreduce(view, how, nanoseconds(timeout)); });
   }
 
   nb::object reduce(nb::handle x, const std::string& op, int root,
-                    std::optional<double> timeout) {
-    const Operand array(x, "x");
+                    std::optional<double> timeout, bool bfloat16) {
+    const Operand array(x, "x", bfloat16);
     const ReduceOp how = op_of(op, array.dtype());
-    check_root(root);
+    check_rank(root, "root");
     return finish(
         [&] { return group_.reduce(array.view(), how, root, nanoseconds(timeout)); });
   }
 
-  nb::object broadcast(nb::handle x, int root, std::optional<double> timeout) {
-    const Operand array(x, "x");
-    check_root(root);
+  nb::object broadcast(nb::handle x, int root, std::optional<double> timeout,
+                       bool bfloat16) {
+    const Operand array(x, "x", bfloat16);
+    check_rank(root, "root");
     return finish(
         [&] { return group_.broadcast(array.view(), root, nanoseconds(timeout)); });
   }
 
-  nb::object allgather(nb::handle x, nb::handle out, std::optional<double> timeout) {
-    const Operand part(x, "x");
-    const Operand whole(out, "out");
+  nb::object allgather(nb::handle x, nb::handle out, std::optional<double> timeout,
+                       bool bfloat16) {
+    const Operand part(x, "x", bfloat16);
+    const Operand whole(out, "out", bfloat16);
     check_sizes(part, whole);
     return finish([&] {
       return group_.allgather(part.view(), whole.data(), nanoseconds(timeout));
@@ -225,9 +223,9 @@ class PyGroup {
   }
 
   nb::object reducescatter(nb::handle x, nb::handle out, const std::string& op,
-                           std::optional<double> timeout) {
-    const Operand whole(x, "x");
-    const Operand part(out, "out");
+                           std::optional<double> timeout, bool bfloat16) {
+    const Operand whole(x, "x", bfloat16);
+    const Operand part(out, "out", bfloat16);
     check_sizes(part, whole);
     const ReduceOp how = op_of(op, whole.dtype());
     return finish([&] {
@@ -235,12 +233,91 @@ class PyGroup {
     });
   }
 
+  nb::object send(nb::handle x, int to, std::optional<double> timeout, bool bfloat16) {
+    const Operand array(x, "x", bfloat16);
+    check_peer(to);
+    forget_taken(to);
+    auto lease = lease_of(array.bytes());
+    GroupArray view = array.view();
+    view.data = segment_->arena->at(lease->block.offset);
+    nb::object problem = finish([&] {
+      std::memcpy(view.data, array.data(), array.bytes());
+      return group_.post(view, to, nanoseconds(timeout));
+    });
+    if (problem.is_none()) sent_[to].push_back(std::move(lease));
+    return problem;
+  }
+
+  nb::object recv(nb::handle x, int from, std::optional<double> timeout,
+                  bool bfloat16) {
+    const Operand array(x, "x", bfloat16);
+    check_peer(from);
+    return finish(
+        [&] { return group_.receive(array.view(), from, nanoseconds(timeout)); });
+  }
+
+  // Where an array of the group is, for `at` of the other ranks.
+  std::size_t offset_of(nb::handle x) const {
+    const Operand array(x, "x");
+    const u64 offset = group_.offset_of(array.data());
+    const auto area = group_.own_area();
+    const auto* const data = static_cast<std::byte*>(array.data());
+    if (data < area.data() || data + array.bytes() > area.data() + area.size()) {
+      throw nb::value_error("x must be an array that this rank made by group.empty");
+    }
+    return offset;
+  }
+
+  Bytes at(std::size_t offset, std::size_t bytes) const {
+    std::byte* const data = group_.at(offset, bytes);
+    if (data == nullptr) throw nb::value_error("no rank has an array there");
+    auto keep = std::make_unique<std::shared_ptr<Segment>>(segment_);
+    nb::capsule owner(keep.get(), [](void* p) noexcept {
+      delete static_cast<std::shared_ptr<Segment>*>(p);
+    });
+    keep.release();
+    return Bytes(data, {bytes}, owner);
+  }
+
   void close() { group_.close(); }
 
  private:
-  void check_root(int root) const {
-    if (root >= 0 && root < world_size()) return;
-    const std::string text = "root " + std::to_string(root) +
+  std::unique_ptr<Lease> lease_of(std::size_t bytes) {
+    std::optional<Arena::Block> block;
+    {
+      const nb::gil_scoped_release released;  // it may populate pages
+      const std::lock_guard lock(segment_->mutex);
+      block = segment_->arena->allocate(bytes, ProcId{});
+    }
+    if (!block) {
+      PyErr_Format(
+          PyExc_MemoryError,
+          "an array of %zu bytes does not fit in rank %d's part of the group's "
+          "memory, %zu bytes: drop arrays of the group that you no longer need, "
+          "or make the group with more memory",
+          bytes, group_.rank(), group_.own_area().size());
+      throw nb::python_error();
+    }
+    return std::make_unique<Lease>(segment_, *block);
+  }
+
+  // Frees the memory of messages that have arrived.
+  void forget_taken(int to) {
+    std::deque<std::unique_ptr<Lease>>& leases = sent_[to];
+    const u64 taken = group_.taken(to);
+    for (u64& freed = freed_[to]; freed < taken; ++freed) leases.pop_front();
+  }
+
+  void check_peer(int rank) const {
+    check_rank(rank, "rank");
+    if (rank == group_.rank()) {
+      throw nb::value_error("a rank cannot exchange messages with itself");
+    }
+  }
+
+  void check_rank(int rank, const char* name) const {
+    if (rank >= 0 && rank < world_size()) return;
+    const std::string text = std::string(name) + " " + std::to_string(rank) +
                              " is not a rank: the group has ranks 0 to " +
                              std::to_string(world_size() - 1);
     throw nb::value_error(text.c_str());
@@ -274,6 +351,10 @@ class PyGroup {
         throw nb::python_error();  // set by PyErr_CheckSignals
       case GroupStatus::kMismatch:
         return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));
+      case GroupStatus::kDeadlock:
+        return nb::make_tuple("deadlock", outcome.ranks, outcome.detail);
+      case GroupStatus::kMessage:
+        return nb::make_tuple("message", outcome.ranks, outcome.detail);
       case GroupStatus::kTimeout:
         return nb::make_tuple("timeout", outcome.ranks, "");
       case GroupStatus::kRankDied:
@@ -287,33 +368,49 @@ class PyGroup {
   }
 
   std::string calls_of(const std::vector<int>& ranks) const {
-    std::string text = "rank 0: " + group_.describe_call(0);
+    std::string text = "rank 0: " + group_.describe_call(0, ranks.front());
     for (const int rank : ranks) {
-      text += "; rank " + std::to_string(rank) + ": " + group_.describe_call(rank);
+      text += "; rank " + std::to_string(rank) + ": " + group_.describe_call(rank, 0);
     }
     return text;
   }
 
   std::shared_ptr<Segment> segment_;
   Group group_;
+  // By receiver: what this rank sent and may not use again yet, and how many it has
+  // freed. Under the GIL.
+  std::map<int, std::deque<std::unique_ptr<Lease>>> sent_;
+  std::map<int, u64> freed_;
 };
 
 // kernels.py has checked that shapes and dtypes are one.
-void reduce_arrays(nb::handle out, const std::vector<ConstArray>& arrays,
-                   const std::string& op) {
-  const Operand target(out, "out");
+void reduce_arrays(const std::vector<nb::object>& outs,
+                   const std::vector<ConstArray>& arrays, const std::string& op,
+                   bool bfloat16) {
+  std::vector<Operand> targets;
+  for (const nb::object& out : outs) targets.emplace_back(out, "out", bfloat16);
+  if (targets.empty() || arrays.empty()) {
+    throw nb::value_error("there is no array to reduce");
+  }
+  const Operand& target = targets.front();
   const ReduceOp how = op_of(op, target.dtype());
   std::vector<const void*> sources;
   for (const ConstArray& array : arrays) {
-    if (dtype_of(array.dtype()) != target.dtype() || array.size() != target.size()) {
-      throw nb::value_error("all arrays, out included, need one dtype and shape");
+    const DType dtype = bfloat16 ? DType::kBFloat16 : dtype_of(array.dtype());
+    if (dtype != target.dtype() || array.size() != target.size()) {
+      throw nb::value_error("all arrays, outs included, need one dtype and shape");
     }
     sources.push_back(array.data());
   }
-  if (sources.empty()) throw nb::value_error("there is no array to reduce");
-  void* const to = target.data();
+  std::vector<void*> to;
+  for (const Operand& out : targets) {
+    if (out.dtype() != target.dtype() || out.size() != target.size()) {
+      throw nb::value_error("all arrays, outs included, need one dtype and shape");
+    }
+    to.push_back(out.data());
+  }
   const nb::gil_scoped_release released;
-  reduce_into({&to, 1}, sources, target.size(), target.dtype(), how);
+  reduce_into(to, sources, target.size(), target.dtype(), how);
 }
 
 }  // namespace
@@ -321,10 +418,11 @@ void reduce_arrays(nb::handle out, const std::vector<ConstArray>& arrays,
 void bind_group(nb::module_& m) {
   m.def("group_segment_bytes", &Group::segment_bytes, "world_size"_a, "array_bytes"_a,
         "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
-  m.def("reduce_into", &reduce_arrays, "out"_a, "arrays"_a, "op"_a = "sum",
-        "Write the elementwise reduction of `arrays`, in their order, to `out`.",
-        nb::sig("def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') "
-                "-> None"));
+  m.def("reduce_into", &reduce_arrays, "outs"_a, "arrays"_a, "op"_a = "sum",
+        "bfloat16"_a = false,
+        "Write the elementwise reduction of `arrays`, in their order, to all `outs`.",
+        nb::sig("def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = 'sum', "
+                "bfloat16: bool = False) -> None"));
 
   // A call returns None when it went well, else (status, ranks, detail). The status is
   // timeout, died, left, aborted (the group is unusable from then on) or mismatch.
@@ -347,20 +445,43 @@ void bind_group(nb::module_& m) {
            nb::sig("def barrier(self, timeout: float | None = None) "
                    "-> tuple[str, list[int], str] | None"))
       .def("allreduce", &PyGroup::allreduce, "x"_a, "op"_a = "sum",
-           "timeout"_a = nb::none(),
+           "timeout"_a = nb::none(), "bfloat16"_a = false, "label"_a = "",
            nb::sig("def allreduce(self, x: Any, op: str = 'sum', "
-                   "timeout: float | None = None) "
-                   "-> tuple[str, list[int], str] | None"))
+                   "timeout: float | None = None, bfloat16: bool = False, "
+                   "label: str = '') -> tuple[str, list[int], str] | None"))
       .def("reduce", &PyGroup::reduce, "x"_a, "op"_a = "sum", "root"_a = 0,
-           "timeout"_a = nb::none())
-      .def("broadcast", &PyGroup::broadcast, "x"_a, "root"_a = 0,
-           "timeout"_a = nb::none(),
-           nb::sig("def broadcast(self, x: Any, root: int = 0, "
-                   "timeout: float | None = None) "
+           "timeout"_a = nb::none(), "bfloat16"_a = false,
+           nb::sig("def reduce(self, x: Any, op: str = 'sum', root: int = 0, "
+                   "timeout: float | None = None, bfloat16: bool = False) "
                    "-> tuple[str, list[int], str] | None"))
-      .def("allgather", &PyGroup::allgather, "x"_a, "out"_a, "timeout"_a = nb::none())
+      .def("broadcast", &PyGroup::broadcast, "x"_a, "root"_a = 0,
+           "timeout"_a = nb::none(), "bfloat16"_a = false,
+           nb::sig("def broadcast(self, x: Any, root: int = 0, "
+                   "timeout: float | None = None, bfloat16: bool = False) "
+                   "-> tuple[str, list[int], str] | None"))
+      .def("allgather", &PyGroup::allgather, "x"_a, "out"_a, "timeout"_a = nb::none(),
+           "bfloat16"_a = false,
+           nb::sig("def allgather(self, x: Any, out: Any, "
+                   "timeout: float | None = None, bfloat16: bool = False) "
+                   "-> tuple[str, list[int], str] | None"))
       .def("reducescatter", &PyGroup::reducescatter, "x"_a, "out"_a, "op"_a = "sum",
-           "timeout"_a = nb::none())
+           "timeout"_a = nb::none(), "bfloat16"_a = false,
+           nb::sig("def reducescatter(self, x: Any, out: Any, op: str = 'sum', "
+                   "timeout: float | None = None, bfloat16: bool = False) "
+                   "-> tuple[str, list[int], str] | None"))
+      .def("send", &PyGroup::send, "x"_a, "to"_a, "timeout"_a = nb::none(),
+           "bfloat16"_a = false,
+           nb::sig("def send(self, x: Any, to: int, timeout: float | None = None, "
+                   "bfloat16: bool = False) -> tuple[str, list[int], str] | None"))
+      .def("recv", &PyGroup::recv, "x"_a, "from_"_a, "timeout"_a = nb::none(),
+           "bfloat16"_a = false,
+           nb::sig("def recv(self, x: Any, from_: int, timeout: float | None = None, "
+                   "bfloat16: bool = False) -> tuple[str, list[int], str] | None"))
+      .def("offset_of", &PyGroup::offset_of, "x"_a,
+           "Where an array that `empty` made is, for `at` of every rank.")
+      .def("at", &PyGroup::at, "offset"_a, "nbytes"_a,
+           "The memory of any rank's array, as uint8; that rank keeps it alive.",
+           nb::sig("def at(self, offset: int, nbytes: int) -> numpy.ndarray"))
       .def("close", &PyGroup::close,
            "Leave: the other ranks get status `left` if they wait for this one.");
 }

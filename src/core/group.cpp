@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <climits>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace skate {
@@ -24,6 +26,9 @@ constexpr std::size_t kPage = 4096;
 constexpr std::size_t kSmallTotalBytes = 1 << 16;
 constexpr u64 kOutside = ~u64{0};
 constexpr std::size_t kMaxDims = 8;
+constexpr std::size_t kLabelBytes = 4096;  // longer ones are compared by their hash
+constexpr std::size_t kLabelShown = 240;
+constexpr std::size_t kProblemBytes = 512;
 
 // Sleeping and waking costs about 50 us; spinning longer than that never pays. With
 // more ranks than cores the spinner keeps a core from the rank that it waits for.
@@ -76,7 +81,7 @@ enum class Kind : u32 {
 };
 
 // What a rank says about its call. All but `offset` must agree.
-struct CallRecord {
+struct CallHead {
   Kind kind;
   DType dtype;
   ReduceOp op;
@@ -85,24 +90,61 @@ struct CallRecord {
   u64 ndim;
   u64 shape[kMaxDims];  // dimensions beyond are multiplied into the last
   u64 offset;           // of the array in the segment, or kOutside
+  u64 label_bytes;
+  u64 label_hash;  // of all of it
+};
+
+struct CallRecord : CallHead {
+  char label[kLabelBytes];
+
+  std::string_view label_text() const {
+    return {label, std::min<std::size_t>(label_bytes, kLabelBytes)};
+  }
 };
 
 bool agree(const CallRecord& a, const CallRecord& b) {
   return a.kind == b.kind && a.dtype == b.dtype && a.op == b.op && a.root == b.root &&
-         a.count == b.count && a.ndim == b.ndim &&
+         a.count == b.count && a.ndim == b.ndim && a.label_bytes == b.label_bytes &&
+         a.label_hash == b.label_hash &&
          std::equal(std::begin(a.shape), std::end(a.shape), b.shape);
 }
 
-std::string describe(const CallRecord& record) {
+std::string describe(DType dtype, u64 ndim, const u64* shape) {
+  std::string text = std::string(name_of(dtype)) + " (";
+  for (u64 i = 0; i < std::min<u64>(ndim, kMaxDims); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + (ndim == 1 ? ",)" : ")");
+}
+
+// The part of a label to show: from a little before where it differs from another.
+std::string describe_label(std::string_view label, std::string_view other) {
+  std::size_t from = static_cast<std::size_t>(
+      std::mismatch(label.begin(), label.end(), other.begin(), other.end()).first -
+      label.begin());
+  if (other.empty() || (from == label.size() && from == other.size())) from = 0;
+  if (from > 0) {
+    // Back to the array in which they differ; each ends in a closing bracket.
+    const std::size_t bracket = label.substr(0, from).rfind("), ");
+    from = bracket == std::string_view::npos ? 0 : bracket + 3;
+  }
+  std::string text = from > 0 ? "..., " : "";
+  text += label.substr(from, kLabelShown);
+  if (label.size() - from > kLabelShown) text += " ...";
+  return text;
+}
+
+std::string describe(const CallRecord& record, std::string_view beside = {}) {
   constexpr const char* kNames[] = {"barrier",   "allreduce", "reduce",
                                     "broadcast", "allgather", "reducescatter"};
   std::string text = kNames[static_cast<std::size_t>(record.kind)];
   if (record.kind == Kind::kBarrier) return text + "()";
-  text += std::string("(") + name_of(record.dtype) + " (";
-  for (u64 i = 0; i < std::min<u64>(record.ndim, kMaxDims); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(record.shape[i]);
+  text += "(";
+  if (record.label_bytes > 0) {
+    text += describe_label(record.label_text(), beside);
+  } else {
+    text += describe(record.dtype, record.ndim, record.shape);
   }
-  text += record.ndim == 1 ? ",)" : ")";
   const bool reduces = record.kind == Kind::kAllreduce ||
                        record.kind == Kind::kReduce ||
                        record.kind == Kind::kReducescatter;
@@ -166,6 +208,24 @@ struct alignas(kCacheLine) Group::RankState {
   // By parity of the call: a rank may begin its next call while a slower one still
   // reads the record of this one, but not the call after.
   alignas(kCacheLine) CallRecord calls[2];
+  // One more than the rank whose message is waited for; 0 for none. Stored by the rank
+  // alone, read by those that look for a deadlock.
+  std::atomic<u32> wants_from;
+  char problem[kProblemBytes];  // written before the verdict that this rank gives
+};
+
+// From one rank to another. Only the sender stores `posted`, which publishes the message
+// below; only the receiver stores `taken`, after which the sender may use the memory
+// again. Both are seq_cst, because they also stand in the sleeping protocol.
+struct alignas(kCacheLine) Group::Channel {
+  std::atomic<u64> posted;
+  alignas(kCacheLine) std::atomic<u64> taken;
+  GroupMessage messages[kMessages];
+
+  bool is_empty() const {
+    return posted.load(std::memory_order_seq_cst) ==
+           taken.load(std::memory_order_seq_cst);
+  }
 };
 
 struct Group::Call {
@@ -200,9 +260,17 @@ u64 GroupArray::count() const {
   return count;
 }
 
+// Where the blocks begin: after the header, the ranks, and a channel for each pair.
+template <typename Header, typename RankState, typename Channel>
+static std::size_t control_bytes(std::size_t ranks) {
+  return round_up(
+      sizeof(Header) + ranks * sizeof(RankState) + ranks * ranks * sizeof(Channel),
+      kPage);
+}
+
 std::size_t Group::segment_bytes(int world_size, std::size_t array_bytes) {
   const std::size_t ranks = static_cast<std::size_t>(world_size);
-  return round_up(sizeof(Header) + ranks * sizeof(RankState), kPage) +
+  return control_bytes<Header, RankState, Channel>(ranks) +
          ranks * (2 * kChunkBytes + round_up(array_bytes, kPage));
 }
 
@@ -222,7 +290,7 @@ Group::Group(void* base, std::size_t bytes, int rank, int world_size, GroupHooks
     timing_.spin_ns = default_spin_ns(world_size);
   }
   const std::size_t ranks = static_cast<std::size_t>(world_size);
-  blocks_at_ = round_up(sizeof(Header) + ranks * sizeof(RankState), kPage);
+  blocks_at_ = control_bytes<Header, RankState, Channel>(ranks);
   const std::size_t smallest = blocks_at_ + ranks * 2 * kMinChunkBytes;
   if (bytes < smallest) {
     throw std::invalid_argument("a group of " + std::to_string(world_size) +
@@ -270,6 +338,14 @@ Group::RankState& Group::state(int rank) const {
   return reinterpret_cast<RankState*>(base_ + sizeof(Header))[rank];
 }
 
+Group::Channel& Group::channel(int from, int to) const {
+  const std::size_t ranks = static_cast<std::size_t>(world_size_);
+  auto* const channels = reinterpret_cast<Channel*>(base_ + sizeof(Header) +
+                                                    ranks * sizeof(RankState));
+  return channels[static_cast<std::size_t>(from) * ranks +
+                  static_cast<std::size_t>(to)];
+}
+
 std::byte* Group::block(int rank) const {
   return base_ + blocks_at_ + static_cast<std::size_t>(rank) * block_bytes_;
 }
@@ -311,12 +387,16 @@ GroupOutcome Group::reducescatter(const GroupArray& x, ReduceOp op, void* out,
   return run(call, timeout_ns);
 }
 
-GroupOutcome Group::run(Call& call, i64 timeout_ns) {
+void Group::check_usable() const {
   if (getpid() != pid_) {
     throw std::logic_error(
         "a forked child cannot use its parent's collective group; only the process "
         "that joined it can");
   }
+}
+
+GroupOutcome Group::run(Call& call, i64 timeout_ns) {
+  check_usable();
   const Turn turn(busy_);
   if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
   const i64 deadline = timeout_ns < 0 ? kNever : now_ns() + timeout_ns;
@@ -326,6 +406,7 @@ GroupOutcome Group::run(Call& call, i64 timeout_ns) {
   const std::size_t bytes = call.count * call.item;
   call.small = bytes <= chunk_bytes_ && bytes * pieces_.size() <= kSmallTotalBytes;
   call.parity = calls_++ & 1;
+  waiting_for_ = For::kBarrier;
   publish(call);
 
   bool staged = call.small;
@@ -362,14 +443,22 @@ GroupOutcome Group::run(Call& call, i64 timeout_ns) {
 
 void Group::publish(const Call& call) {
   CallRecord& record = state(rank_).calls[call.parity];
-  record = {.kind = call.kind,
+  static_cast<CallHead&>(record) = {.kind = call.kind,
             .dtype = call.x.dtype,
             .op = call.op,
             .root = call.root,
             .count = call.count,
             .ndim = call.x.shape.size(),
             .shape = {},
-            .offset = kOutside};
+            .offset = kOutside,
+            .label_bytes = 0,
+            .label_hash = 0};
+  if (!call.x.label.empty()) {
+    record.label_bytes = call.x.label.size();
+    record.label_hash = std::hash<std::string_view>{}(call.x.label);
+    std::memcpy(record.label, call.x.label.data(),
+                std::min(call.x.label.size(), kLabelBytes));
+  }
   for (std::size_t i = 0; i < call.x.shape.size(); ++i) {
     u64& size = record.shape[std::min(i, kMaxDims - 1)];
     size = i < kMaxDims ? call.x.shape[i] : size * call.x.shape[i];
@@ -393,8 +482,25 @@ GroupOutcome Group::mismatch(const Call& call) const {
   return outcome;
 }
 
-std::string Group::describe_call(int rank) const {
-  return describe(state(rank).calls[(calls_ - 1) & 1]);
+std::string Group::describe_call(int rank, int beside) const {
+  const u64 parity = (calls_ - 1) & 1;
+  return describe(
+      state(rank).calls[parity],
+      beside < 0 ? std::string_view{} : state(beside).calls[parity].label_text());
+}
+
+std::byte* Group::at(u64 offset, std::size_t bytes) const {
+  if (offset < blocks_at_) return nullptr;
+  const u64 inside = (offset - blocks_at_) % block_bytes_;
+  const u64 rank = (offset - blocks_at_) / block_bytes_;
+  const bool fits = rank < static_cast<u64>(world_size_) &&
+                    inside >= 2 * chunk_bytes_ && bytes <= block_bytes_ - inside;
+  return fits ? base_ + offset : nullptr;
+}
+
+u64 Group::offset_of(const void* data) const {
+  return reinterpret_cast<std::uintptr_t>(data) -
+         reinterpret_cast<std::uintptr_t>(base_);
 }
 
 // --- moving and reducing ---
@@ -482,6 +588,13 @@ void Group::reduce_part(const Call& call, u64 start, u64 size, u32 half) {
 // --- meeting ---
 
 bool Group::is_missing(int rank) const {
+  if (waiting_for_ == For::kMessage) return rank == peer_ && channel(rank, rank_).is_empty();
+  if (waiting_for_ == For::kSpace) {
+    const Channel& out = channel(rank_, rank);
+    return rank == peer_ && out.posted.load(std::memory_order_relaxed) -
+                                    out.taken.load(std::memory_order_seq_cst) ==
+                                kMessages;
+  }
   return state(rank).arrived.load(std::memory_order_seq_cst) < barrier_;
 }
 
@@ -530,8 +643,12 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
     const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
     if (is_met()) return {};
     end_if_one_is_gone();
+    if (waiting_for_ == For::kMessage && deadline_ns == kNever) end_if_deadlocked();
     if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
     const i64 left = deadline_ns - now_ns();
+    if (left <= 0 && waiting_for_ != For::kBarrier) {
+      return {GroupStatus::kTimeout, {peer_}, {}};
+    }
     if (left <= 0) {
       for (int r = 0; r < world_size_; ++r) {
         if (is_missing(r)) end(GroupStatus::kTimeout, r);
@@ -543,11 +660,140 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
     const bool nothing_new =
         woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
     if (nothing_new && hooks_.interrupted()) {
-      end(GroupStatus::kAborted, rank_);
-      return {GroupStatus::kInterrupted, {}};
+      if (waiting_for_ == For::kBarrier) end(GroupStatus::kAborted, rank_);
+      return {GroupStatus::kInterrupted, {}, {}};
     }
   }
 }
+
+// --- messages ---
+
+GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
+  if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+  waiting_for_ = what;
+  peer_ = peer;
+  if (!is_missing(peer)) return {};
+  const i64 deadline = timeout_ns < 0 ? kNever : now_ns() + timeout_ns;
+  GroupOutcome outcome;
+  if (!spin_until_met()) {
+    // A wait that ends by itself makes no deadlock.
+    const bool for_good = what == For::kMessage && deadline == kNever;
+    const u32 wanted = for_good ? static_cast<u32>(peer) + 1 : 0;
+    state(rank_).wants_from.store(wanted, std::memory_order_seq_cst);
+    outcome = sleep_until_met(deadline);
+    state(rank_).wants_from.store(0, std::memory_order_seq_cst);
+  }
+  waiting_for_ = For::kBarrier;
+  return outcome;
+}
+
+GroupOutcome Group::post(const GroupArray& x, int to, i64 timeout_ns) {
+  check_usable();
+  const Turn turn(busy_);
+  const GroupOutcome space = wait_for_peer(For::kSpace, to, timeout_ns);
+  if (space.status != GroupStatus::kOk) return space;
+  Channel& out = channel(rank_, to);
+  const u64 number = out.posted.load(std::memory_order_relaxed);
+  GroupMessage& message = out.messages[number % kMessages];
+  message = {.offset = offset_of(x.data),
+             .count = x.count(),
+             .ndim = x.shape.size(),
+             .shape = {},
+             .dtype = x.dtype};
+  for (std::size_t i = 0; i < x.shape.size(); ++i) {
+    u64& size = message.shape[std::min(i, kMaxDims - 1)];
+    size = i < kMaxDims ? x.shape[i] : size * x.shape[i];
+  }
+  out.posted.store(number + 1, std::memory_order_seq_cst);  // see Channel
+  wake_all();
+  return {};
+}
+
+u64 Group::taken(int to) const {
+  return channel(rank_, to).taken.load(std::memory_order_seq_cst);  // see Channel
+}
+
+GroupOutcome Group::receive(const GroupArray& x, int from, i64 timeout_ns) {
+  check_usable();
+  const Turn turn(busy_);
+  const GroupOutcome come = wait_for_peer(For::kMessage, from, timeout_ns);
+  if (come.status != GroupStatus::kOk) return come;
+  Channel& in = channel(from, rank_);
+  const u64 number = in.taken.load(std::memory_order_relaxed);
+  const GroupMessage& message = in.messages[number % kMessages];
+  u64 shape[kMaxDims] = {};
+  for (std::size_t i = 0; i < x.shape.size(); ++i) {
+    u64& size = shape[std::min(i, kMaxDims - 1)];
+    size = i < kMaxDims ? x.shape[i] : size * x.shape[i];
+  }
+  const bool fits = message.dtype == x.dtype && message.ndim == x.shape.size() &&
+                    std::equal(std::begin(shape), std::end(shape), message.shape);
+  if (!fits) {
+    const std::string sent = describe(message.dtype, message.ndim, message.shape);
+    const std::string wanted = describe(x.dtype, x.shape.size(), shape);
+    end_with(GroupStatus::kMessage, from,
+             "rank " + std::to_string(from) + ": send(" + sent + ", to " +
+                 std::to_string(rank_) + "); rank " + std::to_string(rank_) +
+                 ": recv(" + wanted + ", from " + std::to_string(from) + ")");
+    return verdict();
+  }
+  if (message.count > 0) {
+    std::memcpy(x.data, base_ + message.offset, message.count * item_size(x.dtype));
+  }
+  in.taken.store(number + 1, std::memory_order_seq_cst);  // see Channel
+  wake_all();
+  return {};
+}
+
+// Follows the ranks that this one waits for, one after the other, to one that waits for
+// this one: in receive(), or at a barrier at which this one has not arrived. Then looks
+// again from that end. A rank posts nothing while it waits, so of a rank that waits for
+// good, a channel that is found empty stays so, and who is then found to wait for it
+// waits for good as well.
+void Group::end_if_deadlocked() {
+  const auto wanted_by = [&](int rank) {
+    return static_cast<int>(state(rank).wants_from.load(std::memory_order_seq_cst)) - 1;
+  };
+  const auto is_at_barrier = [&](int rank) {
+    return state(rank).arrived.load(std::memory_order_seq_cst) > barrier_;
+  };
+  std::vector<int> row = {peer_};
+  while (!is_at_barrier(row.back())) {
+    const int next = wanted_by(row.back());
+    if (next == rank_) break;
+    if (next < 0 || row.size() > static_cast<std::size_t>(world_size_)) return;
+    row.push_back(next);
+  }
+  if (!is_at_barrier(row.back())) {
+    if (!channel(rank_, row.back()).is_empty()) return;
+    if (wanted_by(row.back()) != rank_) return;
+  }
+  for (std::size_t i = row.size() - 1; i-- > 0;) {
+    if (!channel(row[i + 1], row[i]).is_empty()) return;
+    if (wanted_by(row[i]) != row[i + 1]) return;
+  }
+  if (!channel(peer_, rank_).is_empty()) return;
+  std::string text = "rank " + std::to_string(rank_) + ": recv(from " +
+                     std::to_string(peer_) + ")";
+  for (const int rank : row) {
+    text += "; rank " + std::to_string(rank) + ": ";
+    text += is_at_barrier(rank)
+                ? describe(state(rank).calls[calls_ & 1])
+                : "recv(from " + std::to_string(wanted_by(rank)) + ")";
+  }
+  end_with(GroupStatus::kDeadlock, peer_, text);
+}
+
+void Group::end_with(GroupStatus status, int rank, const std::string& detail) {
+  char* const problem = state(rank_).problem;
+  // The exchange in end() publishes it.
+  const std::size_t size = std::min(detail.size(), kProblemBytes - 1);
+  std::memcpy(problem, detail.data(), size);
+  problem[size] = '\0';
+  end(status, rank);
+}
+
+// --- endings ---
 
 void Group::end_if_one_is_gone() {
   for (int r = 0; r < world_size_; ++r) {
@@ -581,7 +827,13 @@ GroupOutcome Group::verdict() const {
   const u64 word = header().verdict.load(std::memory_order_seq_cst);
   if (word == 0) return {};
   const Verdict verdict = Verdict::unpack(word);
-  GroupOutcome outcome{verdict.status, {}};
+  GroupOutcome outcome{verdict.status, {}, {}};
+  if (verdict.status == GroupStatus::kDeadlock ||
+      verdict.status == GroupStatus::kMessage) {
+    outcome.ranks = {verdict.by, verdict.rank};
+    outcome.detail = state(verdict.by).problem;
+    return outcome;
+  }
   if (verdict.status != GroupStatus::kTimeout) {
     outcome.ranks.push_back(verdict.rank);
     return outcome;

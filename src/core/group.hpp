@@ -14,11 +14,17 @@
 // usable. Any other failure is written to the header once, ends every rank's call with
 // the same answer, and leaves the group unusable: a rank that has arrived cannot be
 // called back.
+//
+// Messages between two ranks go past the barriers: the sender copies its array into its
+// block and posts where it is in a ring of the pair, so a send waits for nobody unless
+// the ring is full. A rank's calls of both sorts have one order, so one rank in recv()
+// whose sender waits for it, in a barrier or another recv(), can be told so.
 #pragma once
 
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "platform.hpp"
@@ -32,6 +38,8 @@ enum class GroupStatus : u32 {
   kRankDied,     // ranks: the one whose process ended
   kRankLeft,     // ranks: the one that closed its end
   kMismatch,     // ranks: those that called something else than rank 0
+  kDeadlock,     // ranks: two that wait for each other; see `detail`
+  kMessage,      // ranks: receiver and sender of what did not fit; see `detail`
   kInterrupted,  // this rank's own interrupt (a Python signal)
   kAborted,      // ranks: the one that was interrupted
 };
@@ -39,6 +47,7 @@ enum class GroupStatus : u32 {
 struct GroupOutcome {
   GroupStatus status = GroupStatus::kOk;
   std::vector<int> ranks;
+  std::string detail = {};
 };
 
 // What a group asks of its process, from within collective calls only.
@@ -61,7 +70,19 @@ struct GroupArray {
   DType dtype;
   std::span<const u64> shape;
 
+  // What of it the ranks compare beside type and shape: the arrays that it was made of.
+  std::string_view label = {};
+
   u64 count() const;
+};
+
+// A message in a ring: where the sender put it, until the receiver has taken it.
+struct GroupMessage {
+  u64 offset;  // in the segment
+  u64 count;
+  u64 ndim;
+  u64 shape[8];
+  DType dtype;
 };
 
 class Group {
@@ -101,8 +122,24 @@ class Group {
   GroupOutcome reducescatter(const GroupArray& x, ReduceOp op, void* out,
                              i64 timeout_ns);
 
-  // What `rank` called when this rank made its last call, for people.
-  std::string describe_call(int rank) const;
+  // What `rank` called when this rank made its last call, for people. With a label that
+  // differs from that of `beside`, from the difference on.
+  std::string describe_call(int rank, int beside = -1) const;
+
+  // Posts x, which lies in this rank's own area, to rank `to`. It must stay as it is
+  // until `taken(to)` has grown past the number of messages posted before it. Waits
+  // only while kMessages of them are not taken.
+  static constexpr u64 kMessages = 16;
+  GroupOutcome post(const GroupArray& x, int to, i64 timeout_ns);
+  // How many of the messages posted to rank `to` it has taken.
+  u64 taken(int to) const;
+  // Fills x with the next message of rank `from`. A timeout leaves the group usable.
+  GroupOutcome receive(const GroupArray& x, int from, i64 timeout_ns);
+
+  // Where a part of the segment is: `bytes` at `offset`, which must lie in the area of
+  // some rank; nullptr if not.
+  std::byte* at(u64 offset, std::size_t bytes) const;
+  u64 offset_of(const void* data) const;
 
   // Leaves: a rank that waits for this one gets kRankLeft. May be called twice.
   void close();
@@ -111,6 +148,10 @@ class Group {
   struct Header;
   struct RankState;
   struct Call;
+  struct Channel;
+
+  // What this rank waits for: every rank at a barrier, or one other at a channel.
+  enum class For { kBarrier, kMessage, kSpace };
 
   GroupOutcome run(Call& call, i64 timeout_ns);
   void publish(const Call& call);
@@ -131,7 +172,12 @@ class Group {
   GroupOutcome meet(i64 deadline_ns);
   bool spin_until_met() const;
   GroupOutcome sleep_until_met(i64 deadline_ns);
+  GroupOutcome wait_for_peer(For what, int peer, i64 timeout_ns);
   bool is_missing(int rank) const;
+  // Ends the group if nothing can ever bring the message that this rank waits for.
+  void end_if_deadlocked();
+  void end_with(GroupStatus status, int rank, const std::string& detail);
+  void check_usable() const;
   bool is_met() const;
   void end_if_one_is_gone();
   void end(GroupStatus status, int rank);
@@ -141,6 +187,7 @@ class Group {
 
   Header& header() const;
   RankState& state(int rank) const;
+  Channel& channel(int from, int to) const;
   std::byte* block(int rank) const;
   std::byte* scratch(int rank, u32 half) const;
 
@@ -155,6 +202,8 @@ class Group {
   std::size_t chunk_bytes_;
   u64 barrier_ = 0;  // the last one that this rank has arrived at
   u64 calls_ = 0;    // that this rank has begun
+  For waiting_for_ = For::kBarrier;
+  int peer_ = 0;  // of the channel that is waited for
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::vector<void*> pieces_;  // of one reduction
 };

@@ -16,12 +16,401 @@ Make a group where the ranks are started, pass it to them, and ``join`` in each:
 from __future__ import annotations
 
 import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from . import kernels
+from ._operand import Operand, is_on_gpu
 from ._runtime import current
-from .engine.protocol import Group as Group
+from .engine import protocol
 
-__all__ = ["Group", "GroupSpec", "create_group"]
+__all__ = ["Group", "GroupSpec", "Handle", "create_group"]
+
+# Any below: arrays of NumPy, torch or another library; calls return what they were
+# given, or a Handle.
+Array = npt.NDArray[Any]
+
+# Of a list, arrays up to this size are reduced together. A larger one gains nothing
+# from it, and would be copied.
+_FUSED_BYTES = 1 << 20
+
+
+class Handle:
+    """A collective call that goes on; its arrays are the group's until it is done."""
+
+    def __init__(self, group: Group, work: Callable[[], Any]) -> None:
+        self._group = group
+        self._work = work
+        self._future: Future[Any] | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._done = False
+
+    def wait(self) -> Any:
+        """Return what the call returns, or raise what it raises, when it is done."""
+        if not self._done:
+            self._group._wait(self)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        """True if :meth:`wait` would return at once."""
+        return self._done or (self._future is not None and self._future.done())
+
+    def _run(self) -> None:
+        """Make the call, on whichever thread is to."""
+        try:
+            self._result = self._work()
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+        self._done = True
+
+
+class Group:
+    """A rank's end of a collective group. Get it with :meth:`GroupSpec.join`.
+
+    Every rank makes the same calls in the same order, with arrays of the same shapes
+    and dtypes: NumPy arrays, torch CPU tensors, or others that export DLPack in CPU
+    memory; of float32, float64, float16, bfloat16 or integers. Ranks that disagree get
+    a ``ShapeMismatchError`` each that shows the difference, and no array is changed.
+    Sums are made in the order of ranks, so they are the same to the bit on every rank
+    and in every run.
+
+    Arrays from :meth:`empty` are worked on where they are; any other costs a copy in
+    and a copy out. With ``async_op=True`` a call returns a :class:`Handle` at once, and
+    later calls of the rank come after it. A call's ``timeout`` is in seconds; None
+    waits for ever. A timeout ends the group for all, as does the death of a rank:
+    who came cannot be called back.
+
+    Raises:
+        ShapeMismatchError: the ranks made different calls.
+        RankDiedError: a rank ended; the contents of the arrays are undefined.
+        CollectiveTimeoutError: a rank did not come; see ``.missing_ranks``.
+        TypeError: an array cannot be used, or ``op`` is not for its dtype.
+    """
+
+    def __init__(self, end: protocol.Group) -> None:
+        self._end = end
+        self.rank = end.rank
+        self.world_size = end.world_size
+        #: Whether asynchronous calls go on by themselves, or when they are waited for.
+        self.background = end.threads
+        self._pending: deque[Handle] = deque()  # asynchronous calls, oldest first
+        self._thread: ThreadPoolExecutor | None = None
+        self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """A writable array in the group's memory, on which calls copy nothing."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._end.empty(shape, np.dtype(dtype))
+
+    def peers(self, x: Array) -> list[Array] | None:
+        """Every rank's ``x``, by rank, to read and write; None across machines.
+
+        A collective call: each rank passes an array of its own that :meth:`empty`
+        made, of one dimension, one dtype and any length, and keeps it for as long as
+        others use it. Ranks that write to the same place need a :meth:`barrier`
+        between them.
+        """
+        if x.ndim != 1:
+            raise ValueError(f"x has {x.ndim} dimensions; expected 1: x.reshape(-1).")
+        self._flush()
+        return self._end.peers(x)
+
+    # calls ----------------------------------------------------------------------------
+
+    def allreduce(
+        self,
+        x: Any,
+        op: str = "sum",
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """Replace ``x`` on every rank by the reduction over all ranks; returns ``x``.
+
+        Args:
+            x: an array, or a list of arrays, whose small ones travel together.
+            op: ``"sum"``, ``"mean"`` (of floating dtypes), ``"max"`` or ``"min"``.
+        """
+        if (
+            type(x) is np.ndarray
+            and x.dtype.kind in "fiu"
+            and x.flags.carray  # writable, too
+            and not (async_op or self._pending)
+        ):  # the shortest way: small arrays cost microseconds
+            self._end.allreduce(x, op, timeout)
+            return x
+        if isinstance(x, (list, tuple)):
+            return self._call(lambda: self._allreduce_list(x, op, timeout), async_op, x)
+        if self._end.gpus and is_on_gpu(x):
+            return self._call(lambda: self._end.allreduce(x, op, timeout), async_op, x)
+        operand = Operand(x)
+
+        def work() -> None:
+            self._end.allreduce(operand.array, op, timeout)
+            operand.put_back()
+
+        return self._call(work, async_op, x)
+
+    def iallreduce(self, x: Any, op: str = "sum") -> Handle:
+        """:meth:`allreduce` with ``async_op=True``."""
+        handle: Handle = self.allreduce(x, op, async_op=True)
+        return handle
+
+    def reduce(
+        self,
+        x: Any,
+        op: str = "sum",
+        root: int = 0,
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """Replace ``x`` of rank ``root`` by the reduction; the others keep theirs."""
+        self._check_rank("root", root)
+        operand = Operand(x)
+
+        def work() -> None:
+            self._end.reduce(operand.array, op, root, timeout)
+            if self.rank == root:
+                operand.put_back()
+
+        return self._call(work, async_op, x)
+
+    def broadcast(
+        self,
+        x: Any,
+        root: int = 0,
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """Replace ``x`` on every rank by that of rank ``root``; returns ``x``."""
+        self._check_rank("root", root)
+        if self._end.gpus and is_on_gpu(x):
+            return self._call(
+                lambda: self._end.broadcast(x, root, timeout), async_op, x
+            )
+        operand = Operand(x)
+
+        def work() -> None:
+            self._end.broadcast(operand.array, root, timeout)
+            operand.put_back()
+
+        return self._call(work, async_op, x)
+
+    def allgather(
+        self,
+        x: Any,
+        out: Any = None,
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """The ``x`` of every rank, stacked: ``(world_size, *x.shape)``.
+
+        Args:
+            out: where to write it; None makes an array of the kind of ``x``.
+        """
+        source = Operand(x, writable=False)
+        out = source.like((self.world_size, *source.shape)) if out is None else out
+        target = Operand(out)
+        self._check_parts("out", target, source)
+
+        def work() -> None:
+            self._end.allgather(source.array, target.array, timeout)
+            target.put_back()
+
+        return self._call(work, async_op, out)
+
+    def reducescatter(
+        self,
+        x: Any,
+        out: Any = None,
+        op: str = "sum",
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """Part ``rank`` of the reduction of ``x``, which is cut along its first axis.
+
+        Args:
+            x: ``(world_size, *out.shape)``; it keeps its contents.
+            out: where to write the part; None makes an array of the kind of ``x``.
+        """
+        source = Operand(x, writable=False)
+        out = source.like(source.shape[1:]) if out is None else out
+        target = Operand(out)
+        self._check_parts("x", source, target)
+
+        def work() -> None:
+            self._end.reducescatter(source.array, target.array, op, timeout)
+            target.put_back()
+
+        return self._call(work, async_op, out)
+
+    def send(
+        self, x: Any, to: int, timeout: float | None = None, *, async_op: bool = False
+    ) -> Any:
+        """Send a copy of ``x`` to rank ``to``, which calls :meth:`recv`.
+
+        It returns when ``x`` may be changed again. That is at once, unless many
+        messages to ``to`` have not been received.
+        """
+        self._check_peer("to", to)
+        operand = Operand(x, writable=False)
+        return self._call(
+            lambda: self._end.send(operand.array, to, timeout), async_op, x
+        )
+
+    def recv(
+        self,
+        x: Any,
+        from_: int,
+        timeout: float | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """Fill ``x`` with the next message of rank ``from_``; returns ``x``.
+
+        A timeout here leaves the group usable.
+        """
+        self._check_peer("from_", from_)
+        operand = Operand(x)
+
+        def work() -> None:
+            self._end.recv(operand.array, from_, timeout)
+            operand.put_back()
+
+        return self._call(work, async_op, x)
+
+    def barrier(self, timeout: float | None = None) -> None:
+        """Return when every rank has called it."""
+        self._flush()
+        self._end.barrier(timeout)
+
+    def close(self) -> None:
+        """Leave. May be called twice. Arrays of the group stay valid while held."""
+        self._end.close()  # ends what its thread may wait in
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+        self._pending.clear()
+        self._fused.clear()
+
+    # lists ----------------------------------------------------------------------------
+
+    def _allreduce_list(
+        self, arrays: Sequence[Any], op: str, timeout: float | None
+    ) -> None:
+        operands = [Operand(x) for x in arrays]
+        label = f"{len(operands)} arrays: " + ", ".join(
+            f"{kernels.name_of(operand.array.dtype)} {operand.shape}"
+            for operand in operands
+        )
+        together: dict[np.dtype[Any], list[Operand]] = {}
+        alone: list[Operand] = []
+        for operand in operands:
+            if operand.array.nbytes > _FUSED_BYTES:
+                alone.append(operand)
+            else:
+                together.setdefault(operand.array.dtype, []).append(operand)
+        # The label goes with the first call, so the ranks agree before any data moves.
+        for dtype, members in together.items():
+            size = sum(operand.array.size for operand in members)
+            flat = self._memory(dtype, size)
+            views = []
+            start = 0
+            for operand in members:
+                views.append(flat[start : start + operand.array.size])
+                views[-1][...] = operand.array.reshape(-1)
+                start += operand.array.size
+            self._end.allreduce(flat, op, timeout, label)
+            for operand, view in zip(members, views, strict=True):
+                operand.array[...] = view.reshape(operand.array.shape)
+                operand.put_back()
+            label = ""
+        for operand in alone:
+            self._end.allreduce(operand.array, op, timeout, label)
+            operand.put_back()
+            label = ""
+        if not operands:  # the others may have some
+            self._end.allreduce(self.empty(0, np.float32), op, timeout, label)
+
+    def _memory(self, dtype: np.dtype[Any], size: int) -> Array:
+        found = self._fused.get(dtype)
+        if found is None or found.size < size:
+            self._fused.pop(dtype, None)
+            found = self._fused[dtype] = self.empty(size, dtype)
+        return found[:size]
+
+    # order ----------------------------------------------------------------------------
+
+    def _call(self, work: Callable[[], Any], async_op: bool, result: Any) -> Any:
+        def call() -> Any:
+            work()
+            return result
+
+        if not async_op:
+            self._flush()
+            return call()
+        handle = Handle(self, call)
+        self._pending.append(handle)
+        if self._end.threads:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "skate-collective")
+            handle._future = self._thread.submit(handle._run)
+        return handle
+
+    def _wait(self, handle: Handle) -> None:
+        """Until ``handle`` is done, and all calls before it."""
+        while self._pending:
+            first = self._pending.popleft()
+            if first._future is None:  # no thread: now is the time
+                first._run()
+            else:
+                first._future.result()
+            if first is handle:
+                return
+
+    def _flush(self) -> None:
+        """Let the calls that go on be done; their errors stay with their handles."""
+        while self._pending:
+            self._wait(self._pending[0])
+
+    # checks ---------------------------------------------------------------------------
+
+    def _check_rank(self, name: str, rank: int) -> None:
+        if not 0 <= rank < self.world_size:
+            raise ValueError(
+                f"{name}={rank!r} is not a rank: the group has ranks 0 to "
+                f"{self.world_size - 1}."
+            )
+
+    def _check_peer(self, name: str, rank: int) -> None:
+        self._check_rank(name, rank)
+        if rank == self.rank:
+            raise ValueError(f"{name}={rank!r} is this rank itself.")
+
+    def _check_parts(self, name: str, whole: Operand, part: Operand) -> None:
+        expected = (self.world_size, *part.shape)
+        if whole.shape != expected or whole.array.dtype != part.array.dtype:
+            raise ValueError(
+                f"{name} is {kernels.name_of(whole.array.dtype)} {whole.shape}; "
+                f"expected {kernels.name_of(part.array.dtype)} {expected}: "
+                "(world_size, *shape of a part)."
+            )
+
+    def __repr__(self) -> str:
+        return repr(self._end)
 
 
 @dataclass(frozen=True)
@@ -46,7 +435,7 @@ class GroupSpec:
             raise ValueError(
                 f"rank={rank!r}: this group has ranks 0 to {self.world_size - 1}."
             )
-        return current().join_group(self.name, rank, self.world_size, timeout)
+        return Group(current().join_group(self.name, rank, self.world_size, timeout))
 
 
 def create_group(world_size: int, name: str | None = None) -> GroupSpec:

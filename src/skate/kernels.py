@@ -17,8 +17,16 @@ Array = npt.NDArray[Any]
 
 OPS = ("sum", "mean", "max", "min")
 
+#: NumPy has no bfloat16: an array of this dtype holds their bits.
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
-def _native_reduce() -> Callable[[Array, list[Array], str], None] | None:
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """NumPy's name of ``dtype``, or ``bfloat16``."""
+    return "bfloat16" if dtype == BFLOAT16 else dtype.name
+
+
+def _native_reduce() -> Callable[[list[Array], list[Array], str, bool], None] | None:
     try:
         from ._core import reduce_into
     except ImportError:  # installed without the core
@@ -30,16 +38,24 @@ _reduce_into = _native_reduce()
 
 
 def reduce(
-    arrays: Sequence[Array], op: str = "sum", *, out: Array | None = None
+    arrays: Sequence[Array],
+    op: str = "sum",
+    *,
+    out: Array | Sequence[Array] | None = None,
 ) -> Array:
     """The elementwise reduction of ``arrays``, in their order; one pass over memory.
 
-    float16 accumulates in float32; integers wrap; max and min propagate NaN.
+    float16 and bfloat16 accumulate in float32; integers wrap; NaN stays NaN in max and
+    min.
 
     Args:
         arrays: at least one; all of one shape and one dtype, of real numbers.
         op: ``"sum"``, ``"mean"`` (floating dtypes only), ``"max"`` or ``"min"``.
         out: where to write, C-contiguous; may be one of ``arrays``. Default: a new one.
+            Or a list of such, all of which are written.
+
+    Returns:
+        Where it was written; the first, of several.
 
     Raises:
         TypeError: the dtype is not numeric, or integers have no exact mean.
@@ -50,29 +66,42 @@ def reduce(
     first = arrays[0]
     _check_op(op, first.dtype)
     if out is None:
-        out = np.empty(first.shape, first.dtype)
-    elif not (out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError("out must be C-contiguous and writable.")
-    for array in (*arrays, out):
+        outs = [np.empty(first.shape, first.dtype)]
+    else:
+        outs = [out] if isinstance(out, np.ndarray) else list(out)
+        for one in outs:
+            if not (one.flags.c_contiguous and one.flags.writeable):
+                raise ValueError("out must be C-contiguous and writable.")
+    for array in (*arrays, *outs):
         if array.shape != first.shape or array.dtype != first.dtype:
             raise ValueError(
-                f"cannot reduce {array.dtype} {array.shape} with {first.dtype} "
+                f"cannot reduce {name_of(array.dtype)} {array.shape} with "
+                f"{name_of(first.dtype)} "
                 f"{first.shape}: shapes and dtypes must be the same."
             )
     if _reduce_into is None:
-        _reduce_numpy(arrays, op, out)
-    else:
-        ready = [np.require(array, requirements=("C", "A")) for array in arrays]
-        _reduce_into(out, ready, op)
-    return out
+        _reduce_numpy(arrays, op, outs[0])
+        for one in outs[1:]:
+            one[...] = outs[0]
+        return outs[0]
+    ready = [np.require(array, requirements=("C", "A")) for array in arrays]
+    bfloat16 = first.dtype == BFLOAT16
+    if bfloat16:
+        ready = [array.view(np.uint16) for array in ready]
+        outs = [one.view(np.uint16) for one in outs]
+    _reduce_into(outs, ready, op, bfloat16)
+    return outs[0].view(BFLOAT16) if bfloat16 else outs[0]
 
 
 def _check_op(op: str, dtype: np.dtype[Any]) -> None:
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}: use one of {', '.join(OPS)}.")
+    if dtype == BFLOAT16:
+        return
     if dtype.kind not in "fiu" or dtype.itemsize > 8 or not dtype.isnative:
         raise TypeError(
-            f"cannot reduce {dtype}: use float16, float32, float64 or an integer dtype."
+            f"cannot reduce {dtype}: use float16, bfloat16, float32, float64 or an "
+            "integer dtype."
         )
     if op == "mean" and dtype.kind != "f":
         raise TypeError(
@@ -82,6 +111,11 @@ def _check_op(op: str, dtype: np.dtype[Any]) -> None:
 
 
 def _reduce_numpy(arrays: Sequence[Array], op: str, out: Array) -> None:
+    if out.dtype == BFLOAT16:
+        wide_out = np.empty(out.shape, np.float32)
+        _reduce_numpy([_widen(array) for array in arrays], op, wide_out)
+        out.view(np.uint16)[...] = _narrow(wide_out)
+        return
     fold = {"max": np.maximum, "min": np.minimum}.get(op, np.add)
     wide = np.dtype(np.float32) if out.dtype == np.float16 else out.dtype
     total = arrays[0].astype(wide)
@@ -91,3 +125,16 @@ def _reduce_numpy(arrays: Sequence[Array], op: str, out: Array) -> None:
         if op == "mean":
             total /= len(arrays)
         out[...] = total
+
+
+def _widen(array: Array) -> Array:
+    """bfloat16 as float32: the upper half of its bits."""
+    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _narrow(array: Array) -> Array:
+    """The bits of the nearest bfloat16, even ones on a tie; NaN stays NaN."""
+    bits = array.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet = (bits >> 16) | 0x40
+    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)

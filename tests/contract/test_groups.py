@@ -10,7 +10,7 @@ import pytest
 from helpers import identity
 
 import skate
-from skate._runtime import current
+from skate.collective import GroupSpec
 from skate.exceptions import (
     CollectiveTimeoutError,
     RankDiedError,
@@ -26,7 +26,7 @@ class Rank:
         self.rank = rank
 
     def join(self, name: str, size: int, timeout: float | None = 60) -> tuple[int, int]:
-        self.group = current().join_group(name, self.rank, size, timeout)
+        self.group = GroupSpec(name, size).join(self.rank, timeout)
         return self.group.rank, self.group.world_size
 
     def allreduce(
@@ -49,6 +49,23 @@ class Rank:
     def close(self) -> None:
         self.group.close()
         self.group.close()
+
+    def run(self, work: Any, *arguments: Any) -> Any:
+        return work(self.group, *arguments)
+
+
+def on_every_rank(ranks: list[Any], work: Any, *arguments: Any) -> list[Any]:
+    return skate.get([rank.run.remote(work, *arguments) for rank in ranks])
+
+
+def on_every_rank_refused(
+    ranks: list[Any], work: Any, error: type[Exception], *texts: str
+) -> None:
+    for ref in [rank.run.remote(work) for rank in ranks]:
+        with pytest.raises(error) as caught:
+            skate.get(ref)
+        for text in texts:
+            assert text in str(caught.value)
 
 
 def start_ranks() -> list[Any]:
@@ -94,6 +111,268 @@ def test_broadcast_gives_every_rank_the_array_of_the_root() -> None:
     ranks = start_ranks()
     for result in skate.get([rank.broadcast.remote(1) for rank in ranks]):
         np.testing.assert_array_equal(result, np.ones(10))
+
+
+def reduce_to_one(group: Any) -> list[float]:
+    x = np.full(4, group.rank + 1.0)
+    group.reduce(x, "max", root=1)
+    y = np.full((3, 70_000), group.rank + 1, "int32")
+    group.reduce(y, root=2)
+    return [x[0], float(y[2, -1])]
+
+
+def test_reduce_changes_the_array_of_the_root_alone() -> None:
+    assert on_every_rank(start_ranks(), reduce_to_one) == [[1, 1], [3, 2], [3, 6]]
+
+
+def gather_and_scatter(group: Any) -> None:
+    for size in (3, 100_000):
+        mine = np.arange(size) + group.rank * size
+        everyones = group.allgather(mine)
+        np.testing.assert_array_equal(everyones.reshape(-1), np.arange(3 * size))
+        out = group.empty((3, size), mine.dtype)
+        assert group.allgather(mine, out) is out
+        np.testing.assert_array_equal(out, everyones)
+
+        parts = np.tile(np.arange(3 * size, dtype="f8").reshape(3, size), 1)
+        share = group.reducescatter(parts, op="sum")
+        np.testing.assert_array_equal(share, 3 * parts[group.rank])
+        part = group.empty(size, "f8")
+        group.reducescatter(parts, part, "mean")
+        np.testing.assert_array_equal(part, parts[group.rank])
+
+
+def test_allgather_stacks_and_reducescatter_cuts() -> None:
+    on_every_rank(start_ranks(), gather_and_scatter)
+
+
+def reduce_torch(group: Any) -> None:
+    import torch
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+        x = torch.full((5, 3), float(group.rank + 1)).to(dtype)
+        strided = torch.zeros(6, 5, dtype=dtype).t()[:, ::2]
+        for y in (x, torch.nn.Parameter(x.clone()) if dtype.is_floating_point else x):
+            assert group.allreduce(y) is y
+        assert (x == (6 if dtype.is_floating_point else 18)).all()
+        strided[...] = group.rank
+        group.broadcast(strided, root=2)
+        assert (strided == 2).all()
+        gathered = group.allgather(torch.tensor([group.rank], dtype=dtype))
+        assert gathered.dtype is dtype
+        assert gathered.tolist() == [[0], [1], [2]]
+    with pytest.raises(TypeError, match="sparse"):
+        group.allreduce(torch.eye(3).to_sparse())
+
+
+def test_torch_tensors_are_taken_as_they_are() -> None:
+    pytest.importorskip("torch")
+    on_every_rank(start_ranks(), reduce_torch)
+
+
+class Exporter:
+    """Has nothing but DLPack."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def reduce_dlpack(group: Any) -> list[float]:
+    x = np.full(3, group.rank + 1.0)
+    group.allreduce(Exporter(x))
+    with pytest.raises(TypeError, match="not list: pass"):
+        group.broadcast([1.0])
+    frozen = np.zeros(3)
+    frozen.flags.writeable = False
+    with pytest.raises(TypeError, match="read-only"):
+        group.allreduce(frozen)
+    return x.tolist()
+
+
+def test_what_exports_dlpack_is_taken_and_the_rest_is_refused() -> None:
+    assert on_every_rank(start_ranks(), reduce_dlpack) == [[6.0] * 3] * 3
+
+
+def reduce_list(group: Any) -> None:
+    arrays = [
+        np.full(3, group.rank + 1.0),
+        np.full((2, 2), group.rank, "int64"),
+        np.full(300_000, group.rank + 1.0),
+        np.zeros((4, 6)).T[::2],
+        np.full((), 2.0),
+    ]
+    arrays[3][...] = group.rank
+    group.allreduce(arrays, op="sum")
+    for array, total in zip(arrays, [6, 3, 6, 3, 6], strict=True):
+        assert (array == total).all()
+    assert group.allreduce([]) == []
+
+
+def test_a_list_of_arrays_is_one_call() -> None:
+    on_every_rank(start_ranks(), reduce_list)
+
+
+def lists_that_differ(group: Any) -> None:
+    third = 4 if group.rank == 1 else 5
+    group.allreduce([np.zeros(3), np.zeros(2), np.zeros(third)])
+
+
+def lists_of_other_lengths(group: Any) -> None:
+    group.allreduce([np.zeros(3)] * (1 + group.rank))
+
+
+def types_that_differ(group: Any) -> None:
+    group.allreduce(np.zeros(3, "f4" if group.rank == 1 else "f8"))
+
+
+def orders_that_differ(group: Any) -> None:
+    if group.rank == 1:
+        group.barrier()
+    group.allreduce(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("work", "texts"),
+    [
+        (lists_that_differ, ("float64 (4,)", "float64 (5,)")),
+        (lists_of_other_lengths, ("1 arrays", "2 arrays", "3 arrays")),
+        (types_that_differ, ("float64 (3,)", "float32 (3,)")),
+        (orders_that_differ, ("rank 0: allreduce(float64 (2, 2)", "barrier(")),
+    ],
+)
+def test_a_difference_is_shown_on_every_rank(work: Any, texts: tuple[str, ...]) -> None:
+    ranks = start_ranks()
+    on_every_rank_refused(ranks, work, ShapeMismatchError, *texts)
+
+
+def overlap(group: Any) -> None:
+    x, y, z = (np.full(n, group.rank + 1.0) for n in (3, 200_000, 4))
+    first = group.iallreduce(x)
+    second = group.allreduce([y, z], op="mean", async_op=True)
+    third = group.broadcast(z, root=2, async_op=True)
+    total = group.allreduce(np.ones(1))  # comes after them
+    assert first.done()
+    assert third.wait() is z
+    assert first.wait() is x
+    assert second.wait()[0] is y
+    assert (x == 6).all()
+    assert (y == 2).all()
+    assert (z == 2).all()
+    assert total == 3
+
+
+def fail_late(group: Any) -> None:
+    handle = group.iallreduce(np.zeros(3 + group.rank))
+    with pytest.raises(ShapeMismatchError):
+        handle.wait()
+    group.barrier()
+
+
+def test_asynchronous_calls_keep_their_order_and_their_errors() -> None:
+    ranks = start_ranks()
+    on_every_rank(ranks, overlap)
+    on_every_rank(ranks, fail_late)
+
+
+def pass_around(group: Any) -> None:
+    right, left = (group.rank + 1) % 3, (group.rank - 1) % 3
+    for dtype, size in (("f4", 10), ("i8", 200_000)):
+        x = np.full((2, size), group.rank, dtype)
+        for turn in range(3):
+            sent = x + turn
+            group.send(sent, right)
+            sent[...] = -1  # it was copied
+        y = np.empty_like(x)
+        for turn in range(3):
+            assert group.recv(y, left) is y
+            assert (y == left + turn).all()
+    if group.rank == 0:
+        for number in range(40):  # more than are kept
+            group.send(np.array([float(number)]), 1)
+    elif group.rank == 1:
+        for number in range(40):
+            assert group.recv(np.zeros(1), 0) == number
+    group.barrier()
+
+
+def test_messages_arrive_in_order_and_a_send_waits_for_nobody() -> None:
+    on_every_rank(start_ranks(), pass_around)
+
+
+def wait_a_little(group: Any) -> None:
+    if group.rank == 0:
+        with pytest.raises(CollectiveTimeoutError):
+            group.recv(np.zeros(1), 1, timeout=0.02)
+        with pytest.raises(ValueError, match="rank itself"):
+            group.recv(np.zeros(1), 0)
+        with pytest.raises(ValueError, match="ranks 0 to 2"):
+            group.send(np.zeros(1), 3)
+    group.barrier()
+
+
+def test_a_message_may_be_waited_for_a_while() -> None:
+    on_every_rank(start_ranks(), wait_a_little)
+
+
+def other_shape(group: Any) -> None:
+    if group.rank == 0:
+        group.send(np.zeros(3), 1)
+    elif group.rank == 1:
+        group.recv(np.zeros((1, 3)), 0)
+    group.barrier()
+
+
+def test_a_message_of_another_shape_is_an_error_on_every_rank() -> None:
+    texts = "rank 0: send(float64 (3,), to 1)", "rank 1: recv(float64 (1, 3), from 0)"
+    on_every_rank_refused(start_ranks(), other_shape, ShapeMismatchError, *texts)
+
+
+def receive_instead(group: Any) -> None:
+    if group.rank == 1:
+        group.recv(np.zeros(3), 0)
+    group.allreduce(np.zeros(3))
+
+
+def receive_in_a_ring(group: Any) -> None:
+    group.recv(np.zeros(3), (group.rank + 1) % 3)
+
+
+@pytest.mark.differs(ray="waits until the timeout")
+@pytest.mark.parametrize(
+    ("work", "text"),
+    [
+        (receive_instead, "allreduce(float64 (3,)"),
+        (receive_in_a_ring, "rank 0: recv(from 1)"),
+    ],
+)
+def test_ranks_that_wait_for_each_other_are_told(work: Any, text: str) -> None:
+    on_every_rank_refused(start_ranks(), work, ShapeMismatchError, text)
+
+
+def share(group: Any) -> list[float] | None:
+    mine = group.empty(6 + group.rank, np.float32)
+    mine[...] = group.rank
+    peers = group.peers(mine)
+    group.barrier()
+    if peers is None:
+        return None
+    everyones = [float(peer[5]) for peer in peers]
+    group.barrier()
+    peers[(group.rank + 1) % 3][...] = 10 + group.rank
+    group.barrier()
+    return [*everyones, float(mine[0])]
+
+
+def test_arrays_of_the_group_can_be_shared() -> None:
+    shared = on_every_rank(start_ranks(), share)
+    expected = [[0, 1, 2, 10 + (r - 1) % 3] for r in range(3)]
+    assert shared in (expected, [None] * 3)  # None: across machines
 
 
 def test_a_barrier_holds_until_all_are_there() -> None:

@@ -3,6 +3,7 @@
 #include "core/group.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <latch>
@@ -27,7 +28,7 @@ std::size_t small_segment(int ranks) {
 }
 
 GroupArray array_of(std::vector<float>& values, const std::vector<u64>& shape) {
-  return {values.data(), DType::kFloat32, shape};
+  return {values.data(), DType::kFloat32, shape, {}};
 }
 
 // A pause that the compiler keeps: sometimes none, sometimes longer than a spin.
@@ -457,3 +458,196 @@ TEST(own_areas_hold_what_the_segment_was_made_for_and_are_apart) {
 }
 
 TEST_MAIN()
+
+// --- messages ---
+
+namespace {
+
+// A rank's end with room for messages, as the binding keeps it.
+class Mailer {
+ public:
+  explicit Mailer(Group& group) : group_(group) {}
+
+  GroupOutcome send(float value, u64 count, int to) {
+    // As many places as a ring has, and one more that is being written.
+    const std::size_t places = Group::kMessages + 1;
+    auto* const area = reinterpret_cast<float*>(group_.own_area().data()) +
+                       static_cast<std::size_t>(to) * places * kMost +
+                       sent_[static_cast<std::size_t>(to)]++ % places * kMost;
+    std::fill(area, area + count, value);
+    const std::vector<u64> shape = {count};
+    return group_.post({area, DType::kFloat32, shape, {}}, to, kForever);
+  }
+
+  GroupOutcome receive(std::vector<float>& x, int from, i64 timeout = kForever) {
+    const std::vector<u64> shape = {x.size()};
+    return group_.receive(array_of(x, shape), from, timeout);
+  }
+
+  static constexpr std::size_t kMost = 4096;
+
+ private:
+  Group& group_;
+  std::array<std::size_t, 8> sent_ = {};
+};
+
+}  // namespace
+
+TEST(messages_arrive_in_order_between_all_pairs) {
+  constexpr int kRanks = 3;
+  const int rounds = 200 * check::kLoad;
+  for (const i64 spin : {i64{0}, GroupTiming::kBySpareCores}) {
+    check::in_both(kRanks, [=] {
+      auto memory = std::make_shared<check::SharedMemory>(
+          Group::segment_bytes(kRanks, kAreaBytes));
+      return [=](int rank) {
+        Group group(memory->data(), memory->size(), rank, kRanks, {},
+                    {spin, kNoSlices});
+        Mailer mailer(group);
+        std::mt19937 own(static_cast<unsigned>(rank));
+        const int right = (rank + 1) % kRanks;
+        const int left = (rank + kRanks - 1) % kRanks;
+        for (int i = 0; i < rounds; ++i) {
+          dawdle(own);
+          const u64 count = static_cast<u64>(i) % 1000;
+          const auto value = static_cast<float>(i);
+          for (const int to : {right, left}) {
+            CHECK(mailer.send(value, count, to).status == GroupStatus::kOk);
+          }
+          for (const int from : {left, right}) {
+            std::vector<float> x(count, -1.0f);
+            CHECK(mailer.receive(x, from).status == GroupStatus::kOk);
+            CHECK(x == std::vector<float>(count, value));
+          }
+          if (i % 10 == 0) CHECK(group.barrier(kForever).status == GroupStatus::kOk);
+        }
+      };
+    });
+  }
+}
+
+TEST(a_sender_waits_only_while_the_ring_is_full) {
+  with_ranks(2, [](Group& group) {
+    Mailer mailer(group);
+    const int messages = 20 * static_cast<int>(Group::kMessages);
+    if (group.rank() == 0) {
+      for (int i = 0; i < messages; ++i) {
+        CHECK(mailer.send(static_cast<float>(i), 5, 1).status == GroupStatus::kOk);
+      }
+    } else {
+      for (int i = 0; i < messages; ++i) {
+        std::vector<float> x(5);
+        CHECK(mailer.receive(x, 0).status == GroupStatus::kOk);
+        CHECK(x[4] == static_cast<float>(i));
+      }
+    }
+    CHECK(group.barrier(kForever).status == GroupStatus::kOk);
+    if (group.rank() == 0) CHECK(group.taken(1) == static_cast<u64>(messages));
+  });
+}
+
+TEST(a_timeout_of_a_receiver_leaves_the_group_usable) {
+  with_ranks(2, [](Group& group) {
+    Mailer mailer(group);
+    std::vector<float> x(1);
+    if (group.rank() == 0) {
+      const GroupOutcome outcome = mailer.receive(x, 1, 1'000'000);
+      CHECK(outcome.status == GroupStatus::kTimeout);
+      CHECK(outcome.ranks == std::vector<int>{1});
+    }
+    CHECK(group.barrier(kForever).status == GroupStatus::kOk);
+  });
+}
+
+TEST(a_message_of_another_shape_ends_the_group_for_all) {
+  with_ranks(3, [](Group& group) {
+    Mailer mailer(group);
+    GroupOutcome outcome;
+    if (group.rank() == 0) {
+      CHECK(mailer.send(1, 3, 1).status == GroupStatus::kOk);
+    }
+    if (group.rank() == 1) {
+      std::vector<float> x(4);
+      outcome = mailer.receive(x, 0);
+    } else {
+      outcome = group.barrier(kForever);
+    }
+    CHECK(outcome.status == GroupStatus::kMessage);
+    CHECK(outcome.ranks == (std::vector<int>{1, 0}));
+    CHECK(outcome.detail ==
+          "rank 0: send(float32 (3,), to 1); rank 1: recv(float32 (4,), from 0)");
+  });
+}
+
+TEST(ranks_that_wait_for_each_other_are_told) {
+  for (int round = 0; round < 20 * check::kLoad; ++round) {
+    with_ranks(3, [&](Group& group) {
+      Mailer mailer(group);
+      std::mt19937 own(static_cast<unsigned>(round * 3 + group.rank()));
+      std::vector<float> x(1);
+      dawdle(own);
+      GroupOutcome outcome;
+      switch (round % 3) {
+        case 0:  // a ring of receivers
+          outcome = mailer.receive(x, (group.rank() + 1) % 3);
+          break;
+        case 1:  // a receiver, and the others at a barrier
+          outcome =
+              group.rank() == 1 ? mailer.receive(x, 0) : group.barrier(kForever);
+          break;
+        case 2:  // a row of receivers that ends at a barrier
+          outcome = group.rank() == 2 ? group.barrier(kForever)
+                                      : mailer.receive(x, group.rank() + 1);
+          break;
+      }
+      CHECK(outcome.status == GroupStatus::kDeadlock);
+      CHECK(outcome.detail.find("recv(from ") != std::string::npos);
+    });
+  }
+}
+
+TEST(nobody_is_told_of_a_deadlock_that_is_none) {
+  constexpr int kRanks = 3;
+  const int rounds = 300 * check::kLoad;
+  const auto hooks = [](int) { return GroupHooks{}; };
+  check::SharedMemory memory(Group::segment_bytes(kRanks, kAreaBytes));
+  check::in_threads(kRanks, [&](int rank) {
+    // Wakes as often as it can, to look while the others are on their way.
+    Group group(memory.data(), memory.size(), rank, kRanks, hooks(rank), {0, 1000});
+    Mailer mailer(group);
+    std::mt19937 own(static_cast<unsigned>(rank));
+    std::vector<float> token(1);
+    for (int i = 0; i < rounds; ++i) {  // a token goes round; then all meet
+      dawdle(own);
+      if (rank != 0) CHECK(mailer.receive(token, rank - 1).status == GroupStatus::kOk);
+      CHECK(mailer.send(token[0] + 1, 1, (rank + 1) % kRanks).status ==
+            GroupStatus::kOk);
+      if (rank == 0) CHECK(mailer.receive(token, 2).status == GroupStatus::kOk);
+      if (i % 7 == 0) CHECK(group.barrier(kForever).status == GroupStatus::kOk);
+    }
+  });
+}
+
+TEST(labels_are_compared_and_shown_from_where_they_differ) {
+  with_ranks(2, [](Group& group) {
+    std::string label;
+    for (int i = 0; i < 2000; ++i) {
+      const bool odd = i == 150 && group.rank() == 1;
+      label += std::string(i > 0 ? ", " : "") + "float32 (" + (odd ? "7" : "3") + ",)";
+    }
+    std::vector<float> x(4, 1.0f);
+    const std::vector<u64> shape = {4};
+    GroupArray array = array_of(x, shape);
+    array.label = label;
+    CHECK(group.allreduce(array, ReduceOp::kSum, kForever).status ==
+          GroupStatus::kMismatch);
+    CHECK(x[0] == 1.0f);
+    const std::string own = group.describe_call(group.rank(), 1 - group.rank());
+    const std::string start = group.rank() == 1 ? "float32 (7,), float32 (3,)"
+                                                : "float32 (3,), float32 (3,)";
+    CHECK(own.find("allreduce(..., " + start) == 0);
+    array.label = "all the same";
+    CHECK(group.allreduce(array, ReduceOp::kSum, kForever).status == GroupStatus::kOk);
+    CHECK(x[0] == 2.0f);
+  });
+}

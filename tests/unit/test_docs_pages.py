@@ -17,12 +17,14 @@ PAGES = Path(__file__).parents[2] / "docs" / "reference"
     ("page", "num_examples"),
     [
         ("actors", 4),
+        ("collectives", 1),
         ("objects", 2),
         ("tasks", 3),
         ("parameter-server", 2),
         ("checkpoints", 1),
         ("runtime-env", 1),
         ("simulation", 3),
+        ("training", 1),
     ],
 )
 def test_the_examples_on_the_page_run(

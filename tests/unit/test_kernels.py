@@ -58,7 +58,7 @@ def test_mean_of_integers_is_refused() -> None:
 
 def test_dtypes_that_are_not_real_numbers_are_refused() -> None:
     for dtype in ("bool", "complex128", "S3", "O", ">f4"):
-        with pytest.raises(TypeError, match="use float16, float32, float64 or an int"):
+        with pytest.raises(TypeError, match="use float16, bfloat16, float32, float64"):
             kernels.reduce([np.zeros(3, dtype)])
 
 
@@ -83,3 +83,32 @@ def test_unknown_op_is_refused() -> None:
 def test_out_that_cannot_be_written_in_place_is_refused() -> None:
     with pytest.raises(ValueError, match="out must be C-contiguous and writable"):
         kernels.reduce([np.zeros(3)], out=np.zeros(6)[::2])
+
+
+def bits_of(values: list[float]) -> np.ndarray:
+    """As bfloat16: exact for what has few bits."""
+    upper = np.array(values, np.float32).view(np.uint32) >> 16
+    return upper.astype(np.uint16).view(kernels.BFLOAT16)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_reduced_in_float32(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(kernels, "_reduce_into", None)
+    arrays = [bits_of([1, 256, float("inf")]), bits_of([2, 1, float("nan")])]
+    total = kernels.reduce(arrays)
+    assert kernels.name_of(total.dtype) == "bfloat16"
+    as_float = (total.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    assert as_float[:2].tolist() == [3, 256]  # 257 is between two, and 256 is even
+    assert np.isnan(as_float[2])
+    with pytest.raises(ValueError, match="bfloat16"):
+        kernels.reduce([arrays[0], np.zeros(4)])
+
+
+def test_several_outs_are_all_written() -> None:
+    outs = [np.zeros(3), np.zeros(3)]
+    result = kernels.reduce([np.ones(3), outs[1] + 1], "sum", out=outs)
+    assert result is outs[0]
+    assert outs[1].tolist() == outs[0].tolist() == [2, 2, 2]

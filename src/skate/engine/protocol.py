@@ -208,6 +208,9 @@ class Observer(Protocol):
 class Group(Protocol):
     """A rank's end of a collective group. Every rank makes the same calls in order.
 
+    Arrays are C-contiguous and writable, also where they are only read; of a numeric
+    dtype, or ``kernels.BFLOAT16``. One call at a time: ``skate.collective`` sees to it.
+
     ``timeout`` is seconds; None waits for ever. Raises ``RankDiedError`` when another
     rank's process ends, ``CollectiveTimeoutError`` (with ``.missing_ranks``), and
     ``ShapeMismatchError`` on every rank when shapes, dtypes or operations differ.
@@ -215,24 +218,51 @@ class Group(Protocol):
 
     rank: int
     world_size: int
+    #: Whether calls can be made from a thread of the group's own.
+    threads: bool
+    #: Whether allreduce and broadcast take torch tensors on a GPU, too.
+    gpus: bool
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-        """A writable array in the group's memory: collectives on it copy nothing.
+        """A writable array in the group's memory: collectives on it copy nothing."""
 
-        Every rank must call it in the same order with the same arguments.
+    def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
+        """Every rank's ``x``, by rank, mapped here; None if they share no memory.
+
+        A collective call: every rank passes an array that it made by ``empty``, of one
+        dimension and the same dtype, and keeps it as long as others use it.
         """
 
     def allreduce(
-        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
-    ) -> np.ndarray:
-        """In place; ``op`` is sum, mean, max or min. Returns ``x``."""
+        self, x: np.ndarray, op: str, timeout: float | None, label: str = ""
+    ) -> None:
+        """In place; ``op`` is sum, mean, max or min.
 
-    def broadcast(
-        self, x: np.ndarray, root: int = 0, timeout: float | None = None
-    ) -> np.ndarray:
-        """In place; returns ``x``."""
+        Args:
+            label: what ``x`` was made of, which must be the same on every rank.
+        """
 
-    def barrier(self, timeout: float | None = None) -> None: ...
+    def reduce(self, x: np.ndarray, op: str, root: int, timeout: float | None) -> None:
+        """In place on ``root``; the others keep their contents."""
+
+    def broadcast(self, x: np.ndarray, root: int, timeout: float | None) -> None:
+        """In place."""
+
+    def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
+        """``out`` is (world_size, *x.shape)."""
+
+    def reducescatter(
+        self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
+    ) -> None:
+        """``x`` is (world_size, *out.shape); it keeps its contents."""
+
+    def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
+        """Returns once ``x`` may be used again, which waits for nobody as a rule."""
+
+    def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
+        """The next message of that rank; its shape and dtype are those of ``x``."""
+
+    def barrier(self, timeout: float | None) -> None: ...
 
     def close(self) -> None:
         """Leave. May be called twice. Arrays of the group stay valid while held."""

@@ -55,8 +55,16 @@ def join(
     return EmbeddedGroup(engine, core, name)
 
 
+def _plain(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The array as the core takes it, and whether it holds bfloat16."""
+    return (x.view("u2"), True) if x.dtype.kind == "V" else (x, False)
+
+
 class EmbeddedGroup:
     """See ``engine.protocol.Group``."""
+
+    threads = True
+    gpus = False
 
     def __init__(self, engine: EmbeddedEngine, core: _core.Group, name: str) -> None:
         self._engine = engine
@@ -74,19 +82,52 @@ class EmbeddedGroup:
         memory: np.ndarray = self._core.empty(count * wanted.itemsize)
         return memory.view(wanted).reshape(shape)
 
+    def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
+        import numpy
+
+        place = (
+            (self._core.offset_of(x.view(numpy.uint8)), x.nbytes) if x.size else (0, 0)
+        )
+        places = numpy.empty((self.world_size, 2), numpy.int64)
+        self._check(self._core.allgather(numpy.array(place), places), None)
+        return [
+            self._core.at(offset, nbytes).view(x.dtype) if nbytes else x[:0]
+            for offset, nbytes in places.tolist()
+        ]
+
     def allreduce(
-        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
-    ) -> np.ndarray:
-        self._check(self._core.allreduce(x, op, timeout), timeout)
-        return x
+        self, x: np.ndarray, op: str, timeout: float | None, label: str = ""
+    ) -> None:
+        x, bfloat16 = _plain(x)
+        self._check(self._core.allreduce(x, op, timeout, bfloat16, label), timeout)
 
-    def broadcast(
-        self, x: np.ndarray, root: int = 0, timeout: float | None = None
-    ) -> np.ndarray:
-        self._check(self._core.broadcast(x, root, timeout), timeout)
-        return x
+    def reduce(self, x: np.ndarray, op: str, root: int, timeout: float | None) -> None:
+        x, bfloat16 = _plain(x)
+        self._check(self._core.reduce(x, op, root, timeout, bfloat16), timeout)
 
-    def barrier(self, timeout: float | None = None) -> None:
+    def broadcast(self, x: np.ndarray, root: int, timeout: float | None) -> None:
+        x, bfloat16 = _plain(x)
+        self._check(self._core.broadcast(x, root, timeout, bfloat16), timeout)
+
+    def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
+        (x, bfloat16), (out, _) = _plain(x), _plain(out)
+        self._check(self._core.allgather(x, out, timeout, bfloat16), timeout)
+
+    def reducescatter(
+        self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
+    ) -> None:
+        (x, bfloat16), (out, _) = _plain(x), _plain(out)
+        self._check(self._core.reducescatter(x, out, op, timeout, bfloat16), timeout)
+
+    def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
+        x, bfloat16 = _plain(x)
+        self._check(self._core.send(x, to, timeout, bfloat16), timeout)
+
+    def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
+        x, bfloat16 = _plain(x)
+        self._check(self._core.recv(x, from_, timeout, bfloat16), timeout)
+
+    def barrier(self, timeout: float | None) -> None:
         self._check(self._core.barrier(timeout), timeout)
 
     def close(self) -> None:
@@ -114,7 +155,16 @@ class EmbeddedGroup:
             rank = ranks[0] if ranks else None
             raise RankDiedError(f"{where}: rank {rank} {what}.", rank)
         if status == "mismatch":
-            raise ShapeMismatchError(f"{where}: the ranks disagree: {detail}")
+            raise ShapeMismatchError(
+                f"{where}: the ranks made different calls; nothing was changed. "
+                f"{detail}."
+            )
+        if status == "message":
+            raise ShapeMismatchError(f"{where}: a message does not fit: {detail}.")
+        if status == "deadlock":
+            raise ShapeMismatchError(
+                f"{where}: the ranks wait for each other: {detail}."
+            )
         raise CollectiveError(
             f"{where}: the group is unusable since an earlier call failed. Make a "
             "new one."

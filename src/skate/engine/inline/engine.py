@@ -623,7 +623,7 @@ class InlineEngine:
             meeting.join(rank, world_size)
         group = InlineGroup(meeting, rank, self._forget_meeting)
         try:
-            meeting.meet(rank, ("join",), None, lambda _: None, timeout)
+            meeting.meet(rank, ("join",), (), lambda _: None, timeout)
         except BaseException:
             group.close()
             raise

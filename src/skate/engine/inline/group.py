@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ... import kernels
 from ...exceptions import (
     CollectiveError,
     CollectiveTimeoutError,
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from .baton import Baton
 
-    Work = Callable[[list[np.ndarray]], None]
+    Arrays = tuple[np.ndarray, ...]  # that one rank passes
+    Work = Callable[[list[Arrays]], None]
 
 
 @dataclass(eq=False)
@@ -29,8 +32,18 @@ class _Arrival:
     """A rank in a collective call."""
 
     call: tuple[Any, ...]  # must be equal on all ranks
-    array: np.ndarray | None
+    arrays: Arrays
     wait: Wait
+    error: CollectiveError | None = None
+
+
+@dataclass(eq=False)
+class _Wanted:
+    """A rank that waits for a message."""
+
+    from_: int
+    wait: Wait
+    for_good: bool  # it has no timeout
     error: CollectiveError | None = None
 
 
@@ -44,6 +57,10 @@ class Meeting:
         self._actors: dict[int, int] = {}  # rank -> actor, or 0
         self._gone: set[int] = set()
         self._arrived: dict[int, _Arrival] = {}
+        self._messages: defaultdict[tuple[int, int], deque[np.ndarray]] = defaultdict(
+            deque
+        )  # (from, to) -> what was sent and not taken
+        self._wanted: dict[int, _Wanted] = {}  # by receiver
         self._failure: CollectiveError | None = None
 
     @property
@@ -89,6 +106,10 @@ class Meeting:
         for arrival in self._arrived.values():
             arrival.error = _again(error)
         self._release()
+        wanted, self._wanted = self._wanted, {}
+        for one in wanted.values():
+            one.error = _again(error)
+            self._baton.give_turn(one.wait)
 
     def _release(self) -> None:
         arrived, self._arrived = self._arrived, {}
@@ -101,7 +122,7 @@ class Meeting:
         self,
         rank: int,
         call: tuple[Any, ...],
-        array: np.ndarray | None,
+        arrays: Arrays,
         work: Work,
         timeout: float | None,
     ) -> None:
@@ -116,10 +137,12 @@ class Meeting:
                 ),
                 timeout=timeout,
             )
-            arrival = self._arrived[rank] = _Arrival(call, array, wait)
+            arrival = self._arrived[rank] = _Arrival(call, arrays, wait)
             last = not self._missing()
             if last:
                 self._finish(work)
+            else:
+                self._check_deadlock()
         if not last:
             self._baton.block(wait)
             if not wait.done:
@@ -141,9 +164,81 @@ class Meeting:
                 )
             )
             return
-        arrays = [self._arrived[rank].array for rank in range(self.world_size)]
-        work([array for array in arrays if array is not None])
+        work([self._arrived[rank].arrays for rank in range(self.world_size)])
         self._release()
+
+    # messages ---------------------------------------------------------------------
+
+    def send(self, rank: int, to: int, x: np.ndarray) -> None:
+        with self._baton.lock:
+            if self._failure is not None:
+                raise _again(self._failure)
+            self._messages[rank, to].append(x.copy())
+            wanted = self._wanted.get(to)
+            if wanted is not None and wanted.from_ == rank:
+                del self._wanted[to]
+                self._baton.give_turn(wanted.wait)
+
+    def recv(self, rank: int, from_: int, x: np.ndarray, timeout: float | None) -> None:
+        queue = self._messages[from_, rank]
+        with self._baton.lock:
+            if self._failure is not None:
+                raise _again(self._failure)
+            about = f"a message of rank {from_} in group {self.name!r}"
+            wait = Wait(lambda: about, timeout=timeout)
+            wanted = _Wanted(from_, wait, timeout is None)
+            blocked = not queue
+            if blocked:
+                self._wanted[rank] = wanted
+                self._check_deadlock()
+        if blocked:
+            self._baton.block(wait)
+        with self._baton.lock:
+            if not wanted.wait.done and blocked:
+                self._wanted.pop(rank, None)
+                raise CollectiveTimeoutError(
+                    f"rank {rank} of group {self.name!r} waited {timeout} s for a "
+                    f"message of rank {from_}.",
+                    (from_,),
+                )
+            if wanted.error is not None:
+                raise wanted.error
+            message = queue.popleft()
+            if _type(message) == _type(x):
+                x[...] = message
+                return
+            (sent,), (asked,) = _type(message), _type(x)
+            error = ShapeMismatchError(
+                f"a message of group {self.name!r} does not fit. rank {from_}: "
+                f"send({sent}, to {rank}); rank {rank}: recv({asked}, from {from_})."
+            )
+            self._fail(error)
+            raise _again(error)
+
+    def _check_deadlock(self) -> None:
+        """Ranks that wait for each other cannot go on: say so to all."""
+        for start in self._wanted:
+            row = [start]
+            while len(row) <= self.world_size and self._waits_for_good(row[-1]):
+                row.append(self._wanted[row[-1]].from_)
+            if len(row) == 1:
+                continue
+            if row[-1] in self._arrived or len(row) > self.world_size:
+                seen = "; ".join(f"rank {r}: {self._doing(r)}" for r in sorted({*row}))
+                self._fail(
+                    ShapeMismatchError(
+                        f"the ranks of group {self.name!r} wait for each other: {seen}."
+                    )
+                )
+                return
+
+    def _waits_for_good(self, rank: int) -> bool:
+        return rank in self._wanted and self._wanted[rank].for_good
+
+    def _doing(self, rank: int) -> str:
+        if rank in self._wanted:
+            return f"recv(from {self._wanted[rank].from_})"
+        return _describe(self._arrived[rank].call)
 
     def _time_out(
         self, rank: int, call: tuple[Any, ...], timeout: float | None
@@ -169,8 +264,16 @@ def _describe(call: tuple[Any, ...]) -> str:
     return f"{name}({', '.join(map(str, details))})"
 
 
+def _type(x: np.ndarray) -> tuple[str]:
+    return (f"{kernels.name_of(x.dtype)} {x.shape}",)
+
+
 class InlineGroup:
     """A rank's end of a group; see ``engine.protocol.Group``."""
+
+    # A thread of the group's own would be none of the baton's.
+    threads = False
+    gpus = False
 
     def __init__(
         self, meeting: Meeting, rank: int, forget: Callable[[Meeting], None]
@@ -186,36 +289,83 @@ class InlineGroup:
 
         return np.empty(shape, dtype)
 
-    def allreduce(
-        self, x: np.ndarray, op: str = "sum", timeout: float | None = None
-    ) -> np.ndarray:
-        from ... import kernels
+    def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
+        found: list[np.ndarray] = []
 
-        def reduce(arrays: list[np.ndarray]) -> None:
-            total = kernels.reduce(arrays, op)
-            for array in arrays:
+        def work(ranks: list[Any]) -> None:
+            everyones = [array for array, _ in ranks]
+            for _, found in ranks:
+                found.extend(everyones)
+
+        # Any: a list stands where other calls have an array.
+        arrays: Any = (x, found)
+        call = "peers", kernels.name_of(x.dtype)
+        self._meeting.meet(self.rank, call, arrays, work, None)
+        return found
+
+    def allreduce(
+        self, x: np.ndarray, op: str, timeout: float | None, label: str = ""
+    ) -> None:
+        _check(x, op)
+
+        def work(ranks: list[Arrays]) -> None:
+            total = kernels.reduce([array for (array,) in ranks], op)
+            for (array,) in ranks:
                 array[...] = total
 
-        kernels.reduce(
-            [x.reshape(-1)[:0]], op
-        )  # refuses what it cannot do, before anybody waits
-        call = "allreduce", op, x.dtype.str, x.shape
-        self._meeting.meet(self.rank, call, x, reduce, timeout)
-        return x
+        what = (label,) if label else _type(x)
+        self._meet(("allreduce", *what, f"op={op}"), (x,), work, timeout)
 
-    def broadcast(
-        self, x: np.ndarray, root: int = 0, timeout: float | None = None
-    ) -> np.ndarray:
-        def copy(arrays: list[np.ndarray]) -> None:
-            for array in arrays:
-                array[...] = arrays[root]
+    def reduce(self, x: np.ndarray, op: str, root: int, timeout: float | None) -> None:
+        _check(x, op)
 
-        call = "broadcast", root, x.dtype.str, x.shape
-        self._meeting.meet(self.rank, call, x, copy, timeout)
-        return x
+        def work(ranks: list[Arrays]) -> None:
+            ranks[root][0][...] = kernels.reduce([array for (array,) in ranks], op)
 
-    def barrier(self, timeout: float | None = None) -> None:
-        self._meeting.meet(self.rank, ("barrier",), None, lambda _: None, timeout)
+        call = "reduce", *_type(x), f"op={op}", f"root={root}"
+        self._meet(call, (x,), work, timeout)
+
+    def broadcast(self, x: np.ndarray, root: int, timeout: float | None) -> None:
+        def work(ranks: list[Arrays]) -> None:
+            for (array,) in ranks:
+                array[...] = ranks[root][0]
+
+        self._meet(("broadcast", *_type(x), f"root={root}"), (x,), work, timeout)
+
+    def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
+        def work(ranks: list[Arrays]) -> None:
+            values = [x.copy() for x, _ in ranks]  # an x may be a part of its out
+            for _, out in ranks:
+                for part, value in zip(out, values, strict=True):
+                    part[...] = value
+
+        self._meet(("allgather", *_type(x)), (x, out), work, timeout)
+
+    def reducescatter(
+        self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
+    ) -> None:
+        _check(x, op)
+
+        def work(ranks: list[Arrays]) -> None:
+            total = kernels.reduce([x for x, _ in ranks], op)
+            for (_, out), part in zip(ranks, total, strict=True):
+                out[...] = part
+
+        self._meet(("reducescatter", *_type(x), f"op={op}"), (x, out), work, timeout)
+
+    def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
+        self._meeting.send(self.rank, to, x)
+
+    def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
+        self._meeting.recv(self.rank, from_, x, timeout)
+
+    def barrier(self, timeout: float | None) -> None:
+        self._meet(("barrier",), (), lambda _: None, timeout)
+
+    def _meet(
+        self, call: tuple[Any, ...], arrays: Arrays, work: Work, timeout: float | None
+    ) -> None:
+        self._meeting.meet(self.rank, call, arrays, work, timeout)
 
     def close(self) -> None:
         if not self._closed:
@@ -223,3 +373,8 @@ class InlineGroup:
             why = f"rank {self.rank} left group {self._meeting.name!r}"
             if self._meeting.leave(self.rank, why):
                 self._forget(self._meeting)
+
+
+def _check(x: np.ndarray, op: str) -> None:
+    """Refuse what cannot be done, before anybody waits."""
+    kernels.reduce([x.reshape(-1)[:0]], op)

@@ -25,7 +25,7 @@ from ...exceptions import (
     RankDiedError,
     ShapeMismatchError,
 )
-from .backends import GLOO, NCCL, Nccl, as_array, backend_of
+from .backends import GLOO, NCCL, Nccl, backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +159,9 @@ class _Place:
 class RayGroup:
     """See ``engine.protocol.Group``."""
 
+    threads = True
+    gpus = True
+
     def __init__(self, place: _Place, store: Any, gloo: Any) -> None:
         self.rank = place.rank
         self.world_size = place.world_size
@@ -168,6 +171,8 @@ class RayGroup:
         self._gloo = gloo
         self._nccl = Nccl(store, place.rank, place.world_size)
         self._calls = 0
+        self._sent: dict[int, int] = {}  # messages, by receiver
+        self._received: dict[int, int] = {}
         self._failure: CollectiveError | None = None
         self._closed = False
         self._peers: dict[int, Any] = {}  # ranks that are actors -> Ray handles
@@ -184,23 +189,27 @@ class RayGroup:
 
     # calls ----------------------------------------------------------------------------
 
-    # Any: NumPy arrays, and torch tensors on any device.
-    def allreduce(self, x: Any, op: str = "sum", timeout: float | None = None) -> Any:
+    def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
+        return None
+
+    # Any: arrays, and torch tensors on a GPU.
+    def allreduce(
+        self, x: Any, op: str, timeout: float | None, label: str = ""
+    ) -> None:
         if backend_of(x) == NCCL:
-            return self._on_gpus(
+            self._on_gpus(
                 "allreduce",
                 x,
                 op,
                 timeout,
                 lambda done: self._nccl.allreduce(x, op, done),
             )
-        given, x = x, as_array(x)
-        # Refuse what cannot be done before anybody waits.
-        kernels.reduce([x.reshape(-1)[:0]], op)
+            return
+        _check(x, op)
         by_gloo = op in ("sum", "mean") and x.dtype.name in _GLOO_SUMS
 
         def work(deadline: _Deadline) -> None:
-            flat = _flat(x)
+            flat = x.reshape(-1)
             if not flat.size:
                 return
             if by_gloo:
@@ -208,37 +217,111 @@ class RayGroup:
                 if op == "mean":
                     flat /= self.world_size
             else:
-                parts = self._gather(flat, deadline)
+                kernels.reduce(self._gather(flat, deadline), op, out=flat)
+
+        what = (label,) if label else _type(x)
+        self._call(("allreduce", *what, f"op={op}"), work, timeout)
+
+    def reduce(self, x: np.ndarray, op: str, root: int, timeout: float | None) -> None:
+        _check(x, op)
+
+        def work(deadline: _Deadline) -> None:
+            flat = x.reshape(-1)
+            if not flat.size:
+                return
+            # Gloo's own reduce leaves its partial sums in x of the other ranks.
+            parts = self._gather(flat, deadline)
+            if self.rank == root:
                 kernels.reduce(parts, op, out=flat)
-            _put_back(flat, x)
 
-        self._call(("allreduce", op, x.dtype.str, x.shape), work, timeout)
-        return given
+        call = "reduce", *_type(x), f"op={op}", f"root={root}"
+        self._call(call, work, timeout)
 
-    def broadcast(self, x: Any, root: int = 0, timeout: float | None = None) -> Any:
+    def broadcast(self, x: Any, root: int, timeout: float | None) -> None:
         if backend_of(x) == NCCL:
-            return self._on_gpus(
+            self._on_gpus(
                 "broadcast",
                 x,
                 root,
                 timeout,
                 lambda done: self._nccl.broadcast(x, root, done),
             )
-        given, x = x, as_array(x)
+            return
 
         def work(deadline: _Deadline) -> None:
             from torch.distributed import BroadcastOptions
 
-            flat = _flat(x)
+            flat = x.reshape(-1)
             if not flat.size:
                 return
             options = BroadcastOptions()
             options.rootRank = root
             self._wait(self._gloo.broadcast([_bytes(flat)], options), deadline)
-            _put_back(flat, x)
 
-        self._call(("broadcast", root, x.dtype.str, x.shape), work, timeout)
-        return given
+        self._call(("broadcast", *_type(x), f"root={root}"), work, timeout)
+
+    def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
+        def work(deadline: _Deadline) -> None:
+            if x.size:
+                parts = self._gather(x.reshape(-1).copy(), deadline)
+                for row, part in zip(out, parts, strict=True):
+                    row[...] = part.reshape(x.shape)
+
+        self._call(("allgather", *_type(x)), work, timeout)
+
+    def reducescatter(
+        self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
+    ) -> None:
+        _check(x, op)
+
+        def work(deadline: _Deadline) -> None:
+            if not x.size:
+                return
+            # One row at a time, so that a rank keeps no more than it asked for.
+            for root, row in enumerate(x):
+                parts = self._gather(row.reshape(-1).copy(), deadline)
+                if root == self.rank:
+                    kernels.reduce(parts, op, out=out.reshape(-1))
+
+        self._call(("reducescatter", *_type(x), f"op={op}"), work, timeout)
+
+    def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
+        # In the store's memory until it is fetched: gloo would wait for the receiver.
+        number = self._sent.get(to, 0)
+        self._sent[to] = number + 1
+        message = pickle.dumps(x, protocol=5)
+        self._past_gloo(
+            lambda: self._store.set(f"mail/{self.rank}/{to}/{number}", message)
+        )
+
+    def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
+        number = self._received.get(from_, 0)
+        key = f"mail/{from_}/{self.rank}/{number}"
+        deadline = _Deadline("recv", timeout)
+        while not self._past_gloo(lambda: self._store.check([key])):
+            failure = self._past_gloo(self._known_failure)
+            if failure is not None:
+                self._failure = failure
+                raise self._again(failure)
+            if deadline.left() <= 0:
+                raise CollectiveTimeoutError(
+                    f"{self._where}: waited {timeout} s for a message of rank {from_}.",
+                    (from_,),
+                )
+            time.sleep(_POLL_S)
+        self._received[from_] = number + 1
+        message = pickle.loads(self._past_gloo(lambda: self._store.get(key)))
+        self._store.delete_key(key)
+        if _type(message) == _type(x):
+            x[...] = message
+            return
+        (sent,), (asked,) = _type(message), _type(x)
+        failure = ShapeMismatchError(
+            f"a message does not fit. rank {from_}: send({sent}, to {self.rank}); "
+            f"rank {self.rank}: recv({asked}, from {from_})"
+        )
+        self._fail(failure)
+        raise self._again(failure)
 
     # Any: a torch tensor, which the type checker need not have.
     def _on_gpus(
@@ -248,14 +331,13 @@ class RayGroup:
         how: Any,
         timeout: float | None,
         start: Callable[[Callable[[Any], None]], None],
-    ) -> Any:
+    ) -> None:
         def work(deadline: _Deadline) -> None:
             start(lambda begun: self._until_done(begun, deadline))
 
         self._call((name, how, NCCL, str(x.dtype), tuple(x.shape)), work, timeout)
-        return x
 
-    def barrier(self, timeout: float | None = None) -> None:
+    def barrier(self, timeout: float | None) -> None:
         self._call(("barrier",), lambda _: None, timeout)
 
     def close(self) -> None:
@@ -287,10 +369,20 @@ class RayGroup:
         except RuntimeError as error:  # of gloo or its store: a connection is lost
             raise self._again(self._blame(error)) from error
 
+    def _past_gloo(self, ask: Callable[[], Any]) -> Any:
+        """What the store answers, while the group is sound."""
+        if self._failure is not None:
+            raise self._again(self._failure)
+        try:
+            return ask()
+        except RuntimeError as error:  # a connection is lost
+            raise self._again(self._blame(error)) from error
+
     def _agree(self, call: tuple[Any, ...], deadline: _Deadline) -> None:
         import numpy as np
 
-        text = repr(call).encode()
+        name, *details = call
+        text = f"{name}({', '.join(map(str, details))})".encode()
         mine = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), np.uint8)
         everyones = self._gather(mine.copy(), deadline)
         # One that gave up had sent its part before: what it has told counts.
@@ -446,14 +538,13 @@ class _Deadline:
 # Arrays as gloo takes them -----------------------------------------------------------
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-    """The elements of ``x`` in one dimension: its own memory, if it is contiguous."""
-    return x.reshape(-1) if x.flags.c_contiguous else x.flatten()
+def _check(x: np.ndarray, op: str) -> None:
+    """Refuse what cannot be done, before anybody waits."""
+    kernels.reduce([x.reshape(-1)[:0]], op)
 
 
-def _put_back(flat: np.ndarray, x: np.ndarray) -> None:
-    if not x.flags.c_contiguous:
-        x[...] = flat.reshape(x.shape)
+def _type(x: np.ndarray) -> tuple[str]:
+    return (f"{kernels.name_of(x.dtype)} {x.shape}",)
 
 
 def _tensor(flat: np.ndarray) -> Any:

@@ -222,7 +222,9 @@ def _reduced(member: _Member, array: np.ndarray, op: ReduceOp) -> np.ndarray:
     if op is ReduceOp.PRODUCT:
         product: np.ndarray = np.prod(_gathered(member, array), axis=0)
         return product.astype(array.dtype, copy=False)
-    return member.group.allreduce(np.array(array, order="C"), _NAMES[op])
+    total = np.array(array, order="C")
+    member.group.allreduce(total, _NAMES[op])
+    return total
 
 
 def _gathered(member: _Member, array: np.ndarray) -> list[np.ndarray]:

@@ -1,0 +1,89 @@
+"""Arrays of any library as collectives take them: NumPy views of their memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .kernels import BFLOAT16
+
+Array = npt.NDArray[Any]
+
+
+class Operand:
+    """One array of a call, as a contiguous NumPy array over its memory, or a copy.
+
+    Args:
+        x: a NumPy array, a torch CPU tensor, or what exports DLPack in CPU memory.
+        writable: whether the call writes to it.
+
+    Raises:
+        TypeError: it is none of these, or read-only where it is written to.
+    """
+
+    def __init__(self, x: Any, *, writable: bool = True) -> None:
+        self._view = _numpy(x)
+        self._x = x
+        if writable and not self._view.flags.writeable:
+            raise TypeError(
+                f"the array of shape {self._view.shape} is read-only, as values from "
+                "skate.get are, and collectives work in place: pass numpy.array(x)."
+            )
+        self.array = self._view
+        if not (self._view.flags.c_contiguous and self._view.flags.writeable):
+            self.array = np.array(self._view, order="C")
+        self.shape = self.array.shape
+
+    def put_back(self) -> None:
+        """Write the result to where the array is."""
+        if self.array is not self._view:
+            self._view[...] = self.array
+
+    def like(self, shape: tuple[int, ...]) -> Any:
+        """A new array of the same kind and dtype."""
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(self._x, torch.Tensor):
+            return torch.empty(shape, dtype=self._x.dtype)
+        if isinstance(self._x, np.ndarray):
+            return np.empty(shape, self._x.dtype)
+        return np.empty(shape, self.array.dtype)
+
+
+def is_on_gpu(x: Any) -> bool:
+    """True for a torch tensor that is not in CPU memory."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor) and x.device.type != "cpu"
+
+
+def _numpy(x: Any) -> Array:
+    if isinstance(x, np.ndarray):
+        # Packages that add bfloat16 to NumPy call it so.
+        return x.view(BFLOAT16) if x.dtype.name == "bfloat16" else x
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.device.type != "cpu" or x.layout is not torch.strided:
+            raise TypeError(
+                f"collectives take dense tensors in CPU memory, not one of layout "
+                f"{x.layout} on {x.device}: pass x.cpu(), or x.to_dense()."
+            )
+        x = x.detach()
+        if x.dtype is torch.bfloat16:
+            bits: Array = x.view(torch.int16).numpy()
+            return bits.view(BFLOAT16)
+        array: Array = x.numpy()
+        return array
+    if hasattr(x, "__dlpack__"):
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"cannot see the memory of this {type(x).__name__} by DLPack: {error}. "
+                "Pass a copy of it in CPU memory."
+            ) from error
+    raise TypeError(
+        "collectives take NumPy arrays, torch CPU tensors, and arrays that export "
+        f"DLPack, not {type(x).__name__}: pass numpy.asarray(x)."
+    )
