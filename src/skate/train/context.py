@@ -83,7 +83,7 @@ class Context:
 
     @property
     def group(self) -> Group:
-        """The collective group of all ranks."""
+        """The collective group of all ranks: all that ``skate.collective`` offers."""
         return self._group
 
     # reports -------------------------------------------------------------------------
@@ -231,11 +231,13 @@ class Context:
             RankDiedError: a rank ended; the contents of ``x`` are undefined.
             CollectiveTimeoutError: a rank did not arrive; see ``.missing_ranks``.
         """
-        return self._group.allreduce(x, op, timeout)
+        self._group.allreduce(x, op, timeout)
+        return x
 
     def broadcast(self, x: Array, root: int = 0, timeout: float | None = None) -> Array:
         """Replace ``x`` on every rank by the one of rank ``root``; returns ``x``."""
-        return self._group.broadcast(x, root, timeout)
+        self._group.broadcast(x, root, timeout)
+        return x
 
     def barrier(self, timeout: float | None = None) -> None:
         """Return when every rank has called it."""

@@ -167,7 +167,8 @@ class Watched:
         found = getattr(self._group, name)
         if not inspect.ismethod(found):
             return found
-        accepts_timeout = _position_of_timeout(type(self._group), name)
+        kind: Any = type(self._group)  # mypy does not take a class for hashable
+        accepts_timeout = _position_of_timeout(kind, name)
         limit = self._watchdog.deadline + GRACE_S
 
         @wraps(found)
