@@ -8,6 +8,7 @@ falls on all of them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Case:
     """One row of the table. ``unit`` decides how its costs are shown."""
 
     name: str
-    unit: str  # calls/s, GB/s, us, ms, MB or %
+    unit: str  # calls/s, images/s, GB/s, us, ms, MB or %
     nbytes: int = 0  # what one operation moves, for GB/s
     goals: tuple[Goal, ...] = ()
 
@@ -59,6 +60,8 @@ class Case:
                 return 1 / cost
             case "GB/s":
                 return self.nbytes / cost / 1e9
+            case "images/s":
+                return 1 / cost
             case "us":
                 return cost * 1e6
             case "ms":
@@ -179,6 +182,34 @@ def _ask(question: Question, peer: str, group: str, seconds: float) -> dict[str,
 
 
 # The whole question ----------------------------------------------------------------
+
+
+def main(question: Question, rounds: int = 5) -> int:
+    """Ask ``question`` as the command line says; or, as its child, one group."""
+    parser = argparse.ArgumentParser(description=question.text)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per case and round")
+    parser.add_argument(
+        "--peers", nargs="+", choices=question.peers, default=question.peers
+    )
+    parser.add_argument(
+        "--groups", nargs="+", choices=question.groups, default=question.groups
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--group", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.peer:
+        answer_in_this_process(asked.peer, asked.group, asked.seconds, asked.into)
+        return 0
+    return run(
+        replace(question, groups=tuple(asked.groups)),
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+        peers=asked.peers,
+        results=asked.results,
+    )
 
 
 def run(

@@ -1,0 +1,42 @@
+"""The bound: processes side by side that train and do not communicate."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+from ..harness import Samples, Timer, Work
+from . import training_model as common
+
+
+def worker(rank: int, setting: str, barrier: Any, pipe: Any) -> None:
+    model = common.make_model(rank)
+    backward = common.make_backward(model, setting, rank)
+    iteration = common.make_iteration(backward, common.make_sgd(model))
+    pipe.send(common.time_windows(iteration, setting, barrier.wait))
+
+
+def run(target: Any, *arguments: Any) -> Samples:
+    """Each worker in a process of its own; windows of the slowest."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(common.WORKERS)
+    pipes = [spawn.Pipe(False) for _ in range(common.WORKERS)]
+    processes = [
+        spawn.Process(target=target, args=(rank, *arguments, barrier, pipe))
+        for rank, (_, pipe) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    for _, pipe in pipes:
+        pipe.close()
+    try:
+        return common.slowest([reader.recv() for reader, _ in pipes])
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+
+
+def cases(group: str, timer: Timer) -> Iterator[tuple[str, Work]]:
+    yield group, lambda: run(worker, group)
