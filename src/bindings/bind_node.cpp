@@ -193,10 +193,7 @@ nb::object put(Node& node, nb::handle object) {
   return guarded([&] {
     Unsealed unsealed;
     if (find_unsealed(node, object.ptr(), unsealed)) {
-      Value value;
-      value.kind = Value::Kind::kBlock;
-      value.block = unsealed.location;
-      const ObjectId id = node.put(std::move(value), Object::Kind::kData);
+      const ObjectId id = object_of(node, unsealed);
       seal(node, object.ptr(), unsealed, id);
       return take_ref(codec_types().object_ref, id);
     }
@@ -204,6 +201,17 @@ nb::object put(Node& node, nb::handle object) {
     encoder.encode(object.ptr());
     return take_ref(codec_types().object_ref,
                     node.put(encoder.finish(node.self()), Object::Kind::kData));
+  });
+}
+
+// A ref to an array of skate.empty that stays writable; anything else is put.
+nb::object lend_array(Node& node, nb::handle object) {
+  check_alive(node);
+  Unsealed unsealed;
+  if (!guarded([&] { return find_unsealed(node, object.ptr(), unsealed); }))
+    return put(node, object);
+  return guarded([&] {
+    return take_ref(codec_types().object_ref, lend(node, object.ptr(), unsealed));
   });
 }
 
@@ -386,10 +394,7 @@ class Arguments {
     if (is_ref(object)) return depend_on(id_of(object));
     Unsealed unsealed;
     if (find_unsealed(node_, object, unsealed)) {
-      Value value;
-      value.kind = Value::Kind::kBlock;
-      value.block = unsealed.location;
-      const ObjectId id = node_.put(std::move(value), Object::Kind::kData);
+      const ObjectId id = object_of(node_, unsealed);
       made_.push_back(id);
       seal(node_, object, unsealed, id);
       return depend_on(id);
@@ -707,6 +712,7 @@ class Call {
   // 0: a call; 1: it was cancelled; 2: its items were read.
   int notice() const { return static_cast<int>(task_.notice); }
   bool cancelled() { return node_.is_cancelled(task_.header.task_id); }
+  bool wanted() { return node_.is_wanted(task_); }
   void fail_cancelled() { node_.finish_cancelled(task_); }
 
   // `refs` are inside of the error; `retryable`: the task should be tried again.
@@ -790,7 +796,7 @@ class Call {
   void encode_one(PyObject* result) {
     Unsealed unsealed;
     if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
-        find_unsealed(node_, result, unsealed)) {
+        find_unsealed(node_, result, unsealed) && !unsealed.lent) {
       Value& value = values_.emplace_back();
       value.kind = Value::Kind::kBlock;
       value.block = unsealed.location;
@@ -854,24 +860,40 @@ class Call {
   u64 num_items_ = 0;
 };
 
-// False: there will be no more.
-bool wait_for_task(Node& node, Incoming& task) {
+// kReady, kTimeout, or kEngineDied: there will be no more.
+WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
   for (;;) {
     WaitResult result;
     {
       nb::gil_scoped_release release;
-      result = node.next_task(task, -1);
+      result = node.next_task(task, deadline);
     }
-    if (result == WaitResult::kReady) return true;
-    if (result == WaitResult::kEngineDied) return false;
+    if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
   }
+}
+
+// False: there will be no more.
+bool wait_for_task(Node& node, Incoming& task) {
+  return wait_for_task(node, task, -1) == WaitResult::kReady;
 }
 
 nb::object next_task(Node& node) {
   Incoming task;
   if (!wait_for_task(node, task)) return nb::none();
   return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+}
+
+nb::object next_call(Node& node, std::optional<double> timeout) {
+  Incoming task;
+  switch (wait_for_task(node, task, deadline_of(timeout))) {
+    case WaitResult::kReady:
+      return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+    case WaitResult::kTimeout:
+      return nb::none();
+    default:
+      throw nb::stop_iteration();
+  }
 }
 
 // Runs tasks for as long as they are plain ones of `functions`: id -> (function, name).
@@ -1047,6 +1069,7 @@ void bind_node(nb::module_& m) {
       .def_prop_ro("is_streaming",
                    [](const Call& c) { return (c.header().flags & kStreaming) != 0; })
       .def_prop_ro("cancelled", &Call::cancelled)
+      .def_prop_ro("wanted", &Call::wanted, "Its caller lives and has not cancelled it.")
       .def("fail_cancelled", &Call::fail_cancelled)
       .def("fail", &Call::fail, "error"_a, "refs"_a, "retryable"_a,
            nb::sig("def fail(self, error: bytes, refs: list[ObjectRef[Any]], "
@@ -1066,6 +1089,8 @@ void bind_node(nb::module_& m) {
            "object"_a)
       .def("put", &put, "value"_a.none(),
            nb::sig("def put(self, value: Any) -> ObjectRef[Any]"))
+      .def("lend", &lend_array, "value"_a.none(),
+           nb::sig("def lend(self, value: Any) -> ObjectRef[Any]"))
       .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a,
            nb::sig("def get(self, refs: Sequence[ObjectRef[Any]], "
                    "timeout: float | None, writable: bool) -> list[Any]"))
@@ -1169,6 +1194,9 @@ void bind_node(nb::module_& m) {
           "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
       .def("next_task", &next_task, nb::keep_alive<0, 1>(),
            nb::sig("def next_task(self) -> Call | None"))
+      .def("next_call", &next_call, nb::keep_alive<0, 1>(), "timeout"_a.none(),
+           "None if no call came in time; StopIteration if none will come.",
+           nb::sig("def next_call(self, timeout: float | None) -> Call | None"))
       .def(
           "name_function",
           [](Node& node, u64 function, const std::string& name) {

@@ -139,6 +139,7 @@ struct BlockObject {
   std::byte* data;
   Py_ssize_t size;
   ObjectId id;        // counted while this lives; 0: an unsealed block, freed with this
+  ObjectId lent;      // unsealed, and lent: counted, and its object frees the block
   Location location;  // unsealed
   bool is_pinned;     // sealed: the block stays in memory
   ProcId proc;
@@ -159,6 +160,8 @@ void block_dealloc(PyObject* self) {
     if (block->is_pinned) block->node->close_view(block->proc, block->pin);
     if (block->id)
       block->node->release(block->id);
+    else if (block->lent)
+      block->node->release(block->lent);
     else
       block->node->free_own_block(block->location);
   }
@@ -678,12 +681,14 @@ bool find_unsealed(Node& node, PyObject* array, Unsealed& out) {
                      array_type(view.format == nullptr ? "B" : view.format) >= 0;
   PyBuffer_Release(&view);
   if (!whole) return false;
-  out = {base, block->location};
+  out = {base, block->location, block->lent};
   return true;
 }
 
-void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
-          u32 label) {
+namespace {
+
+// What makes the block of skate.empty a value: its header.
+void write_header(PyObject* array, BlockObject* block) {
   Py_buffer view;
   if (PyObject_GetBuffer(array, &view, PyBUF_FULL_RO) != 0) throw PythonError{};
   std::string header;
@@ -698,9 +703,40 @@ void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
   put(header, BufferEntry{kArrayHeaderBytes, static_cast<u64>(view.len)});
   header += meta;
   PyBuffer_Release(&view);
-  auto* block = reinterpret_cast<BlockObject*>(unsealed.block);
   std::memcpy(block->data, header.data(), header.size());
-  node.acquire(id);
+}
+
+}  // namespace
+
+ObjectId object_of(Node& node, const Unsealed& unsealed) {
+  if (unsealed.lent) {
+    node.acquire(unsealed.lent);
+    return unsealed.lent;
+  }
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = unsealed.location;
+  return node.put(std::move(value), Object::Kind::kData);
+}
+
+ObjectId lend(Node& node, PyObject* array, const Unsealed& unsealed) {
+  auto* block = reinterpret_cast<BlockObject*>(unsealed.block);
+  if (!unsealed.lent) {
+    write_header(array, block);
+    block->lent = object_of(node, unsealed);
+  }
+  node.acquire(block->lent);
+  return block->lent;
+}
+
+void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
+          u32 label) {
+  auto* block = reinterpret_cast<BlockObject*>(unsealed.block);
+  write_header(array, block);
+  if (block->lent)  // its count becomes that of `id`, which is the same
+    block->lent = {};
+  else
+    node.acquire(id);
   block->id = id;
   block->proc = node.self();
   block->pin = node.pin_own(unsealed.location);

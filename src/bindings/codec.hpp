@@ -88,8 +88,13 @@ class Encoder {
 struct Unsealed {
   PyObject* block = nullptr;  // borrowed
   Location location;
+  ObjectId lent;  // the object that has the block already, if it was lent
 };
 bool find_unsealed(Node& node, PyObject* array, Unsealed& out);
+// The object whose value the block is, or is to be; the caller holds it.
+ObjectId object_of(Node& node, const Unsealed& unsealed);
+// Makes the block an object, which the caller holds, and leaves the array writable.
+ObjectId lend(Node& node, PyObject* array, const Unsealed& unsealed);
 // Completes the block and makes the array read-only; its block now holds `id`.
 void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
           u32 label = 0);

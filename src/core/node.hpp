@@ -326,6 +326,8 @@ class Node {
   bool cancel(ObjectId id, bool force, bool recursive);
   // Whether this process was told to end `task_id`, which it runs.
   bool is_cancelled(u64 task_id);
+  // False: it was told to end the task, or the process that called has ended.
+  bool is_wanted(const Incoming& task);
   // Between the two, the thread that calls runs user code which may be interrupted: by
   // `signal`, whose handler asks take_interrupt. begin_user_code is false if the task
   // must not start at all.

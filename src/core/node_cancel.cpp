@@ -202,6 +202,12 @@ bool Node::is_cancelled(u64 task_id) {
   return cancelled_.contains(task_id);
 }
 
+bool Node::is_wanted(const Incoming& task) {
+  std::lock_guard lock(mu_);
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  return lives(task.owner) && !cancelled_.contains(task.header.task_id);
+}
+
 // Interrupting user code -----------------------------------------------------------------
 //
 // Either the thread sees the request when it begins, or the one who requests sees it

@@ -15,6 +15,7 @@ from ._actor import ActorMethod as ActorMethod
 from ._actor import get_actor as get_actor
 from ._actor import kill as kill
 from ._actor import method as method
+from ._actor import receiver as receiver
 from ._context import RuntimeContext as RuntimeContext
 from ._context import get_gpu_ids as get_gpu_ids
 from ._context import get_runtime_context as get_runtime_context
@@ -33,6 +34,7 @@ from ._runtime import empty as empty
 from ._runtime import get as get
 from ._runtime import init as init
 from ._runtime import is_initialized as is_initialized
+from ._runtime import lend as lend
 from ._runtime import nodes as nodes
 from ._runtime import put as put
 from ._runtime import shutdown as shutdown
@@ -40,6 +42,7 @@ from ._runtime import wait as wait
 from ._stream import ObjectRefGenerator as ObjectRefGenerator
 from ._task import RemoteFunction as RemoteFunction
 from ._task import remote as remote
+from .engine.protocol import ReceivedCall as ReceivedCall
 
 __version__ = "0.1.0.dev0"
 
@@ -49,6 +52,7 @@ __all__ = [
     "ActorMethod",
     "ObjectRef",
     "ObjectRefGenerator",
+    "ReceivedCall",
     "RemoteFunction",
     "RuntimeContext",
     "Session",
@@ -65,11 +69,13 @@ __all__ = [
     "init",
     "is_initialized",
     "kill",
+    "lend",
     "map_unordered",
     "method",
     "nodes",
     "progress",
     "put",
+    "receiver",
     "remote",
     "shutdown",
     "summary",

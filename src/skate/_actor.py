@@ -30,6 +30,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _METHOD_OPTIONS = "__skate_method_options__"
+_RECEIVER = "__skate_receiver__"
 
 
 @overload
@@ -55,6 +56,32 @@ def method(*plain: F, **options: Any) -> F | Callable[[F], F]:
         return function
 
     return decorate
+
+
+def receiver(function: F, /) -> F:
+    """Have this method of an actor's class take in the calls of all the others.
+
+    The engine calls it with the calls that have come since, a list of ``ReceivedCall``
+    in the order in which each caller made them; it may answer them then or later, in
+    any order. What it returns is the number of seconds after which it wants to be
+    called again, with an empty list if nothing has come; None waits for the next call.
+    It is always called on the same thread::
+
+        class Adder:
+            def add(self, x): ...  # so that handles have the method
+
+            @skate.receiver
+            def receive(self, calls):
+                for call in calls:
+                    call.answer(self.total + call.args[0])
+
+    If it raises, those of the calls given to it that it has not answered fail with the
+    error, and the actor goes on.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"@skate.receiver decorates a method, not {function!r}.")
+    setattr(function, _RECEIVER, True)
+    return function
 
 
 class ActorMethod:
@@ -209,7 +236,17 @@ class ActorClass(Generic[T]):
 
     def _set_class(self, actor_class: type[T], options: ActorOptions) -> None:
         methods = dict(_methods(actor_class))
-        is_async = any(
+        receivers = [
+            name for name, (function, _) in methods.items() if _receives(function)
+        ]
+        if len(receivers) > 1:
+            raise TypeError(
+                f"{actor_class.__qualname__} has more than one @skate.receiver: "
+                f"{', '.join(receivers)}. One method takes in all calls."
+            )
+        for name in receivers:
+            del methods[name]
+        is_async = bool(receivers) or any(
             inspect.iscoroutinefunction(function)
             or inspect.isasyncgenfunction(function)
             for function, _ in methods.values()
@@ -229,6 +266,7 @@ class ActorClass(Generic[T]):
             ),
             interface=_interface(actor_class, methods, options),
             is_async=is_async,
+            receiver=receivers[0] if receivers else None,
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
@@ -323,6 +361,10 @@ def _methods(
                 given["num_returns"] = num_returns
             found.append((name, (attribute, given)))
     return found
+
+
+def _receives(function: Callable[..., Any]) -> bool:
+    return getattr(function, _RECEIVER, False) is True
 
 
 def _interface(

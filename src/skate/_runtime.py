@@ -490,6 +490,29 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndar
     return current().empty(tuple(int(size) for size in sizes), checked)
 
 
+def lend(array: np.ndarray) -> ObjectRef[Any]:
+    """A ref to ``array``, which stays the caller's, and writable.
+
+    For arrays of ``skate.empty`` that are filled, passed to a call, and filled again
+    once the call has ended: nothing is copied or allocated. Until then the caller must
+    not write: others would see it. Who receives it, and wants to keep it, must copy it.
+    Any other array is put, which copies it; so is every array on the engines ``inline``
+    and ``ray``.
+
+    Raises:
+        TypeError: not an array.
+        ObjectStoreFullError: there is no room for the copy.
+    """
+    import numpy as np
+
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"skate.lend takes a NumPy array, such as skate.empty makes, not "
+            f"{type(array).__name__}. For other values there is skate.put."
+        )
+    return current().lend(array)
+
+
 def cluster_resources() -> dict[str, float]:
     """What the session has in all: ``{"CPU": 8.0, ...}``."""
     return current().cluster_resources()

@@ -79,7 +79,9 @@ class ActorSpec:
     name: str  # the class, for people: ``module.qualname``
     options: ActorOptions
     interface: ActorInterface
-    is_async: bool  # any method is ``async def``: the actor runs an asyncio loop
+    # Any method is ``async def``, or there is a receiver: calls overlap.
+    is_async: bool
+    receiver: str | None = None  # the method that takes in all calls (``skate.receiver``)
     exported: Any = None
 
 
@@ -151,6 +153,27 @@ class TaskContext:
     task_name: str
     is_driver: bool
     num_restarts: int = 0  # of the actor
+
+
+class ReceivedCall(Protocol):
+    """A call that an actor's receiver was given, and that waits for its answer.
+
+    Answer it once, in any order and at any time, on the actor's own thread.
+    """
+
+    method: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def wanted(self) -> bool:
+        """False once it was cancelled, or its caller's process has ended."""
+
+    def answer(self, value: Any) -> None:
+        """Give the caller ``value``; an error if it cannot be pickled."""
+
+    def fail(self, error: BaseException) -> None:
+        """Have ``error`` raised where the caller waits."""
 
 
 class Watch(Protocol):
@@ -368,6 +391,9 @@ class Engine(StreamSource, Protocol):
     def watch(self) -> Watch: ...
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray: ...
+
+    def lend(self, array: np.ndarray) -> ObjectRef[Any]:
+        """As ``put``, but an array of ``empty`` is not copied and stays writable."""
 
     # groups -----------------------------------------------------------------
     def join_group(

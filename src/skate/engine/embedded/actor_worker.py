@@ -1,7 +1,7 @@
 """An actor's process: makes its one object and runs the calls of its methods.
 
-In order on the main thread; in threads, a pool for each concurrency group; or, if a
-method is ``async def``, all on one asyncio loop.
+In order on the main thread; in threads, a pool for each concurrency group; if a method
+is ``async def``, all on one asyncio loop; or as its receiver pleases.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import pickle
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
 from ...exceptions import RuntimeEnvSetupError
 from .. import advice, serialize
-from ..actor_methods import ActorExit, find_method
+from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from .processes import Cause
 from .streaming import check_generator, send_all
 
@@ -52,7 +53,9 @@ class ActorProcess:
         if code is None:
             return
         self._tell("constructed")
-        if code.is_async:
+        if code.receiver is not None:
+            _Receiver(self, code, code.receiver).run()
+        elif code.is_async:
             if advice.wanted():
                 _core.watch_for_blocking(advice.blocked_in_a_coroutine)
             _Loop(self, code).run()
@@ -153,6 +156,113 @@ class ActorProcess:
         self.leaving = True
         self._tell("ends", Cause.ACTOR_EXIT)
         self.node.stop_serving()
+
+
+class _Received:
+    """A call in the hands of the actor's receiver: see ``protocol.ReceivedCall``."""
+
+    __slots__ = ("_call", "_receiver", "args", "kwargs", "method")
+
+    def __init__(self, receiver: _Receiver, call: _core.Call, method: str) -> None:
+        self._receiver = receiver
+        self._call = call
+        self.method = method
+        self.args, self.kwargs = call.arguments()
+
+    @property
+    def wanted(self) -> bool:
+        return self._call.wanted
+
+    def answer(self, value: Any) -> None:
+        if not self._is_first():
+            return
+        try:
+            self._receiver.worker.encode(self._call, value, self.method)
+        except Exception as error:
+            self._receiver.worker.fail(self._call, error, self.method)
+        else:
+            self._call.send()
+
+    def fail(self, error: BaseException) -> None:
+        if self._is_first():
+            name = f"{self._receiver.name}.{self.method}"
+            self._receiver.worker.fail(self._call, error, name)
+
+    def _is_first(self) -> bool:
+        if self.args is None:
+            return False
+        self.args = self.kwargs = None  # type: ignore[assignment]  # views are let go
+        self._receiver.unanswered -= 1
+        return True
+
+
+class _Receiver:
+    """Gives the actor's calls to one of its methods, as many as have come."""
+
+    _AT_ONCE = 4096
+
+    def __init__(self, actor: ActorProcess, code: ActorCode, method: str) -> None:
+        self._actor = actor
+        self._receive = getattr(actor._object, method)
+        self.name = code.name
+        self.worker = actor._worker
+        self.unanswered = 0
+
+    def run(self) -> None:
+        actor = self._actor
+        actor.runs_many()
+        self.worker.engine.context_var.set((0, actor._actor_id, self.name))
+        wait_s: float | None = None
+        more = True
+        while more or (self.unanswered and wait_s is not None and not actor.leaving):
+            calls: list[_Received] = []
+            if more:
+                more = self._take(calls, wait_s)
+            else:
+                assert wait_s is not None
+                time.sleep(wait_s)  # to answer what came before the last handle went
+            wait_s = self._give(calls)
+
+    def _take(self, calls: list[_Received], wait_s: float | None) -> bool:
+        """Wait for a call, and take what else is there; False if none will come."""
+        next_call = self._actor.node.next_call
+        try:
+            call = next_call(wait_s)
+            while call is not None:
+                self._add(calls, call)
+                if len(calls) == self._AT_ONCE:
+                    break
+                call = next_call(0)
+        except StopIteration:
+            return False
+        return True
+
+    def _add(self, calls: list[_Received], call: _core.Call) -> None:
+        if call.notice:
+            return  # whoever holds the call asks it whether it is wanted
+        method = call.method
+        if method in BUILT_IN_METHODS:
+            self._actor.run_call(call)
+            return
+        try:
+            received = _Received(self, call, method)
+        except BaseException as error:
+            self.worker.fail(call, error, f"{self.name}.{method}")
+            return
+        self.unanswered += 1
+        calls.append(received)
+
+    def _give(self, calls: list[_Received]) -> float | None:
+        try:
+            wait_s: float | None = self._receive(calls)
+        except ActorExit:
+            self._actor._leave()
+            return None
+        except Exception as error:
+            for call in calls:
+                call.fail(error)
+            return None
+        return wait_s
 
 
 class _Threads:

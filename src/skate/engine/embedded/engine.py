@@ -123,6 +123,7 @@ class EmbeddedEngine:
         self.adopt = node.adopt
         self.name_actor = node.name_actor
         self.put = node.put
+        self.lend = node.lend
         self.wait = node.wait
         self.watch = node.watch
         self.next_item = node.next_item
@@ -590,6 +591,7 @@ class ActorCode(NamedTuple):
     max_concurrency: int
     groups: tuple[int, ...]  # how many calls each concurrency group runs at once
     interface: bytes  # pickled
+    receiver: str | None  # the method that takes in the calls of all others
 
 
 class _ActorCode:
@@ -612,6 +614,7 @@ class _ActorCode:
             options.max_concurrency,
             groups,
             _dump_interface(spec),
+            spec.receiver,
         )
         return _load_actor_code, (packed.header, buffers, state)
 
@@ -638,7 +641,7 @@ def _packed_types(kinds: tuple[type[Exception], ...]) -> bytes:
 def _load_actor_code(
     header: bytes,
     buffers: list[bytes],
-    state: tuple[str, bool, int, tuple[int, ...], bytes],
+    state: tuple[str, bool, int, tuple[int, ...], bytes, str | None],
 ) -> ActorCode:
     return ActorCode(serialize.loads(header, buffers), *state)
 

@@ -18,8 +18,9 @@ from ...exceptions import (
     RuntimeEnvSetupError,
 )
 from .. import serialize
-from ..actor_methods import ActorExit, find_method
+from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from ..protocol import label_of
+from ..receiving import LoopReceiver
 from .baton import Home, Stopped, context
 from .loop import BatonLoop
 from .units import CANCELLED, Call
@@ -64,6 +65,8 @@ class Actor:
         self.home = Home()
         self.loop: BatonLoop | None = None
         self.is_async = spec.is_async
+        self.receiver_name = spec.receiver
+        self.receiver: LoopReceiver | None = None
         self._engine = engine
         self.env = engine.env_of(spec.options)
         self._make = exported, arguments  # what a restart is made from
@@ -245,7 +248,7 @@ class Actor:
             call.fulfil(unavailable(f"{self.title} restarts, for {cause}."))
         self._ready.extendleft(reversed(again))
         self._vacate()
-        self.instance = None
+        self.instance = self.receiver = None
         self.loop = None
         self.home = Home()
         self.construction = ActorStart(self, *self._make)
@@ -344,7 +347,7 @@ class ActorStart(Call):
             if self._loop is not None:
                 self._loop.end()
             if actor.state is State.DEAD:
-                actor.instance = None
+                actor.instance = actor.receiver = None
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
@@ -354,6 +357,8 @@ class ActorStart(Call):
             actor.loop = self._loop
             asyncio.set_event_loop(self._loop)
         actor.instance = self._class.load()(*args, **kwargs)
+        if actor.receiver_name is not None:
+            actor.receiver = LoopReceiver(actor.instance, actor.receiver_name)
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         actor = self._actor
@@ -442,6 +447,9 @@ class ActorCall(Call):
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
+        receiver = self.actor.receiver
+        if receiver is not None and self.method.name not in BUILT_IN_METHODS:
+            return receiver.accept(self.method.name, args, kwargs)
         return find_method(self.actor.instance, self.method.name)(*args, **kwargs)
 
     def start_in(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -563,6 +571,6 @@ class ActorEnd:
 
     def run(self) -> None:
         actor = self._actor
-        actor.instance = None
+        actor.instance = actor.receiver = None
         with actor._engine.lock:
             actor.die("its last handle was dropped")

@@ -252,6 +252,9 @@ class InlineEngine:
         self.enter()
         return np.empty(shape, dtype)
 
+    def lend(self, array: np.ndarray) -> ObjectRef[Any]:
+        return self.put(array)
+
     # Tasks ----------------------------------------------------------------------------
 
     def submit(
@@ -387,7 +390,7 @@ class InlineEngine:
         if worker is not None and worker.home is home:
             raise Stopped  # it killed itself
         if victim.state is State.DEAD:
-            victim.instance = None
+            victim.instance = victim.receiver = None
         del instance  # outside of the lock: its __del__ may run
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:

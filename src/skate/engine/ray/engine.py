@@ -452,6 +452,9 @@ class RayEngine:
         self.enter()
         return np.empty(shape, dtype)
 
+    def lend(self, array: np.ndarray) -> ObjectRef[Any]:
+        return self.put(array)
+
     # placement groups -----------------------------------------------------------------
 
     def create_placement_group(

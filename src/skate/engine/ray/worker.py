@@ -19,6 +19,7 @@ import ray.actor
 from ... import _runtime
 from .. import serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
+from ..receiving import LoopReceiver
 from . import messages, ship
 
 if TYPE_CHECKING:
@@ -294,6 +295,7 @@ class Body:
 
     _skate_code: ClassVar[Code]
     _skate_interface: ClassVar[bytes]  # pickled: it may name modules of the program's
+    _skate_receiver_name: ClassVar[str | None]
 
     def __init__(
         self, message: messages.Message = None, *dependencies: messages.Message
@@ -307,6 +309,11 @@ class Body:
             return cls(*call.args, **call.kwargs)
 
         self._skate_object = run(code.home, f"{code.name}.__init__", construct)
+        self._skate_receiver: LoopReceiver | None = None
+        if self._skate_receiver_name is not None:
+            self._skate_receiver = LoopReceiver(
+                self._skate_object, self._skate_receiver_name
+            )
 
 
 def make_actor(code: Code, spec: ActorSpec) -> type:
@@ -322,6 +329,7 @@ def make_actor(code: Code, spec: ActorSpec) -> type:
         "__module__": spec.cls.__module__,
         "_skate_code": code,
         "_skate_interface": serialize.dumps(spec.interface).header,
+        "_skate_receiver_name": spec.receiver,
     }
     return type(name, (Body,), members | own)
 
@@ -358,6 +366,11 @@ def _async_stub(class_name: str, method: str) -> Callable[..., Any]:
         engine = self._skate_code.home.engine()
         engine.task_name.set(name)  # each call has a context of its own
         try:
+            receiver = self._skate_receiver
+            if receiver is not None and method not in BUILT_IN_METHODS:
+                call = messages.unpack_call(message, dependencies, engine)
+                result = await receiver.accept(method, call.args, call.kwargs)
+                return pack_result(engine, result, call.num_returns, name)
             function = find_method(self._skate_object, method)
             call = messages.unpack_call(message, dependencies, engine)
             result = function(*call.args, **call.kwargs)
