@@ -94,6 +94,10 @@ class Call:
     @property
     def cancelled(self) -> bool: ...
 
+    @property
+    def wanted(self) -> bool:
+        """Its caller lives and has not cancelled it."""
+
     def fail_cancelled(self) -> None: ...
 
     def fail(self, error: bytes, refs: list[ObjectRef[Any]], retryable: bool) -> None: ...
@@ -110,6 +114,8 @@ class Node:
     def holds_error(self, object: int) -> bool: ...
 
     def put(self, value: Any) -> ObjectRef[Any]: ...
+
+    def lend(self, value: Any) -> ObjectRef[Any]: ...
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
 
@@ -145,6 +151,9 @@ class Node:
         """Count a ref that is being decoded; its id, which may be a new one."""
 
     def next_task(self) -> Call | None: ...
+
+    def next_call(self, timeout: float | None) -> Call | None:
+        """None if no call came in time; StopIteration if none will come."""
 
     def name_function(self, function: int, name: str) -> None:
         """What the trace, and a full store, call an exported function."""

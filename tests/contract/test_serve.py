@@ -197,7 +197,9 @@ def test_an_error_of_the_model_reaches_the_callers_of_that_batch_only() -> None:
 
 
 def test_states_of_another_shape_or_dtype_never_share_a_batch() -> None:
-    with served(SizeOfBatch, max_batch_size=2, batch_wait_s=FOREVER) as deployment:
+    with served(
+        SizeOfBatch, max_batch_size=2, batch_wait_s=FOREVER, states="any"
+    ) as deployment:
         pairs = [
             np.zeros((1, 3), np.float32),
             np.zeros((1, 4), np.float32),

@@ -22,7 +22,12 @@ FIRST_ROW = {
     "_importable",
     "kernels",
 }
-CONTRACT = {*FIRST_ROW, "engine.protocol", "engine.actor_methods"}
+CONTRACT = {
+    *FIRST_ROW,
+    "engine.protocol",
+    "engine.actor_methods",
+    "engine.receiving",
+}
 SHARED = {
     *CONTRACT,
     "engine.serialize",
@@ -57,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.advice": {"exceptions"},
     "engine.protocol": {"_ref", "_stream", "_options", "_placement", "_runtime_env"},
     "engine.actor_methods": set(),
+    "engine.receiving": set(),
     "engine.serialize": CONTRACT | {"_importable"},
     "engine.futures": SHARED,
     "engine.limits": set(),

@@ -81,7 +81,9 @@ class ActorSpec:
     interface: ActorInterface
     # Any method is ``async def``, or there is a receiver: calls overlap.
     is_async: bool
-    receiver: str | None = None  # the method that takes in all calls (``skate.receiver``)
+    receiver: str | None = (
+        None  # the method that takes in all calls (``skate.receiver``)
+    )
     exported: Any = None
 
 

@@ -1,9 +1,23 @@
 """Serve a model to the program that made it: batched, versioned, updated in place."""
 
-from .deployment import Answer as Answer
+from .answer import Answer as Answer
 from .deployment import Deployment as Deployment
 from .deployment import deploy as deploy
-from .replica import Model as Model
-from .replica import QueueFullError as QueueFullError
+from .errors import DrainingError as DrainingError
+from .errors import QueueFullError as QueueFullError
+from .errors import ServeError as ServeError
+from .errors import UnknownClientError as UnknownClientError
+from .errors import UnknownModelError as UnknownModelError
+from .served import Model as Model
 
-__all__ = ["Answer", "Deployment", "Model", "QueueFullError", "deploy"]
+__all__ = [
+    "Answer",
+    "Deployment",
+    "DrainingError",
+    "Model",
+    "QueueFullError",
+    "ServeError",
+    "UnknownClientError",
+    "UnknownModelError",
+    "deploy",
+]

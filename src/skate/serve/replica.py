@@ -1,26 +1,29 @@
-"""The actor that holds one copy of a model and evaluates what callers send."""
+"""The actor that holds one copy of each model and evaluates what callers send."""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import skate
+from skate.debug import profile
 
-from .batcher import Array, Batcher, Request
+from ..exceptions import GetTimeoutError
+from . import tree
+from .batcher import Batcher, Request
+from .errors import DrainingError, QueueFullError
+from .keeper import Newest, unknown_model
+from .served import MakeModel, Outputs, Served, describe_kind, kind_of, split
 
-# Arrays whose first axis is the batch: one, or a tuple or dictionary of them.
-Outputs = Any
+_POLL_S = 0.005  # while a model is being made on another thread
 
-
-class Model(Protocol):
-    """What can be served. ``set_weights`` is needed for ``Deployment.update``."""
-
-    def evaluate(self, states: Array, /) -> Outputs:
-        """Outputs for ``(B, ...)`` states: arrays whose first axis is B long."""
+# Of a request, before its arrays: when it was sent, on the clock of time.time; the
+# structure of its states; model_id; seconds until it is late, or None; min_version;
+# client; reset.
+Header = tuple[float, tree.Structure, str, float | None, int, Hashable, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,138 +33,330 @@ class ServeOptions:
     max_batch_size: int
     batch_wait_s: float
     max_queued: int  # states
+    kind: Hashable = None  # of the states that models take; None: as the first ones
+    any_kind: bool = False  # states need not be alike
 
 
-class QueueFullError(RuntimeError):
-    """A replica has ``max_queued`` states waiting; this request was not queued."""
+@dataclass(slots=True)
+class Counts:
+    """Since the replica was made; see ``Deployment.stats``."""
+
+    requests: int = 0
+    states: int = 0
+    batches: int = 0
+    failed: int = 0
+    refused: int = 0
+    late: int = 0
+    dropped: int = 0
+    updates: int = 0
+    busy_s: float = 0.0
+    queue_s: float = 0.0
+    in_place_bytes: int = 0
+    # Batches by their size: up to 1, 2, 4, 8, ... states.
+    batch_sizes: list[int] = field(default_factory=lambda: [0] * 24)
+
+
+@dataclass(slots=True)
+class _Loading:
+    """A model that is being made while the old one still answers."""
+
+    model_id: str
+    version: int
+    call: skate.ReceivedCall
+    thread: threading.Thread
+    made: list[Any] = field(default_factory=list)  # the model, or what was raised
 
 
 class Replica:
-    """Runs as an async actor: every method below shares one event loop's thread.
+    """Takes in its own calls (see ``skate.receiver``), all on one thread.
 
-    The model is called on that thread too, so an update falls between two batches,
-    and requests that arrive during an evaluation form the next batch.
+    So a batch is what has come while the model was busy, an update falls between two
+    batches, and nothing passes through an event loop or another thread.
     """
 
-    def __init__(
-        self, model: Callable[..., Model], args: tuple[Any, ...], options: ServeOptions
-    ) -> None:
-        self._model: Any = model(*args)  # Any: set_weights is optional
+    def __init__(self, keeper: Any, options: ServeOptions) -> None:
         self._options = options
         self._batcher = Batcher(options.max_batch_size, options.batch_wait_s)
-        self._timer: asyncio.TimerHandle | None = None
-        self._version = 0
-        self._requests = self._states = self._batches = 0
-        self._busy_s = 0.0
+        self._counts = Counts()
+        self._draining: list[skate.ReceivedCall] = []
+        self._drains = False
+        self._held: list[Request] = []  # for a version that has not come yet
+        self._loading: list[_Loading] = []
+        self._models: dict[str, Served] = {}
+        for model_id, newest in skate.get(keeper.models.remote()).items():
+            self._models[model_id] = self._made_anew(newest)
 
-    async def ready(self) -> None:
-        """Ends when the model is there; its constructor's error is raised here."""
+    def _made_anew(self, newest: Newest) -> Served:
+        served = self._served(newest.make(*newest.args), newest.version)
+        if newest.weights is not None:
+            served.set_weights(skate.get(newest.weights), newest.version)
+        return served
 
-    async def evaluate(self, states: Array) -> tuple[Outputs, int]:
-        """The model's outputs for ``states``, and the version that made them."""
-        self._requests += 1
-        self._states += len(states)
-        if len(states) == self._options.max_batch_size:
-            return self._run_model(states), self._version
-        if self._batcher.states + len(states) > self._options.max_queued:
+    def _served(self, model: Any, version: int) -> Served:
+        return Served(model, version, self._options.kind)
+
+    # So that handles have these methods; what they do is below.
+
+    def evaluate(self, header: Header, *leaves: Any) -> tuple[Outputs, int, int]:
+        """Outputs, the version that made them, and how many states wait here."""
+        raise NotImplementedError
+
+    def update(self, model_id: str, version: int, weights: Any) -> None: ...
+
+    def load(
+        self, model_id: str, version: int, make: MakeModel, args: tuple[Any, ...]
+    ) -> None: ...
+
+    def unload(self, model_id: str) -> None: ...
+
+    def forget(self, model_id: str, client: Hashable) -> None: ...
+
+    def ready(self) -> None:
+        """Ends when the models are there; a constructor's error is raised here."""
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; ends when nothing is queued."""
+
+    def stats(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @skate.receiver
+    def receive(self, calls: Sequence[skate.ReceivedCall]) -> float | None:
+        """Take in what has come, evaluate one batch; when to be called again."""
+        for call in calls:
+            try:
+                self._take[call.method](self, call)
+            except Exception as error:
+                call.fail(error)
+        if self._loading:
+            self._finish_loading()
+        due_at = self._batcher.due_at()
+        now = time.monotonic()
+        if due_at is not None and due_at <= now:
+            self._evaluate(self._batcher.take(now), now)
+            due_at = self._batcher.due_at()
+            now = time.monotonic()
+        if self._draining and not self._batcher.states:
+            for call in self._draining:
+                call.answer(None)
+            self._draining.clear()
+        waits = [due_at - now] if due_at is not None else []
+        if self._loading:
+            waits.append(_POLL_S)
+        if self._held:
+            waits.append(self._release_held(now))
+        return max(0.0, min(waits)) if waits else None
+
+    # Requests -------------------------------------------------------------------------
+
+    def _take_evaluate(self, call: skate.ReceivedCall) -> None:
+        header: Header
+        header, *leaves = call.args
+        sent, structure, model_id, timeout, min_version, client, reset = header
+        counts = self._counts
+        counts.requests += 1
+        if self._drains:
+            counts.refused += 1
+            raise DrainingError("the deployment is being closed; it takes no requests.")
+        served = self._model(model_id)
+        size = len(leaves[0])
+        counts.states += size
+        waiting = self._batcher.states
+        if waiting and waiting + size > self._options.max_queued:
+            counts.refused += 1
             raise QueueFullError(
-                f"{self._batcher.states} states are waiting and max_queued is "
+                f"{waiting} states are waiting and max_queued is "
                 f"{self._options.max_queued}. Send fewer at a time, deploy more "
                 "replicas, or raise max_queued."
             )
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[Outputs, int]] = loop.create_future()
-        self._batcher.add(Request(states, answer, loop.time()))
-        self._schedule(loop)
-        return await answer
-
-    async def update(self, weights: Any, version: int | None = None) -> int:
-        """Swap the weights; returns their version. An older version is ignored."""
-        if not hasattr(self._model, "set_weights"):
-            raise TypeError(
-                f"{type(self._model).__name__} has no set_weights(weights), so its "
-                "deployment cannot be updated."
+        kind = kind_of(structure, leaves)
+        if served.takes is not None and kind != served.takes:
+            raise ValueError(
+                f"{served.name} takes states of {describe_kind(served.takes)}, and was "
+                f"sent {describe_kind(kind)}. To serve states of several kinds, deploy "
+                "with states='any'."
             )
-        version = self._version + 1 if version is None else version
-        if version > self._version:
-            self._model.set_weights(weights)
-            self._version = version
-        return self._version
+        # What it has waited already, for a batch to end or in this process's inbox.
+        now = time.monotonic()
+        waited = max(0.0, time.time() - sent)
+        request = Request(
+            leaves,
+            size,
+            model_id,
+            kind,
+            call,
+            now - waited,
+            None if timeout is None else now - waited + timeout,
+            min_version,
+            client,
+            reset,
+        )
+        served.check_client(request)
+        if min_version > served.version:
+            self._held.append(request)
+        else:
+            self._batcher.add(request)
 
-    async def stats(self) -> dict[str, Any]:
-        return {
-            "requests": self._requests,
-            "states": self._states,
-            "batches": self._batches,
-            "queued": self._batcher.states,
-            "busy_s": self._busy_s,
-            "version": self._version,
-        }
+    def _release_held(self, now: float) -> float:
+        """Queue what need wait no longer; seconds until somebody will be late."""
+        still: list[Request] = []
+        nearest = 3600.0
+        for request in self._held:
+            served = self._models.get(request.model_id)
+            if not self._is_wanted(request, now):
+                continue
+            if served is None or served.version >= request.min_version:
+                self._batcher.add(request)
+                nearest = 0.0
+            else:
+                still.append(request)
+                if request.deadline is not None:
+                    nearest = min(nearest, request.deadline - now)
+        self._held = still
+        return nearest
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        due_at = self._batcher.due_at()
-        if due_at is None:
+    def _is_wanted(self, request: Request, now: float) -> bool:
+        if not request.answer.wanted:  # cancelled, or its caller is dead
+            self._counts.dropped += 1
+            request.answer.fail(GetTimeoutError("nobody waits for this request."))
+            return False
+        if request.deadline is not None and request.deadline < now:
+            self._counts.late += 1
+            request.answer.fail(
+                GetTimeoutError("the request's timeout passed before its turn came.")
+            )
+            return False
+        return True
+
+    def _evaluate(self, batch: list[Request], now: float) -> None:
+        counts = self._counts
+        batch = [request for request in batch if self._is_wanted(request, now)]
+        if not batch:
             return
-        if self._timer is not None:
-            if self._timer.when() <= due_at:
+        model_id = batch[0].model_id
+        kind = batch[0].kind
+        served = self._models.get(model_id)
+        if served is None:
+            self._fail(batch, unknown_model(model_id, list(self._models)))
+            return
+        if served.is_recurrent:
+            batch = self._with_memory(served, batch)
+            if not batch:
                 return
-            self._timer.cancel()
-        # Even a batch that is due now waits one turn of the loop, so that requests
-        # which arrived together are answered together.
-        self._timer = loop.call_at(due_at, self._evaluate_batch, loop)
-
-    def _evaluate_batch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        batch = [r for r in self._batcher.take() if not r.answer.done()]
-        try:
-            if len(batch) == 1:
-                parts = [self._run_model(batch[0].states)]
-            elif batch:
-                outputs = self._run_model(np.concatenate([r.states for r in batch]))
-                parts = _split(outputs, [len(r.states) for r in batch])
-            for request, part in zip(batch, parts, strict=True):
-                request.answer.set_result((part, self._version))
-        except Exception as error:
-            for request in batch:
-                request.answer.set_exception(error)
-        self._schedule(loop)
-
-    def _run_model(self, states: Array) -> Outputs:
+        size = sum(request.size for request in batch)
+        counts.batches += 1
+        counts.batch_sizes[(size - 1).bit_length()] += 1
+        counts.queue_s += sum(now - request.arrived for request in batch)
+        if len(batch) == 1:
+            counts.in_place_bytes += sum(leaf.nbytes for leaf in batch[0].leaves)
         start = time.perf_counter()
         try:
-            outputs = self._model.evaluate(states)
+            with profile(f"{served.name}.evaluate"):
+                outputs = served.evaluate(kind[0], batch)
+            parts = [outputs]
+            if len(batch) > 1:
+                parts = split(outputs, [request.size for request in batch])
+        except Exception as error:
+            self._fail(batch, error)
+            return
         finally:
-            self._busy_s += time.perf_counter() - start
-            self._batches += 1
-        for array in _arrays(outputs):
-            if np.ndim(array) == 0 or len(array) != len(states):
-                raise ValueError(
-                    f"{type(self._model).__name__}.evaluate got {len(states)} states "
-                    f"and returned an array of shape {np.shape(array)}: the first "
-                    "axis of every output must have one entry for each state."
-                )
-        return outputs
+            counts.busy_s += time.perf_counter() - start
+        if served.takes is None and not self._options.any_kind:
+            served.takes = kind
+        waiting = self._batcher.states
+        for request, part in zip(batch, parts, strict=True):
+            request.answer.answer((part, served.version, waiting))
 
+    def _with_memory(self, served: Served, batch: list[Request]) -> list[Request]:
+        kept = []
+        for request in batch:
+            error = served.lacks_memory(request)
+            if error is None:
+                kept.append(request)
+            else:
+                self._fail([request], error)
+        return kept
 
-def _arrays(outputs: Outputs) -> list[Any]:
-    if isinstance(outputs, Mapping):
-        return list(outputs.values())
-    if isinstance(outputs, tuple):
-        return list(outputs)
-    return [outputs]
+    def _fail(self, batch: list[Request], error: Exception) -> None:
+        self._counts.failed += len(batch)
+        for request in batch:
+            request.answer.fail(error)
 
+    def _model(self, model_id: str) -> Served:
+        served = self._models.get(model_id)
+        if served is None:
+            raise unknown_model(model_id, list(self._models))
+        return served
 
-def _split(outputs: Outputs, sizes: list[int]) -> list[Outputs]:
-    """The part of ``outputs`` that belongs to each caller, in order."""
-    parts: list[Outputs] = []
-    start = 0
-    for size in sizes:
-        rows = slice(start, start + size)
-        if isinstance(outputs, Mapping):
-            parts.append({name: array[rows] for name, array in outputs.items()})
-        elif isinstance(outputs, tuple):
-            parts.append(tuple(array[rows] for array in outputs))
-        else:
-            parts.append(outputs[rows])
-        start += size
-    return parts
+    # Everything else ------------------------------------------------------------------
+
+    def _take_update(self, call: skate.ReceivedCall) -> None:
+        model_id, version, weights = call.args
+        served = self._model(model_id)
+        if version > served.version:  # else it has them, by another way
+            served.set_weights(weights, version)
+            self._counts.updates += 1
+        call.answer(None)
+
+    def _take_load(self, call: skate.ReceivedCall) -> None:
+        model_id, version, make, args = call.args
+        before = self._models.get(model_id)
+        if before is not None and before.version >= version:
+            call.answer(None)
+            return
+        made: list[Any] = []
+
+        def construct() -> None:
+            try:
+                made.append(make(*args))
+            except Exception as error:
+                made.append(error)
+
+        # Constructing a model takes long; the old one goes on meanwhile.
+        thread = threading.Thread(target=construct, name="skate-load", daemon=True)
+        self._loading.append(_Loading(model_id, version, call, thread, made))
+        thread.start()
+
+    def _finish_loading(self) -> None:
+        for loading in [one for one in self._loading if not one.thread.is_alive()]:
+            self._loading.remove(loading)
+            made = loading.made[0]
+            if isinstance(made, Exception):
+                loading.call.fail(made)
+            else:
+                self._models[loading.model_id] = self._served(made, loading.version)
+                loading.call.answer(None)
+
+    def _take_unload(self, call: skate.ReceivedCall) -> None:
+        self._models.pop(call.args[0], None)
+        call.answer(None)
+
+    def _take_forget(self, call: skate.ReceivedCall) -> None:
+        model_id, client = call.args
+        self._model(model_id).forget(client)
+        call.answer(None)
+
+    def _take_ready(self, call: skate.ReceivedCall) -> None:
+        call.answer(None)
+
+    def _take_drain(self, call: skate.ReceivedCall) -> None:
+        self._drains = True
+        self._draining.append(call)
+
+    def _take_stats(self, call: skate.ReceivedCall) -> None:
+        counts = self._counts
+        numbers = {name: getattr(counts, name) for name in Counts.__slots__}
+        numbers["queued"] = self._batcher.states + sum(r.size for r in self._held)
+        numbers["versions"] = {name: m.version for name, m in self._models.items()}
+        call.answer(numbers)
+
+    _take: dict[str, Callable[[Replica, skate.ReceivedCall], None]] = {  # noqa: RUF012
+        "evaluate": _take_evaluate,
+        "update": _take_update,
+        "load": _take_load,
+        "unload": _take_unload,
+        "forget": _take_forget,
+        "ready": _take_ready,
+        "drain": _take_drain,
+        "stats": _take_stats,
+    }

@@ -161,13 +161,14 @@ class ActorProcess:
 class _Received:
     """A call in the hands of the actor's receiver: see ``protocol.ReceivedCall``."""
 
-    __slots__ = ("_call", "_receiver", "args", "kwargs", "method")
+    __slots__ = ("_call", "_is_answered", "_receiver", "args", "kwargs", "method")
 
     def __init__(self, receiver: _Receiver, call: _core.Call, method: str) -> None:
         self._receiver = receiver
         self._call = call
         self.method = method
         self.args, self.kwargs = call.arguments()
+        self._is_answered = False
 
     @property
     def wanted(self) -> bool:
@@ -189,9 +190,10 @@ class _Received:
             self._receiver.worker.fail(self._call, error, name)
 
     def _is_first(self) -> bool:
-        if self.args is None:
+        if self._is_answered:
             return False
-        self.args = self.kwargs = None  # type: ignore[assignment]  # views are let go
+        self._is_answered = True
+        self.args, self.kwargs = (), {}  # views are let go
         self._receiver.unanswered -= 1
         return True
 
