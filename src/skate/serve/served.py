@@ -93,6 +93,13 @@ class Served:
             self._memories.popitem(last=False)
         return outputs
 
+    def evaluate_states(self, states: Array) -> Outputs:
+        """The same for the states of one request, which are one array."""
+        outputs = self._model.evaluate(states)
+        if type(outputs) is not np.ndarray or len(outputs) != len(states):
+            self._check(outputs, len(states))
+        return outputs
+
     def forget(self, client: Hashable) -> None:
         self._memories.pop(client, None)
 

@@ -178,7 +178,10 @@ class _Received:
         if not self._is_first():
             return
         try:
-            self._receiver.worker.encode(self._call, value, self.method)
+            if self._call.num_returns == 1:
+                self._call.encode([value])
+            else:
+                self._receiver.worker.encode(self._call, value, self.method)
         except Exception as error:
             self._receiver.worker.fail(self._call, error, self.method)
         else:

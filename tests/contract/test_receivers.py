@@ -1,0 +1,145 @@
+"""An actor that takes in its calls itself, and arrays that are lent to calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import skate
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+@skate.remote
+class Pairs:
+    """Answers two calls of ``pair`` at a time, the later one first."""
+
+    def __init__(self) -> None:
+        self.waiting: list[skate.ReceivedCall] = []
+        self.idle_calls = 0
+
+    def pair(self, x: Any, *, scale: int = 1) -> int: ...
+
+    def soon(self) -> int: ...
+
+    def wanted(self) -> list[bool]: ...
+
+    @skate.receiver
+    def receive(self, calls: Sequence[skate.ReceivedCall]) -> float | None:
+        wait_s = None
+        for call in calls:
+            if call.method == "wanted":
+                call.answer([one.wanted for one in self.waiting])
+            elif call.method == "soon":
+                self.soon_call = call
+                wait_s = 0.001
+            elif call.args[0] == "fail":
+                call.fail(KeyError("no such thing"))
+            elif call.args[0] == "raise":
+                raise ValueError("the receiver itself")
+            else:
+                self.waiting.append(call)
+        if not calls:
+            self.idle_calls += 1
+            self.soon_call.answer(self.idle_calls)
+        if len(self.waiting) == 2:
+            first, second = self.waiting
+            self.waiting = []
+            total = sum(
+                one.args[0] * one.kwargs.get("scale", 1) for one in (first, second)
+            )
+            second.answer(total)
+            first.answer(-total)
+        return wait_s
+
+
+def test_a_receiver_answers_calls_together_and_in_any_order() -> None:
+    pairs = Pairs.remote()
+    first = pairs.pair.remote(1)
+    second = pairs.pair.remote(2, scale=10)
+    assert skate.get([first, second]) == [-21, 21]
+
+
+def test_a_receiver_is_called_again_when_it_wants_to_be() -> None:
+    assert skate.get(Pairs.remote().soon.remote()) == 1
+
+
+def test_what_a_receiver_raises_fails_the_calls_that_it_was_given() -> None:
+    pairs = Pairs.remote()
+    with pytest.raises(KeyError, match="no such thing"):
+        skate.get(pairs.pair.remote("fail"))
+    with pytest.raises(ValueError, match="the receiver itself"):
+        skate.get(pairs.pair.remote("raise"))
+    assert skate.get([pairs.pair.remote(1), pairs.pair.remote(2)]) == [-3, 3]
+
+
+def test_an_answer_that_cannot_be_pickled_is_an_error() -> None:
+    @skate.remote
+    class Wrong:
+        def ask(self) -> Any: ...
+
+        @skate.receiver
+        def receive(self, calls: Sequence[skate.ReceivedCall]) -> None:
+            for call in calls:
+                call.answer(one for one in [1])
+
+    with pytest.raises(TypeError, match="generator"):
+        skate.get(Wrong.remote().ask.remote())
+
+
+def test_a_receiver_knows_which_calls_were_cancelled() -> None:
+    pairs = Pairs.remote()
+    first = pairs.pair.remote(1)
+    assert skate.get(pairs.wanted.remote()) == [True]
+    skate.cancel(first)
+    while skate.get(pairs.wanted.remote()) != [False]:
+        pass
+    second = pairs.pair.remote(2)
+    assert skate.get(second) == 3
+
+
+def test_a_class_has_one_receiver() -> None:
+    with pytest.raises(TypeError, match=r"more than one @skate.receiver: a, b"):
+
+        @skate.remote
+        class _Two:
+            @skate.receiver
+            def a(self, calls: Any) -> None: ...
+
+            @skate.receiver
+            def b(self, calls: Any) -> None: ...
+
+
+@skate.remote
+class Sum:
+    def total(self, x: np.ndarray) -> float:
+        return float(x.sum())
+
+
+def test_a_lent_array_stays_writable_and_each_call_sees_what_it_holds() -> None:
+    adder = Sum.remote()
+    states = skate.empty((40, 50), np.float32)
+    for value in (1.0, 2.0, 3.0):
+        states[:] = value
+        assert skate.get(adder.total.remote(skate.lend(states))) == 2000 * value
+    assert states.flags.writeable
+    ordinary = np.ones(3000)
+    assert skate.get(adder.total.remote(skate.lend(ordinary))) == 3000
+    ordinary[0] = 2
+
+
+def test_a_lent_array_can_still_be_put_for_good() -> None:
+    states = skate.empty(1000, np.float64)
+    states[:] = 1.0
+    lent = skate.lend(states)
+    kept = skate.put(states)
+    del lent
+    assert skate.get(Sum.remote().total.remote(kept)) == 1000
+
+
+def test_only_arrays_are_lent() -> None:
+    with pytest.raises(TypeError, match=r"skate\.put"):
+        skate.lend([1, 2])  # type: ignore[arg-type]
