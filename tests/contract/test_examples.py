@@ -13,12 +13,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     [
         ("simulate.py", "pi is about 3.14"),
         ("serve.py", "answers [(6.0, 2)]"),
+        ("population.py", "updates"),
+        ("serve_torch.py", "version 1: [[0. 0.]]"),
         ("data_parallel.py", "y = 3.00 x -1.00"),
         ("actor_learner.py", "arrives in 9"),
     ],
 )
 def test_example_does_what_it_says(name: str, output: str, engine_name: str) -> None:
-    if name == "data_parallel.py":
+    if name in ("data_parallel.py", "serve_torch.py"):
         pytest.importorskip("torch")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],

@@ -19,6 +19,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "reference"
         ("actors", 4),
         ("collectives", 1),
         ("objects", 2),
+        ("serving", 4),
         ("tasks", 3),
         ("parameter-server", 2),
         ("checkpoints", 1),
