@@ -20,6 +20,7 @@ from skate.serve import (
     UnknownClientError,
     UnknownModelError,
     deploy,
+    register_prometheus,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -422,3 +423,14 @@ def test_statistics_tell_what_went_on() -> None:
         assert stats["in_place_bytes"] == 67 * 4
         assert 0 < stats["busy_s"] < time.time() - before
         assert stats["replicas"] == 1
+
+
+def test_statistics_can_be_scraped() -> None:
+    prometheus = pytest.importorskip("prometheus_client")
+    registry = prometheus.CollectorRegistry()
+    with deploy(Minus) as deployment:
+        register_prometheus(deployment, name="minus", registry=registry)
+        deployment.evaluate(ones(3))
+        text = prometheus.generate_latest(registry).decode()
+    assert 'skate_serve_states_total{deployment="minus"} 3.0' in text
+    assert 'skate_serve_queued{deployment="minus"} 0.0' in text

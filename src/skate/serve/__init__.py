@@ -8,6 +8,7 @@ from .errors import QueueFullError as QueueFullError
 from .errors import ServeError as ServeError
 from .errors import UnknownClientError as UnknownClientError
 from .errors import UnknownModelError as UnknownModelError
+from .prometheus import register_prometheus as register_prometheus
 from .served import Model as Model
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "UnknownClientError",
     "UnknownModelError",
     "deploy",
+    "register_prometheus",
 ]
