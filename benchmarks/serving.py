@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import harness
-from .serving_models import BATCH, ROWS, Row, calibrate, make, states_of
+from .served.models import BATCH, ROWS, Row, calibrate, make, states_of
 
 WARM_S = 0.5
 PEERS = (
@@ -36,8 +36,6 @@ PEERS = (
     "shared_memory",
     "skate_serving",
     "ray_actor",
-    "ray_serve",
-    "litserve_peer",
     "uvicorn_peer",
     "zeromq_peer",
 )
@@ -244,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
     path.with_suffix(".md").write_text(text)
     print(text)
     if args.pictures:
-        from .serving_plot import draw
+        from .served.plot import draw
 
         draw(report, args.results / args.name)
     return 0

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..served.models import BATCH, OUTPUTS
 from ..serving import Case, Window, drive, model_of, row_of
-from ..serving_models import BATCH, OUTPUTS
 
 STATES = ("arrays", "store")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..served.models import BATCH
 from ..serving import Case, Window, model_of
-from ..serving_models import BATCH
 from . import clients
 
 STATES = ("arrays",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .serving_models import ROWS
+from .models import ROWS
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

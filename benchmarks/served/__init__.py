@@ -1,0 +1,1 @@
+"""What the questions about serving share: models, states, pictures."""
