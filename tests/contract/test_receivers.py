@@ -56,6 +56,7 @@ class Pairs:
         return wait_s
 
 
+@pytest.mark.differs(ray="a receiver gets overlapping calls in no fixed order")
 def test_a_receiver_answers_calls_together_and_in_any_order() -> None:
     pairs = Pairs.remote()
     first = pairs.pair.remote(1)
@@ -90,6 +91,7 @@ def test_an_answer_that_cannot_be_pickled_is_an_error() -> None:
         skate.get(Wrong.remote().ask.remote())
 
 
+@pytest.mark.differs(ray="a receiver gets overlapping calls in no fixed order")
 def test_a_receiver_knows_which_calls_were_cancelled() -> None:
     pairs = Pairs.remote()
     first = pairs.pair.remote(1)
