@@ -61,10 +61,7 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   for (auto& word : entry.inbox) word.store(0);
   RingMemory* ring = reinterpret_cast<RingMemory*>(
       segment_.data() + kRingsOffset + static_cast<u64>(proc.index) * kRingBytes);
-  ring->tail.store(0);
-  ring->head.store(0);
-  ring->producer_waits.store(0);
-  rings_[proc.index] = std::make_unique<RingProducer>(ring);
+  rings_[proc.index] = std::make_unique<RingProducer>(begin_ring(ring, proc.epoch));
   begin_trace(trace_part(session_map_.data(), proc.index), proc, is_pool, title);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kStarting) |
                                     (is_pool ? 0 : kNotPool));

@@ -176,7 +176,7 @@ struct Peer {
   bool settled = false;  // its death has been dealt with here
   Failure failure;       // why, once dead
   u32 views = 0;         // blocks of its arena that are being read here
-  // What was last said of what is held here of the dead one, and what has come since.
+  // What is held here of the dead one, as far as was said or has come since; the latter.
   u8 said = 0;
   u8 acquired = 0;
   Mapping control;  // its queue and rings, writable
@@ -508,6 +508,7 @@ class Node {
 
   // Messages.
   Peer& peer(u32 index);
+  Peer& meet(ProcId id, bool lives);
   bool map_peer(Peer& peer);
   void send(ProcId to, Message kind, std::string_view payload, bool urgent = false);
   bool push(ProcId to, Message kind, std::string_view payload, bool urgent);
@@ -522,6 +523,8 @@ class Node {
   void take_explained(Reader& reader);
   void process_died(Reader& reader);
   std::vector<u8> held_of_others() const;
+  bool lies_in_the_dead(const Value& value) const;
+  static void come_by(Peer& dead, u8 came, u8 holds);
   void look_at_dead();
   // Of the dead: see node_dead.cpp.
   std::shared_ptr<DeadArena> dead_arena(ProcId id);

@@ -14,19 +14,27 @@ constexpr u16 kBoxed = 0x4000;  // the payload is the Location of the real paylo
 }  // namespace
 
 Peer& Node::peer(u32 index) {
-  std::unique_ptr<Peer>& slot = peers_[index];
-  if (slot && slot->dead &&
-      session_->procs[index].epoch.load(std::memory_order_acquire) != slot->id.epoch)
-    former_peers_.push_back(std::move(slot));  // the index has a new user
-  if (!slot) {
-    slot = std::make_unique<Peer>();
-    const ProcEntry& entry = session_->procs[index];
-    slot->id = {static_cast<u16>(index),
-                static_cast<u16>(entry.epoch.load(std::memory_order_acquire))};
-    slot->dead = entry.alive.load(std::memory_order_acquire) == 0;
-    slot->out.emplace(reinterpret_cast<RingMemory*>(
-        segment_.data() + kRingsOffset + static_cast<u64>(index) * kRingBytes));
-  }
+  const std::unique_ptr<Peer>& slot = peers_[index];
+  const ProcEntry& entry = session_->procs[index];
+  // Pairs with Control::prepare, which says that it lives after it has said who it is.
+  const bool lives = entry.alive.load(std::memory_order_acquire) != 0;
+  const ProcId id{static_cast<u16>(index),
+                  static_cast<u16>(entry.epoch.load(std::memory_order_acquire))};
+  if (slot && (slot->id == id || !slot->dead || !lives)) return *slot;
+  return meet(id, lives);
+}
+
+// The process `id`, whoever was met before under this index.
+Peer& Node::meet(ProcId id, bool lives) {
+  std::unique_ptr<Peer>& slot = peers_[id.index];
+  if (slot && slot->id == id) return *slot;
+  if (slot) former_peers_.push_back(std::move(slot));
+  slot = std::make_unique<Peer>();
+  slot->id = id;
+  slot->dead = !lives;
+  auto* ring = reinterpret_cast<RingMemory*>(
+      segment_.data() + kRingsOffset + static_cast<u64>(id.index) * kRingBytes);
+  slot->out.emplace(begin_ring(ring, id.epoch));
   return *slot;
 }
 
@@ -37,8 +45,6 @@ bool Node::map_peer(Peer& peer) {
   peer.control = Mapping(fd, 0, kArenaOffset, true);
   peer.arena = Mapping(fd, kArenaOffset, session_->arena_bytes, false);
   ::close(fd);
-  peer.in.emplace(reinterpret_cast<RingMemory*>(
-      peer.control.data() + kRingsOffset + static_cast<u64>(self_.index) * kRingBytes));
   queues_[peer.id.index].store(
       reinterpret_cast<QueueMemory*>(peer.control.data() + kQueueOffset),
       std::memory_order_release);
@@ -147,6 +153,12 @@ void Node::drain() {
 
 void Node::drain_ring(Peer& from) {
   if (!map_peer(from)) return;
+  if (!from.in) {
+    auto* ring = reinterpret_cast<RingMemory*>(
+        from.control.data() + kRingsOffset + static_cast<u64>(self_.index) * kRingBytes);
+    if (!is_for(*ring, self_.epoch)) return;  // it has not said anything to us
+    from.in.emplace(ring);
+  }
   Record record;
   while (from.in->peek(record)) {
     if ((record.kind & kBoxed) != 0) {
@@ -296,8 +308,8 @@ void Node::process_died(Reader& reader) {
   const ProcId id = reader.pod<ProcId>();
   const Failure failure = reader.pod<Failure>();
   const ProcId successor = reader.pod<ProcId>();
-  Peer& from = peer(id.index);
-  if (from.id == id && !from.settled) {
+  Peer& from = meet(id, false);
+  if (!from.settled) {
     from.settled = true;
     drain_ring(from);
     from.dead = true;
@@ -346,25 +358,29 @@ void Node::process_died(Reader& reader) {
       resolve(*object);
     }
     settle_spilling(id);
-    // The next process of this index starts with an empty ring.
-    RingMemory& out = from.out->memory();
-    out.tail.store(0);
-    out.head.store(0);
-    out.producer_waits.store(0);
     // It may have been the one that was about to take, or to ask for, what waits here.
     if (queue_.maybe_waiting()) wake_for_work();
   }
   // The supervisor asks again by sending the same message.
-  u8 held = 0;
-  if (from.id == id) {
-    const std::vector<u8> all = held_of_others();
-    held = all[id.index];
-    from.said = held;
-    held |= std::exchange(from.acquired, u8{0});
-  }
+  const std::vector<u8> all = held_of_others();
+  u8 held = all[id.index];
+  from.said = held;
+  held |= std::exchange(from.acquired, u8{0});
   std::string confirm(view_of(id));
   confirm.push_back(static_cast<char>(held));
   link_.tell(Note::kConfirm, confirm);
+}
+
+bool Node::lies_in_the_dead(const Value& value) const {
+  return value.kind == Value::Kind::kBlock && value.block.proc != self_ &&
+         session_->procs[value.block.proc.index].alive.load() == 0;
+}
+
+// Something of a dead process has come to be held here. Whether or not anybody asks while
+// it is: that it has been let go of will be told.
+void Node::come_by(Peer& dead, u8 came, u8 holds) {
+  dead.acquired |= came;
+  dead.said |= holds;
 }
 
 // By process index: whether something is held here that it owns, or that lies in its

@@ -48,7 +48,7 @@ Object& Node::borrowed(ObjectId id) {
     if (owner.dead || owner.id != id.owner()) {
       slot->ready = true;
       slot->value = lost_value();
-      owner.acquired |= kCameByObjects;
+      come_by(owner, kCameByObjects, kHoldsObjects);
     } else {
       send(id.owner(), Message::kBorrow, view_of(id));
     }
@@ -69,9 +69,9 @@ void Node::drop(ObjectId id) {
   if (object == nullptr || object->local == 0) return;
   if (--object->local > 0) return;
   if (id.owner() != self_) {
+    let_go_of_dead_ |= peer(id.owner().index).dead || lies_in_the_dead(object->value);
     borrowed_.erase(id.bits);
     forget_link(id);
-    let_go_of_dead_ |= peer(id.owner().index).dead;
     send(id.owner(), Message::kReturn, view_of(id));
   } else if (object->shared) {
     unheld_.push_back(id);

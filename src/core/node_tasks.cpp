@@ -252,7 +252,7 @@ void Node::take_values(Reader& reader, ProcId from, std::vector<Value>& values) 
     }
     if (value.kind == Value::Kind::kBlock && value.block.proc != self_)
       if (Peer& there = peer(value.block.proc.index); there.dead)
-        there.acquired |= kCameByBlocks;
+        come_by(there, kCameByBlocks, kHoldsBlocks);
   };
   for (Value& value : values) count(value);
   for (ObjectId id : received) count(find(id)->value);
@@ -342,6 +342,7 @@ void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message
     writer.pod(false);
     writer.value(object->value);
     give_block(object->value, to);
+    let_go_of_dead_ |= lies_in_the_dead(object->value);
     object->value.clear();
     forget_object(*object);
   }

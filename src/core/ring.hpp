@@ -4,6 +4,9 @@
 // killed before that store it has sent nothing, killed after it everything. The consumer
 // never reads past the tail it has loaded. Records are 16-byte aligned and contiguous: one
 // that does not fit before the end is preceded by a pad record up to the end.
+//
+// A ring names its receiver: whoever gets the index of a dead process must not read what
+// was meant for that one, by a sender that is dead as well, say.
 #pragma once
 
 #include <cstring>
@@ -28,12 +31,28 @@ constexpr u16 kPadRecord = 0xffff;
 
 struct RingMemory {
   alignas(kCacheLine) std::atomic<u64> tail;  // producer: bytes published
+  std::atomic<u32> receiver;  // producer: the epoch of the one that it is for; 0: nobody
   alignas(kCacheLine) std::atomic<u64> head;  // consumer: bytes consumed
   // Producer: 1 while it has records that did not fit, and wants to be told of room.
   alignas(kCacheLine) std::atomic<u32> producer_waits;
   alignas(kCacheLine) std::byte data[kRingDataBytes];
 };
 static_assert(sizeof(RingMemory) <= kRingBytes);
+
+// The producer makes the ring one for another receiver, with nothing in it.
+inline RingMemory* begin_ring(RingMemory* ring, u32 receiver) {
+  ring->receiver.store(0, std::memory_order_relaxed);
+  ring->tail.store(0, std::memory_order_release);
+  ring->head.store(0, std::memory_order_release);
+  ring->producer_waits.store(0, std::memory_order_release);
+  // Pairs with the acquire load in is_for: killed before this, the ring is nobody's.
+  ring->receiver.store(receiver, std::memory_order_release);
+  return ring;
+}
+
+inline bool is_for(const RingMemory& ring, u32 receiver) {
+  return ring.receiver.load(std::memory_order_acquire) == receiver;
+}
 
 // `size` is at most kMaxRecord - sizeof(RecordHeader). False: no room.
 class RingProducer {

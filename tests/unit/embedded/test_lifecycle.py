@@ -210,6 +210,36 @@ def test_what_passed_to_a_process_that_had_answered_is_still_held(
     assert Recycle(dead) in answers(taker)
 
 
+def test_who_held_the_last_of_the_dead_lets_go_of_it_by_dying(
+    life: Lifecycle,
+) -> None:
+    driver, dead, holder = Proc(1, 1), new_process(life), new_process(life)
+    life.handle(Died(dead, 2, 9))
+    life.handle(Confirmed(driver, dead, False, False))
+    told = life.handle(Confirmed(holder, dead, True, True))
+    assert told == [TellForget(driver, dead, 0), TellForget(holder, dead, 0)]
+    # The news of its own death goes ahead: what it passed on is counted by then.
+    assert life.handle(Died(holder, 2, 9)) == [
+        TellDied(driver, holder, 2, 9),
+        TellDied(driver, dead, 2, 9),
+    ]
+    life.handle(Confirmed(driver, holder, False, False))
+    life.handle(Confirmed(driver, dead, False, False))
+    assert Recycle(dead) in life.handle(Confirmed(driver, dead, False, False))
+
+
+def test_the_death_of_one_who_held_nothing_of_the_dead_asks_nobody(
+    life: Lifecycle,
+) -> None:
+    driver, dead, other = Proc(1, 1), new_process(life), new_process(life)
+    life.handle(Died(dead, 2, 9))
+    life.handle(Confirmed(driver, dead, False, True))
+    life.handle(Confirmed(other, dead, False, False))
+    assert life.handle(Confirmed(other, dead, False, False)) == []
+    life.handle(Confirmed(driver, dead, False, True))
+    assert life.handle(Died(other, 2, 9)) == [TellDied(driver, other, 2, 9)]
+
+
 def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
     life: Lifecycle,
 ) -> None:

@@ -284,6 +284,8 @@ class _Death:
     objects_held: bool = False
     blocks_held: bool = False
     came_by: bool = False
+    # Who said so, when asked last. One that dies lets go without another word.
+    holders: set[Proc] = field(default_factory=set)
     let_go: bool = False  # somebody did, after it had answered in this round
     # Rounds in a row in which nobody held anything. What one process holds may pass to
     # another that has just answered; it says so in the next round. So after two rounds
@@ -685,12 +687,25 @@ class Lifecycle:
         death = _Death(event.cause, event.detail, successor, waiting=set(others))
         self._deaths[dead] = death
         commands += [self._news(to, dead) for to in others]
-        # Others may have waited for its word about deaths before its own.
         for earlier in list(self._deaths):
             if earlier != dead:
-                self._deaths[earlier].waiting.discard(dead)
-                commands += self._settle(earlier)
-        return [*commands, *self._settle(dead), *self._schedule()]
+                commands += self._without_word_of(dead, earlier)
+        if not others:
+            commands += self._settle(dead)
+        return [*commands, *self._schedule()]
+
+    def _without_word_of(self, silent: Proc, dead: Proc) -> list[Command]:
+        """``silent`` has died as well: what it held of ``dead`` it holds no more."""
+        death = self._deaths[dead]
+        was_asked = silent in death.waiting
+        death.let_go |= was_asked or silent in death.holders
+        death.waiting.discard(silent)
+        death.holders.discard(silent)
+        if death.waiting:
+            return []
+        if was_asked:
+            return self._settle(dead)
+        return self._ask_again(dead, death) if death.let_go else []
 
     def _restart_or_end(self, actor: Actor, event: Died) -> Proc | None:
         actor.cause, actor.detail = event.cause, event.detail
@@ -718,13 +733,16 @@ class Lifecycle:
         death.objects_held |= event.holds_objects
         death.blocks_held |= event.holds_blocks
         death.came_by |= event.came_by
-        return self._settle(event.dead)
+        if event.holds_objects or event.holds_blocks or event.came_by:
+            death.holders.add(event.by)
+        return [] if death.waiting else self._settle(event.dead)
 
     def _ask_again(self, dead: Proc, death: _Death) -> list[Command]:
         """Ask everybody once more what they still hold of ``dead``."""
         death.waiting = set(self.members)
         death.objects_held = death.blocks_held = False
         death.came_by = death.let_go = False
+        death.holders.clear()
         return [self._news(to, dead) for to in self.members]
 
     def _news(self, to: Proc, dead: Proc) -> TellDied:
@@ -732,10 +750,8 @@ class Lifecycle:
         return TellDied(to, dead, death.cause, death.detail, death.successor)
 
     def _settle(self, dead: Proc) -> list[Command]:
-        """When everybody has drained the dead one's rings, its borrows may go."""
+        """Everybody has answered: its borrows may go, then more; or ask again."""
         death = self._deaths[dead]
-        if death.waiting:
-            return []
         objects_held = death.objects_held or death.came_by
         blocks_held = death.blocks_held or death.came_by
         death.objects_clean = 0 if objects_held else death.objects_clean + 1

@@ -1,0 +1,295 @@
+// Deaths, as processes see them: nodes on threads of this process, with a supervisor that
+// does as it is told. A process "dies" by not being there any more: whatever it had said
+// by then stays in its memory, and what it had not read stays unread.
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "core/control.hpp"
+#include "core/node.hpp"
+#include "core/trace.hpp"
+
+using namespace skate;
+
+namespace {
+
+template <class... Pods>
+std::string bytes_of(const Pods&... pods) {
+  std::string all;
+  (all.append(reinterpret_cast<const char*>(&pods), sizeof pods), ...);
+  return all;
+}
+
+SessionOptions options() {
+  SessionOptions options{};
+  options.num_cpus = 2;
+  options.num_cores = 2;
+  options.store_limit = 64 << 20;
+  options.arena_bytes = 64 << 20;
+  options.session_id = "test";
+  return options;
+}
+
+class Fleet {
+ public:
+  Fleet() : control_(options()), helper_([this] { answer(); }) {}
+  ~Fleet() {
+    nodes_.clear();
+    stopping_ = true;
+    helper_.join();
+    for (const auto& [bits, member] : members_) {
+      ::close(member.segment);
+      ::close(member.socket);
+    }
+  }
+
+  // From now on others may send to it.
+  void prepare(ProcId id) {
+    control_.prepare(id, true, "");
+    std::lock_guard lock(mu_);
+    members_[key(id)].segment = control_.make_segment();
+  }
+
+  Node& start(ProcId id) {
+    prepare(id);
+    int sockets[2];
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets) == 0);
+    {
+      std::lock_guard lock(mu_);
+      members_[key(id)].socket = sockets[0];
+    }
+    auto& node = nodes_[key(id)];
+    node = std::make_unique<Node>(dup(control_.session_fd()),
+                                  dup(members_[key(id)].segment), sockets[1], id, true);
+    return *node;
+  }
+
+  // Without a farewell.
+  void kill(ProcId id) {
+    nodes_.erase(key(id));
+    control_.mark_dead(id);
+  }
+
+  // Tells `to`, and returns what it says that it still holds of `dead`.
+  u8 tell_died(ProcId to, ProcId dead) {
+    {
+      std::lock_guard lock(mu_);
+      confirmed_.erase(key(to));
+    }
+    control_.send(to, Message::kProcessDied, bytes_of(dead, Failure{}, ProcId{}));
+    for (;;) {
+      {
+        std::lock_guard lock(mu_);
+        const auto it = confirmed_.find(key(to));
+        if (it != confirmed_.end()) return it->second;
+      }
+      std::this_thread::yield();
+    }
+  }
+
+  // Waits until `by` says that it has let go of something of `dead`.
+  void hear_let_go(ProcId by, ProcId dead) {
+    for (;;) {
+      {
+        std::lock_guard lock(mu_);
+        if (let_go_.erase({key(by), key(dead)}) != 0) return;
+      }
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  struct Member {
+    int segment = -1;
+    int socket = -1;
+  };
+
+  static u32 key(ProcId id) { return id.index | static_cast<u32>(id.epoch) << 16; }
+
+  // What a supervisor does by itself: hand out memory, and hear confirmations.
+  void answer() {
+    while (!stopping_) {
+      std::vector<pollfd> polled;
+      std::vector<u32> who;
+      {
+        std::lock_guard lock(mu_);
+        for (const auto& [bits, member] : members_) {
+          if (member.socket < 0) continue;
+          polled.push_back({member.socket, POLLIN, 0});
+          who.push_back(bits);
+        }
+      }
+      if (poll(polled.data(), polled.size(), 1) <= 0) continue;
+      for (std::size_t i = 0; i < polled.size(); ++i)
+        if ((polled[i].revents & POLLIN) != 0) hear(polled[i].fd, who[i]);
+    }
+  }
+
+  void hear(int socket, u32 from) {
+    char packet[512];
+    const ssize_t size = recv(socket, packet, sizeof packet, MSG_DONTWAIT);
+    if (size <= 0) return;
+    ProcId about;
+    if (size >= 5) std::memcpy(&about, packet + 1, sizeof about);
+    std::lock_guard lock(mu_);
+    if (packet[0] == static_cast<char>(Note::kMap)) {
+      send_descriptor(socket, about.index == kSupervisor ? control_.segment_fd()
+                                                         : members_[key(about)].segment);
+    } else if (packet[0] == static_cast<char>(Note::kConfirm)) {
+      confirmed_[from] = static_cast<u8>(packet[5]);
+    } else if (packet[0] == static_cast<char>(Note::kLetGo)) {
+      let_go_.insert({from, key(about)});
+    }
+  }
+
+  static void send_descriptor(int socket, int fd) {
+    char kind = 'M';
+    iovec part{&kind, 1};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    CHECK(sendmsg(socket, &message, MSG_NOSIGNAL) == 1);
+  }
+
+  Control control_;
+  std::mutex mu_;
+  std::map<u32, Member> members_;
+  std::map<u32, std::unique_ptr<Node>> nodes_;
+  std::map<u32, u8> confirmed_;
+  std::set<std::pair<u32, u32>> let_go_;
+  std::atomic<bool> stopping_{false};
+  std::thread helper_;
+};
+
+// Sends a call to the actor that lives at `address`.
+void call(Node& node, ProcId address) {
+  const ObjectId actor = node.new_actor();
+  node.place_actor(actor, address);
+  Task* task = node.new_task();
+  task->route = Task::Route::kActor;
+  task->actor = actor;
+  task->header.num_returns = 1;
+  task->pins.push_back(actor);
+  std::vector<ObjectId> results;
+  node.submit(task, results);
+}
+
+bool has_work(Node& node) {
+  Incoming task;
+  return node.next_task(task, now_ns()) == WaitResult::kReady;
+}
+
+constexpr ProcId kDriverId{kDriver, 1};
+
+}  // namespace
+
+TEST(a_call_reaches_the_process_that_it_was_sent_to) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& actor = fleet.start({2, 1});
+  CHECK(!has_work(actor));
+  call(driver, {2, 1});
+  CHECK(has_work(actor));
+}
+
+// Both died before the call was read. The caller never cleared its ring, and whoever has
+// the actor's index next is told of the caller's death, which it must confirm.
+TEST(what_the_dead_said_to_the_dead_is_not_heard_by_the_next_of_that_index) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId caller{2, 1}, actor{3, 1}, next{3, 2};
+  fleet.prepare(actor);
+  call(fleet.start(caller), actor);
+  fleet.kill(actor);
+  fleet.kill(caller);
+  fleet.tell_died(kDriverId, actor);
+  fleet.tell_died(kDriverId, caller);
+  Node& successor = fleet.start(next);
+  CHECK(fleet.tell_died(next, caller) == 0);
+  CHECK(!has_work(successor));
+  call(driver, next);
+  CHECK(has_work(successor));
+}
+
+// It spoke, and died, before the one it spoke to had met it.
+TEST(what_an_unknown_process_said_before_it_died_is_heard) {
+  Fleet fleet;
+  Node& listener = fleet.start({2, 1});
+  fleet.start(kDriverId);
+  const ProcId earlier{3, 1}, caller{3, 2};
+  fleet.start(earlier);
+  fleet.kill(earlier);
+  fleet.tell_died({2, 1}, earlier);
+  call(fleet.start(caller), {2, 1});
+  fleet.kill(caller);
+  fleet.tell_died({2, 1}, caller);
+  CHECK(has_work(listener));
+}
+
+// An object of `node`, whose value lies in the arena of `where`.
+ObjectId put_elsewhere(Node& node, ProcId where) {
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = {where, 1, kBlockHeaderBytes, 100};
+  return node.put(std::move(value), Object::Kind::kData);
+}
+
+// Ends a task of the driver's, with the only ref to `id` as its result.
+void give_to_driver(Node& node, ObjectId id) {
+  Incoming task;
+  task.owner = kDriverId;
+  std::vector<Value> values(1);
+  values[0].kind = Value::Kind::kInline;
+  values[0].contained.push_back({id.bits, id});
+  node.finish_task(task, values);
+}
+
+// Its new owner may never be asked: the one who had said that it held it must say so.
+TEST(who_gives_a_block_of_the_dead_away_has_let_go_of_it) {
+  Fleet fleet;
+  fleet.start(kDriverId);
+  const ProcId giver{2, 1}, dead{3, 1};
+  fleet.prepare(dead);
+  Node& node = fleet.start(giver);
+  const ObjectId id = put_elsewhere(node, dead);
+  fleet.kill(dead);
+  CHECK(fleet.tell_died(kDriverId, dead) == 0);
+  CHECK(fleet.tell_died(giver, dead) == kHoldsBlocks);
+  give_to_driver(node, id);
+  fleet.hear_let_go(giver, dead);
+  CHECK(fleet.tell_died(giver, dead) == 0);
+}
+
+// It was asked before, and held nothing then.
+TEST(who_comes_by_a_block_of_the_dead_says_when_it_lets_go_of_it) {
+  Fleet fleet;
+  fleet.start(kDriverId);
+  const ProcId giver{2, 1}, dead{3, 1};
+  fleet.prepare(dead);
+  Node& node = fleet.start(giver);
+  const ObjectId id = put_elsewhere(node, dead);
+  fleet.kill(dead);
+  CHECK(fleet.tell_died(kDriverId, dead) == 0);
+  CHECK(fleet.tell_died(giver, dead) == kHoldsBlocks);
+  give_to_driver(node, id);  // which has no such task, and drops it
+  fleet.hear_let_go(kDriverId, dead);
+}
+
+TEST_MAIN()
