@@ -94,5 +94,8 @@ void bind_control(nb::module_& m) {
           "to"_a, "to_epoch"_a, "task"_a, "index"_a, "epoch"_a)
       .def("flush", &Control::flush)
       .def("close_session", &Control::close_session)
+      .def(
+          "say_why",
+          [](Control& c, const std::string& reason) { c.say_why(reason); }, "reason"_a)
       .def("store_used", &Control::store_used);
 }

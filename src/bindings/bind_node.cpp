@@ -30,7 +30,9 @@ i64 deadline_of(std::optional<double> timeout) {
   throw nb::python_error();
 }
 
-[[noreturn]] void raise_engine_died() {
+[[noreturn]] void raise_engine_died(const Node& node) {
+  const std::string reason(node.why_it_ended());
+  if (!reason.empty()) raise_named("EngineDiedError", reason.c_str());
   raise_named("EngineDiedError",
               "the session has ended: its supervisor is gone, or skate.shutdown() was "
               "called. Results that were not fetched are lost; the next call of "
@@ -44,7 +46,7 @@ void check_alive(Node& node) {
                 "in it. Start the work with f.remote(...), or call skate before forking.");
   if (node.stopping())
     raise_named("EngineDiedError", "skate has been shut down in this process.");
-  if (node.engine_died()) raise_engine_died();
+  if (node.engine_died()) raise_engine_died(node);
 }
 
 // Notices mistakes that cost speed. The callbacks find the place in the user's code, and
@@ -130,7 +132,7 @@ class LongWait {
 
 // Runs `wait` without the GIL until it is done; Ctrl-C gets through.
 template <class Wait>
-WaitResult wait_patiently(Wait&& wait) {
+WaitResult wait_patiently(const Node& node, Wait&& wait) {
   std::optional<LongWait> long_wait;
   for (;;) {
     WaitResult result;
@@ -138,7 +140,7 @@ WaitResult wait_patiently(Wait&& wait) {
       nb::gil_scoped_release release;
       result = wait();
     }
-    if (result == WaitResult::kEngineDied) raise_engine_died();
+    if (result == WaitResult::kEngineDied) raise_engine_died(node);
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
     if (!long_wait) long_wait.emplace();
@@ -232,7 +234,7 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout, bool wr
   const i64 deadline = deadline_of(timeout);
   std::size_t next = 0;
   const WaitResult result =
-      wait_patiently([&] { return node.wait_all(ids, next, deadline); });
+      wait_patiently(node, [&] { return node.wait_all(ids, next, deadline); });
   record_get(node, ids);
   if (result == WaitResult::kTimeout) {
     const std::string text = "get() timed out: " + std::to_string(ids.size() - next) +
@@ -323,7 +325,7 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
   std::vector<bool> ready(ids.size());
   // Another thread may change the list meanwhile.
   nb::object copy = nb::steal(PyList_GetSlice(list, 0, PyList_GET_SIZE(list)));
-  wait_patiently([&] { return node.wait_some(ids, num_returns, ready, deadline); });
+  wait_patiently(node, [&] { return node.wait_some(ids, num_returns, ready, deadline); });
   if (const u64 since = Node::take_wait_start()) {
     node.trace().waited(TraceEvent::kWait, since, ids.size());
     node.trace().waits_no_more();
@@ -677,7 +679,7 @@ class Call {
         item.reset();
         bool cancelled = !interruptible && this->cancelled();
         if (open && !cancelled && !has_room())
-          wait_patiently([&] {
+          wait_patiently(node_, [&] {
             return node_.wait_room(task_, num_items_, interruptible, open, cancelled);
           });
         if (cancelled && !interruptible) {
@@ -935,7 +937,7 @@ class PyWatch {
     check_open();
     const i64 deadline = deadline_of(timeout);
     std::vector<u32> tags;
-    wait_patiently([&] { return node_.watch_wait(watch_, tags, deadline); });
+    wait_patiently(node_, [&] { return node_.watch_wait(watch_, tags, deadline); });
     if (const u64 since = Node::take_wait_start())
       node_.trace().waited(TraceEvent::kWait, since, tags.size());
     nb::list out;
@@ -1282,7 +1284,7 @@ void bind_node(nb::module_& m) {
             ObjectId item;
             NextItem next = NextItem::kEnd;
             const WaitResult result = wait_patiently(
-                [&] { return node.next_item({task}, item, next, deadline); });
+                node, [&] { return node.next_item({task}, item, next, deadline); });
             if (result == WaitResult::kTimeout)
               raise_named("GetTimeoutError",
                           "the next item of the stream did not come in time. Its task goes "
@@ -1353,7 +1355,7 @@ void bind_node(nb::module_& m) {
               nb::gil_scoped_release release;
               ok = node.supervisor().ask({question.c_str(), question.size()}, answer, &fd);
             }
-            if (!ok) raise_engine_died();
+            if (!ok) raise_engine_died(node);
             return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
           },
           "question"_a, "The answer, and the descriptor that came with it or -1.",

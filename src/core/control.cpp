@@ -200,6 +200,14 @@ std::size_t Control::flush() {
 
 void Control::close_session() { session_->closing.store(1); }
 
+void Control::say_why(std::string_view reason) {
+  const std::size_t size = std::min<std::size_t>(reason.size(), kReasonBytes - 1);
+  std::memcpy(session_->reason, reason.data(), size);
+  session_->reason[size] = '\0';
+  // Pairs with the acquire load in Node::why_it_ended.
+  session_->has_reason.store(1, std::memory_order_release);
+}
+
 u64 Control::store_used() const {
   u64 sum = 0;
   const u32 n = session_->num_procs.load();

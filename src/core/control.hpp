@@ -69,6 +69,8 @@ class Control {
   // Sends what did not fit before; returns how much is left.
   std::size_t flush();
   void close_session();
+  // For those who wait: why the session is about to end.
+  void say_why(std::string_view reason);
   u64 store_used() const;
 
  private:

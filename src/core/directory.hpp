@@ -14,6 +14,7 @@ namespace skate {
 
 constexpr u64 kSessionMagic = 0x65746b73'0001ULL;
 constexpr u32 kMaxCpus = 1024;
+constexpr u32 kReasonBytes = 8192;
 
 enum class ProcState : u8 {
   kNone = 0,
@@ -83,6 +84,9 @@ struct Session {
   std::atomic<u32> cpus_wanted;     // supervisor: tokens that leases wait for
   std::atomic<u32> worker_request;  // 1: somebody asked for one more pool worker
   std::atomic<u32> closing;
+  // Why the supervisor ended the session, if it had to: text, complete once has_reason.
+  std::atomic<u32> has_reason;
+  char reason[kReasonBytes];
 
   // Who has ever queued a task: only those queues are searched.
   alignas(kCacheLine) std::atomic<u64> submitters[kMaxProcs / 64];

@@ -292,6 +292,12 @@ class Node {
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
   // The supervisor has ended, and the session with it.
   bool engine_died() const { return engine_died_.load(std::memory_order_relaxed); }
+  // What the supervisor said of it; empty if it said nothing.
+  std::string_view why_it_ended() const {
+    // Pairs with the release store in Control::say_why.
+    const bool said = session_->has_reason.load(std::memory_order_acquire) != 0;
+    return said ? session_->reason : std::string_view{};
+  }
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
   // Waits until everything that was said to others has left this process.

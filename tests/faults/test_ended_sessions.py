@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,34 @@ def test_a_task_that_hangs_in_native_code_holds_up_nobody_else(session: None) ->
     start = time.monotonic()
     assert skate.get(echo.remote(1), timeout=60)[0] == 1
     assert time.monotonic() - start < 50  # it did not wait for the hung one
+
+
+BROKEN = """
+import os, sys
+if sys.argv[0].endswith("zygote.py"):
+    def break_it():
+        raise ImportError("libbroken.so: not found")
+    import skate.engine.embedded.worker as worker
+    worker._start_afresh = {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("break_it", "with status 1 .*ImportError: libbroken.so: not found"),
+        ("lambda: os._exit(7)", "with status 7 .*standard error"),
+        ("lambda: os.kill(os.getpid(), 11)", "by signal 11 .*standard error"),
+    ],
+)
+def test_workers_that_cannot_start_end_the_session_and_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, told: str
+) -> None:
+    (tmp_path / "broken_preload.py").write_text(BROKEN.format(how=how))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SKATE_PRELOAD", "broken_preload")
+    with skate.init("embedded", num_cpus=1):
+        with pytest.raises(EngineDiedError, match=r"(?s)workers in a row.*sys\.path"):
+            skate.get(echo.remote(1), timeout=60)
+        with pytest.raises(EngineDiedError, match=f"(?s){told}"):
+            skate.get(echo.remote(1), timeout=60)

@@ -41,6 +41,7 @@ _MAX_NOTES = 1000
 _ACTORS_AT_ONCE = 200
 _LATER = object()  # instead of an answer that is given when something has happened
 _MAX_ZYGOTE_FAILURES = 5
+_MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
 # Of these ends, ``_notes`` holds the reason in words.
 _WITH_A_NOTE = {Cause.CONSTRUCTOR_FAILED, Cause.RUNTIME_ENV_FAILED, Cause.OUT_OF_MEMORY}
 _LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
@@ -55,6 +56,8 @@ class _Process:
     pidfd: int = -1
     fork: life.Fork | None = None  # how it is to be started
     forking: bool = False  # the zygote was asked and has not answered
+    ready: bool = False  # it has started: what fails now is its task's affair
+    failure: str = ""  # the traceback of why it could not start
     output: list[int] = field(default_factory=list)  # pipes that it prints to
     killed_for: Cause | None = None  # we have ended it, or shall when it is forked
     cause: Cause | None = None  # what it told about its own end
@@ -97,6 +100,7 @@ class Supervisor:
         self._running = True
         self._unsent = 0
         self._zygote_failures = 0
+        self._worker_failures = 0
         self._zygote_pid, self._zygote_sock = zygote
         self._greet_zygote()
         self._start_driver(driver)
@@ -239,13 +243,13 @@ class Supervisor:
         _, status = os.waitpid(self._zygote_pid, 0)
         self._zygote_failures += 1
         if self._zygote_failures > _MAX_ZYGOTE_FAILURES:
-            print(
-                f"skate: the process that starts workers ended {_MAX_ZYGOTE_FAILURES} "
-                f"times before it had started one (last status "
-                f"{os.waitstatus_to_exitcode(status)}); giving up.",
-                file=sys.stderr,
+            code = os.waitstatus_to_exitcode(status)
+            self._give_up(
+                f"the process that starts workers ended {self._zygote_failures} times "
+                f"before it had started one, {_describe_end(code)} the last time. It "
+                "imports skate and the modules of SKATE_PRELOAD: see what it printed, "
+                "or import them in a plain Python."
             )
-            self._stop()
             return
         # A worker may have been made, or be in the making, whose name did not reach us.
         while self._kill_unknown(lambda pid: True):
@@ -281,6 +285,9 @@ class Supervisor:
         cause = process.cause or process.killed_for or cause
         if cause in _WITH_A_NOTE:
             detail = proc.index | proc.epoch << 16
+        code = -detail if cause == Cause.SIGNALED else detail
+        if not (process.ready or process.killed_for or code == -signal.SIGKILL):
+            self._count_failure(process, code)
         del self._processes[proc]
         for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
             if fd >= 0:
@@ -298,6 +305,31 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 if killer.sock is not None:
                     wire.send(killer.sock, pickle.dumps(None))
+
+    def _count_failure(self, process: _Process, code: int) -> None:
+        """It ended before it was ready for a task: one more may fare no better."""
+        if not process.pid:
+            return  # there was no process to be had; that may change
+        self._worker_failures += 1
+        if self._worker_failures < _MAX_WORKER_FAILURES:
+            return
+        self._give_up(
+            f"{self._worker_failures} workers in a row ended before they could take a "
+            f"task, {_describe_end(code)} the last time. "
+            + (
+                f"What it raised:\n\n{process.failure}\n"
+                if process.failure
+                else "What it printed is on the driver's standard error. "
+            )
+            + "Workers import skate, and what SKATE_PRELOAD names, from this program's "
+            "sys.path: see that they can."
+        )
+
+    def _give_up(self, why: str) -> None:
+        """End the session: calls that wait raise EngineDiedError with ``why``."""
+        self._control.say_why(f"the session has ended: {why}")
+        print(f"skate: {why}", file=sys.stderr, flush=True)
+        self._stop()
 
     def _read_last_words(self, process: _Process) -> None:
         """Notes that it sent before it died."""
@@ -443,6 +475,11 @@ class Supervisor:
         match note:
             case ("constructed",):
                 self._do(self._life.handle(life.ActorConstructed(process.proc)))
+            case ("ready",):
+                process.ready = True
+                self._worker_failures = 0
+            case ("cannot_start", text):
+                process.failure = text
             case ("ends", cause):
                 process.cause = cause
             case ("constructor_failed", text, cause):
@@ -692,6 +729,10 @@ class Supervisor:
             _kill(process.pid)
         elif not process.forking:  # it waits for resources: nothing runs yet
             self._died(process, cause, 0)
+
+
+def _describe_end(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with status {code}"
 
 
 def _kill(pid: int) -> None:

@@ -73,6 +73,7 @@ def main(
     redirect_worker(printed, worker.printing_name)
     _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
+    node.tell(pickle.dumps(("ready",)))
     if order["actor_id"]:
         engine.num_restarts = order["num_restarts"]
         ActorProcess(worker, order["actor_id"]).run()

@@ -19,7 +19,8 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 from ... import _core
 from ...exceptions import RuntimeEnvSetupError
@@ -111,9 +112,32 @@ def _become_worker(
     session_fd: int,
     fds: list[int],
     supervisor_pid: int,
-    settings: dict[str, object],
-    order: dict[str, object],
-) -> None:
+    settings: dict[str, Any],
+    order: dict[str, Any],
+) -> NoReturn:
+    code = 1
+    try:
+        code = _run_worker(session_fd, fds, supervisor_pid, settings, order)
+    except BaseException:
+        text = traceback.format_exc()
+        # The supervisor gives up if this goes on, and says why.
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=fds[1])
+            wire.send(sock, b"T" + pickle.dumps(("cannot_start", text[-4000:])))
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+    finally:
+        # Never back into the zygote's loop, and no exit handlers of its modules twice.
+        os._exit(code)
+
+
+def _run_worker(
+    session_fd: int,
+    fds: list[int],
+    supervisor_pid: int,
+    settings: dict[str, Any],
+    order: dict[str, Any],
+) -> int:
     _core.name_process("skate-worker")
     # The helper ends at once; until then the supervisor is not yet the parent, and a
     # death signal asked for now would follow the helper.
@@ -127,12 +151,7 @@ def _become_worker(
     os.setsid()  # what it starts can be told from other workers and their offspring
     from . import worker
 
-    code = 1
-    try:
-        code = worker.main(session_fd, fds, settings, order)
-    finally:
-        # Never back into the zygote's loop, and no exit handlers of its modules twice.
-        os._exit(code)
+    return worker.main(session_fd, fds, settings, order)
 
 
 if __name__ == "__main__":
