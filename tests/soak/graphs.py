@@ -7,15 +7,22 @@ folded into one number: a value lost, repeated, swapped or torn anywhere changes
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import zlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 
 import skate
-from skate.exceptions import ActorDiedError, ActorError, ObjectLostError
+from skate.exceptions import (
+    ActorDiedError,
+    ActorError,
+    ObjectLostError,
+    TaskCancelledError,
+)
 
 # A kill can cause these: then what failed is computed again. Nothing else is excused.
 KILLED = (ActorError, ObjectLostError)
@@ -148,6 +155,158 @@ def leaf(seed: int, *inputs: Any) -> Any:
     return [fold(seed, list(inputs)), make_value(rng)]
 
 
+@skate.remote(max_retries=-1)
+def items(seed: int, depth: int) -> Iterator[Any]:
+    """A stream: values, refs, tasks under way; some end early, with an error."""
+    global started
+    started += 1
+    yield from _items(random.Random(seed), depth)
+
+
+def _items(rng: random.Random, depth: int) -> Iterator[Any]:
+    for i in range(rng.randint(0, 8)):
+        match rng.randrange(6):
+            case 0:
+                yield [skate.put(make_value(rng)), i]
+            case 1:
+                yield [leaf.remote(rng.getrandbits(32)), i]
+            case 2 if depth > 0:
+                yield [node.remote(rng.getrandbits(32), depth - 1)]
+            case _:
+                yield make_value(rng)
+        if rng.random() < 0.04:
+            raise Planned(f"item {i}")
+
+
+def read_stream(
+    rng: random.Random, depth: int, refs: list[skate.ObjectRef[Any]]
+) -> int:
+    """Read some or all of a stream, at once or later; what is not read is dropped."""
+    task = items
+    if rng.random() < 0.5:
+        task = items.options(_generator_backpressure_num_objects=rng.choice([1, 2, 5]))
+    stream = task.remote(rng.getrandbits(32), depth - 1)
+    total = fold(7, None)
+    limit = rng.choice([0, 1, 3, 100, 100])
+    keeps = rng.random() < 0.3
+    for item in stream:
+        if limit == 0:
+            break
+        limit -= 1
+        if keeps:
+            refs.append(item)
+        else:
+            total = fold(total, item)
+    return total
+
+
+@skate.remote
+class Never:
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+
+@skate.remote(max_retries=-1, num_cpus=0)
+def hang(never: Any) -> None:
+    """Only cancelling it ends it."""
+    skate.get(never.wait.remote())
+    raise AssertionError("what nobody ends has ended")
+
+
+def cancel_some(rng: random.Random, depth: int) -> int:
+    """Cancel what runs, what waits, a whole tree. What had ended before is excused."""
+    match rng.randrange(4):
+        case 0:  # a tree, at whatever moment; its result may be there already
+            tree = node.remote(rng.getrandbits(32), max(depth - 1, 0))
+            if rng.random() < 0.5:
+                skate.wait([leaf.remote(rng.getrandbits(32))])
+            skate.cancel(tree, force=rng.random() < 0.3)
+            with contextlib.suppress(Planned, TaskCancelledError, *KILLED):
+                skate.get(tree)
+        case 1:  # a stream, in the middle
+            stream = items.remote(rng.getrandbits(32), max(depth - 1, 0))
+            with contextlib.suppress(Planned, TaskCancelledError, *KILLED):
+                for i, item in enumerate(stream):
+                    skate.get(item)
+                    if i == 1:
+                        skate.cancel(stream)
+        case 2:  # a call of an asynchronous actor, which then goes on
+            actor = AsyncChain.remote()
+            seed = rng.getrandbits(20)
+            call = actor.add.remote([leaf.remote(seed)], seed)
+            skate.cancel(call)
+            with contextlib.suppress(TaskCancelledError, *KILLED):
+                skate.get(call)
+            with contextlib.suppress(*KILLED):
+                if skate.get(actor.add.remote([], seed)) != seed:
+                    raise AssertionError("an actor ends with a cancelled call")
+        case _:  # what would never end by itself, and what waits for that
+            never = Never.remote()
+            first = hang.remote(never)
+            second = leaf.remote(rng.getrandbits(32), first)
+            for ref in (first, second) if rng.random() < 0.5 else (second, first):
+                skate.cancel(ref)
+                with contextlib.suppress(TaskCancelledError, *KILLED):
+                    skate.get(ref)
+                    raise AssertionError("a cancelled task has a value")
+            skate.kill(never)
+    return fold(8, None)
+
+
+@skate.remote(max_restarts=-1, max_task_retries=-1)
+class Steady:
+    """Answers the same after each of its restarts, and sees to the order of calls."""
+
+    def __init__(self, start: Any) -> None:
+        self.start = fold(9, start)
+        self.last = -1
+
+    def add(self, number: int, value: Any) -> int:
+        global started
+        started += 1
+        if number <= self.last:
+            raise AssertionError(f"call {number} comes after call {self.last}")
+        self.last = number
+        return fold(self.start, value)
+
+    def look(self, value: Any) -> int:
+        return fold(self.start, value)
+
+    def items(self, seed: int) -> Iterator[Any]:
+        rng = random.Random(seed)  # no refs: what it owned would go with a restart
+        for _ in range(rng.randint(0, 6)):
+            yield make_value(rng)
+
+
+@skate.remote(max_retries=-1)
+def ask(actor: Any, seed: int) -> int:
+    """Calls an actor that another process has made."""
+    global started
+    started += 1
+    return fold(seed, [actor.look.remote(seed), actor.look.remote(seed + 1)])
+
+
+def _restart(rng: random.Random, refs: list[Any]) -> int:
+    actor = Steady.remote(
+        wrap(rng, refs) if rng.random() < 0.5 else rng.getrandbits(20)
+    )
+    results: list[Any] = []
+    for number in range(rng.randint(2, 12)):
+        match rng.randrange(8):
+            case 0 | 1:
+                skate.kill(actor, no_restart=False)
+            case 2:
+                results.append(ask.remote(actor, rng.getrandbits(20)))
+            case 3:
+                results += list(actor.items.remote(rng.getrandbits(32)))
+            case _:
+                value = make_value(rng, large=rng.random() < 0.2)
+                results.append(actor.add.remote(number, value))
+    if rng.random() < 0.3:
+        del actor
+    return fold(6, results)
+
+
 @skate.remote
 class Chain:
     """Folds what it is given, in order: a call lost, repeated or overtaken shows."""
@@ -188,21 +347,29 @@ class AsyncChain:
                 total = fold(total, str(error.args[0]))
         return total
 
+    async def items(self, seed: int) -> AsyncIterator[Any]:
+        for item in _items(random.Random(seed), 0):
+            await asyncio.sleep(0)
+            yield item
+
 
 def use_actor(rng: random.Random, refs: list[Any]) -> int:
     """A short life of an actor; lived again, with the same seed, if it is killed."""
     seed = rng.getrandbits(32)
     chosen = rng.sample(refs, min(len(refs), 3))
+    live = _restart if rng.random() < 0.3 else _live
     for _ in range(10):
         with contextlib.suppress(ActorDiedError):
-            return _live(random.Random(seed), chosen)
-    return _live(random.Random(seed), chosen)
+            return live(random.Random(seed), chosen)
+    return live(random.Random(seed), chosen)
 
 
 def _live(rng: random.Random, refs: list[Any]) -> int:
     if rng.random() < 0.3:
         actor = AsyncChain.remote()
         calls = [actor.add.remote(refs, rng.getrandbits(20)) for _ in range(4)]
+        if rng.random() < 0.5:
+            calls += list(actor.items.remote(rng.getrandbits(32)))
         return fold(3, calls)
     chain = Chain.remote(wrap(rng, refs) if rng.random() < 0.5 else rng.getrandbits(20))
     results = []
@@ -270,8 +437,12 @@ def work(
                 return x, skate.get(captured)
 
             refs.append(closure.remote(rng.getrandbits(10)))
-        elif roll < 0.97:
+        elif roll < 0.94:
             total = fold(total, use_actor(rng, refs))
+        elif roll < 0.96 and depth > 0:
+            total = fold(total, read_stream(rng, depth, refs))
+        elif roll < 0.98:
+            total = fold(total, cancel_some(rng, depth))
         elif refs:
             refs.pop(rng.randrange(len(refs)))  # nobody wants it any more
     if rng.random() < 0.7:
