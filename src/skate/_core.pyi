@@ -301,8 +301,10 @@ def group_segment_bytes(world_size: int, array_bytes: int) -> int:
     Bytes of a segment in which each rank can place arrays of `array_bytes`.
     """
 
-def reduce_into(out: Any, arrays: Sequence[Any], op: str = 'sum') -> None:
-    """Write the elementwise reduction of `arrays`, in their order, to `out`."""
+def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = 'sum', bfloat16: bool = False) -> None:
+    """
+    Write the elementwise reduction of `arrays`, in their order, to all `outs`.
+    """
 
 class Group:
     """A rank's end of a collective group in one shared segment."""
@@ -327,15 +329,25 @@ class Group:
 
     def barrier(self, timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
 
-    def allreduce(self, x: Any, op: str = 'sum', timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
+    def allreduce(self, x: Any, op: str = 'sum', timeout: float | None = None, bfloat16: bool = False, label: str = '') -> tuple[str, list[int], str] | None: ...
 
-    def reduce(self, x: object, op: str = 'sum', root: int = 0, timeout: float | None = None) -> object: ...
+    def reduce(self, x: Any, op: str = 'sum', root: int = 0, timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
 
-    def broadcast(self, x: Any, root: int = 0, timeout: float | None = None) -> tuple[str, list[int], str] | None: ...
+    def broadcast(self, x: Any, root: int = 0, timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
 
-    def allgather(self, x: object, out: object, timeout: float | None = None) -> object: ...
+    def allgather(self, x: Any, out: Any, timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
 
-    def reducescatter(self, x: object, out: object, op: str = 'sum', timeout: float | None = None) -> object: ...
+    def reducescatter(self, x: Any, out: Any, op: str = 'sum', timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
+
+    def send(self, x: Any, to: int, timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
+
+    def recv(self, x: Any, from_: int, timeout: float | None = None, bfloat16: bool = False) -> tuple[str, list[int], str] | None: ...
+
+    def offset_of(self, x: object) -> int:
+        """Where an array that `empty` made is, for `at` of every rank."""
+
+    def at(self, offset: int, nbytes: int) -> numpy.ndarray:
+        """The memory of any rank's array, as uint8; that rank keeps it alive."""
 
     def close(self) -> None:
         """Leave: the other ranks get status `left` if they wait for this one."""
