@@ -16,6 +16,7 @@ from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
 from .observe import stack, timeline, top
+from .serve import serve
 from .train import train
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.command()(polite(train))
 app.command()(polite(evaluate))
+app.command()(polite(serve))
 app.command()(polite(top))
 app.command()(polite(stack))
 app.command()(polite(timeline))

@@ -15,6 +15,10 @@ class DrainingError(ServeError, RuntimeError):
     """The deployment takes no more requests: it is about to be closed."""
 
 
+class StatesError(ServeError, ValueError):
+    """The states are not what the model takes, or lack (or have) a client."""
+
+
 class UnknownModelError(ServeError, LookupError):
     """No model of the deployment has this ``model_id``."""
 

@@ -40,7 +40,11 @@ class _Collector:
         return []  # without it, registering would scrape
 
     def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
 
         stats = self._deployment.stats()
         for families, kind in (
@@ -52,6 +56,18 @@ class _Collector:
                 family = kind(f"skate_serve_{unit}", text, labels=["deployment"])
                 family.add_metric([self._name], float(stats[key]))
                 yield family
+        sizes = HistogramMetricFamily(
+            "skate_serve_batch_size",
+            "states in a call of the model",
+            labels=["deployment"],
+        )
+        buckets, batches = [], 0
+        for size, count in sorted(stats["batch_sizes"].items()):
+            batches += count
+            buckets.append((str(float(size)), batches))
+        buckets.append(("+Inf", batches))
+        sizes.add_metric([self._name], buckets, sum_value=float(stats["states"]))
+        yield sizes
 
 
 def register_prometheus(

@@ -14,7 +14,7 @@ from skate.debug import profile
 from ..exceptions import GetTimeoutError
 from . import tree
 from .batcher import Batcher, Request
-from .errors import DrainingError, QueueFullError
+from .errors import DrainingError, QueueFullError, StatesError
 from .keeper import Newest, unknown_model
 from .served import MakeModel, Outputs, Served, describe_kind, kind_of, split
 
@@ -217,7 +217,7 @@ class Replica:
             )
         kind = kind_of(structure, leaves)
         if served.takes is not None and kind != served.takes:
-            raise ValueError(
+            raise StatesError(
                 f"{served.name} takes states of {describe_kind(served.takes)}, and was "
                 f"sent {describe_kind(kind)}. To serve states of several kinds, deploy "
                 "with states='any'."

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import tree
 from .batcher import Array, Request
-from .errors import UnknownClientError
+from .errors import StatesError, UnknownClientError
 
 # Arrays whose first axis is the batch: one, or a tree of them.
 Outputs = Any
@@ -60,12 +60,12 @@ class Served:
     def check_client(self, request: Request) -> None:
         """Raise ValueError unless the model and the request agree on a memory."""
         if self.is_recurrent and request.client is None:
-            raise ValueError(
+            raise StatesError(
                 f"{self.name} is recurrent: say whose states these are, as in "
                 "evaluate(states, client='env-0', reset=True)."
             )
         if not self.is_recurrent and request.client is not None:
-            raise ValueError(
+            raise StatesError(
                 f"client={request.client!r}: {self.name} has no initial_memory(n), so "
                 "it keeps nothing for its clients."
             )

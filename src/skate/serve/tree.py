@@ -54,6 +54,19 @@ def leaf_name(structure: Structure, index: int) -> str:
     return _names(structure)[index]
 
 
+def paths(structure: Structure) -> list[str]:
+    """The way to each leaf, such as ``actor.0``: keys and numbers joined by dots."""
+    if structure is None:
+        return [""]
+    kind, names, parts = structure
+    keys = names if kind == "dict" else range(len(parts))
+    return [
+        f"{key}.{rest}" if rest else str(key)
+        for key, part in zip(keys, parts, strict=True)
+        for rest in paths(part)
+    ]
+
+
 def _names(structure: Structure) -> list[str]:
     if structure is None:
         return [""]
