@@ -35,6 +35,7 @@ PEERS = (
     "floor",
     "shared_memory",
     "skate_serving",
+    "skate_http",
     "ray_actor",
     "uvicorn_peer",
     "zeromq_peer",

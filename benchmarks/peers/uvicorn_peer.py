@@ -75,7 +75,7 @@ class _Client:
     def _ask(self, states: np.ndarray) -> np.ndarray:
         import orjson
 
-        connection = self._idle.pop() if self._idle else self._connect()
+        connection = self._idle.pop() if self._idle else connect(self._port)
         if self._kind == "binary":
             connection.request("POST", "/binary", memoryview(states).cast("B"))
             body = connection.getresponse().read()
@@ -88,11 +88,12 @@ class _Client:
         self._idle.append(connection)
         return outputs
 
-    def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port)
-        connection.connect()
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+
+def connect(port: int) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 class _Server:

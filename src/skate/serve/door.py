@@ -122,12 +122,15 @@ def http(
         example=example,
         limits=Limits(max_body_bytes, read_timeout_s, max_requests),
     )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise OSError(
             error.errno, f"cannot listen on {host}:{port}: {error.strerror}"
         ) from error
+    # Connections inherit it. Without it, an answer in two parts waits 40 ms in between.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -137,6 +140,7 @@ def http(
         server_header=False,
     )
     shown = "127.0.0.1" if host in ("", "0.0.0.0") else host
+    shown = f"[{shown}]" if family == socket.AF_INET6 else shown
     url = f"http://{shown}:{listener.getsockname()[1]}"
     return HttpServer(url, token, _start(config, [listener]))
 
