@@ -241,7 +241,8 @@ class PyGroup {
     GroupArray view = array.view();
     view.data = segment_->arena->at(lease->block.offset);
     nb::object problem = finish([&] {
-      std::memcpy(view.data, array.data(), array.bytes());
+      // An empty array may have no address at all.
+      if (array.bytes() != 0) std::memcpy(view.data, array.data(), array.bytes());
       return group_.post(view, to, nanoseconds(timeout));
     });
     if (problem.is_none()) sent_[to].push_back(std::move(lease));
