@@ -207,6 +207,8 @@ def test_an_item_that_cannot_be_pickled_is_an_error() -> None:
     assert skate.get(next(stream)) == 1
     with pytest.raises(TypeError, match="cannot pickle"):
         skate.get(next(stream))
+    with pytest.raises(StopIteration):
+        next(stream)
     assert stream.is_finished()
 
 
