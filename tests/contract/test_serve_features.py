@@ -322,10 +322,10 @@ def test_a_cancelled_or_late_request_is_not_evaluated(tmp_path: Any) -> None:
         first = deployment.submit(ones())
         cancelled = deployment.submit(ones())
         assert cancelled.cancel()
+        late = deployment.submit(ones(), timeout=0.001)
         with pytest.raises(skate.exceptions.GetTimeoutError):
             deployment.evaluate(ones(), timeout=0.01)
-        late = deployment.submit(ones(), timeout=0.001)
-        gate.touch()
+        gate.touch()  # by now the time of `late` is over, too
         assert first.result().tolist() == [[1.0]]
         with pytest.raises(skate.exceptions.GetTimeoutError, match="timeout passed"):
             late.result()

@@ -168,13 +168,14 @@ def test_the_first_to_be_ready_come_first() -> None:
         sim.VectorEnv(Fragile, 6, num_workers=3, batch_size=2)
     ) as envs:
         envs.async_reset(seed=0)
-        seen = []
-        for _ in range(9):
+        shares = {(0, 1), (2, 3), (4, 5)}
+        seen = set()
+        while seen != shares:  # a slow worker may be overtaken many times
             observations, *_, info = envs.recv()
             assert observations.shape == (2, 1)
-            seen.append(tuple(info["env_id"]))
+            seen.add(tuple(info["env_id"].tolist()))
+            assert seen <= shares
             envs.send(np.zeros(2, np.int64), info["env_id"])
-        assert set(seen) == {(0, 1), (2, 3), (4, 5)}
         envs.reset()  # drops what is under way
         with pytest.raises(ValueError, match="call async_reset or send first"):
             envs.recv()
