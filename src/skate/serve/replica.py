@@ -161,7 +161,7 @@ class Replica:
         args = call.args
         if call.method != "evaluate" or len(args) != 2:
             return False
-        (sent, structure, model_id, _, min_version, client, _), states = args
+        (sent, structure, model_id, timeout, min_version, client, _), states = args
         served = self._models.get(model_id)
         if (
             structure is not None
@@ -171,6 +171,7 @@ class Replica:
             or min_version > served.version
             or (None, states.dtype, states.shape[1:]) != served.takes
             or (self._waits and len(states) < self._options.max_batch_size)
+            or (timeout is not None and time.time() - sent >= timeout)
             or not call.wanted
         ):
             return False
