@@ -48,11 +48,14 @@ double spin_ping_pong(int rounds) {
 }
 
 // Between the vfork and the end of the helper, this process sleeps and the helper uses its
-// memory and its stack: nothing may be here but the two calls. The worker has a copy of
-// them, taken by fork, and so may return.
+// memory and its stack: nothing may be here but plain system calls. The worker has a copy
+// of them, taken by fork, and so may return.
 [[gnu::noinline]] pid_t fork_by_helper(volatile pid_t& worker) {
   const pid_t helper = vfork();
   if (helper == 0) {
+    // A task's own, not memory. The worker is born with it: never is there a second
+    // child of the supervisor's that is called zygote.
+    prctl(PR_SET_NAME, "skate-worker");
     const pid_t forked = fork();
     if (forked == 0) {
       worker = 0;
@@ -92,10 +95,6 @@ void bind_tools(nb::module_& m) {
   m.def(
       "die_with_parent", [] { prctl(PR_SET_PDEATHSIG, SIGKILL); },
       "Have the kernel kill this process when its parent ends.");
-  m.def(
-      "name_process",
-      [](const std::string& name) { prctl(PR_SET_NAME, name.c_str()); },
-      nb::arg("name"), "What ps, top and a debugger show as the name of this process.");
   m.def(
       "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
       "Become the parent of orphans among this process's descendants.");

@@ -357,9 +357,6 @@ def make_memfd(name: str, bytes: int) -> int: ...
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends."""
 
-def name_process(name: str) -> None:
-    """What ps, top and a debugger show as the name of this process."""
-
 def become_subreaper() -> None:
     """Become the parent of orphans among this process's descendants."""
 

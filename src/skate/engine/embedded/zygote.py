@@ -138,7 +138,6 @@ def _run_worker(
     settings: dict[str, Any],
     order: dict[str, Any],
 ) -> int:
-    _core.name_process("skate-worker")
     # The helper ends at once; until then the supervisor is not yet the parent, and a
     # death signal asked for now would follow the helper.
     while os.getppid() != supervisor_pid:
