@@ -75,8 +75,8 @@ class Rollouts:
             Exception: what the policy raised, as a TaskError too.
         """
         while not self._made:
-            for ref in self._ready.next_batch():
-                self._take(ref)
+            # One at a time: its worker goes on when it is taken, and not before.
+            self._take(next(self._ready))
         return self._counted(self._made.popleft())
 
     def update(self, policy: Policy) -> int:
