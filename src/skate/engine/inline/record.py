@@ -121,10 +121,12 @@ class Record:
         if since is None:  # an argument was an error, or it was stopped before
             function.submitted -= 1
             return
+        # Read within the other clock's interval: no call computes longer than it runs.
+        cpu_ns = time.thread_time_ns() - since[1]
         now = self.now()
         function.finished += 1
         function.total_ns += now - since[0]
-        function.cpu_ns += time.thread_time_ns() - since[1]
+        function.cpu_ns += cpu_ns
         function.result_bytes += size
         function.durations.append(now - since[0])
         self._add("run", call.label, since[0], now, call.trace_id)
