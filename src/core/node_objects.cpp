@@ -326,7 +326,7 @@ u64 Node::store_used() const {
   u64 sum = 0;
   const u32 n = session_->num_procs.load(std::memory_order_relaxed);
   for (u32 p = 0; p < n; ++p)
-    sum += session_->procs[p].store_used.load(std::memory_order_relaxed);
+    sum += session_->procs[p].store_used.load(std::memory_order_seq_cst);
   return sum;
 }
 
@@ -342,10 +342,17 @@ void Node::publish_store_used() {
 }
 
 std::optional<Location> Node::allocate_now(u64 size, ProcId owner) {
-  if (store_used() + size > session_->store_limit) return std::nullopt;
-  const auto block = arena_.allocate(size, owner);
-  if (!block) return std::nullopt;
+  // Rounding alone refuses nothing: a value of nearly the limit may have all of it.
+  const u64 needed =
+      std::min(Arena::block_bytes(size), std::max(size, session_->store_limit));
+  // Announced before the others' use is read: of two that allocate at a time, at least
+  // one sees the other.
+  me_->store_used.fetch_add(needed, std::memory_order_seq_cst);
+  const auto block = store_used() <= session_->store_limit
+                         ? arena_.allocate(size, owner)
+                         : std::nullopt;
   publish_store_used();
+  if (!block) return std::nullopt;
   return Location{self_, block->generation, block->offset, size};
 }
 
