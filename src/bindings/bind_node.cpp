@@ -1269,6 +1269,39 @@ void bind_node(nb::module_& m) {
           },
           "What this process owns or borrows, apart from code.",
           nb::sig("def list_objects(self) -> list[dict[str, Any]]"))
+      .def(
+          "list_blocks",
+          [](Node& node) {
+            check_alive(node);
+            const Session& session = node.session();
+            const auto lives = [&](ProcId id) {
+              const ProcEntry& entry = session.procs[id.index];
+              return entry.alive.load() != 0 && entry.epoch.load() == id.epoch;
+            };
+            nb::list all;
+            for (const BlockInfo& block : node.list_blocks()) {
+              const ProcId arena = block.location.proc;
+              nb::dict d;
+              d["arena"] = arena.index;
+              d["arena_epoch"] = arena.epoch;
+              d["arena_lives"] = lives(arena);
+              d["pid"] = session.procs[arena.index].pid.load();
+              d["owner"] = block.owner.index;
+              d["owner_epoch"] = block.owner.epoch;
+              d["owner_lives"] = lives(block.owner);
+              d["offset"] = block.location.offset;
+              d["size"] = block.location.size;
+              d["block_bytes"] = block.block_bytes;
+              d["generation"] = block.location.generation;
+              d["state"] = static_cast<int>(block.state);
+              d["label"] = std::string(
+                  label_name(session.labels[arena.index], block.label));
+              all.append(d);
+            }
+            return all;
+          },
+          "The blocks in use in all arenas, those of dead processes too.",
+          nb::sig("def list_blocks(self) -> list[dict[str, Any]]"))
       .def("catch_up", &Node::catch_up)
       .def("stop_serving", &Node::stop_serving)
       .def(

@@ -98,6 +98,15 @@ struct ObjectInfo {
   std::string name;  // of that task
 };
 
+// One block of the store, in whatever arena.
+struct BlockInfo {
+  Location location;
+  u64 block_bytes;  // with header and rounding
+  ProcId owner;     // as far as its arena has heard
+  BlockState state;
+  u32 label;        // an index of its process's labels
+};
+
 // A task that this process has submitted and that has not ended.
 struct Task {
   enum class Route : u8 { kQueue, kLease, kActor };
@@ -410,6 +419,7 @@ class Node {
     u64 blocks = 0;
   };
   std::vector<Holder> holders();
+  std::vector<BlockInfo> list_blocks();  // in use, in all arenas, those of the dead too
   u64 spilled() const;
   int spill_error() const;  // 0, or the errno that keeps somebody from spilling
   u64 store_used() const;

@@ -129,11 +129,13 @@ bool Node::withdraw(Task* task, std::optional<u32>& claimer) {
   return false;
 }
 
-// Calls that were made by the task `parent`, which runs here.
+// Calls that were made by the task `parent`, which runs here. Not constructors: an actor
+// that is never constructed would keep whoever calls it waiting, and ends with its handles.
 void Node::cancel_children(u64 parent, bool force) {
   std::vector<u64> children;
   for (const Task& task : task_store_)
-    if (task.parent == parent && !task.returns.empty() && !task.cancelled)
+    if (task.parent == parent && !task.returns.empty() && !task.cancelled &&
+        (task.header.flags & kConstructor) == 0)
       children.push_back(task.header.task_id);
   for (u64 id : children)
     if (Task* task = pending_task(id)) cancel_task(task, force, true);

@@ -351,18 +351,20 @@ void Node::set_default_label(std::string_view name) {
   default_label_ = labels_.add(1, name);
 }
 
-std::vector<Node::Holder> Node::holders() {
+std::vector<BlockInfo> Node::list_blocks() {
   std::lock_guard lock(mu_);
-  std::map<std::pair<u32, u32>, Holder> found;
+  std::vector<BlockInfo> all;
   const u32 n = session_->num_procs.load(std::memory_order_relaxed);
   for (u32 p = kDriver; p < n; ++p) {
     const ProcEntry& entry = session_->procs[p];
     if (entry.store_used.load(std::memory_order_relaxed) == 0) continue;
     const std::byte* base = arena_.at(0);
+    ProcId id = self_;
     if (p != self_.index) {
       Peer& from = peer(p);
       if (!map_peer(from)) continue;
       base = from.arena.data();
+      id = from.id;
     }
     const u64 top = entry.store_top.load(std::memory_order_acquire);
     for (u64 start = 0; start + sizeof(BlockHeader) <= top;) {
@@ -372,13 +374,25 @@ std::vector<Node::Holder> Node::holders() {
         start = page_up(start + 1);
         continue;
       }
-      if (h.size != 0 && h.state != static_cast<u32>(BlockState::kOnDisk)) {
-        Holder& holder = found[{p, h.label}];
-        holder.bytes += h.block_bytes;
-        ++holder.blocks;
-      }
+      if (h.size != 0)
+        all.push_back({{id, h.generation, start + kBlockHeaderBytes, h.size},
+                       h.block_bytes,
+                       {h.owner_index, h.owner_epoch},
+                       static_cast<BlockState>(h.state),
+                       h.label});
       start += h.block_bytes;
     }
+  }
+  return all;
+}
+
+std::vector<Node::Holder> Node::holders() {
+  std::map<std::pair<u32, u32>, Holder> found;
+  for (const BlockInfo& block : list_blocks()) {
+    if (block.state == BlockState::kOnDisk) continue;
+    Holder& holder = found[{block.location.proc.index, block.label}];
+    holder.bytes += block.block_bytes;
+    ++holder.blocks;
   }
   std::vector<Holder> all;
   for (auto& [key, holder] : found) {

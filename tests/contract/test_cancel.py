@@ -213,6 +213,33 @@ def test_without_recursive_its_children_go_on() -> None:
     skate.get(refs.keep.remote(None))
 
 
+def test_an_actor_that_a_cancelled_task_has_created_is_constructed() -> None:
+    @skate.remote
+    class Late:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        def get(self) -> str:
+            return self.word
+
+    @skate.remote(num_cpus=0)
+    def parent(words: list[Any], refs: Any) -> None:
+        late = Late.remote(words[0])
+        skate.get(refs.keep.remote([late]))
+        skate.get(words)
+
+    signal, refs = Signal.remote(), Keeper.remote()
+    word = block.remote(signal)
+    ref = parent.remote([word], refs)
+    assert wait_until(lambda: skate.get(refs.get.remote()) is not None)
+    [late] = skate.get(refs.get.remote())
+    skate.cancel(ref)  # while the constructor waits for its argument
+    assert_cancelled(ref)
+    signal.set.remote()
+    assert skate.get(late.get.remote(), timeout=30) == "done"
+    skate.get(refs.keep.remote(None))
+
+
 @skate.remote
 class Keeper:
     def __init__(self) -> None:

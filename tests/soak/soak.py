@@ -197,6 +197,14 @@ class Session:
         gc.collect()
         return _runtime.current().statistics()
 
+    def _blocks(self) -> str:
+        """Every block in use that is too large for code, and who should free it."""
+        return "\n".join(
+            str(block)
+            for block in _runtime.current().node.list_blocks()
+            if block["size"] > 10_000
+        )
+
     def run(self, number: int, wanted: int) -> None:
         seed = graph_seed(self.seed, number)
         repeat = f"repeat: python tests/soak/soak.py --seed {self.seed} --only {number}"
@@ -241,7 +249,9 @@ class Session:
             return held["objects"] == 0 and held["store_bytes"] <= store
 
         if not settles(clean):
-            raise SoakError(f"the store still holds {self._held()}\n{repeat}")
+            raise SoakError(
+                f"the store still holds {self._held()}\n{self._blocks()}\n{repeat}"
+            )
 
         # A live worker costs the supervisor five: memory, socket, pidfd, two pipes.
         def few() -> bool:
