@@ -172,6 +172,9 @@ class Node:
     def list_objects(self) -> list[dict[str, Any]]:
         """What this process owns or borrows, apart from code."""
 
+    def list_blocks(self) -> list[dict[str, Any]]:
+        """The blocks in use in all arenas, those of dead processes too."""
+
     def catch_up(self) -> None: ...
 
     def stop_serving(self) -> None: ...
