@@ -25,11 +25,13 @@ enum Tag : u8 {
   kDict,
   kRef,
   kArray,
+  kScalar,  // NumPy's
   kPickle,
 };
 
-constexpr int kMaxDepth = 2;
+constexpr int kMaxDepth = 8;
 constexpr Py_ssize_t kMaxItems = 64;
+constexpr std::size_t kMaxMutable = 128;  // lists, dicts and arrays in one value
 constexpr Py_ssize_t kMaxRefList = 1 << 16;
 constexpr u64 kAlign = 64;
 // Copies from this size on are made without the GIL.
@@ -76,6 +78,7 @@ class Owned {
 struct NumPy {
   PyObject* ndarray = nullptr;
   PyObject* dtype = nullptr;
+  PyTypeObject* generic = nullptr;  // the base of scalars
 };
 
 NumPy* numpy(bool import) {
@@ -91,12 +94,13 @@ NumPy* numpy(bool import) {
   }
   PyObject* ndarray = PyObject_GetAttrString(module, "ndarray");
   PyObject* dtype = PyObject_GetAttrString(module, "dtype");
+  PyObject* generic = PyObject_GetAttrString(module, "generic");
   Py_DECREF(module);
-  if (ndarray == nullptr || dtype == nullptr) {
+  if (ndarray == nullptr || dtype == nullptr || generic == nullptr) {
     PyErr_Clear();  // numpy is being imported right now
     return nullptr;
   }
-  names = {ndarray, dtype};
+  names = {ndarray, dtype, reinterpret_cast<PyTypeObject*>(generic)};
   return &names;
 }
 
@@ -128,6 +132,18 @@ PyObject* dtype_of(u8 code) {
     cache[code] =
         checked(PyObject_CallFunction(numpy(true)->dtype, "s", kArrayTypes[code].name));
   return cache[code];
+}
+
+// The code of a NumPy scalar's type; -1 for dates, records and subclasses.
+int scalar_type(PyTypeObject* type) {
+  static PyTypeObject* types[std::size(kArrayTypes)] = {};
+  for (std::size_t i = 0; i < std::size(kArrayTypes); ++i) {
+    if (types[i] == nullptr)
+      types[i] = reinterpret_cast<PyTypeObject*>(
+          checked(PyObject_GetAttrString(dtype_of(static_cast<u8>(i)), "type")));
+    if (types[i] == type) return static_cast<int>(i);
+  }
+  return -1;
 }
 
 // Block: keeps a store block readable (or, until sealed, writable) under arrays ---------
@@ -476,20 +492,42 @@ bool Encoder::encode_scalar(PyObject* object) {
     if (static_cast<u64>(size) > kInlineBytes) return false;
     put_tag(meta, kStr);
     put_text(meta, text, size);
+  } else if (PyBytes_CheckExact(object)) {
+    if (static_cast<u64>(PyBytes_GET_SIZE(object)) > kInlineBytes) return false;
+    put_tag(meta, kBytes);
+    put_text(meta, PyBytes_AS_STRING(object), PyBytes_GET_SIZE(object));
   } else if (is_ref(object)) {
     put_tag(meta, kRef);
     const ObjectId id = id_of(object);
     put(meta, id);
     refs.push_back(id.bits);
   } else {
+    return encode_numpy_scalar(object);
+  }
+  return true;
+}
+
+bool Encoder::encode_numpy_scalar(PyObject* object) {
+  const NumPy* np = numpy(false);
+  if (np == nullptr || !PyObject_TypeCheck(object, np->generic)) return false;
+  const int code = scalar_type(Py_TYPE(object));
+  if (code < 0) return false;
+  Py_buffer view;
+  if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) != 0) {
+    PyErr_Clear();
     return false;
   }
+  put_tag(meta, kScalar);
+  put(meta, static_cast<u8>(code));
+  put_text(meta, static_cast<const char*>(view.buf), view.len);
+  PyBuffer_Release(&view);
   return true;
 }
 
 bool Encoder::encode_array(PyObject* object) {
   const NumPy* np = numpy(false);
-  if (np == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(object)) != np->ndarray)
+  if (np == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(object)) != np->ndarray ||
+      !is_new(object))
     return false;
   Py_buffer view;
   if (PyObject_GetBuffer(object, &view, PyBUF_FULL_RO) != 0) {
@@ -512,44 +550,50 @@ bool Encoder::encode_array(PyObject* object) {
   return true;
 }
 
-bool Encoder::encode_container(PyObject* object, int depth) {
-  // Only containers whose items cannot be shared mutable objects: pickle keeps such
-  // sharing, this would not. A nested tuple is immutable, so it may nest.
-  const std::size_t start = meta.size();
-  const std::size_t n_refs = refs.size();
-  const std::size_t n_buffers = buffers_.size();
-  const auto give_up = [&] {
-    meta.resize(start);
-    refs.resize(n_refs);
-    buffers_.resize(n_buffers);
+// Pickle remembers which lists, dicts and arrays of a value are one and the same; this does
+// not. So a value in which one is met twice, or is inside itself, is left to pickle.
+bool Encoder::is_new(PyObject* object) {
+  if (mutable_.size() == kMaxMutable ||
+      std::find(mutable_.begin(), mutable_.end(), object) != mutable_.end())
     return false;
-  };
-  if (PyTuple_CheckExact(object) || PyList_CheckExact(object)) {
-    const bool is_tuple = PyTuple_CheckExact(object);
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
-    if (depth > (is_tuple ? kMaxDepth : 0) || n > kMaxRefList) return false;
-    if (n > kMaxItems && !is_ref(PySequence_Fast_GET_ITEM(object, 0))) return false;
-    put_tag(meta, is_tuple ? kTuple : kList);
-    put(meta, static_cast<u32>(n));
-    for (Py_ssize_t i = 0; i < n; ++i) {
-      PyObject* item = PySequence_Fast_GET_ITEM(object, i);
-      if (encode_scalar(item) || encode_array(item)) continue;
-      if (!(PyTuple_CheckExact(item) && encode_container(item, depth + 1)))
-        return give_up();
-    }
-    return true;
-  }
-  if (!PyDict_CheckExact(object) || depth > 0 || PyDict_GET_SIZE(object) > kMaxItems)
-    return false;
+  mutable_.push_back(object);
+  return true;
+}
+
+bool Encoder::encode_items(PyObject* object, int depth) {
+  const bool is_tuple = PyTuple_CheckExact(object);
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+  if (!is_tuple && !is_new(object)) return false;
+  // A list of very many refs is common: what wait and get are given.
+  const bool many_refs =
+      depth == 0 && n <= kMaxRefList && n > 0 && is_ref(PySequence_Fast_GET_ITEM(object, 0));
+  if (n > kMaxItems && !many_refs) return false;
+  put_tag(meta, is_tuple ? kTuple : kList);
+  put(meta, static_cast<u32>(n));
+  for (Py_ssize_t i = 0; i < n; ++i)
+    if (!encode_item(PySequence_Fast_GET_ITEM(object, i), depth + 1)) return false;
+  return true;
+}
+
+bool Encoder::encode_dict(PyObject* object, int depth) {
+  if (PyDict_GET_SIZE(object) > kMaxItems || !is_new(object)) return false;
   put_tag(meta, kDict);
   put(meta, static_cast<u32>(PyDict_GET_SIZE(object)));
   PyObject *key, *item;
   Py_ssize_t at = 0;
   while (PyDict_Next(object, &at, &key, &item)) {
-    if (!PyUnicode_CheckExact(key) || !encode_scalar(key)) return give_up();
-    if (!encode_scalar(item) && !encode_array(item)) return give_up();
+    if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key)) return false;
+    if (!encode_scalar(key) || !encode_item(item, depth + 1)) return false;
   }
   return true;
+}
+
+bool Encoder::encode_item(PyObject* object, int depth) {
+  if (encode_scalar(object) || encode_array(object)) return true;
+  if (depth > kMaxDepth) return false;
+  if (PyTuple_CheckExact(object) || PyList_CheckExact(object))
+    return encode_items(object, depth);
+  return PyDict_CheckExact(object) && encode_dict(object, depth);
 }
 
 void Encoder::encode_pickle(PyObject* object) {
@@ -577,14 +621,13 @@ void Encoder::encode_pickle(PyObject* object) {
 }
 
 void Encoder::encode(PyObject* object) {
-  if (encode_scalar(object)) return;
-  if (PyBytes_CheckExact(object) &&
-      static_cast<u64>(PyBytes_GET_SIZE(object)) <= kInlineBytes) {
-    put_tag(meta, kBytes);
-    put_text(meta, PyBytes_AS_STRING(object), PyBytes_GET_SIZE(object));
-    return;
-  }
-  if (encode_array(object) || encode_container(object, 0)) return;
+  const std::size_t start = meta.size();
+  const std::size_t n_refs = refs.size();
+  const std::size_t n_buffers = buffers_.size();
+  if (encode_item(object, 0)) return;
+  meta.resize(start);
+  refs.resize(n_refs);
+  buffers_.resize(n_buffers);
   encode_pickle(object);
 }
 
@@ -835,6 +878,8 @@ class Decoder {
         return array();
       case kPickle:
         return pickle();
+      case kScalar:
+        return scalar();
     }
     PyErr_SetString(PyExc_SystemError, "skate: a message could not be decoded");
     throw PythonError{};
@@ -885,6 +930,17 @@ class Decoder {
     PyObject* dtype = dtype_of(code);
     return checked(PyObject_CallFunction(numpy(true)->ndarray, "OOOnOs", shape.get(),
                                          dtype, base.get(), offset, Py_None, order));
+  }
+
+  PyObject* scalar() {
+    PyObject* dtype = dtype_of(reader_.pod<u8>());
+    const std::string_view bytes = reader_.bytes();
+    Owned shape(PyTuple_New(0));
+    Owned base(PyBytes_FromStringAndSize(bytes.data(),
+                                         static_cast<Py_ssize_t>(bytes.size())));
+    Owned array(PyObject_CallFunctionObjArgs(numpy(true)->ndarray, shape.get(), dtype,
+                                             base.get(), nullptr));
+    return checked(PyObject_GetItem(array.get(), shape.get()));
   }
 
   PyObject* pickle() {

@@ -1,7 +1,7 @@
 // Python values to bytes and back.
 //
-// None, booleans, integers, floats, strings, bytes, refs, NumPy arrays and small tuples,
-// lists and dicts of those are written natively: pickling a 100-byte array costs 5 us each
+// None, booleans, integers, floats, strings, bytes, refs, NumPy arrays and scalars, and
+// small trees of tuples, lists and dicts of those are written natively: pickling a 100-byte array costs 5 us each
 // way, this a few tenths. Everything else goes to the Python layer's pickle. A value is one
 // run of bytes, inline in a message or in a store block:
 //
@@ -71,8 +71,12 @@ class Encoder {
     u64 size;
   };
 
-  bool encode_container(PyObject* object, int depth);
-  void encode_item(PyObject* object, int depth);
+  // These return false, with part of it written, if pickle must do it.
+  bool encode_item(PyObject* object, int depth);
+  bool encode_items(PyObject* object, int depth);
+  bool encode_dict(PyObject* object, int depth);
+  bool is_new(PyObject* object);
+  bool encode_numpy_scalar(PyObject* object);
   bool encode_array(PyObject* object);
   void encode_pickle(PyObject* object);
   u32 add_buffer(const void* data, u64 size);
@@ -81,6 +85,7 @@ class Encoder {
   std::vector<Buffer> buffers_;
   std::vector<Py_buffer> views_;
   std::vector<PyObject*> owned_;
+  std::vector<PyObject*> mutable_;  // lists, dicts and arrays met so far, borrowed
 };
 
 // An array made by skate.empty, if `array` is one that can be sealed: the bytes of its

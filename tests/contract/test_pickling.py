@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import identity
 
@@ -79,6 +80,31 @@ MAIN = textwrap.dedent(
     print("passed on", skate.init(ignore_reinit_error=True).engine)
     """
 )
+
+
+def test_what_a_value_holds_twice_is_one_thing_afterwards() -> None:
+    shared: list[int] = [1]
+    array = np.arange(3)
+    value = {"a": shared, "b": ([shared], {"c": shared}), "x": array, "y": [array]}
+    back = skate.get(skate.put(value), copy=True)
+    back["a"].append(2)
+    assert back["b"] == ([[1, 2]], {"c": [1, 2]})
+    back["x"][0] = 5
+    assert back["y"][0][0] == 5
+
+
+def test_a_value_that_is_inside_itself_comes_back() -> None:
+    value: dict[str, Any] = {"list": []}
+    value["list"].append(value)
+    back = skate.get(identity.remote(value))
+    assert back["list"][0] is back
+
+
+def test_a_value_nested_deeper_than_most_comes_back() -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = [value, {"in": (value,)}] if isinstance(value, int) else [value]
+    assert skate.get(identity.remote(value)) == value
 
 
 def test_functions_and_classes_of_a_script_work(engine_name: str) -> None:

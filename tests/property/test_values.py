@@ -87,6 +87,19 @@ def test_arrays_come_back_equal(engine: str, array: np.ndarray, view: str) -> No
 
 
 @many
+@given(data=st.data(), dtype=plain_dtypes)
+def test_numpy_scalars_come_back_bit_for_bit(
+    engine: str, data: st.DataObject, dtype: np.dtype
+) -> None:
+    scalar = data.draw(hnp.from_dtype(dtype)) if dtype.itemsize else dtype.type()
+    scalar = dtype.type(scalar)
+    alone, inside = skate.get(skate.put((scalar, {"of": [scalar], -1: scalar})))
+    for back in (alone, *inside["of"], inside[-1]):
+        assert type(back) is type(scalar)
+        assert back.tobytes() == scalar.tobytes()
+
+
+@many
 @given(
     sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6),
     nested=st.booleans(),
