@@ -168,15 +168,22 @@ void Node::announce() {
   if (followers_ != 0) followers_cv_.notify_all();
 }
 
+// How long to look for messages before sleeping: not at all if that keeps a process that
+// has been woken from its core.
 i64 Node::spin_budget() const {
-  u32 runnable = 1;
+  u32 running = 1;
+  u32 woken = 0;
   const u32 n = session_->num_procs.load(std::memory_order_relaxed);
   for (u32 p = 1; p < n; ++p) {
-    const auto state = session_->state_of(p);
-    runnable += p != self_.index &&
-                (state == ProcState::kRunning || state == ProcState::kSearching);
+    if (p == self_.index) continue;
+    const ProcState state = session_->state_of(p);
+    running += state == ProcState::kRunning || state == ProcState::kSearching;
+    // It says that it runs only once it has got a core.
+    woken += (state == ProcState::kParked || state == ProcState::kBlocked) &&
+             session_->procs[p].doorbell.load(std::memory_order_relaxed) == kAwake;
   }
-  return runnable <= session_->num_cores ? session_->spin_ns : session_->spin_busy_ns;
+  if (running + woken <= session_->num_cores) return session_->spin_ns;
+  return woken == 0 ? session_->spin_busy_ns : 0;
 }
 
 // Looks for messages, and work if this is an idle pool worker, for a little while.
