@@ -563,6 +563,7 @@ def live(start: Start, engine_name: str) -> Iterator[list[str]]:
     """A session with a task that waits; the options that name it."""
     if engine_name == "inline":
         pytest.skip("only the embedded engine's sessions can be looked at")
+    pytest.importorskip("typer", reason="the command line is in an extra")
     start(num_cpus=2)
     gate = Signal.remote()
     ref = wait_for.remote(gate)

@@ -326,7 +326,7 @@ def test_a_policy_that_is_a_function_can_be_updated() -> None:
 
 
 def count_vector(mode: str) -> Any:
-    gymnasium = pytest.importorskip("gymnasium")
+    import gymnasium
 
     class Count(gymnasium.Env):
         observation_space = gymnasium.spaces.Box(0, 3, (1,))
@@ -347,6 +347,8 @@ def count_vector(mode: str) -> Any:
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_vector_environments_of_gymnasium_are_hosted(mode: str) -> None:
+    pytest.importorskip("gymnasium")
+
     def act(observations: np.ndarray) -> np.ndarray:
         return np.ones(len(observations), np.int64)
 
@@ -370,7 +372,6 @@ def test_vector_environments_of_gymnasium_are_hosted(mode: str) -> None:
 
 
 def two_agents() -> Any:
-    pytest.importorskip("pettingzoo")
     from gymnasium.spaces import Box, Discrete
     from pettingzoo import ParallelEnv
 
@@ -413,6 +414,8 @@ def two_agents() -> Any:
 
 
 def test_agents_of_a_parallel_environment_are_columns() -> None:
+    pytest.importorskip("pettingzoo")
+
     def act(observations: np.ndarray) -> np.ndarray:
         return observations[:, 0].astype(np.int64) + 1  # 1 for a, 2 for b
 
