@@ -55,8 +55,13 @@ inline Pages whole_pages(u64 offset, u64 block_bytes) {
 
 class Arena {
  public:
+  // Seconds of a clock that only goes forward.
+  using Clock = double (*)();
+  static double steady_seconds();
+
   // `base` is `bytes` of shared memory, all zeros, mapped writable.
-  Arena(std::byte* base, u64 bytes) : base_(base), bytes_(bytes) {}
+  Arena(std::byte* base, u64 bytes, Clock clock = steady_seconds)
+      : base_(base), bytes_(bytes), clock_(clock) {}
 
   struct Block {
     u64 offset;  // of the data, 64-byte aligned
@@ -136,8 +141,9 @@ class Arena {
 
  private:
   struct FreeBlock {
-    u64 start;  // of the header
-    bool cold;  // its pages were given back
+    u64 start;     // of the header
+    bool cold;     // its pages were given back
+    double since;  // when it was freed, or trimmed; of small blocks 0
   };
 
   struct Candidate {
@@ -152,10 +158,12 @@ class Arena {
   }
   void release(u64 start);
   void reuse(u64 start, bool cold);
-  void trim();
+  void trim(double now);
 
   std::byte* base_;
   u64 bytes_;
+  Clock clock_;
+  double patient_until_ = 0;  // trimmed memory was wanted back: wait before the next
   u64 top_ = 0;
   u64 used_ = 0;
   u64 resident_ = 0;

@@ -227,4 +227,26 @@ TEST(much_free_memory_is_given_back_and_comes_back_usable) {
   CHECK(arena.resident_bytes() == peak);
 }
 
+double now = 1000;
+
+TEST(memory_that_each_step_wants_again_is_kept_while_the_steps_go_on) {
+  constexpr u64 kBig = 150 << 20;
+  check::SharedMemory memory(u64{1} << 31);
+  Arena arena(memory.as<std::byte>(), memory.size(), [] { return now; });
+  const auto step = [&] {
+    const auto a = *arena.allocate(kBig, kSelf), b = *arena.allocate(kBig, kSelf);
+    const u64 peak = arena.resident_bytes();
+    for (const auto& block : {a, b}) CHECK(arena.free(block.offset, block.generation));
+    now += 0.5;
+    return peak - arena.resident_bytes();  // what was given back
+  };
+  CHECK(step() > 0);
+  for (int i = 0; i < 20; ++i) CHECK(step() == 0);
+  // Steps that end: the next large block that is freed takes the others with it.
+  now += 10;
+  const auto other = *arena.allocate(2 << 20, kSelf);
+  CHECK(arena.free(other.offset, other.generation));
+  CHECK(arena.resident_bytes() < 2 * kBig);
+}
+
 TEST_MAIN()

@@ -16,7 +16,13 @@ from .layout import lay_out
 from .optimizers import Optimizer, check_optimizer
 from .server_worker import ServerWorker, Shards
 from .shard import Rules, ShardStats
-from .shard_host import HostedShard, ShardActor, host, will_be_hosted
+from .shard_host import (
+    HostedShard,
+    ShardActor,
+    has_processes,
+    host,
+    will_be_hosted,
+)
 from .tree import Tree, as_tensor, differences, map_leaves
 
 MODES = ("sync", "async", "stale")
@@ -128,7 +134,7 @@ class ParameterServer:
         blocks = self._layout.split(params)
         self._actors: list[Any] | None = None
         self._initial: list[list[skate.ObjectRef[Any]]] = []
-        if placement == "actors" or not _has_processes():
+        if placement == "actors" or not has_processes():
             self._actors = [
                 skate.remote(ShardActor)
                 .options(num_cpus=0)
@@ -270,11 +276,6 @@ def shard_died(error: ActorError) -> ActorDiedError:
         f"{error} Make a new server, and restore() it from the last checkpoint of its "
         "state()."
     )
-
-
-def _has_processes() -> bool:
-    """Whether ranks are processes, which can host a shard. On inline all is one."""
-    return skate.init(ignore_reinit_error=True).engine != "inline"
 
 
 def _check_word(name: str, value: Any, known: Sequence[str]) -> None:

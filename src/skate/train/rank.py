@@ -21,6 +21,7 @@ import skate
 from skate.collective import Group, GroupSpec
 
 from .context import Context, Report, set_context
+from .heap import keep_freed_memory
 from .shard_host import serve
 
 # Collectives wait a little longer, so that the rank that hangs can say where.
@@ -44,6 +45,7 @@ class Assignment:
     rank: int
     seed: int
     deadline: float | None
+    own_process: bool  # not shared with the driver
     hosts: Sequence[Any] = ()
 
 
@@ -58,6 +60,8 @@ class Rank:
         checkpoint: Any,
         mailbox: Any,
     ) -> None:
+        if job.own_process:
+            keep_freed_memory()
         member: Any = job.group.join(job.rank)
         watchdog = None
         if job.deadline is not None:

@@ -25,7 +25,7 @@ from .progress import Progress
 from .rank import Assignment, Mailbox, Rank, ServingRank
 from .recorder import Recorder, Watch
 from .result import Result as Result
-from .shard_host import hosting_servers
+from .shard_host import has_processes, hosting_servers
 
 LAST_REPORTS_S = 0.5  # to wait for them at the end: they have been sent already
 # To wait for the error that began it, after another rank's echo of it: of a rank that
@@ -227,7 +227,7 @@ def _attempt(job: _Job, world_size: int, recorder: Recorder) -> None:
         actor.run.remote(
             job.loop,
             job.config,
-            Assignment(group, rank, job.seed, job.deadline, hosts),
+            Assignment(group, rank, job.seed, job.deadline, has_processes(), hosts),
             checkpoint,
             mailbox,
         ): rank

@@ -206,6 +206,11 @@ def will_be_hosted(server: Any) -> None:
     _servers.add(server)
 
 
+def has_processes() -> bool:
+    """Whether ranks are processes, which can host a shard. On inline all is one."""
+    return skate.init(ignore_reinit_error=True).engine != "inline"
+
+
 def hosting_servers() -> bool:
     """Whether ranks that start now may have to serve shards."""
     return len(_servers) > 0
