@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skate import rl, train
+from skate import rl, sim, train
 
 for module in ("gymnasium", "torch", "matplotlib", "PIL"):
     pytest.importorskip(module)
@@ -152,10 +152,67 @@ def test_a_run_is_resumed_with_its_own_settings_only(tmp_path: Path) -> None:
         learn(tmp_path / "run", updates=2, resume=True, rollout_length=16)
 
 
-def test_several_learners_share_the_batch(tmp_path: Path) -> None:
-    summary = learn(tmp_path / "run", updates=2, num_learners=2).summary
+@pytest.mark.parametrize("sync", ["allreduce", "parameter_server"])
+def test_several_learners_share_the_batch(tmp_path: Path, sync: str) -> None:
+    path = tmp_path / "run"
+    summary = learn(path, updates=2, num_learners=2, sync=sync).summary
     assert summary["env_steps"] == 2 * STEPS
     assert summary["served_states"] >= 2 * STEPS
+    summary = learn(path, updates=3, num_learners=2, sync=sync, resume=True).summary
+    assert summary["env_steps"] == 3 * STEPS
+
+
+def trajectory(rank: int, update: int) -> sim.Trajectory:
+    rng = np.random.default_rng((rank, update))
+    never = np.zeros((16, 4), bool)
+    return sim.Trajectory(
+        worker=rank,
+        observations=rng.normal(size=(17, 4, 3)).astype("f4"),
+        actions=rng.normal(size=(16, 4, 1)).astype("f4"),
+        rewards=rng.normal(size=(16, 4)).astype("f4"),
+        terminated=never,
+        truncated=never,
+        final_observations=np.zeros((0, 3), "f4"),
+        policy_versions=np.zeros(16, np.int64),
+        extras={"log_probs": np.full((16, 4), -1, "f4")},
+        episode_returns=np.zeros(0, "f4"),
+        simulate_s=0.0,
+        policy_s=0.0,
+    )
+
+
+def learn_both_ways(config: Any) -> None:
+    from skate.rl.ppo import PPO
+
+    initial, server = config
+    context = train.context()
+    settings = rl.PPOSettings(epochs=2, minibatch_size=32, max_gradient_norm=0.1)
+    learners = [PPO(initial, settings, context, 0, s) for s in (None, server)]
+    for update in range(3):
+        batch = [trajectory(context.rank, update)]
+        for learner in learners:
+            learner.update(batch, 1e-2)
+    weights = [
+        np.concatenate([w.ravel() for w in learner.weights().values()])
+        for learner in learners
+    ]
+    top = context.allreduce(weights[1].copy(), "max")
+    context.report({"weights": weights, "equal": bool((top == weights[1]).all())})
+
+
+def test_learners_take_the_same_steps_by_either_way() -> None:
+    from skate.rl.exchange import gradient_server
+    from skate.rl.policy import gaussian_weights
+
+    initial = gaussian_weights([-2.0], [2.0], 3, (16, 8), seed=0)
+    server = gradient_server(initial, 2)
+    said = train.run(learn_both_ways, 2, config=(initial, server)).metrics
+    server.close()
+    allreduce, served = said["weights"]
+    np.testing.assert_allclose(served, allreduce, rtol=1e-4, atol=1e-5)
+    begun = np.concatenate([w.ravel() for w in initial.values()])
+    assert np.abs(served - begun).max() > 0.01
+    assert said["equal"]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +223,7 @@ def test_several_learners_share_the_batch(tmp_path: Path) -> None:
         ("ppo", "FrozenLake-v1", {}, "needs vectors"),
         ("ppo", "Pendulum-v1", {"total_steps": 0}, "total_steps=0; expected at least"),
         ("ppo", "Pendulum-v1", {"num_learners": 3}, "cannot be shared equally"),
+        ("ppo", "Pendulum-v1", {"sync": "mail"}, "sync='mail'; expected 'allreduce'"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused(

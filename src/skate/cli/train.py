@@ -31,6 +31,13 @@ def train(
     num_learners: Annotated[
         int | None, typer.Option(help="Ranks that train [default: 1].")
     ] = None,
+    sync: Annotated[
+        str | None,
+        typer.Option(
+            help="How they average gradients: allreduce or parameter_server "
+            "[default: allreduce]."
+        ),
+    ] = None,
     target_return: Annotated[
         float | None,
         typer.Option(help="Stop when the last 100 episodes have this mean return."),
@@ -66,6 +73,7 @@ def train(
                 num_envs_per_worker=num_envs_per_worker,
                 rollout_length=rollout_length,
                 num_learners=num_learners,
+                sync=sync,
                 target_return=target_return,
                 eval_episodes=episodes,
                 resume=resume,

@@ -36,6 +36,7 @@ class Job:
     settings: Settings
     initial: Weights
     deployment: Deployment  # of the policy, at version 0
+    server: train.ParameterServer | None  # of gradients; None: allreduce
 
 
 @dataclass
@@ -66,10 +67,16 @@ def train_ppo(
         (run.seed, updates),  # seeds the draws
         max_batch_size=layout.num_workers * layout.num_envs_per_worker,
     ) as deployment:
+        server = None
+        if layout.sync == "parameter_server":
+            # Not at the top: with allreduce the driver needs no torch.
+            from .exchange import gradient_server
+
+            server = gradient_server(initial, layout.num_learners)
         train.run(
             learn,
             layout.num_learners,
-            config=Job(run, initial, deployment),
+            config=Job(run, initial, deployment, server),
             checkpoint_dir=path,
             resume=checkpoint is not None,
             on_report=on_report,
@@ -159,7 +166,7 @@ def _make_learner(job: Job, context: train.Context) -> PPO:
     from .ppo import PPO
 
     torch.set_num_threads(1)  # the other cores simulate
-    learner = PPO(job.initial, job.settings.ppo, context, job.settings.seed)
+    learner = PPO(job.initial, job.settings.ppo, context, job.settings.seed, job.server)
     if context.checkpoint is not None:
         learner.restore(context.checkpoint["learner"])
     return learner

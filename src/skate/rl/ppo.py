@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from skate.sim import Trajectory
-from skate.train import Context
+from skate.train import Context, ParameterServer
 from skate.train.torch import DistributedOptimizer
 
 from .distribution import distribution
+from .exchange import ServedGradients
 from .moments import RunningMoments
 from .network import network, network_weights, to_numpy, to_torch
 from .policy import Array, Weights, hidden_sizes, mlp_weights, scale
@@ -38,10 +39,18 @@ class Samples:
 
 
 class PPO:
-    """Policy and value networks, and how they learn. One a rank; all stay equal."""
+    """Policy and value networks, and how they learn. One a rank; all stay equal.
+
+    Ranks average their gradients through ``server``, or by allreduce if it is None.
+    """
 
     def __init__(
-        self, initial: Weights, settings: PPOSettings, context: Context, seed: int
+        self,
+        initial: Weights,
+        settings: PPOSettings,
+        context: Context,
+        seed: int,
+        server: ParameterServer | None = None,
     ) -> None:
         self._initial = initial
         self._settings = settings
@@ -57,8 +66,14 @@ class PPO:
         self._model = nn.ModuleList([self._policy, self._value])
         for name, parameter in self._distribution.parameters.items():
             self._model.register_parameter(name, parameter)
-        adam = torch.optim.Adam(self._model.parameters(), eps=1e-5, fused=True)
-        self._optimizer = DistributedOptimizer(adam, self._model)
+        self._optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            self._model.parameters(), eps=1e-5, fused=True
+        )
+        if server is None:
+            distributed = DistributedOptimizer(self._optimizer, self._model)
+            self._optimizer, self._average = distributed, distributed.synchronize
+        else:
+            self._average = ServedGradients(self._model, server).average
         self._observations = RunningMoments(num_observations, context.allreduce)
         self._returns = RunningMoments(1, context.allreduce)
 
@@ -77,7 +92,7 @@ class PPO:
                 loss, figures = self._loss(samples, chosen)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                self._optimizer.synchronize()
+                self._average()
                 nn.utils.clip_grad_norm_(
                     self._model.parameters(), self._settings.max_gradient_norm
                 )

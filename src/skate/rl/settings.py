@@ -20,6 +20,9 @@ class PPOSettings:
     hidden: tuple[int, ...] = (64, 64)
 
 
+SYNC = ("allreduce", "parameter_server")
+
+
 @dataclass(frozen=True)
 class Layout:
     """How many steps PPO takes, and where."""
@@ -29,6 +32,7 @@ class Layout:
     num_envs_per_worker: int = 32
     rollout_length: int = 64
     num_learners: int = 1
+    sync: str = "allreduce"  # how learners average their gradients
 
 
 # What was found to work, by environment; the defaults serve the others.
@@ -119,8 +123,13 @@ class Settings:
             ValueError: a number is out of range, or the shares would be unequal.
         """
         layout = self.layout
-        for name in vars(layout):
-            at_least(1, name, getattr(layout, name))
+        for name, value in vars(layout).items():
+            if name != "sync":
+                at_least(1, name, value)
+        if layout.sync not in SYNC:
+            raise ValueError(
+                f"sync={layout.sync!r}; expected {' or '.join(map(repr, SYNC))}."
+            )
         at_least(0, "seed", self.seed)
         if layout.num_workers % layout.num_learners:
             raise ValueError(

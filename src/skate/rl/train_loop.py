@@ -71,6 +71,7 @@ def train(
     num_envs_per_worker: int | None = None,
     rollout_length: int | None = None,
     num_learners: int | None = None,
+    sync: str | None = None,
     settings: PPOSettings | ESSettings | None = None,
     target_return: float | None = None,
     resume: bool = False,
@@ -97,6 +98,8 @@ def train(
         num_workers: of PPO, as are the next three: rollout workers; a multiple of
             ``num_learners``.
         rollout_length: steps of each environment between two updates.
+        sync: how the learners of PPO average their gradients: ``"allreduce"``, or
+            through a ``"parameter_server"`` whose shards they host.
         settings: of the algorithm.
         target_return: stop when the last 100 training episodes have this mean return.
         resume: go on from the checkpoint in ``out``, if there is one.
@@ -120,8 +123,9 @@ def train(
         "num_envs_per_worker": num_envs_per_worker,
         "rollout_length": rollout_length,
         "num_learners": num_learners,
+        "sync": sync,
     }
-    told = {name: number for name, number in given.items() if number is not None}
+    told = {name: value for name, value in given.items() if value is not None}
     run = _settings(algo, env, seed, total_steps, told, settings, target_return)
     path = Path(out)
     checkpoint = run_files.prepare(path, run, resume=resume, overwrite=overwrite)
@@ -152,7 +156,7 @@ def _settings(
     env: str,
     seed: int,
     total_steps: int | None,
-    told: dict[str, int],
+    told: dict[str, Any],
     settings: PPOSettings | ESSettings | None,
     target_return: float | None,
 ) -> Settings | ESRun:
