@@ -653,7 +653,7 @@ void Encoder::write(std::byte* to) const {
   offset = at + meta.size();
   for (const Buffer& buffer : buffers_) {
     offset = align_up(offset);
-    if (buffer.size != 0) std::memcpy(to + offset, buffer.data, buffer.size);
+    if (buffer.size != 0) copy_bytes(to + offset, buffer.data, buffer.size);
     offset += buffer.size;
   }
 }
@@ -905,7 +905,8 @@ class Decoder {
                                        : PyBytes_FromStringAndSize(nullptr, size));
     char* to = writable_ ? PyByteArray_AS_STRING(copy) : PyBytes_AS_STRING(copy);
     const auto fill = [&] {
-      if (size != 0) std::memcpy(to, bytes_ + e.offset, e.size);
+      if (size != 0)
+        copy_bytes(reinterpret_cast<std::byte*>(to), bytes_ + e.offset, e.size);
     };
     if (e.size >= kCopyWithoutGil) {
       PyThreadState* state = PyEval_SaveThread();

@@ -8,8 +8,13 @@
 
 #include <cerrno>
 #include <climits>
+#include <cstring>
 #include <system_error>
 #include <utility>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace skate {
 namespace {
@@ -18,7 +23,30 @@ namespace {
   throw std::system_error(errno, std::generic_category(), what);
 }
 
+#if defined(__x86_64__)
+constexpr std::size_t kStringCopyFrom = 1 << 20;
+
+// "Enhanced rep movsb", as the processor says of itself.
+bool has_quick_string_copy() {
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & (1U << 9)) != 0;
+  }();
+  return has;
+}
+#endif
+
 }  // namespace
+
+void copy_bytes(std::byte* to, const void* from, std::size_t bytes) {
+#if defined(__x86_64__)
+  if (bytes >= kStringCopyFrom && has_quick_string_copy()) {
+    asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+    return;
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
 
 i64 now_ns() {
   timespec t;

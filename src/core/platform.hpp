@@ -26,6 +26,10 @@ inline void cpu_pause() {
 #endif
 }
 
+// memcpy, and for a megabyte or more by the processor's own string copy, where it has a
+// quick one: it does not read the destination first, which saves a fifth to a third.
+void copy_bytes(std::byte* to, const void* from, std::size_t bytes);
+
 // CLOCK_MONOTONIC, in nanoseconds: deadlines survive a clock that is set.
 i64 now_ns();
 
