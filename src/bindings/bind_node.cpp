@@ -202,7 +202,7 @@ nb::object put(Node& node, nb::handle object) {
     Encoder encoder(node);
     encoder.encode(object.ptr());
     return take_ref(codec_types().object_ref,
-                    node.put(encoder.finish(node.self()), Object::Kind::kData));
+                    node.put(encoder.finish(), Object::Kind::kData));
   });
 }
 
@@ -406,7 +406,7 @@ class Arguments {
     const std::size_t size = encoder.total();
     if (size > kInlineBytes) {  // an object of its own, which the task may keep
       g_advice.large_argument(object, size);
-      const ObjectId id = node_.put(encoder.finish(node_.self()), Object::Kind::kData);
+      const ObjectId id = node_.put(encoder.finish(), Object::Kind::kData);
       made_.push_back(id);
       return depend_on(id);
     }
@@ -551,7 +551,7 @@ nb::list call_actor(Node& node, nb::handle actor, const std::string& method,
 
 u64 export_function(Node& node, nb::bytes code, nb::list refs) {
   check_alive(node);
-  const auto block = node.allocate(code.size(), node.self());
+  const auto block = node.allocate(code.size(), kNobody);
   if (!block)
     raise_named("ObjectStoreFullError",
                 "no room for a function's code: the object store is full. Drop refs you no "
@@ -703,7 +703,7 @@ class Call {
       std::vector<Value> value;
       Encoder encoder(node_);
       encoder.encode(item.ptr());
-      value.push_back(encoder.finish(task_.owner));
+      value.push_back(encoder.finish());
       return node_.send_item(task_, num_items_++, value);
     });
   }
@@ -725,7 +725,7 @@ class Call {
       for (int i = 0; i < std::max<int>(task_.header.num_returns, 1); ++i) {
         Encoder encoder(node_);
         encoder.encode(error.ptr());
-        values.push_back(encoder.finish(task_.owner, true));
+        values.push_back(encoder.finish(true));
         values.back().is_error = true;
         for (nb::handle ref : refs) {
           const ObjectId id = id_of(ref.ptr());
@@ -802,14 +802,13 @@ class Call {
       Value& value = values_.emplace_back();
       value.kind = Value::Kind::kBlock;
       value.block = unsealed.location;
-      node_.hand_over(unsealed.location, task_.owner);
       seal(node_, result, unsealed, {task_.header.task_id}, made_by());
       return;
     }
     Encoder encoder(node_);
     try {
       encoder.encode(result);
-      values_.push_back(encoder.finish(task_.owner, false, made_by()));
+      values_.push_back(encoder.finish(false, made_by()));
     } catch (const PythonError&) {
       node_.discard(values_);
       values_.clear();

@@ -316,14 +316,14 @@ std::string describe(const std::vector<Node::Holder>& holders) {
 }
 
 // Room for `size` bytes; waits for others to let go of theirs, or to spill it.
-Location allocate(Node& node, u64 size, ProcId owner) {
-  if (const auto block = node.allocate(size, owner)) return *block;
+Location allocate(Node& node, u64 size) {
+  if (const auto block = node.allocate(size, node.self())) return *block;
   if (size > node.session().store_limit) raise_store_full(node, size);
   std::optional<Location> block;
   Node::RoomWait seen;
   for (;;) {
     PyThreadState* state = PyEval_SaveThread();
-    const Node::Room room = node.wait_for_room(size, owner, seen, block);
+    const Node::Room room = node.wait_for_room(size, seen, block);
     PyEval_RestoreThread(state);
     if (room == Node::Room::kGot) return *block;
     if (room == Node::Room::kEngineDied)
@@ -334,8 +334,8 @@ Location allocate(Node& node, u64 size, ProcId owner) {
 }
 
 // An error must find room: nothing else would tell its receiver.
-Location allocate_error(Node& node, u64 size, ProcId owner) {
-  if (const auto block = node.allocate_beyond(size, owner)) return *block;
+Location allocate_error(Node& node, u64 size) {
+  if (const auto block = node.allocate_beyond(size)) return *block;
   raise_store_full(node, size);
 }
 
@@ -658,7 +658,7 @@ void Encoder::write(std::byte* to) const {
   }
 }
 
-Value Encoder::finish(ProcId owner, bool is_error, u32 label) {
+Value Encoder::finish(bool is_error, u32 label) {
   Value value;
   const u64 size = total();
   if (size <= kInlineBytes) {
@@ -667,8 +667,7 @@ Value Encoder::finish(ProcId owner, bool is_error, u32 label) {
     write(reinterpret_cast<std::byte*>(value.inline_bytes.data()));
   } else {
     value.kind = Value::Kind::kBlock;
-    value.block = is_error ? allocate_error(node_, size, owner)
-                           : allocate(node_, size, owner);
+    value.block = is_error ? allocate_error(node_, size) : allocate(node_, size);
     std::byte* to = node_.arena().at(value.block.offset);
     if (size >= kCopyWithoutGil) {
       PyThreadState* state = PyEval_SaveThread();
@@ -694,7 +693,7 @@ PyObject* empty_array(Node& node, PyObject* shape, PyObject* dtype) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(shape); ++i)
     bytes *= PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(shape, i));
   if (PyErr_Occurred()) throw PythonError{};
-  const Location location = allocate(node, kArrayHeaderBytes + bytes, node.self());
+  const Location location = allocate(node, kArrayHeaderBytes + bytes);
   Owned block(new_block(node, node.arena().at(location.offset), location.size, {}));
   reinterpret_cast<BlockObject*>(block.get())->location = location;
   return checked(PyObject_CallFunction(numpy(true)->ndarray, "OOOn", shape, dtype,

@@ -54,10 +54,10 @@ class Encoder {
   bool encode_scalar(PyObject* object);
 
   std::size_t total() const;
-  // The value, with counts taken for the refs inside. A block belongs to `owner`, and may
+  // The value, with counts taken for the refs inside. A block is this process's, and may
   // be spilled unless it is an error's; `label` says what made it (0: the code that calls
   // skate now). Throws PythonError (ObjectStoreFullError) when there is no room.
-  Value finish(ProcId owner, bool is_error = false, u32 label = 0);
+  Value finish(bool is_error = false, u32 label = 0);
   // Writes all bytes to `to` (total() of them).
   void write(std::byte* to) const;
 

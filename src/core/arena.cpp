@@ -86,6 +86,8 @@ std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
   h->owner_index = owner.index;
   h->owner_epoch = owner.epoch;
   h->label = 0;
+  h->hops = 0;
+  h->giver_index = h->giver_epoch = 0;
   set_state(start + kBlockHeaderBytes, BlockState::kFixed);
   used_ += block_bytes;
   ++count_;
@@ -111,6 +113,12 @@ void Arena::set_owner(u64 offset, ProcId owner) {
   h->owner_epoch = owner.epoch;
 }
 
+void Arena::hand(const Handing& handing) {
+  const Location& block = handing.block;
+  if (holds(block.offset, block.generation))
+    handing.apply(*header(block.offset - kBlockHeaderBytes));
+}
+
 u32 Arena::free_all_of(ProcId owner) {
   u32 freed = 0;
   for (u64 start = 0; start < top_;) {
@@ -119,7 +127,7 @@ u32 Arena::free_all_of(ProcId owner) {
       start = page_up(start + 1);
       continue;
     }
-    if (h->size != 0 && h->owner_index == owner.index && h->owner_epoch == owner.epoch) {
+    if (h->size != 0 && h->goes_with(owner)) {
       release(start);
       ++freed;
     }

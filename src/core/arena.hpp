@@ -40,8 +40,38 @@ struct BlockHeader {
   u16 owner_epoch;
   u32 state;        // BlockState; atomic
   u32 label;        // what made it, for people: an index of the process's labels
+  u32 hops;         // how often it has been given to another owner
+  u16 giver_index;  // who gave it to the owner, until that one has said that it has it
+  u16 giver_epoch;
+
+  // Whether nobody is left who could free it, when `proc` is not.
+  bool goes_with(ProcId proc) const {
+    const ProcId giver{giver_index, giver_epoch};
+    return (owner_index == proc.index && owner_epoch == proc.epoch) ||
+           (giver != kNobody && giver == proc);
+  }
 };
 static_assert(sizeof(BlockHeader) <= kBlockHeaderBytes);
+
+// A block has another owner: its giver says so before the new owner can know, and the
+// new owner, naming no giver, once it knows.
+struct Handing {
+  Location block;
+  ProcId owner;
+  ProcId giver;
+  u32 hops = 0;
+
+  // Whoever gives a block on has had it before, so what was said of fewer hops is old,
+  // in whatever order it is heard.
+  void apply(BlockHeader& header) const {
+    if (hops < header.hops || (hops == header.hops && giver != kNobody)) return;
+    header.owner_index = owner.index;
+    header.owner_epoch = owner.epoch;
+    header.giver_index = giver.index;
+    header.giver_epoch = giver.epoch;
+    header.hops = hops;
+  }
+};
 
 // A block's pages that hold nothing but its data: what spilling it saves.
 struct Pages {
@@ -79,6 +109,8 @@ class Arena {
   bool holds(u64 offset, u32 generation) const;
 
   void set_owner(u64 offset, ProcId owner);
+  // The same after others have been the owner; nothing, if the block is not in use.
+  void hand(const Handing& handing);
 
   // Blocks that leave fewer bytes behind are not worth a file operation.
   static constexpr u64 kSpillFrom = 64 << 10;
@@ -120,7 +152,8 @@ class Arena {
   bool has_discarded() const { return !discarded_.empty(); }
   std::vector<Pages> take_discarded() { return std::exchange(discarded_, {}); }
 
-  // Frees every block whose owner is `owner`; returns how many.
+  // Frees every block that is `owner`'s, or that it gave to one who never heard of it;
+  // returns how many.
   u32 free_all_of(ProcId owner);
 
   std::byte* at(u64 offset) const { return base_ + offset; }

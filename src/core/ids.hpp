@@ -16,6 +16,7 @@ struct ProcId {
   u16 epoch = 0;
   bool operator==(const ProcId&) const = default;
 };
+constexpr ProcId kNobody{};
 
 // An object, a task (its first return), a function or an actor: who owns it, and
 // where in the owner's table. The generation tells the users of one table slot apart.

@@ -22,7 +22,7 @@ enum class Message : u16 {
   kSubscribe,      // borrower -> owner: tell me the value when there is one
   kValue,          // owner -> borrower: here it is
   kFreeBlock,      // owner -> arena: nobody needs this block any more
-  kGiveBlock,      // former owner -> arena: another decides now when it is freed
+  kGiveBlock,      // former or new owner -> arena: who decides now when it is freed
   kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
   kProcessDied,    // supervisor -> all: drain its ring, then confirm; with the process
                    // that takes its place, if it was an actor that is restarted
@@ -98,6 +98,7 @@ struct Value {
   bool is_error = false;
   std::string inline_bytes;
   Location block;
+  u32 hops = 0;  // how often the block has been given to another owner
   Failure failure;
   std::vector<Contained> contained;  // counted by whoever holds the value
 
@@ -106,6 +107,7 @@ struct Value {
   void clear() {
     kind = Kind::kNone;
     is_error = false;
+    hops = 0;
     inline_bytes.clear();
     contained.clear();
   }
@@ -134,6 +136,7 @@ class Writer {
         break;
       case Value::Kind::kBlock:
         pod(v.block);
+        pod(v.hops);
         break;
       case Value::Kind::kFailure:
         pod(v.failure);
@@ -186,6 +189,7 @@ class Reader {
         break;
       case Value::Kind::kBlock:
         v.block = pod<Location>();
+        v.hops = pod<u32>();
         break;
       case Value::Kind::kFailure:
         v.failure = pod<Failure>();

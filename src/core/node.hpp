@@ -262,7 +262,7 @@ class Node {
   // A block of this arena; nullopt when the store is full.
   std::optional<Location> allocate(u64 size, ProcId owner);
   // The same past the store's limit: for errors, which must be told.
-  std::optional<Location> allocate_beyond(u64 size, ProcId owner);
+  std::optional<Location> allocate_beyond(u64 size);
   void free_own_block(const Location& location);
 
   // Tasks ------------------------------------------------------------------------
@@ -294,8 +294,6 @@ class Node {
   // The same for a task that was cancelled.
   void finish_cancelled(const Incoming& task);
   void discard(std::vector<Value>& values);  // instead of sending them
-  // `owner` decides from now on when the block is freed.
-  void hand_over(const Location& block, ProcId owner);
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
@@ -408,8 +406,7 @@ class Node {
     u64 most_on_disk = 0;
   };
   // Asks those who have something to spill, and waits a moment.
-  Room wait_for_room(u64 size, ProcId owner, RoomWait& wait,
-                     std::optional<Location>& block);
+  Room wait_for_room(u64 size, RoomWait& wait, std::optional<Location>& block);
   // Who holds what is in memory, most first.
   struct Holder {
     std::string what;
@@ -493,7 +490,8 @@ class Node {
                    std::string& message);
   void give_away(std::vector<Value>& values, ProcId to, std::string& message,
                  std::vector<ObjectId>& kept);
-  void give_block(const Value& value, ProcId to);
+  void give_block(Value& value, ProcId to);
+  void tell_arena(const Handing& handing);
   void end_task(Task* task, std::vector<Value>& values);
   void fail_with(Task* task, const Value& error);
   void fail_task(Task* task, const Failure& failure);
@@ -538,6 +536,7 @@ class Node {
   void answer_explain(Reader& reader, ProcId from);
   void take_explained(Reader& reader);
   void process_died(Reader& reader);
+  void confirm_death(ProcId id);
   std::vector<u8> held_of_others() const;
   bool lies_in_the_dead(const Value& value) const;
   static void come_by(Peer& dead, u8 came, u8 holds);
@@ -547,8 +546,12 @@ class Node {
   int dead_file(DeadArena& arena);
   void settle_spilling(ProcId id);
   void free_dead_block(const Location& location);
+  void hand_dead_block(const Handing& handing);
+  void free_dead_blocks_of(ProcId id);
+  void say_again(Peer& dead);
   int spill_dead(Lock& lock, u64 wanted);
-  void forget_process(Reader& reader);
+  void forget_process(ProcId id, Forget step);
+  void unmap_dead(ProcId id);
 
   // Waiting.
   WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
@@ -629,6 +632,9 @@ class Node {
   std::vector<u32> full_;  // receivers that something waits for
   u64 unsent_ = 0;         // messages that wait, here or there
   u64 unsent_borrows_ = 0;
+  std::vector<ProcId> unconfirmed_;  // deaths, to be confirmed once all that is sent
+  // What is to be forgotten once the inbox has been emptied.
+  std::vector<std::pair<ProcId, Forget>> forgets_;
   std::deque<Incoming> incoming_;
   std::unordered_map<u64, Stream> streams_;          // until the program drops them
   std::unordered_map<u64, Production> productions_;  // by task

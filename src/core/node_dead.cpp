@@ -127,6 +127,62 @@ void Node::free_dead_block(const Location& location) {
   if (pages.bytes() >= Arena::kSpillFrom) give_back(*arena, pages);
 }
 
+void Node::hand_dead_block(const Handing& handing) {
+  if (self_.index != kDriver) {
+    send(peer(kDriver).id, Message::kGiveBlock, view_of(handing));
+    return;
+  }
+  const Location& block = handing.block;
+  const std::shared_ptr<DeadArena> arena = dead_arena(block.proc);
+  if (!arena) return;
+  BlockHeader* header = header_at(*arena, block.offset);
+  if (header->generation == block.generation && header->size != 0)
+    handing.apply(*header);
+}
+
+// As Arena::free_all_of, in the arenas of all the dead.
+void Node::free_dead_blocks_of(ProcId owner) {
+  const u32 n = session_->num_procs.load(std::memory_order_relaxed);
+  for (u32 p = kDriver + 1; p < n; ++p) {
+    const ProcEntry& entry = session_->procs[p];
+    if (entry.alive.load(std::memory_order_acquire) != 0 ||
+        entry.store_used.load() + entry.spilled.load() == 0)
+      continue;
+    const ProcId id{static_cast<u16>(p), static_cast<u16>(entry.epoch.load())};
+    const std::shared_ptr<DeadArena> arena = dead_arena(id);
+    if (!arena) continue;
+    for_each_block(*arena, entry.store_top.load(), [&](u64 offset, BlockHeader* header) {
+      if (header->goes_with(owner))
+        free_dead_block({id, header->generation, offset, header->size});
+      return true;
+    });
+  }
+}
+
+// What the dead one had not read about blocks in its arena is for the driver now.
+void Node::say_again(Peer& dead) {
+  std::vector<Location> freed;
+  std::vector<Handing> handed;
+  const auto note = [&](u16 kind, Reader reader) {
+    if (kind == static_cast<u16>(Message::kFreeBlock))
+      freed.push_back(reader.pod<Location>());
+    if (kind == static_cast<u16>(Message::kGiveBlock))
+      handed.push_back(reader.pod<Handing>());
+  };
+  RingConsumer unread(&dead.out->memory());
+  for (Record record; unread.peek(record); unread.consume())
+    note(record.kind, Reader(record.payload, record.size));
+  for (const Unsent& message : dead.unsent)
+    note(static_cast<u16>(message.kind), Reader(message.payload));
+  for (const Unsent& message : held_back_)
+    if (message.to == dead.id)
+      note(static_cast<u16>(message.kind), Reader(message.payload));
+  for (const Handing& handing : handed)
+    if (handing.block.proc == dead.id) hand_dead_block(handing);
+  for (const Location& block : freed)
+    if (block.proc == dead.id) free_dead_block(block);
+}
+
 // The driver's spiller: the oldest blocks of the dead first. Returns an errno.
 int Node::spill_dead(Lock& lock, u64 wanted) {
   u64 done = 0;

@@ -105,8 +105,7 @@ void Node::send_or_keep(Unsent&& message) {
 }
 
 void Node::flush_unsent() {
-  if (unsent_ == 0) return;
-  for (;;) {
+  while (unsent_ != 0) {
     std::erase_if(full_, [&](u32 index) {
       std::deque<Unsent>& waiting = peer(index).unsent;
       while (!waiting.empty()) {
@@ -118,13 +117,15 @@ void Node::flush_unsent() {
       }
       return true;
     });
-    if (unsent_borrows_ != 0 || held_back_.empty()) return;
+    if (unsent_borrows_ != 0 || held_back_.empty()) break;
     std::deque<Unsent> released = std::move(held_back_);
     held_back_.clear();
     unsent_ -= released.size();
     for (Unsent& message : released) send_or_keep(std::move(message));
-    if (held_back_.empty()) return;
+    if (held_back_.empty()) break;
   }
+  if (unsent_ != 0) return;
+  for (const ProcId dead : std::exchange(unconfirmed_, {})) confirm_death(dead);
 }
 
 void Node::drain() {
@@ -142,6 +143,8 @@ void Node::drain() {
         }
       }
     }
+    for (const auto& [dead, step] : std::exchange(forgets_, {}))
+      forget_process(dead, step);
     free_unheld();
   } while (!unheld_.empty());
   draining_ = false;
@@ -275,9 +278,8 @@ void Node::handle(Peer& from, const Record& record) {
       break;
     }
     case Message::kGiveBlock: {
-      const Location block = reader.pod<Location>();
-      if (block.proc == self_ && arena_.holds(block.offset, block.generation))
-        arena_.set_owner(block.offset, reader.pod<ProcId>());
+      const Handing handing = reader.pod<Handing>();
+      if (handing.block.proc == self_ || self_.index == kDriver) tell_arena(handing);
       break;
     }
     case Message::kSpill:
@@ -294,9 +296,14 @@ void Node::handle(Peer& from, const Record& record) {
     case Message::kProcessDied:
       process_died(reader);
       break;
-    case Message::kForgetProcess:
-      forget_process(reader);
+    case Message::kForgetProcess: {
+      const ProcId dead = reader.pod<ProcId>();
+      const Forget step = reader.pod<Forget>();
+      // What others said before they confirmed that death may still be unread.
+      forgets_.emplace_back(dead, step);
+      if (step == Forget::kAll) unmap_dead(dead);
       break;
+    }
     case Message::kLeaseGranted:
       lease_granted(reader);
       break;
@@ -313,6 +320,7 @@ void Node::process_died(Reader& reader) {
     from.settled = true;
     drain_ring(from);
     from.dead = true;
+    say_again(from);
     // Whoever has this index next brings a queue of its own.
     queues_[id.index].store(nullptr, std::memory_order_release);
     from.failure = failure;
@@ -362,8 +370,17 @@ void Node::process_died(Reader& reader) {
     if (queue_.maybe_waiting()) wake_for_work();
   }
   // The supervisor asks again by sending the same message.
-  const std::vector<u8> all = held_of_others();
-  u8 held = all[id.index];
+  if (unsent_ == 0)
+    confirm_death(id);
+  else
+    unconfirmed_.push_back(id);
+}
+
+// Says what is held here of the dead. All that was said here before has been sent: what
+// follows from this confirmation, in whatever process, comes after it.
+void Node::confirm_death(ProcId id) {
+  Peer& from = meet(id, false);
+  u8 held = held_of_others()[id.index];
   from.said = held;
   held |= std::exchange(from.acquired, u8{0});
   std::string confirm(view_of(id));
@@ -416,9 +433,7 @@ void Node::look_at_dead() {
 
 // Second step: everybody has drained its rings, so its borrows can go. In time, what it
 // owned and its memory follow; see lifecycle.py.
-void Node::forget_process(Reader& reader) {
-  const ProcId id = reader.pod<ProcId>();
-  const Forget step = reader.pod<Forget>();
+void Node::forget_process(ProcId id, Forget step) {
   for (Object& object : objects_) {
     if (object.kind == Object::Kind::kFree || object.borrowers.empty()) continue;
     // What it gave us and kept may still be read by others under its name for it.
@@ -429,9 +444,13 @@ void Node::forget_process(Reader& reader) {
   if (step == Forget::kBorrows) return;
   arena_.free_all_of(id);
   publish_store_used();
-  if (step == Forget::kAll) dead_arenas_.erase(id.index);
+  if (self_.index == kDriver) free_dead_blocks_of(id);
+}
+
+void Node::unmap_dead(ProcId id) {
+  dead_arenas_.erase(id.index);
   Peer& dead = peer(id.index);
-  if (step != Forget::kAll || dead.id != id || dead.views != 0) return;
+  if (dead.id != id || dead.views != 0) return;
   queues_[id.index].store(nullptr, std::memory_order_release);
   dead.in.reset();
   retired_.push_back(std::move(dead.control));

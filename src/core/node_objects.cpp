@@ -356,9 +356,9 @@ std::optional<Location> Node::allocate_now(u64 size, ProcId owner) {
   return Location{self_, block->generation, block->offset, size};
 }
 
-std::optional<Location> Node::allocate_beyond(u64 size, ProcId owner) {
+std::optional<Location> Node::allocate_beyond(u64 size) {
   std::lock_guard lock(mu_);
-  const auto block = arena_.allocate(size, owner);
+  const auto block = arena_.allocate(size, self_);
   if (!block) return std::nullopt;
   publish_store_used();
   return Location{self_, block->generation, block->offset, size};

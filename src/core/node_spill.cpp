@@ -175,7 +175,7 @@ bool Node::somebody_spills() const {
   return false;
 }
 
-Node::Room Node::wait_for_room(u64 size, ProcId owner, RoomWait& seen,
+Node::Room Node::wait_for_room(u64 size, RoomWait& seen,
                                std::optional<Location>& block) {
   Lock lock(mu_);
   const i64 now = now_ns();
@@ -195,7 +195,7 @@ Node::Room Node::wait_for_room(u64 size, ProcId owner, RoomWait& seen,
     seen.asked_at = now;
   }
   const WaitResult result = wait(lock, now + kMoment, [&] {
-    block = allocate_now(size, owner);
+    block = allocate_now(size, self_);
     return block.has_value();
   });
   if (block) return Room::kGot;

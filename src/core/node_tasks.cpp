@@ -255,7 +255,13 @@ void Node::take_values(Reader& reader, ProcId from, std::vector<Value>& values) 
         come_by(there, kCameByBlocks, kHoldsBlocks);
   };
   for (Value& value : values) count(value);
-  for (ObjectId id : received) count(find(id)->value);
+  for (ObjectId id : received) {
+    Value& value = find(id)->value;
+    count(value);
+    // Where it comes from its maker's own arena, that one knows, or is gone.
+    if (value.kind == Value::Kind::kBlock && value.block.proc != from)
+      tell_arena({value.block, self_, kNobody, value.hops});
+  }
   // After the kBorrow messages that hold() sent.
   if (holds_others && from != self_) send(from, Message::kResultTaken, {});
 }
@@ -269,6 +275,10 @@ void Node::send_values(Message kind, const Incoming& task, std::vector<Value>& v
     for (Value& value : values) free_value(value);
     return;
   }
+  // Only now: blocks of an owner that dies are freed, and these were being written.
+  for (const Value& value : values)
+    if (value.kind == Value::Kind::kBlock)
+      arena_.set_owner(value.block.offset, task.owner);
   Writer writer(message);
   writer.pod(static_cast<u16>(values.size()));
   for (const Value& value : values) writer.value(value);
@@ -340,8 +350,8 @@ void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message
     keep(object->value);
     writer.pod(object->id);
     writer.pod(false);
-    writer.value(object->value);
     give_block(object->value, to);
+    writer.value(object->value);
     let_go_of_dead_ |= lies_in_the_dead(object->value);
     object->value.clear();
     forget_object(*object);
@@ -349,22 +359,28 @@ void Node::give_away(std::vector<Value>& values, ProcId to, std::string& message
   for (Object* object : lent) {
     writer.pod(object->id);
     writer.pod(true);
-    writer.value(object->value);
     give_block(object->value, to);
+    writer.value(object->value);
     object->given = true;
     object->shared = true;
   }
 }
 
 // `to` decides from now on when the value's block is freed.
-void Node::give_block(const Value& value, ProcId to) {
+void Node::give_block(Value& value, ProcId to) {
   if (value.kind != Value::Kind::kBlock) return;
-  if (value.block.proc == self_) {
-    arena_.set_owner(value.block.offset, to);
+  ++value.hops;
+  tell_arena({value.block, to, value.block.proc == self_ ? kNobody : self_, value.hops});
+}
+
+void Node::tell_arena(const Handing& handing) {
+  const ProcId arena = handing.block.proc;
+  if (arena == self_) {
+    arena_.hand(handing);
+  } else if (session_->procs[arena.index].alive.load() == 0) {
+    hand_dead_block(handing);
   } else {
-    std::string note(view_of(value.block));
-    note += view_of(to);
-    send(value.block.proc, Message::kGiveBlock, note);
+    send(arena, Message::kGiveBlock, view_of(handing));
   }
 }
 

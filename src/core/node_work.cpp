@@ -128,12 +128,11 @@ void Node::finish_task(const Incoming& task, std::vector<Value>& values,
   const u64 task_id = task.header.task_id;
   if (task.owner == self_) {
     Task* own = pending_task(task_id);
-    if (own != nullptr && own->header.attempt == task.header.attempt) {
-      if (retryable && retry(own)) {
-        for (Value& value : values) free_value(value);
-      } else {
-        end_task(own, values);
-      }
+    if (own == nullptr || own->header.attempt != task.header.attempt ||
+        (retryable && retry(own))) {
+      for (Value& value : values) free_value(value);
+    } else {
+      end_task(own, values);
     }
     run_ready();
     announce();
@@ -161,11 +160,6 @@ void Node::finish_task(const Incoming& task, std::vector<Value>& values,
 void Node::discard(std::vector<Value>& values) {
   std::lock_guard lock(mu_);
   for (Value& value : values) free_value(value);
-}
-
-void Node::hand_over(const Location& block, ProcId owner) {
-  std::lock_guard lock(mu_);
-  arena_.set_owner(block.offset, owner);
 }
 
 void Node::note_task(const TaskHeader& header) {

@@ -96,6 +96,10 @@ class Fleet {
     }
   }
 
+  void tell_forget(ProcId to, ProcId dead, Forget step) {
+    control_.send(to, Message::kForgetProcess, bytes_of(dead, step));
+  }
+
   // Waits until `by` says that it has let go of something of `dead`.
   void hear_let_go(ProcId by, ProcId dead) {
     for (;;) {
@@ -290,6 +294,134 @@ TEST(who_comes_by_a_block_of_the_dead_says_when_it_lets_go_of_it) {
   CHECK(fleet.tell_died(giver, dead) == kHoldsBlocks);
   give_to_driver(node, id);  // which has no such task, and drops it
   fleet.hear_let_go(kDriverId, dead);
+}
+
+// An object of `node`, which nobody else knows, in the arena of `where`.
+ObjectId put_into(Node& node, Node& where, Location& block) {
+  block = *where.allocate(100'000, node.self());
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = block;
+  return node.put(std::move(value), Object::Kind::kData);
+}
+
+bool is_in_use(Node& node, const Location& block) {
+  node.catch_up();
+  for (const BlockInfo& found : node.list_blocks())
+    if (found.location.proc == block.proc && found.location.offset == block.offset)
+      return found.location.generation == block.generation;
+  return false;
+}
+
+// A call that `caller` makes of the actor in which `callee` runs: what it will return.
+struct Called {
+  Called(Node& caller, Node& callee) {
+    const ObjectId actor = caller.new_actor();
+    caller.place_actor(actor, callee.self());
+    Task* task = caller.new_task();
+    task->route = Task::Route::kActor;
+    task->actor = actor;
+    task->header.num_returns = 1;
+    task->pins.push_back(actor);
+    std::vector<ObjectId> results;
+    caller.submit(task, results);
+    result = results[0];
+    CHECK(callee.next_task(call, now_ns()) == WaitResult::kReady);
+  }
+  // Consumes the callee's count of `id`.
+  void returns(Node& callee, ObjectId id) {
+    std::vector<Value> values(1);
+    values[0].kind = Value::Kind::kInline;
+    values[0].contained.push_back({id.bits, id});
+    callee.finish_task(call, values);
+  }
+  // The ref in the result, whose count passes to the caller of this.
+  ObjectId take(Node& caller) {
+    caller.catch_up();
+    CHECK(caller.is_ready(result));
+    const ObjectId inner = caller.value_of(result).contained[0].id;
+    caller.acquire(inner);
+    caller.release(result);
+    return inner;
+  }
+
+  Incoming call;
+  ObjectId result;
+};
+
+// The block's process hears of the second handing over before the first: it reads the
+// ring of the process with the lower index first. No earlier owner's death may free it.
+TEST(a_block_that_is_given_on_and_on_is_its_last_owners) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& arena = fleet.start({2, 1});
+  Node& second = fleet.start({3, 1});
+  Node& first = fleet.start({4, 1});
+  Location block;
+  const ObjectId id = put_into(first, arena, block);
+  Called inner(second, first);
+  inner.returns(first, id);
+  Called outer(driver, second);
+  outer.returns(second, inner.take(second));
+  const ObjectId mine = outer.take(driver);
+  CHECK(is_in_use(arena, block));
+  for (const ProcId dead : {ProcId{3, 1}, ProcId{4, 1}}) {
+    fleet.kill(dead);
+    for (const ProcId to : {kDriverId, ProcId{2, 1}}) fleet.tell_died(to, dead);
+    fleet.tell_forget({2, 1}, dead, Forget::kObjects);
+    CHECK(is_in_use(arena, block));
+  }
+  driver.release(mine);
+  CHECK(!is_in_use(arena, block));
+}
+
+// It said who gets the block, and was killed before that one could hear of it.
+TEST(a_block_on_its_way_goes_with_who_gave_it) {
+  Fleet fleet;
+  fleet.start(kDriverId);
+  Node& arena = fleet.start({2, 1});
+  const ProcId giver{3, 1}, silent{4, 1};
+  Node& node = fleet.start(giver);
+  fleet.prepare(silent);  // reads nothing
+  Location block;
+  const ObjectId id = put_into(node, arena, block);
+  Incoming call;
+  call.owner = silent;
+  for (int i = 0; i < 40; ++i) {  // until its ring is full
+    std::vector<Value> values(1);
+    values[0].kind = Value::Kind::kInline;
+    values[0].inline_bytes.assign(2000, 'x');
+    node.finish_task(call, values);
+  }
+  std::vector<Value> values(1);
+  values[0].kind = Value::Kind::kInline;
+  values[0].contained.push_back({id.bits, id});
+  node.finish_task(call, values);
+  CHECK(is_in_use(arena, block));
+  fleet.kill(giver);
+  fleet.tell_died({2, 1}, giver);
+  fleet.tell_forget({2, 1}, giver, Forget::kObjects);
+  CHECK(!is_in_use(arena, block));
+}
+
+// What it had not read, and what it owned itself, the driver frees in its arena.
+TEST(a_dead_arena_holds_no_block_that_nobody_needs) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId dead{2, 1};
+  Node& node = fleet.start(dead);
+  driver.catch_up();
+  Location mine, its, kept;
+  const ObjectId id = put_into(driver, node, mine);
+  put_into(driver, node, kept);
+  put_into(node, node, its);
+  driver.release(id);
+  fleet.kill(dead);
+  fleet.tell_died(kDriverId, dead);
+  CHECK(!is_in_use(driver, mine));
+  fleet.tell_forget(kDriverId, dead, Forget::kObjects);
+  CHECK(!is_in_use(driver, its));
+  CHECK(is_in_use(driver, kept));
 }
 
 TEST_MAIN()

@@ -11,6 +11,7 @@ all processes if it is a hang, and with the command that repeats the graph.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import faulthandler
 import gc
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import graphs
 
@@ -182,6 +184,38 @@ def expected(seed: int) -> tuple[int, int]:
     return result, graphs.started - before
 
 
+@skate.remote
+class Gate:
+    async def wait(self) -> None:
+        await asyncio.sleep(3)
+
+
+@skate.remote(max_retries=0)
+def what_is_held(gate: Any) -> list[str]:
+    """In a worker: its objects, and why those that lack a value do."""
+    skate.get(gate.wait.remote())  # so that each call has a worker of its own
+    node = _runtime.current().node
+    found = [f"worker {node.index}, pid {os.getpid()}:"]
+    for each in node.list_objects():
+        if each["task_id"] or each["in_store"] or each["is_actor"]:
+            why = node.explain(each["object_id"], node.index) if each["task_id"] else ""
+            found.append(f"  {each} {why}")
+            if why and why["target"]:
+                found.append(f"    {node.explain(each['object_id'], why['target'])}")
+    return found
+
+
+def held_by_workers() -> str:
+    """What live pool workers hold; for the one who looks for a leak."""
+    gate = Gate.remote()
+    lines: list[str] = []
+    for ref in [what_is_held.remote(gate) for _ in range(24)]:
+        with contextlib.suppress(skate.exceptions.SkateError):
+            found = skate.get(ref)
+            lines += found if len(found) > 1 else []
+    return "\n".join(lines)
+
+
 class Session:
     """One session of the embedded engine, through some graphs."""
 
@@ -250,7 +284,8 @@ class Session:
 
         if not settles(clean):
             raise SoakError(
-                f"the store still holds {self._held()}\n{self._blocks()}\n{repeat}"
+                f"the store still holds {self._held()}\n{self._blocks()}\n"
+                f"{held_by_workers()}\n{repeat}"
             )
 
         # A live worker costs the supervisor five: memory, socket, pidfd, two pipes.
