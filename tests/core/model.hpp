@@ -176,6 +176,13 @@ class Machine {
     exchange(at, location.history[location.count - 1].value + 1, acq_rel);
   }
 
+  // A time-out: the thread goes on once no other does anything by itself.
+  bool others_rest() {
+    for (const Thread& thread : state_.threads)
+      if (&thread != &me_ && !thread.done && thread.sleeps_on == 0) return wait();
+    return true;
+  }
+
   // Whatever happens outside of the model: 0 to count - 1.
   int choose(int count) { return pick(count); }
 

@@ -37,6 +37,8 @@ struct Rules {
   bool release_seq_cst = true;     // ... having put it back by a seq_cst store
   bool look_again_for_cpus = true; // the supervisor, after it has asked for CPUs
   bool ring_when_giving = true;    // the supervisor, giving CPUs back
+  bool leave_it_to_keeper = true;  // a busy submitter tells its housekeeper to look
+  bool watch_under_the_lock = true;  // ... which sets its doorbell under mu_
   // Messages.
   bool look_again_for_messages = true;
   bool mark_after_publishing = true;
@@ -102,9 +104,12 @@ enum At {
   kToken = kBell + kMaxWorkers,
   kWanted = kToken + kMaxWorkers,
   kNotes,  // at the supervisor's socket: "a CPU is free"
+  kMutex,  // of the submitter, if it has a housekeeper
+  kKeeper,  // that one's doorbell
 };
 enum Reg { kI, kX, kSeen, kFlag = kLocals, kFound, kTask, kHasToken, kWasIdle, kWho };
-enum Var { kClaimed, kLeased, kTasksEnd };  // kClaimed: bits of tasks
+// kClaimed: bits of tasks; kWatched: queue_watched_.
+enum Var { kClaimed, kLeased, kTasksEnd, kWatched };
 
 constexpr Byte kReady = 1;  // a cell: 0 free, 1 ready, 2 + worker claimed
 
@@ -116,6 +121,11 @@ struct Setting {
   bool tasks_end = false;   // else each occupies its worker and CPU for ever
   bool first_blocks = false;  // the first task blocks in a skate call for ever
   bool leases = false;        // the supervisor wants a CPU for a lease, then gives it back
+  // A submitter with a housekeeper, a worker that is busy when the task comes (with the
+  // submitter it keeps both cores busy), and one that sleeps.
+  bool busy = false;
+  bool submitter_blocks = false;  // soon; else that, or it computes for ever
+  bool time_passes = true;        // for the housekeeper of a busy submitter
 };
 
 // Node::token_free -> kFlag.
@@ -129,19 +139,31 @@ void token_free(Machine& machine, const Setting& setting) {
   END;
 }
 
+constexpr Byte kSeenParked = 1;
+constexpr Byte kSeenRunning = 2;
+
 // Node::wake_for_work, called by worker `self` or another process (-1). There is no worker
-// to start: one that exists has to be woken. Nor is there a process too busy to do it, which
-// would leave it to the clock of its housekeeper.
-void wake_for_work(Machine& machine, const Setting& setting, int self) {
+// to start: one that exists has to be woken. `unless_busy`: Wake::kUnlessBusy, by a submitter
+// that runs, on two cores; its housekeeper is told once.
+void wake_for_work(Machine& machine, const Setting& setting, int self,
+                   bool unless_busy = false) {
   BEGIN;
   machine[kSeen] = 0;
   for (machine[kWho] = 0; machine[kWho] < setting.workers; ++machine[kWho]) {
     STEP(machine[kX] = machine.load(kState + machine[kWho], seq_cst));
     if (machine[kX] == kSearching && machine[kWho] != self) RETURN;
-    machine[kSeen] |= machine[kX] == kParked;
+    if (machine[kX] == kParked) machine[kSeen] |= kSeenParked;
+    if (machine[kX] == kRunning) machine[kSeen] |= kSeenRunning;
   }
   CALL(token_free(machine, setting));
-  if (machine[kFlag] == 0 || machine[kSeen] == 0) RETURN;
+  if (machine[kFlag] == 0) RETURN;
+  if (unless_busy && (machine[kSeen] & kSeenRunning) != 0) {
+    if (!setting.rules.leave_it_to_keeper) RETURN;
+    machine.shared(kWatched) = 1;
+    CALL(ring(machine, kKeeper));
+    RETURN;
+  }
+  if ((machine[kSeen] & kSeenParked) == 0) RETURN;
   for (machine[kWho] = 0; machine[kWho] < setting.workers; ++machine[kWho]) {
     if (machine[kWho] == self) continue;
     STEP(machine[kX] = machine.load(kState + machine[kWho], seq_cst));
@@ -169,6 +191,50 @@ void producer(Machine& machine, const Setting& setting) {
                        setting.rules.publish_seq_cst ? seq_cst : release));
     CALL(wake_for_work(machine, setting, -1));
   }
+  END;
+}
+
+// The same for a process that is busy beside one busy worker; it then goes on computing, or
+// blocks in a call of skate (Node::leave_cpu).
+void busy_producer(Machine& machine, const Setting& setting) {
+  BEGIN;
+  WAIT(machine.lock(kMutex));
+  STEP(machine.store(kCell, kReady, release));
+  STEP(machine.store(kTail, 1, setting.rules.publish_seq_cst ? seq_cst : release));
+  CALL(wake_for_work(machine, setting, -1, true));
+  STEP(machine.unlock(kMutex));
+  if (!setting.submitter_blocks) {
+    STEP(machine[kX] = static_cast<Byte>(machine.choose(2)));
+    if (machine[kX] == 0) RETURN;
+  }
+  if (!setting.rules.wake_when_blocking) RETURN;
+  WAIT(machine.lock(kMutex));
+  CALL(work_waiting(machine));
+  if (machine[kFound] != 0) CALL(wake_for_work(machine, setting, -1));
+  STEP(machine.unlock(kMutex));
+  END;
+}
+
+// Node::housekeep, as far as it watches the queue. A brisk queue would let it wait for
+// another while; then something still moves.
+void keeper(Machine& machine, const Setting& setting) {
+  BEGIN;
+  for (;;) {
+    WAIT(machine.lock(kMutex));
+    machine[kSeen] = machine.shared(kWatched);
+    if (!setting.rules.watch_under_the_lock) STEP(machine.unlock(kMutex));
+    STEP(machine.store(kKeeper, kAsleep, seq_cst));
+    if (setting.rules.watch_under_the_lock) STEP(machine.unlock(kMutex));
+    if (machine[kSeen] != 0) break;
+    STEP(machine.futex_wait(kKeeper, kAsleep));
+    STEP(machine.store(kKeeper, kAwake, seq_cst));
+  }
+  if (!setting.time_passes) RETURN;
+  WAIT(machine.others_rest());
+  WAIT(machine.lock(kMutex));
+  CALL(work_waiting(machine));
+  if (machine[kFound] != 0) CALL(wake_for_work(machine, setting, -1));
+  STEP(machine.unlock(kMutex));
   END;
 }
 
@@ -240,7 +306,7 @@ void release_token(Machine& machine, const Setting& setting, bool says_so) {
 void worker(Machine& machine, const Setting& setting, int self) {
   const Rules& rules = setting.rules;
   BEGIN;
-  machine[kWasIdle] = 1;
+  machine[kWasIdle] = machine[kHasToken] == 0;
   for (;;) {
     machine[kX] = machine[kFlag] = machine[kFound] = machine[kTask] = 0;
     if (setting.leases && machine[kHasToken] != 0) {
@@ -298,6 +364,32 @@ void worker(Machine& machine, const Setting& setting, int self) {
   END;
 }
 
+// A worker that runs a task: one that never ends, or blocks, or ends.
+void busy_worker(Machine& machine, const Setting& setting) {
+  BEGIN;
+  machine[kHasToken] = 1;
+  STEP(machine[kX] = static_cast<Byte>(machine.choose(3)));
+  if (machine[kX] == 0) RETURN;
+  if (machine[kX] == 1) {
+    STEP(machine.store(kState, kBlocked, seq_cst));
+    CALL(release_token(machine, setting, true));
+    CALL(work_waiting(machine));
+    if (machine[kFound] != 0) CALL(wake_for_work(machine, setting, 0));
+    RETURN;
+  }
+  CALL(worker(machine, setting, 0));
+  END;
+}
+
+// A worker that sleeps when the model begins.
+void sleeper(Machine& machine, const Setting& setting, int self) {
+  BEGIN;
+  STEP(machine.futex_wait(kBell + self, kAsleep));
+  STEP(machine.store(kBell + self, kAwake, seq_cst));
+  CALL(worker(machine, setting, self));
+  END;
+}
+
 // The supervisor grants a lease of one CPU: Lifecycle._schedule, Control::take_cpus,
 // want_cpus; and when that has ended, give_cpus.
 void supervisor(Machine& machine, const Setting& setting) {
@@ -331,11 +423,22 @@ void supervisor(Machine& machine, const Setting& setting) {
 
 Model make(const Setting& setting) {
   Model model;
-  model.threads.push_back({"producer", [=](Machine& m) { producer(m, setting); }});
-  for (int i = 0; i < setting.workers; ++i) {
-    model.threads.push_back({"worker " + std::to_string(i),
-                             [=](Machine& m) { worker(m, setting, i); }});
-    model.initially.push_back({kState + i, kRunning});
+  if (setting.busy) {
+    model.threads.push_back(
+        {"submitter", [=](Machine& m) { busy_producer(m, setting); }});
+    model.threads.push_back({"housekeeper", [=](Machine& m) { keeper(m, setting); }});
+    model.threads.push_back(
+        {"busy worker", [=](Machine& m) { busy_worker(m, setting); }});
+    model.threads.push_back({"sleeper", [=](Machine& m) { sleeper(m, setting, 1); }});
+    model.initially = {
+        {kToken, 1}, {kState, kRunning}, {kState + 1, kParked}, {kBell + 1, kAsleep}};
+  } else {
+    model.threads.push_back({"producer", [=](Machine& m) { producer(m, setting); }});
+    for (int i = 0; i < setting.workers; ++i) {
+      model.threads.push_back({"worker " + std::to_string(i),
+                               [=](Machine& m) { worker(m, setting, i); }});
+      model.initially.push_back({kState + i, kRunning});
+    }
   }
   if (setting.leases)
     model.threads.push_back({"supervisor", [=](Machine& m) { supervisor(m, setting); }});
@@ -358,6 +461,12 @@ Model make(Setting setting, bool Rules::*off) {
 const Setting kTwoLongTasks{};
 const Setting kOneWorker{.rules = {}, .workers = 1, .tokens = 1, .tasks_end = true};
 const Setting kBlocking{.rules = {}, .tokens = 1, .first_blocks = true};
+const Setting kBusy{.rules = {}, .tasks = 1, .busy = true};
+const Setting kBusyThenBlocks{.rules = {},
+                              .tasks = 1,
+                              .busy = true,
+                              .submitter_blocks = true,
+                              .time_passes = false};
 const Setting kLease{
     .rules = {}, .workers = 1, .tokens = 1, .tasks = 1, .tasks_end = true, .leases = true};
 const Setting kLeaseBlocking{.rules = {},
@@ -665,6 +774,17 @@ TEST(a_task_is_lost_without_any_one_of_the_safeguards) {
   expect_wrong("waking the next worker", make(kTwoLongTasks, &Rules::wake_the_next));
   expect_wrong("waking somebody for a CPU given back",
                make(kBlocking, &Rules::wake_when_blocking));
+}
+
+TEST(a_task_that_a_busy_submitter_wakes_nobody_for_is_taken) {
+  using namespace pool;
+  expect_right("it goes on, or blocks", make(kBusy));
+  expect_right("it blocks, and no time passes", make(kBusyThenBlocks));
+  expect_wrong("telling the housekeeper", make(kBusy, &Rules::leave_it_to_keeper));
+  expect_wrong("setting its doorbell under the lock",
+               make(kBusy, &Rules::watch_under_the_lock));
+  expect_wrong("waking somebody before it blocks",
+               make(kBusyThenBlocks, &Rules::wake_when_blocking));
 }
 
 TEST(a_lease_gets_a_cpu_that_becomes_free_and_gives_it_back) {
