@@ -102,7 +102,7 @@ bool all_are(const std::byte* data, u64 size, u8 fill) {
                      [&](std::byte b) { return b == static_cast<std::byte>(fill); });
 }
 
-const auto kNobody = [](u64) { return false; };
+const auto kNotRead = [](u64) { return false; };
 
 }  // namespace
 
@@ -112,7 +112,7 @@ TEST(a_block_leaves_and_is_read_back_whole) {
     const Arena::Block block = store.put(7, size);
     const Arena::Block neighbour = store.put(8, size);
     const u64 used = store.arena.used_bytes();
-    CHECK(store.spill(1, kNobody) == 1);  // the oldest
+    CHECK(store.spill(1, kNotRead) == 1);  // the oldest
     CHECK(Arena::state_at(store.arena.at(block.offset)) == BlockState::kOnDisk);
     const Pages pages = whole_pages(block.offset, Arena::block_bytes(size));
     CHECK(store.arena.used_bytes() == used - pages.bytes());
@@ -135,7 +135,7 @@ TEST(what_is_read_or_small_or_not_sealed_stays) {
   CHECK(store.spill(~u64{0}, [&](u64 offset) { return offset == read.offset; }) == 0);
   CHECK(store.arena.spilled_bytes() == 0);
   CHECK(all_are(store.arena.at(read.offset), kSize, 1));
-  CHECK(store.spill(~u64{0}, kNobody) == 1);  // it is let go of
+  CHECK(store.spill(~u64{0}, kNotRead) == 1);  // it is let go of
 }
 
 TEST(a_block_that_is_freed_while_it_leaves_is_reused_only_afterwards) {
@@ -182,7 +182,7 @@ TEST(random_use_and_spilling_agree_with_what_was_written) {
         CHECK(store.arena.free(live[i].block.offset, live[i].block.generation));
         live.erase(live.begin() + static_cast<long>(i));
       }
-      if (random() % 8 == 0) store.spill(random() % (2 << 20), kNobody);
+      if (random() % 8 == 0) store.spill(random() % (2 << 20), kNotRead);
       if (random() % 16 == 0) store.arena.take_discarded();
     }
     for (const Live& l : live) {
