@@ -30,6 +30,7 @@
 #include "arena.hpp"
 #include "directory.hpp"
 #include "explain.hpp"
+#include "forecast.hpp"
 #include "labels.hpp"
 #include "message.hpp"
 #include "queue.hpp"
@@ -557,7 +558,8 @@ class Node {
   WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
   bool spin();
   i64 spin_budget() const;
-  FutexResult park(i64 timeout_ns);
+  FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
+  FutexResult park(i64 timeout_ns, bool exactly = false);
   void leave_cpu();
   void announce();  // tell other threads that something became ready
   bool look_for_supervisor();  // false: it has ended
@@ -647,6 +649,8 @@ class Node {
   std::atomic<pthread_t> user_thread_{};
   std::string scratch_;
 
+  Forecast answers_;     // waits of the program
+  Forecast calls_;       // an actor's, for its next call
   bool leader_ = false;  // a thread sleeps or spins for all
   bool idle_ = false;    // next_task wants to be that thread
   u32 followers_ = 0;

@@ -11,6 +11,8 @@ constexpr i64 kIdleSlice = 2'000'000'000;
 
 WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
   Lock lock(mu_);
+  bool slept = false;
+  i64 since = 0;
   for (;;) {
     drain();
     if (stopping_ || engine_died_ || leaving_) return WaitResult::kEngineDied;
@@ -23,6 +25,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     if (call != incoming_.end()) {
       stop_idling();
+      if (slept) calls_.add(now_ns() - since);
       if (call->notice != Incoming::Notice::kNone) {
         out = std::move(*call);
         incoming_.erase(call);
@@ -59,6 +62,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     // sleeps on the doorbell, and an idle worker's must be the one: it alone takes work.
     was_idle_ = true;
     idle_ = true;
+    if (since == 0) since = now_ns();
     if (leader_) {
       kicked_.store(true);
       ring_doorbell(me_->doorbell);
@@ -87,6 +91,18 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     release_token();
     set_state(ProcState::kParked);
+    if (!is_pool_) {
+      slept = true;
+      const Forecast::Span expected = calls_.expected();
+      lock.unlock();
+      const bool changed = doze(expected, since, deadline_ns) != FutexResult::kTimeout;
+      if (changed) trace_.slept();
+      lock.lock();
+      if (changed) {
+        leader_ = false;
+        continue;
+      }
+    }
     me_->doorbell.store(kAsleep, std::memory_order_seq_cst);
     // Pairs with the loads in mark_inbox/ring_doorbell and wake_for_work: whoever
     // published before we said that we sleep is seen now; whoever publishes after sees

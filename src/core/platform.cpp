@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,7 +55,8 @@ i64 now_ns() {
   return static_cast<i64>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
-FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns) {
+FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns,
+                       bool exactly) {
   timespec t;
   timespec* limit = nullptr;
   if (timeout_ns >= 0) {
@@ -62,10 +64,16 @@ FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns) {
     t.tv_nsec = timeout_ns % 1'000'000'000;
     limit = &t;
   }
+  // Linux may let a thread sleep 50 us longer, to wake several at a time.
+  constexpr unsigned long kNone = 1;
+  constexpr unsigned long kUsual = 0;
+  if (exactly) prctl(PR_SET_TIMERSLACK, kNone, 0UL, 0UL, 0UL);
   const long rc = syscall(SYS_futex, reinterpret_cast<u32*>(&word), FUTEX_WAIT,
                           expected, limit, nullptr, 0);
+  const int error = errno;
+  if (exactly) prctl(PR_SET_TIMERSLACK, kUsual, 0UL, 0UL, 0UL);
   if (rc == 0) return FutexResult::kWoken;
-  switch (errno) {
+  switch (error) {
     case EAGAIN:
       return FutexResult::kChanged;
     case ETIMEDOUT:
@@ -73,6 +81,7 @@ FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns) {
     case EINTR:
       return FutexResult::kInterrupted;
     default:
+      errno = error;
       throw_errno("futex wait");
   }
 }

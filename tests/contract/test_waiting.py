@@ -13,6 +13,12 @@ from skate.exceptions import GetTimeoutError
 pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
 
+@skate.remote
+def sleep_for(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
 # get ------------------------------------------------------------------------------
 
 
@@ -25,6 +31,21 @@ def test_get_with_a_timeout_gives_up_and_the_task_goes_on() -> None:
     assert time.monotonic() - before >= 0.05
     signal.set.remote()
     assert skate.get(ref, timeout=60) == "late"
+
+
+def test_a_wait_that_is_longer_or_shorter_than_all_before_ends_as_it_must() -> None:
+    # Engines may expect a wait to last as long as those before it did.
+    for _ in range(10):
+        assert skate.get(sleep_for.remote(0.005)) == 0.005
+    signal = Signal.remote()
+    late = wait_for.remote(signal, "late")
+    with pytest.raises(GetTimeoutError):
+        skate.get(late, timeout=0.003)
+    with pytest.raises(GetTimeoutError):
+        skate.get(late, timeout=0.05)
+    assert skate.get(identity.remote("soon"), timeout=60) == "soon"
+    signal.set.remote()
+    assert skate.get(late, timeout=60) == "late"
 
 
 def test_a_timeout_of_get_is_also_the_built_in_error() -> None:
