@@ -76,12 +76,12 @@ def drive(client: Any, case: Case, seconds: float) -> Window:
     slots = [client.array(template.shape) for _ in range(case.in_flight + 1)]
     for slot in slots:
         slot[:] = template
-    expected = template[:, :8]
+    expected = template[:, 0].copy()  # of its own: not spread over all of the states
 
     def check(outputs: Any) -> None:
         if outputs.shape != (BATCH, 8):
             raise RuntimeError(f"an answer has shape {outputs.shape}")
-        if case.model == "sleep" and (outputs[:, 0] != expected[:, 0]).any():
+        if case.model == "sleep" and (outputs[:, 0] != expected).any():
             raise RuntimeError("an answer is not that of its states")
 
     def rounds(until: float, window: Window) -> None:

@@ -48,6 +48,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 _LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 _OPEN = {"/v2/health/live", "/v2/health/ready", "/docs"}  # without a token
+_JOINED = 1 << 16  # bytes; copying so many costs less than writing to a socket twice
 _STATUS: list[tuple[type[Exception], int]] = [
     (StatesError, 400),
     (UnknownModelError, 404),
@@ -129,6 +130,7 @@ def make_app(
             if list(inputs) == ["outputs"]:
                 inputs = {"states": inputs["outputs"]}
             door.learn(name, inputs, named(outputs))
+    infer = _Infer(door)
     model = "/v2/models/{name}"
     routes = [
         Route("/v2", _server_metadata),
@@ -142,11 +144,11 @@ def make_app(
         routes += [
             Route(at, _model_metadata),
             Route(at + "/ready", _model_ready),
-            Route(at + "/infer", _Infer(door), methods=["POST"]),
+            Route(at + "/infer", infer, methods=["POST"]),
         ]
     app = Starlette(routes=routes, exception_handlers={ProtocolError: _refused})
     app.state.door = door
-    guarded: App = _Guard(app, token)
+    guarded: App = _Guard(app, infer, token)
     if host in ("", "0.0.0.0", "::"):
         return guarded
     return TrustedHostMiddleware(guarded, [*_LOCAL_HOSTS, host], www_redirect=False)
@@ -155,8 +157,9 @@ def make_app(
 class _Guard:
     """Lets nobody in without the token, and nothing out without a clear message."""
 
-    def __init__(self, app: App, token: str | None) -> None:
+    def __init__(self, app: App, infer: App, token: str | None) -> None:
         self._app = app
+        self._infer = infer
         self._expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -169,7 +172,25 @@ class _Guard:
                 refusal.headers["www-authenticate"] = "Bearer"
                 await refusal(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            names = _inferred(scope["path"])
+            if names is not None:  # what is most frequent need not pass by all routes
+                scope["path_params"] = names
+                app = self._infer
+        await app(scope, receive, send)
+
+
+def _inferred(path: str) -> dict[str, str] | None:
+    """What ``/v2/models/{name}[/versions/{version}]/infer`` names, or None."""
+    match path.split("/"):
+        case ["", "v2", "models", name, "infer"] if name:
+            return {"name": name}
+        case ["", "v2", "models", name, "versions", version, "infer"] if (
+            name and version
+        ):
+            return {"name": name, "version": version}
+    return None
 
 
 class _Infer:
@@ -260,7 +281,10 @@ class _Answer:
         if self._following:
             headers.append((HEADER_LENGTH.encode(), str(len(self._head)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        parts = [self._head, *(_bytes(a) for a in self._following)]
+        parts: list[bytes | memoryview] = [self._head]
+        parts += map(_bytes, self._following)
+        if size <= _JOINED:
+            parts = [b"".join(parts)]
         for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
             await send(
                 {"type": "http.response.body", "body": part, "more_body": left > 0}

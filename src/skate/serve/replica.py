@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from .errors import DrainingError, QueueFullError, StatesError
 from .keeper import Newest, unknown_model
 from .served import MakeModel, Outputs, Served, describe_kind, kind_of, split
 
+_OVERTAKE = ("update", "stats", "ready")  # requests that wait; the rest keeps its turn
 _POLL_S = 0.005  # while a model is being made on another thread
 
 # Of a request, before its arrays: when it was sent, on the clock of time.time; the
@@ -81,6 +83,7 @@ class Replica:
         self._draining: list[skate.ReceivedCall] = []
         self._drains = False
         self._is_idle = True  # nothing is queued, held or being made
+        self._alone: deque[skate.ReceivedCall] = deque()  # batches, each by itself
         self._waits = options.batch_wait_s > 0
         self._held: list[Request] = []  # for a version that has not come yet
         self._loading: list[_Loading] = []
@@ -125,13 +128,14 @@ class Replica:
     @skate.receiver
     def receive(self, calls: Sequence[skate.ReceivedCall]) -> float | None:
         """Take in what has come, evaluate one batch; when to be called again."""
-        if len(calls) == 1 and self._is_idle and self._evaluate_alone(calls[0]):
-            return None
+        if self._is_idle:
+            if self._are_batches(calls) or self._are_batches_after_others():
+                self._evaluate_alone(self._alone.popleft())
+                return 0.0 if self._alone else None
+            calls = list(self._alone)
+            self._alone.clear()
         for call in calls:
-            try:
-                self._take[call.method](self, call)
-            except Exception as error:
-                call.fail(error)
+            self._take_one(call)
         if self._loading:
             self._finish_loading()
         due_at = self._batcher.due_at()
@@ -152,29 +156,57 @@ class Replica:
         self._is_idle = not (waits or self._drains)
         return max(0.0, min(waits)) if waits else None
 
-    def _evaluate_alone(self, call: skate.ReceivedCall) -> bool:
-        """The short way, for a request that is a batch: False if it is not such a one.
+    def _are_batches(self, calls: Sequence[skate.ReceivedCall]) -> bool:
+        """Add ``calls`` to those that wait; whether each may take the short way."""
+        alone = self._alone
+        # Those that wait are as they were, but time has passed for the next one.
+        doubtful = [alone[0], *calls] if alone else calls
+        alone.extend(calls)
+        full = self._options.max_batch_size
+        if not alone or len(alone) * full > max(full, self._options.max_queued):
+            return False
+        at_least = full if self._waits or len(alone) > 1 else 1
+        for call in doubtful:
+            args = call.args
+            if call.method != "evaluate" or len(args) != 2:
+                return False
+            (sent, structure, model_id, timeout, min_version, client, _), states = args
+            served = self._models.get(model_id)
+            if (
+                structure is not None
+                or client is not None
+                or served is None
+                or served.is_recurrent
+                or min_version > served.version
+                or len(states) < at_least
+                or served.takes not in (None, (None, states.dtype, states.shape[1:]))
+                or (timeout is not None and time.time() - sent >= timeout)
+                or not call.wanted
+            ):
+                return False
+        return True
+
+    def _are_batches_after_others(self) -> bool:
+        """The same, once calls that may overtake requests have done so."""
+        mixed = list(self._alone)
+        others = [call for call in mixed if call.method in _OVERTAKE]
+        requests = [call for call in mixed if call.method == "evaluate"]
+        if not others or len(others) + len(requests) < len(mixed):
+            return False
+        self._alone = deque(requests)
+        for call in others:
+            self._take_one(call)
+        self._alone.clear()
+        return self._are_batches(requests)
+
+    def _evaluate_alone(self, call: skate.ReceivedCall) -> None:
+        """The short way, for a request that is a batch by itself.
 
         After a sleep the caches are cold, and each line of Python costs several times
         as much as in a loop: between two large batches there are 50 us.
         """
-        args = call.args
-        if call.method != "evaluate" or len(args) != 2:
-            return False
-        (sent, structure, model_id, timeout, min_version, client, _), states = args
-        served = self._models.get(model_id)
-        if (
-            structure is not None
-            or client is not None
-            or served is None
-            or served.is_recurrent
-            or min_version > served.version
-            or (None, states.dtype, states.shape[1:]) != served.takes
-            or (self._waits and len(states) < self._options.max_batch_size)
-            or (timeout is not None and time.time() - sent >= timeout)
-            or not call.wanted
-        ):
-            return False
+        header, states = call.args
+        served = self._models[header[2]]
         size = len(states)
         counts = self._counts
         start = time.time()
@@ -184,15 +216,23 @@ class Replica:
             counts.failed += 1
             call.fail(error)
         else:
-            call.answer((outputs, served.version, 0))
+            if served.takes is None and not self._options.any_kind:
+                served.takes = None, states.dtype, states.shape[1:]
+            waiting = len(self._alone) * self._options.max_batch_size
+            call.answer((outputs, served.version, waiting))
         counts.busy_s += time.time() - start
-        counts.queue_s += start - sent
+        counts.queue_s += start - header[0]
         counts.requests += 1
         counts.states += size
         counts.batches += 1
         counts.batch_sizes[(size - 1).bit_length()] += 1
         counts.in_place_bytes += states.nbytes
-        return True
+
+    def _take_one(self, call: skate.ReceivedCall) -> None:
+        try:
+            self._take[call.method](self, call)
+        except Exception as error:
+            call.fail(error)
 
     # Requests -------------------------------------------------------------------------
 
@@ -393,7 +433,9 @@ class Replica:
     def _take_stats(self, call: skate.ReceivedCall) -> None:
         counts = self._counts
         numbers = {name: getattr(counts, name) for name in Counts.__slots__}
-        numbers["queued"] = self._batcher.states + sum(r.size for r in self._held)
+        waiting = [request.size for request in self._held]
+        waiting += [len(call.args[1]) for call in self._alone]
+        numbers["queued"] = self._batcher.states + sum(waiting)
         numbers["versions"] = {name: m.version for name, m in self._models.items()}
         call.answer(numbers)
 
