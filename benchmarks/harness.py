@@ -82,6 +82,8 @@ class Question:
     cases: tuple[Case, ...]
     peers: tuple[str, ...]  # modules of benchmarks.peers; the first one is skate's
     groups: tuple[str, ...]
+    # Draws a report into a PNG file, if there is anything to draw.
+    draw: Callable[[dict[str, Any], Path], None] | None = None
 
 
 @dataclass
@@ -220,7 +222,7 @@ def run(
     peers: Sequence[str],
     results: Path = RESULTS,
 ) -> int:
-    """Ask every peer, print the table, write JSON and Markdown; 1 if a case broke."""
+    """Ask every peer, print the table, write all down; 1 if a case broke."""
     refuse_debug_build()
     answers: Answers = {case.name: {} for case in question.cases}
     failures: dict[str, dict[str, str]] = {}
@@ -252,6 +254,8 @@ def run(
     path = results / f"{question.name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(_document(question, report, table))
+    if question.draw is not None:
+        question.draw(report, path.with_suffix(".png"))
     print(table)
     for peer, by_case in failures.items():
         for name, text in by_case.items():
@@ -332,6 +336,7 @@ def _number(value: float) -> str:
 def _document(question: Question, report: dict[str, Any], table: str) -> str:
     settings, machine = report["settings"], report["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    picture = "" if question.draw is None else f"\n![]({question.name}.png)\n"
     return (
         f"# {question.text}\n\n"
         f"{settings['rounds']} runs, {machine['date']}, commit {machine['commit']}, "
@@ -339,7 +344,7 @@ def _document(question: Question, report: dict[str, Any], table: str) -> str:
         "Each cell: median (p5 to p95 over calls), and how many times skate's cost it "
         "is. Medians of each run are in the JSON file beside this one. What this does "
         "not show: [benchmarks/README.md](../README.md).\n\n"
-        f"{table}\n"
+        f"{table}\n{picture}"
     )
 
 

@@ -2,22 +2,23 @@
 
 ResNet-101 on TensorFlow, batch 2 at 3x64x64 (178 MB of gradients an iteration), one
 thread a worker: ``python -m benchmarks.training_keras``. It prints images/s of both
-forms, windows in turn, and the share of the bound.
+forms, windows in turn, and the share of the bound; after them those of TensorFlow's
+MultiWorkerMirroredStrategy, for which tf_keras must be installed
+(``pip install --no-deps tf_keras``).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import time
 from typing import Any
 
 import numpy as np
 
 import skate
 from skate import train
+
+from .peers import keras_mirrored
+from .windows import BOUND, measure, options, show
 
 BATCH, SIZE, WORKERS = 2, 64, 2
 
@@ -49,42 +50,23 @@ def loop(config: dict[str, Any]) -> None:
         return lambda: model.train_on_batch(*data)
 
     steps = {
-        "bound": make_step(lambda optimizer: optimizer),
+        BOUND: make_step(lambda optimizer: optimizer),
         "skate": make_step(DistributedOptimizer),
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for window in range(-1, config["windows"]):  # the first one warms up
-        for name, step in steps.items():
-            context.barrier()
-            started = time.perf_counter()
-            for _ in range(config["iterations"]):
-                step()
-            context.barrier()
-            if window >= 0:
-                took = np.array([time.perf_counter() - started])
-                slowest = float(context.allreduce(took, op="max")[0])
-                times[name].append(slowest / config["iterations"])
-    context.report({"times": times})
+    windows, iterations = config["windows"], config["iterations"]
+    context.report({"times": measure(context, steps, windows, iterations)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--windows", type=int, default=7)
-    parser.add_argument("--iterations", type=int, default=4)
-    skate.init(num_cpus=WORKERS)
-    config = vars(parser.parse_args())
-    times = train.run(loop, WORKERS, config=config).metrics["times"]
-    images = {
-        name: [round(WORKERS * BATCH / t, 2) for t in windows]
-        for name, windows in times.items()
-    }
-    for name, windows in images.items():
-        middle = statistics.median(windows)
-        # Of windows that were measured one after the other: a slow minute cancels out.
-        pairs = zip(windows, images["bound"], strict=True)
-        share = statistics.median(ours / bound for ours, bound in pairs)
-        print(f"{name:<8} {middle:6.2f} images/s  {share:5.2f}  {windows}")
-    print(json.dumps(images))
+    asked = options(__doc__)
+    asked.add_argument("--without-mirrored", action="store_true")
+    config = vars(asked.parse_args())
+    with skate.init(num_cpus=WORKERS):
+        times = train.run(loop, WORKERS, config=config).metrics["times"]
+    if not config["without_mirrored"]:
+        mirrored = keras_mirrored.measure(WORKERS, BATCH, SIZE, config)
+        times["MultiWorkerMirrored"] = mirrored
+    show(times, WORKERS * BATCH)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ def worker(rank: int, setting: str, barrier: Any, pipe: Any) -> None:
     pipe.send(common.time_windows(iteration, setting, barrier.wait))
 
 
-def run(target: Any, *arguments: Any) -> Samples:
+def run(target: Any, *arguments: Any, workers: int = common.WORKERS) -> Samples:
     """Each worker in a process of its own; windows of the slowest."""
     spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(common.WORKERS)
-    pipes = [spawn.Pipe(False) for _ in range(common.WORKERS)]
+    barrier = spawn.Barrier(workers)
+    pipes = [spawn.Pipe(False) for _ in range(workers)]
     processes = [
         spawn.Process(target=target, args=(rank, *arguments, barrier, pipe))
         for rank, (_, pipe) in enumerate(pipes)
@@ -40,3 +40,9 @@ def run(target: Any, *arguments: Any) -> Samples:
 
 def cases(group: str, timer: Timer) -> Iterator[tuple[str, Work]]:
     yield group, lambda: run(worker, group)
+
+    def alone() -> Samples:
+        # The samples are shares of an image of all workers.
+        return [common.WORKERS * one for one in run(worker, group, workers=1)]
+
+    yield f"{group}, one worker", alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,8 @@ def stumble(fault: str) -> None:
             raise KeyError("rank 1 stumbled")
         if fault == "die":
             os._exit(1)
+        if fault == "stop":  # all of its threads, so it cannot say where it hangs
+            os.kill(os.getpid(), signal.SIGSTOP)
         threading.Event().wait()  # for ever
     context.allreduce(np.zeros(3))
 
@@ -264,6 +267,13 @@ def test_a_rank_that_hangs_is_an_error_that_says_where() -> None:
         train.run(stumble, 2, config="hang", deadline=0.5)
     assert caught.value.missing_ranks == (1,)
     assert "threading.Event().wait()  # for ever" in str(caught.value)
+
+
+@pytest.mark.differs(inline="stops the program: ranks have no process of their own")
+def test_a_rank_whose_process_is_stopped_is_told_by_the_others() -> None:
+    with pytest.raises(CollectiveTimeoutError) as caught:
+        train.run(stumble, 2, config="stop", deadline=0.5)
+    assert caught.value.missing_ranks == (1,)
 
 
 @pytest.mark.differs(inline="ends the program: ranks have no process of their own")

@@ -11,7 +11,7 @@ import typer
 
 import skate
 
-_HELPERS = {"__init__", "harness"}
+_HELPERS = {"__init__", "harness", "training_picture", "windows"}
 
 
 def bench(
