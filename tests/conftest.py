@@ -62,6 +62,7 @@ def shared_ray() -> Iterator[None]:
         log_to_driver=False,
         _system_config={
             "free_objects_period_milliseconds": 10,  # 1000: tests wait for it
+            "task_events_report_interval_ms": 200,  # 1000: for these, too
             "worker_niceness": 0,  # 15: a busy machine would hardly run them
             "num_workers_soft_limit": 8,  # CPUs: a new process takes half a second
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class Summary:
                     str(now.failed),
                     _duration(now.p50_s),
                     _duration(now.p99_s),
-                    f"{100 * cpu / seconds:.0f} %" if seconds > 0 else "",
+                    f"{100 * cpu / seconds:.0f} %" if seconds > 0 <= cpu else "",
                     _size(now.argument_bytes),
                     _size(now.result_bytes),
                 ]
@@ -102,6 +103,8 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
+    if math.isnan(count):
+        return ""
     for unit in ("B", "KiB", "MiB"):
         if count < _KIB:
             return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"

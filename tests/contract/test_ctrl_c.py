@@ -16,10 +16,6 @@ from polling import wait_until
 
 import skate
 
-pytestmark = pytest.mark.differs(
-    ray="Ray's own handling of the signal: the call ends, the tasks go on"
-)
-
 
 def interrupt_once(begun: Callable[[], object]) -> threading.Thread:
     """Sends this process what Ctrl-C sends, once ``begun`` has returned."""
@@ -80,12 +76,12 @@ def test_ctrl_c_cancels_the_tasks_of_a_map(engine: str) -> None:
 SCRIPT = """
 import pathlib, sys, time
 import skate
-skate.init({engine!r}, num_cpus=2)
+skate.init({engine!r})
 @skate.remote
 def sleep():
     pathlib.Path({path!r}).touch()
     time.sleep(1000)
-skate.get([sleep.remote() for _ in range(4)])
+skate.get([sleep.remote() for _ in range(2)])
 """
 
 
@@ -106,4 +102,5 @@ def test_ctrl_c_ends_a_script_and_all_that_it_started(
         finally:
             script.kill()
     assert err.rstrip().endswith("KeyboardInterrupt")
-    assert script.returncode == -signal.SIGINT
+    # Ray ends its driver by an exit, not by the signal.
+    assert script.returncode == (1 if engine_name == "ray" else -signal.SIGINT)

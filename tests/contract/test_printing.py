@@ -15,9 +15,8 @@ from helpers import Signal
 import skate
 
 Start = Callable[..., object]
-pytestmark = pytest.mark.differs(
-    ray="Ray brings what tasks print, with prefixes of its own and some time later"
-)
+
+OWN = "Ray shows it in a form of its own, some time later, and waits for none of it"
 
 
 @skate.remote
@@ -48,6 +47,7 @@ def printed(capfd: pytest.CaptureFixture[str]) -> str:
     return capfd.readouterr().out
 
 
+@pytest.mark.differs(ray=OWN)
 def test_what_a_task_prints_comes_with_its_name_and_process(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +60,7 @@ def test_what_a_task_prints_comes_with_its_name_and_process(
     assert err == f"{prefix}to stderr\n"
 
 
+@pytest.mark.differs(ray=OWN)
 def test_an_actor_prints_under_its_class(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_an_actor_prints_under_its_class(
     assert printed(capfd) == f"{prefix}made\n{prefix}hello\n"
 
 
+@pytest.mark.differs(ray="Ray folds lines that look alike into one")
 def test_lines_of_many_workers_are_never_mixed(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +86,7 @@ def test_lines_of_many_workers_are_never_mixed(
         assert mine == lines[task]
 
 
+@pytest.mark.differs(ray="Ray drops what it cannot bring in time; its logs keep it")
 def test_what_was_printed_while_nobody_read_is_not_lost(
     start: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +98,7 @@ def test_what_was_printed_while_nobody_read_is_not_lost(
     assert texts == lines
 
 
+@pytest.mark.differs(ray=OWN)
 def test_a_line_without_an_end_is_shown_too(
     start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +121,7 @@ def test_log_to_driver_false_shows_nothing_of_workers(
 
 
 @pytest.mark.differs(inline="the kill would end the driver")
+@pytest.mark.differs(ray=OWN)
 def test_the_last_words_of_a_killed_process_are_shown(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +133,7 @@ def test_the_last_words_of_a_killed_process_are_shown(
 
 
 @pytest.mark.differs(inline="C code prints to the driver's descriptor itself")
+@pytest.mark.differs(ray=OWN)
 def test_what_c_code_prints_is_shown(
     start: Start, engine_name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,9 +152,9 @@ def test_what_c_code_prints_is_shown(
 
 @pytest.mark.differs(inline="tasks print to the driver's own closed output")
 def test_a_driver_with_a_closed_output_goes_on(engine_name: str) -> None:
-    text = """
+    text = f"""
 import sys, skate
-skate.init("embedded", num_cpus=1)
+skate.init({engine_name!r})
 @skate.remote
 def chatter():
     for i in range(5000):

@@ -195,7 +195,10 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FunctionSummary:
-    """What has become of the calls of one function, since the session began."""
+    """What has become of the calls of one function, since the session began.
+
+    What the engine does not know is nan: on Ray, the CPU time and the bytes.
+    """
 
     finished: int
     failed: int  # with an error, or lost with their worker
@@ -205,8 +208,8 @@ class FunctionSummary:
     cpu_s: float
     p50_s: float  # of their durations; to about 10 %
     p99_s: float
-    argument_bytes: int
-    result_bytes: int
+    argument_bytes: float
+    result_bytes: float
 
 
 class Observer(Protocol):

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.experimental import internal_kv
 
 from ..protocol import ActorInfo, ActorInterface, ActorState
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 _SPACE = "skate"  # in Ray's key-value store
 _RESTART_S = 10.0  # a slower constructor goes on by itself
 _LOOK_S = 0.005
+_NEWS_S = 0.5  # how long news of an actor may take to this process
+# What a process that has not called an actor yet takes its state for.
+_UNKNOWN = (None, ActorTableData.DEPENDENCIES_UNREADY)
 
 
 def publish(handle: Any, interface: ActorInterface) -> None:
@@ -47,18 +51,46 @@ def num_restarts(actor_id: str) -> int:
     return int(ray._private.state.actors(actor_id)["NumRestarts"])
 
 
-def wait_for_restart(actor_id: str, restarts: int) -> None:
-    """Wait until the actor of this id has restarted more often, or is dead.
+def wait_for_restart(handle: Any, restarts: int) -> None:
+    """Wait until the actor has restarted more often, or is dead, and it is known here.
 
     Ray's kill is a message, which later calls overtake; and it refuses calls that it
     gets while an actor restarts.
     """
     end = time.monotonic() + _RESTART_S
+    actor_id = handle._actor_id.hex()
+    has_left = False
     while time.monotonic() < end:
+        here = handle._get_local_state()
+        if here == ActorTableData.DEAD:
+            return
+        if here == ActorTableData.RESTARTING:
+            has_left = True
+        elif has_left and here == ActorTableData.ALIVE:
+            return
         now = ray._private.state.actors(actor_id)
         if now["State"] == "DEAD":
             return
         if now["State"] == "ALIVE" and int(now["NumRestarts"]) > restarts:
+            if here in _UNKNOWN:
+                return  # the first call from here asks where it is now
+            # The news of it come soon, or were too quick to be seen.
+            end = min(end, time.monotonic() + _NEWS_S)
+        time.sleep(_LOOK_S)
+
+
+def wait_for_death(handle: Any) -> None:
+    """Wait until Ray, and this process, know that the actor is dead.
+
+    Until then, a call that follows the kill may overtake it, and be answered.
+    """
+    end = time.monotonic() + _RESTART_S
+    actor_id = handle._actor_id.hex()
+    while time.monotonic() < end:
+        here = handle._get_local_state()
+        if here == ActorTableData.DEAD or (
+            here in _UNKNOWN and ray._private.state.actors(actor_id)["State"] == "DEAD"
+        ):
             return
         time.sleep(_LOOK_S)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import ray
@@ -25,13 +26,16 @@ from ...exceptions import (
 from .. import serialize
 from ..protocol import NamedActor, TaskContext
 from . import (
+    cancelling,
     directory,
     group,
     messages,
     placement,
     statistics,
     streams,
+    tasks,
     translate,
+    why,
     worker,
 )
 from .ids import CANCELLED, KILLED, ActorId, RefId, id_of, new_ref
@@ -72,6 +76,16 @@ class Exported:
         self.captured = refs  # Ray refs and handles that the code holds
 
 
+class Calls(NamedTuple):
+    """What Ray calls for a method of one actor."""
+
+    method: MethodSpec
+    without: Any  # Ray's method for calls without arguments; None: as with them
+    bound: Any  # for the others
+    first: tuple[str, ...]  # goes before what a call has itself
+    options: dict[str, Any]
+
+
 class _Arriving(threading.local):
     """Ids in the message that this thread unpickles now."""
 
@@ -92,6 +106,7 @@ class RayEngine:
         self.config = home.config
         self.node_id: str = ray.get_runtime_context().get_node_id()
         self.task_name: ContextVar[str] = ContextVar("skate_task", default="")
+        self.began_ns = time.time_ns()
         self._is_driver = is_driver
         self._pid = os.getpid()
         self._closed = False
@@ -243,31 +258,40 @@ class RayEngine:
         kwargs: dict[str, Any],
     ) -> list[ObjectRef[Any]]:
         self.enter()
-        call = messages.pack_call(method.name, args, kwargs, method.num_returns, self)
-        stub = worker.stub_name(method.name)
-        if method.num_returns == STREAMING:
-            stub = worker.STREAM
-            call.insert(0, method.name)
-        bound = getattr(self.handle(actor), stub)
-        options = translate.method_options(method)
+        calls = self._calls(actor, method)
         try:
-            made = bound._remote(call, {}, **options)
+            if not (args or kwargs or calls.without is None):
+                # Ray takes longer over calls that could have arguments.
+                return [new_ref(calls.without._remote([], {}), self)]
+            call = messages.pack_call(
+                method.name, args, kwargs, method.num_returns, self
+            )
+            made = calls.bound._remote([*calls.first, *call], {}, **calls.options)
         except ray.exceptions.RayError as error:  # too many calls
             failure = translate.to_skate(error)
         else:
             return self._refs(made, method.num_returns)
         raise failure
 
+    def _calls(self, actor: ActorRef, method: MethodSpec) -> Calls:
+        """How Ray calls ``method``: kept with the handle, until its options change."""
+        handle = self.handle(actor)
+        known: dict[str, Calls] = actor._id.calls  # type: ignore[attr-defined]  # an ActorId
+        found = known.get(method.name)
+        if found is None or found.method is not method:
+            found = known[method.name] = _calls_of(handle, method)
+        return found
+
     def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
         self.enter()
         handle = self.handle(actor)
         if no_restart:
             ray.kill(handle, no_restart=True)
+            directory.wait_for_death(handle)
             return
-        actor_id = handle._actor_id.hex()
-        restarts = directory.num_restarts(actor_id)
+        restarts = directory.num_restarts(handle._actor_id.hex())
         ray.kill(handle, no_restart=False)
-        directory.wait_for_restart(actor_id, restarts)
+        directory.wait_for_restart(handle, restarts)
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         self.enter()
@@ -344,9 +368,7 @@ class RayEngine:
         level = KILLED if force else CANCELLED
         if id_.cancelled >= level:
             return True  # Ray may crash over a second time
-        try:
-            ray.cancel(id_.ref, force=force, recursive=recursive)
-        except ValueError:  # force, and a call of an actor
+        if not cancelling.cancel(id_.ref, force=force, recursive=recursive):
             return False
         id_.cancelled = level
         return True
@@ -549,7 +571,7 @@ class RayEngine:
 
     def observer(self) -> Observer:
         self.enter()
-        return RayObserver()
+        return RayObserver(self)
 
     def failed(self, ref: ObjectRef[Any]) -> bool:
         try:
@@ -560,14 +582,14 @@ class RayEngine:
 
     def why(self, ref: ObjectRef[Any]) -> str:
         self.enter()
-        ready, _ = ray.wait([self.handle(ref)], timeout=0, fetch_local=False)
+        handle = self.handle(ref)
+        ready, _ = ray.wait([handle], timeout=0, fetch_local=False)
+        if ready and self.failed(ref):
+            return "it has an error: get raises it."
         if ready:
-            return f"{ref!r} has a value, or an error: get does not wait for it."
+            return "it has its value now."
         free = translate.describe(self.available_resources())
-        return (
-            f"{ref!r} has no value yet. What its task waits for, Ray tells in its "
-            f"dashboard, or by 'ray list tasks'; free in the cluster: {free}."
-        )
+        return why.explain(handle, tasks.calls(self.began_ns), free)
 
     def has_died(self) -> bool:
         return not ray.is_initialized()
@@ -585,6 +607,18 @@ class RayEngine:
             ray.kill(handle)
         for one in self._placements:
             placement.remove(one)
+
+
+def _calls_of(handle: Any, method: MethodSpec) -> Calls:
+    options = translate.method_options(method)
+    stub = worker.stub_name(method.name)
+    if method.num_returns == STREAMING:
+        bound = getattr(handle, worker.STREAM)
+        actor = handle._ray_actor_creation_function_descriptor.class_name
+        name = {"name": f"{actor.rpartition('.')[2]}.{method.name}"}
+        return Calls(method, None, bound, (method.name,), options | name)
+    without = None if options else getattr(handle, worker.without_arguments(stub))
+    return Calls(method, without, getattr(handle, stub), (), options)
 
 
 def _stream_of(task: int) -> Stream:

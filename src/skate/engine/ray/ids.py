@@ -23,7 +23,11 @@ CANCELLED, KILLED = 1, 2
 
 def new_ref(ref: ray.ObjectRef, counter: RefCounter) -> ObjectRef[Any]:
     """skate's ref for one of Ray's."""
-    return ObjectRef._new(RefId(ref), counter)  # type: ignore[arg-type]  # no int
+    # As ObjectRef._new does: this is called for every call.
+    made: ObjectRef[Any] = object.__new__(ObjectRef)
+    made._id = RefId(ref)  # type: ignore[assignment]  # no int
+    made._counter = counter
+    return made
 
 
 class RefId:
@@ -66,11 +70,13 @@ class ActorId(int):
 
     handle: ray.actor.ActorHandle[Any]
     arguments: Any = None  # of its constructor, to be kept as long as the handle
+    calls: dict[str, Any]  # how the engine calls each method that was called here
 
     @classmethod
     def of(cls, handle: ray.actor.ActorHandle[Any]) -> ActorId:
         self = cls.from_bytes(handle._actor_id.binary(), "big")
         self.handle = handle
+        self.calls = {}
         return self
 
     def __format__(self, spec: str) -> str:

@@ -10,6 +10,7 @@ from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
 
 from ..._stream import END, ITEM, NOT_YET
 from ...exceptions import GetTimeoutError
+from . import cancelling
 
 
 class Stream:
@@ -66,7 +67,7 @@ class Stream:
         items, self._items = self._items, None
         if items is not None and ray.is_initialized() and not items.is_finished():
             # Ray's generators do not notice that nobody reads them.
-            ray.cancel(items.completed(), recursive=False)
+            cancelling.cancel(items.completed(), force=False, recursive=False)
 
     def check(self) -> None:
         """Raise what the generator, which has ended, raised; Ray has it as an item."""

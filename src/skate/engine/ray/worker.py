@@ -321,9 +321,12 @@ def make_actor(code: Code, spec: ActorSpec) -> type:
     name = spec.cls.__name__
     stub = _async_stub if spec.is_async else _stub
     methods = (*spec.interface.methods, *BUILT_IN_METHODS)
-    members: dict[str, Any] = {
-        stub_name(method): stub(name, method) for method in methods
-    }
+    members: dict[str, Any] = {}
+    for method in methods:
+        ray_name = stub_name(method)
+        members[ray_name] = stub(name, method)
+        plain = without_arguments(ray_name)
+        members[plain] = _take_no_arguments(stub(name, method), plain)
     members[STREAM] = _async_stream(name) if spec.is_async else _stream(name)
     own = {
         "__module__": spec.cls.__module__,
@@ -337,6 +340,22 @@ def make_actor(code: Code, spec: ActorSpec) -> type:
 def stub_name(method: str) -> str:
     """The name under which Ray finds ``method``; it has some of its own."""
     return f"skate{method}" if method in BUILT_IN_METHODS else method
+
+
+NO_ARGUMENTS = "()"
+
+
+def without_arguments(stub: str) -> str:
+    """The name of the same method as Ray calls it without arguments."""
+    return stub + NO_ARGUMENTS
+
+
+def _take_no_arguments(stub: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``stub`` as a method that takes nothing: Ray then binds no arguments to it."""
+    stub.__name__ = name
+    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    stub.__signature__ = inspect.Signature([self])  # type: ignore[attr-defined]
+    return stub
 
 
 def _stub(class_name: str, method: str) -> Callable[..., Any]:
