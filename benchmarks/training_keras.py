@@ -1,8 +1,9 @@
 """How fast do two Keras 3 workers train together, beside two that do not communicate?
 
 ResNet-101 on TensorFlow, batch 2 at 3x64x64 (178 MB of gradients an iteration), one
-thread a worker: ``python -m benchmarks.training_keras``. It prints images/s of both
-forms, windows in turn, and the share of the bound; after them those of TensorFlow's
+thread a worker: ``python -m benchmarks.training_keras``. It prints images/s of all
+forms, windows in turn, and the share of the bound: skate's with its compiled operator,
+and by ``tf.numpy_function``. After them come those of TensorFlow's
 MultiWorkerMirroredStrategy, for which tf_keras must be installed
 (``pip install --no-deps tf_keras``).
 """
@@ -10,6 +11,7 @@ MultiWorkerMirroredStrategy, for which tf_keras must be installed
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ def loop(config: dict[str, Any]) -> None:
     steps = {
         BOUND: make_step(lambda optimizer: optimizer),
         "skate": make_step(DistributedOptimizer),
+        "skate, from Python": make_step(partial(DistributedOptimizer, operator=False)),
     }
     windows, iterations = config["windows"], config["iterations"]
     context.report({"times": measure(context, steps, windows, iterations)})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,10 +100,11 @@ def test_a_torch_model_on_a_server_learns_what_one_process_does(form: str) -> No
 # Keras -------------------------------------------------------------------------------
 
 
-def keras_loop(batch: int) -> None:
+def keras_loop(cache: str) -> None:
     import os
 
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["XDG_CACHE_HOME"] = cache
     import keras
     import tensorflow as tf
 
@@ -112,7 +115,7 @@ def keras_loop(batch: int) -> None:
     x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
     y = x.sum(axis=1, keepdims=True)
 
-    def fit(seed: int, make: Any, part: slice, size: int) -> Any:
+    def fit(seed: int, make: Any, part: slice, size: int, **options: Any) -> Any:
         keras.utils.set_random_seed(seed)
         model = keras.Sequential(
             [
@@ -122,28 +125,42 @@ def keras_loop(batch: int) -> None:
             ]
         )
         sgd = keras.optimizers.SGD(0.1, momentum=0.9)
-        model.compile(make(sgd, model), loss="mse", jit_compile=False)
+        sgd = make(sgd, model, **options)
+        ways.append(getattr(sgd, "operator", None))
+        model.compile(sgd, loss="mse", jit_compile=False)
         model.fit(x[part], y[part], size, epochs=2, shuffle=False, verbose=0)
         return np.concatenate([w.ravel() for w in model.get_weights()])
 
+    ways: list[str] = []
     part = slice(context.rank, None, 2)
-    mine = fit(context.rank, DistributedOptimizer, part, batch)
+    own = context.rank, DistributedOptimizer, part, 8
+    os.environ["CXX"] = "no-such-compiler"
+    with pytest.raises(ValueError, match=r"operator=True: there is no g\+\+"):
+        fit(*own, operator=True)
+    called = fit(*own)
+    del os.environ["CXX"]
+    mine = fit(*own)
     spread = context.allreduce(mine.copy(), op="max") - mine
-    report = {"spread": float(np.abs(spread).max()), "weights": mine}
+    report = {"spread": float(np.abs(spread).max()), "weights": [called, mine]}
     if context.rank == 0:
-        report["alone"] = fit(0, lambda sgd, _: sgd, slice(None), 2 * batch)
-    context.report(report)
+        report["alone"] = fit(0, lambda sgd, _: sgd, slice(None), 16)
+    context.report(report | {"ways": ways})
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.differs(
     inline="is the same with eager functions, and takes long to import"
 )
-def test_keras_models_learn_what_one_with_all_rows_does() -> None:
+def test_keras_models_learn_what_one_with_all_rows_does(tmp_path: Path) -> None:
     needs("tensorflow")
-    metrics = train.run(keras_loop, 2, config=8).metrics
+    metrics = train.run(keras_loop, 2, config=str(tmp_path)).metrics
     assert metrics["spread"] == 0.0
-    np.testing.assert_allclose(metrics["weights"], metrics["alone"], atol=1e-5)
+    called, mine = metrics["weights"]
+    np.testing.assert_allclose(mine, metrics["alone"], atol=1e-5)
+    np.testing.assert_array_equal(mine, called)
+    there = shutil.which("g++") is not None
+    expected = "compiled" if there else "numpy_function"
+    assert metrics["ways"][:2] == ["numpy_function", expected]
 
 
 # JAX ---------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Data-parallel training for Keras 3 on TensorFlow.
 
-Operators in the graph (``tf.numpy_function``) write each bucket of gradients into the
-group's shared memory as soon as backward has made it; the last of them reduces.
+Operators in the graph write each gradient into the group's shared memory as soon as
+backward has made it; the last of them reduces. They are compiled against the installed
+TensorFlow where there is a compiler; else ``tf.numpy_function`` writes them by buckets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,18 @@ except ImportError as error:
         "pip install 'skate[tensorflow]'"
     ) from error
 
-# Gradients that are written by one operator: fewer calls of Python, less overlap.
+from .tensorflow_operator import NoOperatorError, load
+
+# Gradients that one tf.numpy_function writes: fewer calls of Python, less overlap.
 BUCKET_BYTES = 32 << 20
 
 
 def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
-    optimizer: Any, model: Any = None, *, bucket_bytes: int = BUCKET_BYTES
+    optimizer: Any,
+    model: Any = None,
+    *,
+    operator: bool | str = "auto",
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Any:
     """A Keras optimizer like ``optimizer``, whose gradients are means over all ranks.
 
@@ -39,9 +47,14 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
     Args:
         optimizer: an optimizer of Keras 3, not used so far.
         model: whose other variables (moving means, say) begin as rank 0's, too; built.
-        bucket_bytes: how many gradients travel together.
+        operator: whether gradients are stored by an operator that is compiled at its
+            first use (some seconds; kept in ``~/.cache/skate``). ``"auto"``: if there
+            is a compiler; rank 0 says on standard error if it is not used, and why.
+            The attribute ``operator`` of what is returned tells, too.
+        bucket_bytes: how many gradients travel together without it.
 
     Raises:
+        ValueError: ``operator=True``, and it could not be compiled.
         TypeError: not an optimizer of Keras 3.
         RuntimeError: used outside of a loop that ``skate.train.run`` runs.
     """
@@ -54,7 +67,8 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
         )
     if skate.init(ignore_reinit_error=True).engine == "inline":
         tf.config.run_functions_eagerly(True)
-    reducer = _Reducer(context(), bucket_bytes)
+    store = _store(operator, context().rank)
+    reducer = _Reducer(context(), bucket_bytes, store)
     base: Any = type(optimizer)
 
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
@@ -63,19 +77,49 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
         grads, variables = list(grads), list(trainable_variables)
         return base.apply(self, reducer.reduced(grads, variables), variables)
 
-    made: Any = type(f"Distributed{base.__name__}", (base,), {"apply": apply})
+    members = {
+        "apply": apply,
+        "operator": "numpy_function" if store is None else "compiled",
+    }
+    made: Any = type(f"Distributed{base.__name__}", (base,), members)
     if model is not None and model.built:
         reducer.broadcast(model.variables)
     # get_config knows all that the optimizer was made with.
     return made.from_config(optimizer.get_config())
 
 
+Store = Callable[[Any, Any], Any]
+
+
+def _store(operator: bool | str, rank: int) -> Store | None:
+    """The compiled operator, or None: ``tf.numpy_function`` takes its place."""
+    if operator not in (True, False, "auto"):
+        raise ValueError(f'operator={operator!r}; expected True, False or "auto".')
+    if operator is False:
+        return None
+    try:
+        return load()
+    except NoOperatorError as error:
+        if operator is True:
+            raise ValueError(f"operator=True: {error}.") from error
+        if rank == 0:
+            print(
+                f"skate.train: gradients are stored by tf.numpy_function: {error}.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return None
+
+
 class _Reducer:
     """The shared memory of one model's gradients, and the operators that use it."""
 
-    def __init__(self, context: Context, bucket_bytes: int) -> None:
+    def __init__(
+        self, context: Context, bucket_bytes: int, store: Store | None
+    ) -> None:
         self._context = context
         self._bucket_bytes = bucket_bytes
+        self._store = store
         self._views: list[Any] = []
         self._flats: list[Any] = []
 
@@ -88,20 +132,27 @@ class _Reducer:
             with tf.init_scope():
                 self._allocate(tensors)
                 self.broadcast(variables)
-        written = [
-            tf.numpy_function(
-                self._write_into(bucket), [tensors[i] for i in bucket], tf.int64
+        with tf.control_dependencies(self._written(tensors)):
+            means = tf.numpy_function(
+                self._reduce, [], [tensor.dtype for tensor in tensors]
             )
-            for bucket in self._buckets(tensors)
-        ]
-        means = tf.numpy_function(
-            self._reduce, written, [tensor.dtype for tensor in tensors]
-        )
         found: list[Any] = [None] * len(grads)
         for i, mean, tensor in zip(there, means, tensors, strict=True):
             mean.set_shape(tensor.shape)
             found[i] = mean
         return found
+
+    def _written(self, tensors: Sequence[Any]) -> list[Any]:
+        """What is there when all gradients are in the shared memory."""
+        if self._store is None:
+            return [
+                tf.numpy_function(
+                    self._write_into(bucket), [tensors[i] for i in bucket], tf.int64
+                )
+                for bucket in self._buckets(tensors)
+            ]
+        last_first = reversed(list(zip(tensors, self._views, strict=True)))
+        return [self._store(tensor, view) for tensor, view in last_first]
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Give every rank the values of rank 0."""
@@ -152,7 +203,7 @@ class _Reducer:
 
         return write
 
-    def _reduce(self, *_written: Any) -> list[Any]:
+    def _reduce(self) -> list[Any]:
         for flat in self._flats:
             self._context.allreduce(flat, op="mean")
         return self._views
