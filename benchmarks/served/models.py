@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class Sleep:
     """An accelerator does the work: answers at an exact deadline, the CPU left free.
 
     It sleeps until shortly before the deadline and spins for the rest, since a timer
-    wakes 30 to 130 us late. It reads 8 values a state.
+    wakes 30 to 130 us late. It reads 8 values a state, and takes one batch at a time:
+    a server that calls it in two threads has no second accelerator.
     """
 
     SPIN_S = 0.0004
@@ -51,8 +53,13 @@ class Sleep:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.weights: Any = None
+        self._free = threading.Lock()
 
     def evaluate(self, states: np.ndarray) -> np.ndarray:
+        with self._free:
+            return self._evaluate(states)
+
+    def _evaluate(self, states: np.ndarray) -> np.ndarray:
         deadline = time.perf_counter() + self.seconds
         outputs = states[:, :OUTPUTS].copy()
         rest = deadline - time.perf_counter() - self.SPIN_S
