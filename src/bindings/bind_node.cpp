@@ -656,15 +656,30 @@ class Call {
   // A task that returns one value, from its arguments to the sending of its result. While
   // it runs, `variable` says what runs: the task, no actor, `name`.
   void perform(nb::handle function, nb::handle variable, nb::handle name) {
-    const Within within(variable, task_.header.task_id, name);
+    const Within within(variable, task_.header.task_id, nb::int_(0), name);
     nb::object result;
     {
       const nb::tuple given = arguments();
       result = run(function, given[0], given[1]);
     }
-    guarded([&] { encode_one(result.ptr()); });
-    result.reset();  // what only the result holds goes to the task's owner
-    send();
+    answer(std::move(result));
+  }
+
+  // The same for a call of an actor's method, which is not interrupted. `called` says how
+  // far it came: whether the method was called.
+  void perform_method(nb::handle object, nb::handle method, nb::handle variable,
+                      nb::handle actor, nb::handle name, bool& called) {
+    nb::object function = object.attr(method);
+    nb::tuple given = arguments();
+    const Within within(variable, task_.header.task_id, actor, name);
+    called = true;
+    nb::object result =
+        nb::steal(PyObject_Call(function.ptr(), nb::object(given[0]).ptr(),
+                                nb::object(given[1]).ptr()));
+    if (!result.is_valid()) throw nb::python_error();
+    function.reset();
+    given.reset();
+    answer(std::move(result));
   }
 
   // Sends the items of `generator` until it ends, or nobody reads them any more: then it is
@@ -777,11 +792,19 @@ class Call {
     return known == 0 ? Node::kDefaultLabel : known;
   }
 
-  // Sets a context variable to (task, no actor, name) for as long as it lives.
+  // Encodes the one value, and sends it.
+  void answer(nb::object result) {
+    guarded([&] { encode_one(result.ptr()); });
+    result.reset();  // what only the result holds goes to the task's owner
+    send();
+  }
+
+  // Sets a context variable to (task, actor, name) for as long as it lives.
   class Within {
    public:
-    Within(nb::handle variable, u64 task_id, nb::handle name) : variable_(variable) {
-      const nb::object what = nb::make_tuple(task_id, 0, name);
+    Within(nb::handle variable, u64 task_id, nb::handle actor, nb::handle name)
+        : variable_(variable) {
+      const nb::object what = nb::make_tuple(task_id, actor, name);
       token_ = nb::steal(PyContextVar_Set(variable.ptr(), what.ptr()));
       if (!token_.is_valid()) throw nb::python_error();
     }
@@ -916,6 +939,45 @@ nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle
       call->perform(code[0], variable, code[1]);
     } catch (nb::python_error& error) {
       failed(nb::cast(call.release(), nb::rv_policy::take_ownership), error.value());
+    }
+  }
+}
+
+// Runs calls of an actor's methods, in order, for as long as they are plain ones: then the
+// first that is not, or that is one of `others`; None if there will be no more. `failed(call,
+// error, name, called)` is told of those that raise; `called`: in the method.
+nb::object serve_calls(Node& node, nb::object object, std::string title, nb::set others,
+                       nb::handle variable, nb::int_ actor, nb::handle failed) {
+  struct Method {
+    nb::str attribute;
+    nb::str name;  // with the class's
+  };
+  std::unordered_map<std::string, Method> methods;
+  for (;;) {
+    Incoming task;
+    // What has come is taken with the GIL held: giving it up for each call costs as much as
+    // a short method.
+    if (node.next_task(task, 0) != WaitResult::kReady && !wait_for_task(node, task))
+      return nb::none();
+    auto call = std::make_unique<Call>(node, std::move(task));
+    const std::string method = call->method();
+    auto found = methods.find(method);
+    if (found == methods.end()) {
+      const nb::str attribute(method.data(), method.size());
+      if (others.contains(attribute) || !call->is_plain())
+        return nb::cast(call.release(), nb::rv_policy::take_ownership);
+      const std::string name = title + "." + method;
+      found = methods.emplace(method, Method{attribute, nb::str(name.c_str())}).first;
+    } else if (!call->is_plain()) {
+      return nb::cast(call.release(), nb::rv_policy::take_ownership);
+    }
+    bool called = false;
+    try {
+      call->perform_method(object, found->second.attribute, variable, actor,
+                           found->second.name, called);
+    } catch (nb::python_error& error) {
+      failed(nb::cast(call.release(), nb::rv_policy::take_ownership), error.value(),
+             found->second.name, called);
     }
   }
 }
@@ -1375,6 +1437,10 @@ void bind_node(nb::module_& m) {
       .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a, "failed"_a,
            nb::sig("def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
                    "failed: Any) -> Call | None"))
+      .def("serve_calls", &serve_calls, nb::keep_alive<0, 1>(), "object"_a, "title"_a,
+           "others"_a, "variable"_a, "actor"_a, "failed"_a,
+           nb::sig("def serve_calls(self, object: Any, title: str, others: set[str], "
+                   "variable: Any, actor: int, failed: Any) -> Call | None"))
       .def("report_blocking", &Node::report_blocking, "on"_a)
       .def(
           "ask",

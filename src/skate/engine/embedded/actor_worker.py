@@ -62,11 +62,26 @@ class ActorProcess:
         elif code.max_concurrency > 1 or code.groups:
             _Threads(self, code).run()
         else:
-            while (call := self.node.next_task()) is not None:
-                self.run_call(call)
-                del call
+            self._run_in_order()
         if not self.leaving:
             self._tell("ends", Cause.OUT_OF_SCOPE)
+
+    def _run_in_order(self) -> None:
+        context = self._worker.engine.context_var
+        others = set(BUILT_IN_METHODS)
+        while (
+            call := self.node.serve_calls(
+                self._object, self._name, others, context, self._actor_id, self._failed
+            )
+        ) is not None:
+            self.run_call(call)
+            del call
+
+    def _failed(
+        self, call: _core.Call, error: BaseException, name: str, called: bool
+    ) -> None:
+        retry_on = self._worker.retry_on(call) if called else False
+        self._worker.fail(call, error, name, retry_on)
 
     def runs_many(self) -> None:
         """Several calls are under way at once: hear which of them are cancelled."""
