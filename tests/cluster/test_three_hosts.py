@@ -77,3 +77,28 @@ def test_training_goes_on_from_its_checkpoint_when_a_host_ends(
     assert last["begun"] >= 20
     assert victim not in last["hosts"]
     end_of(program)
+
+
+PPO = (
+    *("-m", "skate", "train", "ppo", "Pendulum-v1", "--engine", "ray", "--quiet"),
+    *("--num-workers", "4", "--num-envs-per-worker", "16", "--target-return", "-250"),
+)
+
+
+def learned(program: subprocess.Popen[str], out: Path) -> dict[str, Any]:
+    """What a run of ``PPO`` says of itself at its end."""
+    _, errors = program.communicate(timeout=840)
+    assert program.returncode == 0, errors
+    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    assert result["engine"] == "ray"
+    return result
+
+
+@pytest.mark.timeout(900)
+def test_ppo_learns_on_three_hosts(cluster: Cluster, tmp_path: Path) -> None:
+    """It reaches what it reaches on one machine; random actions reach -1,200."""
+    for module in ("gymnasium", "torch", "matplotlib"):
+        pytest.importorskip(module)
+    out = tmp_path / "run"
+    program = cluster.start_program(*PPO, "--out", str(out))
+    assert learned(program, out)["mean_return"] > -400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from contextlib import contextmanager
@@ -414,7 +415,7 @@ class RayEngine:
                     None
                 )
             raise
-        loads = serialize.loads
+        loads = pickle.loads  # as serialize.loads, without buffers
         return [
             loads(message)
             if type(message) is bytes

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 Message = Any  # bytes, or a tuple of header, buffers and handles
 
-_LARGE = (
-    64 * 1024
-)  # bytes; a larger pickle goes as a buffer, which is copied less often
+LARGE = 64 * 1024  # bytes; a larger pickle goes as a buffer, which is copied less often
 
 
 class Counter(RefCounter, Protocol):
@@ -43,10 +41,10 @@ def pack(packed: serialize.Packed, counter: RefCounter, more: Any = ()) -> Messa
         EngineError: a ref in it is of another session.
     """
     header, buffers, refs = packed
-    if not (buffers or refs or more or len(header) > _LARGE):
+    if not (buffers or refs or more or len(header) > LARGE):
         return header
     handles = {ref._id: handle_of(ref, counter) for ref in refs}
-    body = pickle.PickleBuffer(header) if len(header) > _LARGE else header
+    body = pickle.PickleBuffer(header) if len(header) > LARGE else header
     return body, buffers, [*handles.values(), *more]
 
 

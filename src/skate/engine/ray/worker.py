@@ -154,6 +154,8 @@ def pack_result(
     """What a task returned, as one message, or as a list of ``num_returns`` of them."""
     if num_returns == 1 and type(result) in _PLAIN:  # most often; as dumps would
         header = pickle.dumps(result, 5)
+        if len(header) <= messages.LARGE:
+            return header
         return messages.pack(serialize.Packed(header, [], []), engine)
     packed = [
         messages.pack(serialize.dumps(value, f"what {name} returned"), engine)
