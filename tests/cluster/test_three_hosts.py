@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hosts import Cluster, why_not
+from polling import wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -102,3 +103,27 @@ def test_ppo_learns_on_three_hosts(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "run"
     program = cluster.start_program(*PPO, "--out", str(out))
     assert learned(program, out)["mean_return"] > -400
+
+
+@pytest.mark.timeout(900)
+def test_ppo_resumes_on_the_hosts_that_are_left(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for module in ("gymnasium", "torch", "matplotlib"):
+        pytest.importorskip(module)
+    out = tmp_path / "run"
+    program = cluster.start_program(*PPO, "--out", str(out))
+    metrics = out / "metrics.jsonl"
+
+    def has_begun() -> bool:
+        return metrics.exists() and len(metrics.read_text().splitlines()) >= 3
+
+    assert wait_until(has_begun, 200)
+    cluster.hosts[2].pull_the_plug()
+    _, errors = program.communicate(timeout=300)
+    if program.returncode != 0:  # it had just asked something of the host
+        assert "ActorUnavailableError" in errors or "ActorDiedError" in errors, errors
+        program = cluster.start_program(*PPO, "--out", str(out), "--resume")
+        assert learned(program, out)["mean_return"] > -400
+    updates = [json.loads(line)["updates"] for line in metrics.read_text().splitlines()]
+    assert updates == list(range(1, len(updates) + 1))  # none twice, none left out
