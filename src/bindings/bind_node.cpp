@@ -897,9 +897,18 @@ WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
   }
 }
 
+// A worker that has had nothing to do for so long collects garbage, once: cycles may hold
+// values of the store, and Python looks for them only as new objects are made.
+constexpr i64 kIdleUntilCollected = 500'000'000;
+
 // False: there will be no more.
 bool wait_for_task(Node& node, Incoming& task) {
-  return wait_for_task(node, task, -1) == WaitResult::kReady;
+  WaitResult result = wait_for_task(node, task, now_ns() + kIdleUntilCollected);
+  if (result == WaitResult::kTimeout) {
+    PyGC_Collect();
+    result = wait_for_task(node, task, -1);
+  }
+  return result == WaitResult::kReady;
 }
 
 nb::object next_task(Node& node) {

@@ -256,6 +256,23 @@ def test_an_actor_keeps_the_refs_in_its_state(
     skate.kill(keeper)
 
 
+@skate.remote
+def lose_in_a_cycle(refs: list[Any]) -> None:
+    cycle: list[Any] = [refs]
+    cycle.append(cycle)
+
+
+@pytest.mark.differs(
+    inline="one process, which has the program's garbage",
+    ray="a value stays until Python collects garbage of its own accord",
+)
+def test_an_idle_worker_collects_the_garbage_that_holds_values(
+    baseline: Callable[[], bool],
+) -> None:
+    skate.get(lose_in_a_cycle.remote([skate.put(big())]))
+    assert baseline()
+
+
 @pytest.mark.parametrize("how", ["kill", "drop"])
 def test_a_dead_actor_lets_go_of_the_refs_in_its_state(
     how: str, baseline: Callable[[], bool]
