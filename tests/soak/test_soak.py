@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import subprocess
 import sys
@@ -18,9 +17,8 @@ pytest.importorskip("skate._core", reason="the soak kills processes of the core'
 def test_random_graphs_survive_random_kills() -> None:
     # In a process of its own: a graph that hangs ends it, and shows everybody's stacks.
     script = Path(__file__).with_name("soak.py")
-    seed = random.randrange(10_000)
     ended = subprocess.run(
-        [sys.executable, str(script), "--seconds=20", f"--seed={seed}"],
+        [sys.executable, str(script), "--seconds=20", "--seed=1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
