@@ -12,11 +12,11 @@ from skate.exceptions import ResourceError
 
 @pytest.fixture(autouse=True)
 def session(start: Any) -> None:
-    start(num_cpus=2, num_gpus=1, resources={"token": 2})
+    start(num_cpus=2, num_gpus=1, resources={"token": 4})
 
 
 def test_the_session_tells_what_it_has() -> None:
-    assert skate.cluster_resources() == {"CPU": 2.0, "GPU": 1.0, "token": 2.0}
+    assert skate.cluster_resources() == {"CPU": 2.0, "GPU": 1.0, "token": 4.0}
     assert skate.available_resources() == skate.cluster_resources()
 
 
@@ -28,7 +28,7 @@ def test_nodes_describes_this_machine() -> None:
 
 def test_a_custom_resource_limits_how_many_tasks_run_at_once() -> None:
     signal = Signal.remote()
-    limited = wait_for.options(resources={"token": 1})
+    limited = wait_for.options(resources={"token": 2})
     refs = [limited.remote(signal, i) for i in range(3)]
     assert skate.get(signal.wait_for_waiting.remote(2)) == 2
     assert skate.wait(refs, timeout=0.05) == ([], refs)
@@ -36,7 +36,7 @@ def test_a_custom_resource_limits_how_many_tasks_run_at_once() -> None:
     assert skate.available_resources()["token"] == 0
     signal.set.remote()
     assert skate.get(refs) == [0, 1, 2]
-    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+    assert wait_until(lambda: skate.available_resources()["token"] == 4)
 
 
 def test_tasks_that_need_one_cpu_and_all_of_them_take_turns() -> None:
@@ -58,8 +58,8 @@ def test_a_task_lends_its_cpus_while_it_waits_whatever_its_worker_ran_before() -
 
 def test_resources_may_be_fractions() -> None:
     signal = Signal.remote()
-    third = wait_for.options(resources={"token": 0.5})
-    refs = [third.remote(signal) for _ in range(5)]
+    large = wait_for.options(resources={"token": 0.9})
+    refs = [large.remote(signal) for _ in range(5)]
     assert skate.get(signal.wait_for_waiting.remote(4)) == 4
     assert skate.wait(refs, timeout=0.05)[0] == []
     assert skate.get(signal.waiting.remote()) == 4
@@ -69,21 +69,21 @@ def test_resources_may_be_fractions() -> None:
 
 def test_other_tasks_pass_those_that_lack_a_resource() -> None:
     signal = Signal.remote()
-    holder = wait_for.options(resources={"token": 2}).remote(signal)
+    holder = wait_for.options(resources={"token": 4}).remote(signal)
     skate.get(signal.wait_for_waiting.remote(1))
-    waiting = identity.options(resources={"token": 1}).remote(1)
+    waiting = identity.options(resources={"token": 2}).remote(1)
     assert skate.get(identity.remote(2)) == 2
     signal.set.remote()
     assert skate.get([waiting, holder]) == [1, None]
 
 
 def test_an_actor_holds_its_resources_while_it_lives() -> None:
-    counter = Counter.options(num_gpus=0.5, resources={"token": 1}).remote()
+    counter = Counter.options(num_gpus=0.5, resources={"token": 2}).remote()
     skate.get(counter.add.remote())
     held = skate.available_resources()
-    assert (held["GPU"], held["token"], held["CPU"]) == (0.5, 1.0, 2.0)
+    assert (held["GPU"], held["token"], held["CPU"]) == (0.5, 2.0, 2.0)
     skate.kill(counter)
-    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+    assert wait_until(lambda: skate.available_resources()["token"] == 4)
 
 
 def test_an_async_actor_holds_its_cpus_while_it_has_nothing_to_do() -> None:
@@ -103,15 +103,15 @@ def test_a_failed_constructor_gives_its_resources_back() -> None:
 
         def call(self) -> None: ...
 
-    actor = skate.remote(resources={"token": 2})(Unborn).remote()
+    actor = skate.remote(resources={"token": 4})(Unborn).remote()
     skate.wait([actor.call.remote()])
-    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+    assert wait_until(lambda: skate.available_resources()["token"] == 4)
 
 
 def test_a_failed_task_gives_its_resources_back() -> None:
-    bad = skate.remote(resources={"token": 2})(lambda: 1 / 0).remote()
+    bad = skate.remote(resources={"token": 4})(lambda: 1 / 0).remote()
     skate.wait([bad])
-    assert wait_until(lambda: skate.available_resources()["token"] == 2)
+    assert wait_until(lambda: skate.available_resources()["token"] == 4)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_failed_task_gives_its_resources_back() -> None:
         ({"num_cpus": 3}, ["CPU", "3", "2"]),
         ({"num_gpus": 2}, ["GPU", "2", "1"]),
         ({"resources": {"tokn": 1}}, ["tokn", "1", "token"]),
-        ({"resources": {"token": 2.5}}, ["token", "2.5", "2"]),
+        ({"resources": {"token": 4.5}}, ["token", "4.5", "4"]),
     ],
     ids=["cpu", "gpu", "unknown", "custom"],
 )

@@ -110,7 +110,7 @@ def test_doctor_says_what_works_and_what_each_node_has() -> None:
     assert done.returncode == 0, done.stderr
     assert "embedded  works: " in done.stdout
     assert "ray       works: 2 CPUs" in done.stdout
-    assert "2 CPU, 1 GPU, 2 token; Python 3" in done.stdout
+    assert "2 CPU, 1 GPU, 4 token; Python 3" in done.stdout
 
 
 def test_doctor_says_why_an_engine_does_not_work() -> None:
