@@ -509,6 +509,7 @@ class Node {
   void take_item(Reader& reader, ProcId from);
   void add_item(u64 task_id, u32 attempt, u64 index, Value& value, ProcId from);
   void end_stream(u64 task_id, bool failed);
+  void end_reading(ObjectId task);
   void tell_read(u64 task_id, u32 attempt, ProcId producer, u64 taken);
   void items_read(u64 task_id, u32 attempt, u64 taken);
   static NextItem next_of(const Stream& stream, const Object* first);

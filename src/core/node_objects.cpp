@@ -88,6 +88,12 @@ void Node::acquire(ObjectId id) {
 void Node::release(ObjectId id) {
   std::lock_guard lock(mu_);
   drop(id);
+  if (!streams_.empty() && streams_.contains(id.bits)) {
+    // A call that was interrupted before its reader was made: there will be none.
+    const Object* object = find(id);
+    const u32 own = pending_task(id.bits) == nullptr ? 0 : 1;  // the task's
+    if (object == nullptr || object->local <= own) end_reading(id);
+  }
   if (!unheld_.empty()) drain();
 }
 

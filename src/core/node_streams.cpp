@@ -73,6 +73,10 @@ NextItem Node::look_at_stream(ObjectId task) {
 
 void Node::close_stream(ObjectId task) {
   std::lock_guard lock(mu_);
+  end_reading(task);
+}
+
+void Node::end_reading(ObjectId task) {
   const auto it = streams_.find(task.bits);
   if (it == streams_.end()) return;
   const Stream stream = std::move(it->second);

@@ -122,4 +122,5 @@ class ObjectRefGenerator(Generic[T_co]):
         return f"ObjectRefGenerator({self._completed.hex()})"
 
     def __del__(self) -> None:
-        self._source.close_stream(self._completed._id)
+        if hasattr(self, "_source"):  # else a cancel came before it was complete
+            self._source.close_stream(self._completed._id)
