@@ -17,7 +17,7 @@ from .allreduce_ranks import Reduce, as_cases, in_processes, measure_all
 _PAGE = 4096
 
 
-def rank(rank: int, ranks: int, pipe: Any, parent: int, fd: int) -> None:
+def rank(rank: int, ranks: int, parent: int, fd: int, pipe: Any) -> None:
     """One rank, in its own process."""
     memory = mmap.mmap(os.open(f"/proc/{parent}/fd/{fd}", os.O_RDWR), 0)
     counts = np.frombuffer(memory, np.int64, count=ranks * 8)[::8]

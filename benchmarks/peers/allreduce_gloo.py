@@ -14,7 +14,7 @@ from ..harness import Timer, Work
 from .allreduce_ranks import Reduce, as_cases, in_processes, measure_all
 
 
-def rank(rank: int, ranks: int, pipe: Any, folder: str) -> None:
+def rank(rank: int, ranks: int, folder: str, pipe: Any) -> None:
     """One rank, in its own process."""
     import torch
     import torch.distributed as dist

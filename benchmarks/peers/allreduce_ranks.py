@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..allreduce import CALLS, SIZES, WARM_UP, name_of
 from ..harness import Samples, Work
+from .spawned import answers
 
 Reduce = Callable[[Any], Any]
 
@@ -50,24 +50,9 @@ def measure_all(
 def in_processes(
     worker: Callable[..., None], ranks: int, *arguments: Any
 ) -> dict[str, Samples]:
-    """Run ``worker(rank, ranks, pipe, *arguments)``; samples of the slowest rank."""
-    spawn = multiprocessing.get_context("spawn")
+    """Run ``worker(rank, ranks, *arguments, pipe)``; samples of the slowest rank."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    pipes = [spawn.Pipe(False) for _ in range(ranks)]
-    processes = [
-        spawn.Process(target=worker, args=(rank, ranks, pipe, *arguments))
-        for rank, (_, pipe) in enumerate(pipes)
-    ]
-    for process in processes:
-        process.start()
-    for _, pipe in pipes:
-        pipe.close()
-    try:
-        return slowest([json.loads(reader.recv()) for reader, _ in pipes])
-    finally:
-        for process in processes:
-            process.join(5)
-            process.kill()
+    return slowest([json.loads(a) for a in answers(worker, ranks, ranks, *arguments)])
 
 
 def slowest(by_rank: list[dict[str, Samples]]) -> dict[str, Samples]:

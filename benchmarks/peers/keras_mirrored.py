@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import time
 from typing import Any
+
+from .spawned import answers
 
 WARM_UP = 3
 
@@ -77,21 +78,6 @@ def worker(
 
 def measure(workers: int, batch: int, size: int, config: dict[str, Any]) -> list[float]:
     """Seconds of an iteration, by window, of the slowest worker."""
-    spawn = multiprocessing.get_context("spawn")
-    pipes = [spawn.Pipe(False) for _ in range(workers)]
     ports = free_ports(workers)
-    processes = [
-        spawn.Process(target=worker, args=(rank, ports, batch, size, config, pipe))
-        for rank, (_, pipe) in enumerate(pipes)
-    ]
-    for process in processes:
-        process.start()
-    for _, pipe in pipes:
-        pipe.close()
-    try:
-        by_rank = [reader.recv() for reader, _ in pipes]
-        return [max(times) for times in zip(*by_rank, strict=True)]
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
+    by_rank = answers(worker, workers, ports, batch, size, config)
+    return [max(times) for times in zip(*by_rank, strict=True)]

@@ -6,18 +6,17 @@ import http.client
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from ..serving import Case, Window
 from . import clients
+from .http_client import HttpClient
 from .skate_serving import Served
-from .uvicorn_peer import connect, free_port, wait_for_port
+from .uvicorn_peer import free_port, wait_for_port
 
 STATES = ("binary",)
 TOKEN = "measured"
@@ -35,24 +34,10 @@ class Model(Served):
         super().__init__(Case(**json.loads(case)))
 
 
-class _Client:
-    """Keeps its connections; one for each batch in flight."""
-
-    def __init__(self, port: int, in_flight: int) -> None:
-        self._port = port
-        self._idle: list[http.client.HTTPConnection] = []
-        self._threads = ThreadPoolExecutor(in_flight) if in_flight > 1 else None
-
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.empty(shape, np.float32)
-
-    def submit(self, states: np.ndarray) -> Callable[[], Any]:
-        if self._threads is None:
-            outputs = self._ask(states)
-            return lambda: outputs
-        return self._threads.submit(self._ask, states).result
-
-    def _ask(self, states: np.ndarray) -> np.ndarray:
+class _Client(HttpClient):
+    def _ask(
+        self, connection: http.client.HTTPConnection, states: np.ndarray
+    ) -> np.ndarray:
         tensor = {"name": "states", "datatype": "FP32", "shape": list(states.shape)}
         tensor["parameters"] = {"binary_data_size": states.nbytes}
         message = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
@@ -62,7 +47,6 @@ class _Client:
             HEADER: str(len(head)),
             "Content-Length": str(len(head) + states.nbytes),
         }
-        connection = self._idle.pop() if self._idle else connect(self._port)
         connection.request(
             "POST",
             "/v2/models/model/infer",
@@ -75,7 +59,6 @@ class _Client:
             raise RuntimeError(body.decode())
         described = int(answer.headers[HEADER])
         shape = json.loads(body[:described])["outputs"][0]["shape"]
-        self._idle.append(connection)
         return np.frombuffer(body, np.float32, offset=described).reshape(shape)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
 from ..harness import Samples, Timer, Work
 from . import training_model as common
+from .spawned import CONTEXT, answers
 
 
 def worker(rank: int, setting: str, barrier: Any, pipe: Any) -> None:
@@ -19,23 +19,8 @@ def worker(rank: int, setting: str, barrier: Any, pipe: Any) -> None:
 
 def run(target: Any, *arguments: Any, workers: int = common.WORKERS) -> Samples:
     """Each worker in a process of its own; windows of the slowest."""
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(workers)
-    pipes = [spawn.Pipe(False) for _ in range(workers)]
-    processes = [
-        spawn.Process(target=target, args=(rank, *arguments, barrier, pipe))
-        for rank, (_, pipe) in enumerate(pipes)
-    ]
-    for process in processes:
-        process.start()
-    for _, pipe in pipes:
-        pipe.close()
-    try:
-        return common.slowest([reader.recv() for reader, _ in pipes])
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
+    barrier = CONTEXT.Barrier(workers)
+    return common.slowest(answers(target, workers, *arguments, barrier))
 
 
 def cases(group: str, timer: Timer) -> Iterator[tuple[str, Work]]:

@@ -6,16 +6,15 @@ import http.client
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from ..served.models import BATCH
 from ..serving import Case, Window, model_of
 from . import clients
+from .http_client import HttpClient
 
 STATES = ("binary", "json")
 
@@ -54,28 +53,16 @@ def _serve(case: Case, port: int) -> None:
     )
 
 
-class _Client:
-    """Keeps its connections; one for each batch in flight."""
-
+class _Client(HttpClient):
     def __init__(self, port: int, kind: str, in_flight: int) -> None:
-        self._port = port
+        super().__init__(port, in_flight)
         self._kind = kind
-        self._idle: list[http.client.HTTPConnection] = []
-        self._threads = ThreadPoolExecutor(in_flight) if in_flight > 1 else None
 
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.empty(shape, np.float32)
-
-    def submit(self, states: np.ndarray) -> Callable[[], Any]:
-        if self._threads is None:
-            outputs = self._ask(states)
-            return lambda: outputs
-        return self._threads.submit(self._ask, states).result
-
-    def _ask(self, states: np.ndarray) -> np.ndarray:
+    def _ask(
+        self, connection: http.client.HTTPConnection, states: np.ndarray
+    ) -> np.ndarray:
         import orjson
 
-        connection = self._idle.pop() if self._idle else connect(self._port)
         if self._kind == "binary":
             connection.request("POST", "/binary", memoryview(states).cast("B"))
             body = connection.getresponse().read()
@@ -85,15 +72,7 @@ class _Client:
             connection.request("POST", "/json", orjson.dumps(states, option=option))
             body = connection.getresponse().read()
             outputs = np.array(orjson.loads(body), np.float32)
-        self._idle.append(connection)
         return outputs
-
-
-def connect(port: int) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
 
 
 class _Server:

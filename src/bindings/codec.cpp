@@ -32,6 +32,7 @@ enum Tag : u8 {
 constexpr int kMaxDepth = 8;
 constexpr Py_ssize_t kMaxItems = 64;
 constexpr std::size_t kMaxMutable = 128;  // lists, dicts and arrays in one value
+constexpr Py_ssize_t kMaxTree = 4096;     // items of all its containers together
 constexpr Py_ssize_t kMaxRefList = 1 << 16;
 constexpr u64 kAlign = 64;
 // Copies from this size on are made without the GIL.
@@ -560,6 +561,12 @@ bool Encoder::is_new(PyObject* object) {
   return true;
 }
 
+// A tuple may be met often, and written out each time: pickle would write it once.
+bool Encoder::has_room(Py_ssize_t items) {
+  items_ += items;
+  return items <= kMaxItems && items_ <= kMaxTree;
+}
+
 bool Encoder::encode_items(PyObject* object, int depth) {
   const bool is_tuple = PyTuple_CheckExact(object);
   const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
@@ -567,7 +574,7 @@ bool Encoder::encode_items(PyObject* object, int depth) {
   // A list of very many refs is common: what wait and get are given.
   const bool many_refs =
       depth == 0 && n <= kMaxRefList && n > 0 && is_ref(PySequence_Fast_GET_ITEM(object, 0));
-  if (n > kMaxItems && !many_refs) return false;
+  if (!many_refs && !has_room(n)) return false;
   put_tag(meta, is_tuple ? kTuple : kList);
   put(meta, static_cast<u32>(n));
   for (Py_ssize_t i = 0; i < n; ++i)
@@ -576,7 +583,7 @@ bool Encoder::encode_items(PyObject* object, int depth) {
 }
 
 bool Encoder::encode_dict(PyObject* object, int depth) {
-  if (PyDict_GET_SIZE(object) > kMaxItems || !is_new(object)) return false;
+  if (!has_room(PyDict_GET_SIZE(object)) || !is_new(object)) return false;
   put_tag(meta, kDict);
   put(meta, static_cast<u32>(PyDict_GET_SIZE(object)));
   PyObject *key, *item;

@@ -76,6 +76,7 @@ class Encoder {
   bool encode_items(PyObject* object, int depth);
   bool encode_dict(PyObject* object, int depth);
   bool is_new(PyObject* object);
+  bool has_room(Py_ssize_t items);
   bool encode_numpy_scalar(PyObject* object);
   bool encode_array(PyObject* object);
   void encode_pickle(PyObject* object);
@@ -85,6 +86,7 @@ class Encoder {
   std::vector<Buffer> buffers_;
   std::vector<Py_buffer> views_;
   std::vector<PyObject*> owned_;
+  Py_ssize_t items_ = 0;             // of all containers so far
   std::vector<PyObject*> mutable_;  // lists, dicts and arrays met so far, borrowed
 };
 

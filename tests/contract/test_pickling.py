@@ -100,6 +100,18 @@ def test_a_value_that_is_inside_itself_comes_back() -> None:
     assert back["list"][0] is back
 
 
+def test_a_tuple_that_is_met_very_often_is_written_once() -> None:
+    value: Any = (1.5, "a")
+    for _ in range(7):
+        value = (value,) * 60  # 2.8 million million, if each were written out
+    back = skate.get(identity.remote(value))
+    for _ in range(7):
+        assert len(back) == 60
+        assert back[0] is back[59]
+        back = back[0]
+    assert back == (1.5, "a")
+
+
 def test_a_value_nested_deeper_than_most_comes_back() -> None:
     value: Any = 1
     for _ in range(100):

@@ -153,7 +153,7 @@ def _expect_large_bodies() -> None:
     It does not once it has seen a block as large as this one come and go, as it does in
     any program with large arrays. No page of the block is touched.
     """
-    bytearray(16 << 20)
+    bytes(16 << 20)
 
 
 class _Server:
