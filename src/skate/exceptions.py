@@ -221,7 +221,7 @@ class WorkerCrashedError(SkateError):
     """The process that ran the task ended, more often than ``max_retries`` allows."""
 
 
-class OutOfMemoryError(WorkerCrashedError, MemoryError):
+class OutOfMemoryError(MemoryError, WorkerCrashedError):
     """The memory monitor ended the task, more often than ``max_retries`` allows."""
 
 
@@ -285,7 +285,7 @@ class EngineDiedError(EngineError):
     """The session has ended: shut down, or its supervisor is gone."""
 
 
-class ObjectStoreFullError(SkateError, MemoryError):
+class ObjectStoreFullError(MemoryError, SkateError):
     """The object store has no room, and nothing in it can be dropped or spilled."""
 
 
