@@ -42,6 +42,7 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   ProcEntry& entry = session_->procs[proc.index];
   entry.doorbell.store(kAwake);
   entry.housekeeper_doorbell.store(kAwake);
+  entry.results_awaited.store(1);
   entry.blocked_since.store(0);
   entry.task_id.store(0);
   entry.task_attempt.store(0);

@@ -38,6 +38,8 @@ struct alignas(1024) ProcEntry {
   // Rung by anyone who sends this process a message or gives it work.
   alignas(kCacheLine) std::atomic<u32> doorbell;
   std::atomic<u32> housekeeper_doorbell;
+  std::atomic<i64> rung_at;  // now_ns() of who woke the sleeper on `doorbell` last
+  std::atomic<i32> results_awaited;  // so many must come before it is woken for one
 
   // Written by the process itself (and by the supervisor before it starts and after it
   // has ended).
@@ -128,6 +130,24 @@ inline bool ring_doorbell(std::atomic<u32>& doorbell, u32 level = kAsleep) {
     }
   }
   return false;
+}
+
+// The same for who waits for messages or work, and notes when: being woken takes long.
+inline bool wake_process(ProcEntry& entry) {
+  if (entry.doorbell.load(std::memory_order_seq_cst) == kAwake) return false;
+  entry.rung_at.store(now_ns(), std::memory_order_relaxed);
+  return ring_doorbell(entry.doorbell);
+}
+
+// The same for a result: who sleeps until several have come is woken by the last of them.
+// Returns whether somebody sleeps on the doorbell.
+inline bool wake_for_result(ProcEntry& entry) {
+  if (entry.doorbell.load(std::memory_order_seq_cst) == kAwake) return false;
+  // Counted after it was published: a sleeper that sets the number anew sees it.
+  if (entry.results_awaited.load(std::memory_order_relaxed) > 1 &&
+      entry.results_awaited.fetch_sub(1, std::memory_order_seq_cst) > 1)
+    return true;
+  return wake_process(entry);
 }
 
 }  // namespace skate

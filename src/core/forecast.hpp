@@ -45,4 +45,19 @@ class Forecast {
   Span expected_;
 };
 
+// Whether it has been worth it, of late, to look for something before sleeping: who looks
+// keeps its core from others, in vain if what it waits for mostly comes later.
+class Looks {
+ public:
+  bool worth_it() { return misses_ < kMostMisses || ++skipped_ % kTryAgain == 0; }
+  void add(bool found) { misses_ = found ? 0 : std::min(misses_ + 1, kMostMisses); }
+
+ private:
+  static constexpr u32 kMostMisses = 4;
+  static constexpr u32 kTryAgain = 16;
+
+  u32 misses_ = 0;  // since the last success
+  u32 skipped_ = 0;
+};
+
 }  // namespace skate

@@ -91,13 +91,14 @@ void Node::close() {
   link_.close();
 }
 
-WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready) {
+WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
+                      const std::function<i32()>& missing) {
   bool led = false;
   bool slept = false;
   i64 since = 0;
   const auto leave = [&](WaitResult result) {
     if (led && needs_attention()) wake_keeper_for_any();
-    if (slept && result == WaitResult::kReady) answers_.add(now_ns() - since);
+    if (slept && result == WaitResult::kReady) answers_.add(came_at_ - since);
     return result;
   };
   for (;;) {
@@ -107,6 +108,7 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     if (leader_ || idle_) {
       ++followers_;
+      wake_leader_for_any();
       if (t_waits_since == 0) {
         t_waits_since = now_ns();
         tell_what_is_waited_for();
@@ -126,9 +128,13 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
                                                         std::memory_order_seq_cst);
     }
     const Forecast::Span expected = answers_.expected();
+    const bool alone = missing && followers_ == 0 && !needs_attention();
+    me_->results_awaited.store(alone ? missing() : 1, std::memory_order_relaxed);
     lock.unlock();
     bool interrupted = false;
-    if (!spin()) {
+    if (spin(for_answers_)) {
+      if (slept) came_at_ = now_ns();
+    } else {
       slept = true;
       leave_cpu();
       FutexResult woken = doze(expected, since, deadline_ns);
@@ -140,6 +146,7 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     }
     lock.lock();
     leader_ = false;
+    me_->results_awaited.store(1, std::memory_order_relaxed);
     if (followers_ != 0 || idle_) followers_cv_.notify_all();
     if (interrupted) {
       look_for_supervisor();
@@ -195,45 +202,62 @@ i64 Node::spin_budget() const {
 }
 
 // Looks for messages, and work if this is an idle pool worker, for a little while.
-bool Node::spin() {
+bool Node::spin(Looks& looks) {
   const i64 budget = spin_budget();
-  if (budget == 0) return false;
+  if (budget == 0 || !looks.worth_it()) return false;
   const bool idle = is_pool_ && session_->state_of(self_.index) == ProcState::kSearching;
   const i64 start = now_ns();
   const i64 end = start + budget;
   if (t_waits_since == 0) t_waits_since = start;
+  const auto found = [&] {
+    if (me_->inbox_summary.load(std::memory_order_acquire) != 0) return true;
+    if (kicked_.load(std::memory_order_relaxed)) {
+      kicked_.store(false);
+      return true;
+    }
+    return idle && work_waiting();
+  };
   do {
     for (int i = 0; i < 16; ++i) {
-      if (me_->inbox_summary.load(std::memory_order_acquire) != 0) return true;
-      if (kicked_.load(std::memory_order_relaxed)) {
-        kicked_.store(false);
+      if (found()) {
+        looks.add(true);
         return true;
       }
-      if (idle && work_waiting()) return true;
       cpu_pause();
     }
   } while (now_ns() < end);
+  looks.add(false);
   return false;
 }
 
 // Sleeps until shortly before the wait that began at `since` should end, then looks for
 // what it waits for until it should have come. kTimeout: it has not, or nobody knows.
 FutexResult Node::doze(Forecast::Span expected, i64 since, i64 deadline_ns) {
-  constexpr i64 kWakeUp = 80'000;  // a timer that is exact wakes 15 to 50 us late
-  constexpr i64 kLate = 50'000;
-  if (expected.latest == 0 || session_->spin_ns == 0) return FutexResult::kTimeout;
-  const i64 end = since + expected.latest + kLate;
-  const i64 sleep = since + expected.earliest - kWakeUp - now_ns();
-  if (sleep > 0) {
+  constexpr i64 kMargin = 30'000;
+  constexpr i64 kShortSleep = 50'000;
+  constexpr i64 kMostOversleep = 400'000;
+  if (expected.latest == 0 || expected.latest > kSlice || session_->spin_ns == 0)
+    return FutexResult::kTimeout;
+  const i64 end = since + expected.latest + kMargin;
+  const i64 wake_at = since + expected.earliest - oversleep_ - kMargin;
+  const i64 sleep = wake_at - now_ns();
+  if (sleep > kShortSleep) {
     if (deadline_ns >= 0 && deadline_ns < end) return FutexResult::kTimeout;
-    const FutexResult woken = park(std::min(sleep, kSlice), true);
-    if (woken != FutexResult::kTimeout || sleep > kSlice) return woken;
+    const FutexResult woken = park(sleep, true);
+    // Of a timer that was overtaken by the message, it is known how late it was at least.
+    const bool by_timer = woken == FutexResult::kTimeout;
+    const i64 late = by_timer ? now_ns() - wake_at : (came_at_ - wake_at) * 3 / 2;
+    if (by_timer || late > oversleep_)
+      oversleep_ = std::clamp(late, oversleep_ - oversleep_ / 8, kMostOversleep);
+    if (!by_timer) return woken;
   }
   if (spin_budget() < session_->spin_ns) return FutexResult::kTimeout;  // no core is free
   do {
     for (int i = 0; i < 64; ++i) {
-      if (me_->inbox_summary.load(std::memory_order_acquire) != 0 || kicked_.load())
+      if (me_->inbox_summary.load(std::memory_order_acquire) != 0 || kicked_.load()) {
+        came_at_ = now_ns();
         return FutexResult::kChanged;
+      }
       cpu_pause();
     }
     sched_yield();  // somebody may compute on this core
@@ -242,15 +266,24 @@ FutexResult Node::doze(Forecast::Span expected, i64 since, i64 deadline_ns) {
 }
 
 FutexResult Node::park(i64 timeout_ns, bool exactly) {
+  const i64 since = now_ns();
   me_->doorbell.store(kAsleep, std::memory_order_seq_cst);
   FutexResult result = FutexResult::kChanged;
   // See next_task for what this pairs with.
   if (me_->inbox_summary.load(std::memory_order_seq_cst) == 0 && !kicked_.load())
     result = futex_wait(me_->doorbell, kAsleep, timeout_ns, exactly);
   me_->doorbell.store(kAwake, std::memory_order_seq_cst);
+  note_arrival(since);
   // Who has slept enough looks once more for itself.
   if (result != FutexResult::kTimeout) kicked_.store(false);
   return result;
+}
+
+// When the message came that ended the sleep that began at `since`: the time to be woken
+// is no part of what is expected of the next wait.
+void Node::note_arrival(i64 since) {
+  const i64 rung_at = me_->rung_at.load(std::memory_order_relaxed);
+  came_at_ = rung_at >= since ? rung_at : now_ns();
 }
 
 // User code is about to sleep in a skate call: others may use its CPU.
@@ -295,7 +328,23 @@ WaitResult Node::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
     if (ids[i].owner() != self_)
       if (Object* object = find(ids[i])) subscribe(*object);
   const Wanted wanted(ids, Wanted::kAll, &next);
-  return wait(lock, deadline_ns, std::ref(ready));
+  return wait(lock, deadline_ns, std::ref(ready), [&] { return results_missing(ids, next); });
+}
+
+// How many results must come at least before all of `ids`, from `next` on, have a value.
+// Whoever waits for very many is woken now and then, and takes what has come.
+i32 Node::results_missing(const std::vector<ObjectId>& ids, std::size_t next) {
+  constexpr i32 kMost = 16;
+  std::array<const Task*, kMost> tasks;
+  i32 found = 0;
+  for (; next < ids.size() && found < kMost; ++next) {
+    const Object* object = find(ids[next]);
+    if (object == nullptr || object->ready) continue;
+    if (object->task == nullptr) return 1;  // somebody else's: not a result
+    const auto end = tasks.begin() + found;
+    if (std::find(tasks.begin(), end, object->task) == end) tasks[static_cast<u32>(found++)] = object->task;
+  }
+  return std::max(found, 1);
 }
 
 void Node::look(const std::vector<ObjectId>& ids, std::size_t wanted,
@@ -329,8 +378,23 @@ WaitResult Node::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
 }
 
 bool Node::needs_attention() const {
-  return waiting_tasks_ != 0 || asking_links_ != 0 || unsent_ != 0 || !backlog_.empty() ||
-         let_go_of_dead_;
+  return waiting_tasks_ != 0 || asking_links_ != 0 || asked_values_ != 0 || unsent_ != 0 ||
+         !backlog_.empty() || let_go_of_dead_;
+}
+
+// From now on any message may be one that this process has to act on.
+void Node::wake_for_any() {
+  if (leader_)
+    wake_leader_for_any();
+  else
+    wake_keeper_for_any();
+}
+
+// The leader may sleep until several results have come: from now on it must not.
+void Node::wake_leader_for_any() {
+  me_->results_awaited.store(1, std::memory_order_seq_cst);
+  // Pairs with mark_inbox: who marked before this look may have counted, and not rung.
+  if (me_->inbox_summary.load(std::memory_order_seq_cst) != 0) ring_doorbell(me_->doorbell);
 }
 
 // From now on nobody of the program may be in skate, and any message may be the one that is

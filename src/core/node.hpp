@@ -171,11 +171,19 @@ struct Incoming {
   enum class Notice : u8 { kNone, kCancelled, kItemsRead } notice = Notice::kNone;
 };
 
+// Who must be woken for a message, if all of its receiver's threads sleep.
+enum class Ring : u8 {
+  kUsual,
+  kUrgent,  // the housekeeper too, even when it sleeps through what can wait
+  kResult,  // a thread that waits for several results sleeps on until all have come
+  kNobody,  // it is read with the next message, or when somebody looks
+};
+
 // A message that waits for room.
 struct Unsent {
   ProcId to;
   Message kind;
-  bool urgent;
+  Ring ringing;
   std::string payload;
 };
 
@@ -526,8 +534,9 @@ class Node {
   Peer& peer(u32 index);
   Peer& meet(ProcId id, bool lives);
   bool map_peer(Peer& peer);
-  void send(ProcId to, Message kind, std::string_view payload, bool urgent = false);
-  bool push(ProcId to, Message kind, std::string_view payload, bool urgent);
+  void send(ProcId to, Message kind, std::string_view payload,
+            Ring ringing = Ring::kUsual);
+  bool push(ProcId to, Message kind, std::string_view payload, Ring ringing);
   void send_or_keep(Unsent&& message);
   void flush_unsent();
   void drain();
@@ -556,11 +565,17 @@ class Node {
   void unmap_dead(ProcId id);
 
   // Waiting.
-  WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
-  bool spin();
+  // `missing`: how many results must come, at least, before that can be `ready`.
+  WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
+                  const std::function<i32()>& missing = {});
+  i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);
+  void wake_for_any();
+  void wake_leader_for_any();
+  bool spin(Looks& looks);
   i64 spin_budget() const;
   FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
   FutexResult park(i64 timeout_ns, bool exactly = false);
+  void note_arrival(i64 since);
   void leave_cpu();
   void announce();  // tell other threads that something became ready
   bool look_for_supervisor();  // false: it has ended
@@ -612,6 +627,7 @@ class Node {
   std::unordered_map<u64, Recipe> recipes_;
   std::vector<ObjectId> flushes_;  // links that may be able to send; see run_ready
   u64 asking_links_ = 0;
+  u64 asked_values_ = 0;       // that other processes wait for, and will be told
   std::unordered_set<u64> detached_;  // driver: held on behalf of those who made them
   std::unordered_map<u32, ObjectId> from_driver_;  // answers, by token
   u32 driver_token_ = 0;
@@ -652,6 +668,10 @@ class Node {
 
   Forecast answers_;     // waits of the program
   Forecast calls_;       // an actor's, for its next call
+  Looks for_answers_;    // the same waits, if nothing is expected
+  Looks for_work_;       // those of idle workers, too
+  i64 came_at_ = 0;       // when what ended the leader's last wait was sent
+  i64 oversleep_ = 50'000;  // how much too late the leader's timers have woken it
   bool leader_ = false;  // a thread sleeps or spins for all
   bool idle_ = false;    // next_task wants to be that thread
   u32 followers_ = 0;

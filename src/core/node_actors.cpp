@@ -120,7 +120,7 @@ void Node::ask_address(ActorLink& link, Object& actor) {
   ++asking_links_;
   Waiter waiter{Waiter::Kind::kLink, {}, 0};
   actor.waiters.push_back(waiter);
-  ring_doorbell(me_->housekeeper_doorbell);
+  wake_for_any();
 }
 
 void Node::forget_link(ObjectId actor) {

@@ -9,7 +9,7 @@ bool Node::ask_driver(Message kind, u32 token, std::string_view payload,
   Lock lock(mu_);
   std::string message(view_of(token));
   message += payload;
-  send(peer(kDriver).id, kind, message, true);
+  send(peer(kDriver).id, kind, message, Ring::kUrgent);
   for (;;) {
     const WaitResult result =
         wait(lock, -1, [&] { return from_driver_.contains(token); });
@@ -90,7 +90,7 @@ void Node::handle_detached(Message kind, Reader& reader, ProcId from) {
       ++actors_;
       detached_.insert(object.id.bits);
       answer += view_of(object.id);
-      send(from, Message::kActorReserved, answer, true);
+      send(from, Message::kActorReserved, answer, Ring::kUrgent);
       break;
     }
     case Message::kAdoptActor: {
@@ -98,7 +98,7 @@ void Node::handle_detached(Message kind, Reader& reader, ProcId from) {
       const ObjectId none;
       answer += view_of(none);
       // After the kBorrow messages for what the constructor needs.
-      send(from, Message::kActorAdopted, answer, true);
+      send(from, Message::kActorAdopted, answer, Ring::kUrgent);
       break;
     }
     default:

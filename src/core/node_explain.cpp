@@ -96,7 +96,7 @@ std::optional<Explanation> Node::explain(ObjectId id, u32 process) {
   const u32 token = ++explain_token_;
   std::string payload(view_of(id));
   payload += view_of(token);
-  send(asked.id, Message::kExplain, payload, true);
+  send(asked.id, Message::kExplain, payload, Ring::kUrgent);
   std::optional<Explanation> answer;
   const i64 deadline = now_ns() + kAnswerTime;
   // Interrupted by signals and time slices: go on until there is an answer.

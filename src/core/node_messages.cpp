@@ -52,7 +52,7 @@ bool Node::map_peer(Peer& peer) {
 }
 
 // False: there is no room now. True: sent, or nobody is there to hear it.
-bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) {
+bool Node::push(ProcId to, Message kind, std::string_view payload, Ring ringing) {
   Peer& receiver = peer(to.index);
   if (receiver.dead || receiver.id != to) return true;
   const bool boxed = payload.size() > kMaxRecord - sizeof(RecordHeader);
@@ -70,19 +70,23 @@ bool Node::push(ProcId to, Message kind, std::string_view payload, bool urgent) 
     if (boxed) arena_.free(box.offset, box.generation);
     receiver.out->memory().producer_waits.store(1, std::memory_order_seq_cst);
     mark_inbox(*session_, to.index, self_.index);
-    ring_doorbell(entry.doorbell);
+    wake_process(entry);
     ring_doorbell(entry.housekeeper_doorbell);
     return false;
   }
   mark_inbox(*session_, to.index, self_.index);
-  if (!ring_doorbell(entry.doorbell))
-    ring_doorbell(entry.housekeeper_doorbell, urgent ? kAsleep : kAsleepAny);
+  if (ringing == Ring::kNobody) return true;
+  const bool heard =
+      ringing == Ring::kResult ? wake_for_result(entry) : wake_process(entry);
+  if (!heard)
+    ring_doorbell(entry.housekeeper_doorbell,
+                  ringing == Ring::kUrgent ? kAsleep : kAsleepAny);
   return true;
 }
 
-void Node::send(ProcId to, Message kind, std::string_view payload, bool urgent) {
-  if (unsent_ == 0 && push(to, kind, payload, urgent)) return;
-  send_or_keep({to, kind, urgent, std::string(payload)});
+void Node::send(ProcId to, Message kind, std::string_view payload, Ring ringing) {
+  if (unsent_ == 0 && push(to, kind, payload, ringing)) return;
+  send_or_keep({to, kind, ringing, std::string(payload)});
 }
 
 // What waits is sent when its receiver says that it has made room: see drain_ring. A
@@ -96,7 +100,7 @@ void Node::send_or_keep(Unsent&& message) {
   }
   Peer& receiver = peer(message.to.index);
   if (receiver.unsent.empty()) {
-    if (push(message.to, message.kind, message.payload, message.urgent)) return;
+    if (push(message.to, message.kind, message.payload, message.ringing)) return;
     full_.push_back(message.to.index);
   }
   unsent_borrows_ += message.kind == Message::kBorrow;
@@ -110,7 +114,7 @@ void Node::flush_unsent() {
       std::deque<Unsent>& waiting = peer(index).unsent;
       while (!waiting.empty()) {
         const Unsent& next = waiting.front();
-        if (!push(next.to, next.kind, next.payload, next.urgent)) return false;
+        if (!push(next.to, next.kind, next.payload, next.ringing)) return false;
         unsent_borrows_ -= next.kind == Message::kBorrow;
         --unsent_;
         waiting.pop_front();
@@ -180,7 +184,7 @@ void Node::drain_ring(Peer& from) {
       ring.producer_waits.exchange(0, std::memory_order_seq_cst) != 0) {
     ProcEntry& producer = session_->procs[from.id.index];
     mark_inbox(*session_, from.id.index, self_.index);
-    if (!ring_doorbell(producer.doorbell)) ring_doorbell(producer.housekeeper_doorbell);
+    if (!wake_process(producer)) ring_doorbell(producer.housekeeper_doorbell);
   }
 }
 
@@ -255,6 +259,7 @@ void Node::handle(Peer& from, const Record& record) {
         Waiter waiter{Waiter::Kind::kProcess, {}, 0};
         waiter.process = from.id.index;
         object->waiters.push_back(waiter);
+        ++asked_values_;
         break;
       }
       std::string payload;

@@ -50,7 +50,7 @@ Object& Node::borrowed(ObjectId id) {
       slot->value = lost_value();
       come_by(owner, kCameByObjects, kHoldsObjects);
     } else {
-      send(id.owner(), Message::kBorrow, view_of(id));
+      send(id.owner(), Message::kBorrow, view_of(id), Ring::kNobody);
     }
   }
   return *slot;
@@ -152,7 +152,7 @@ void Node::free_object(Object& object) {
     if (object.value.kind == Value::Kind::kInline) {
       ProcId address;
       std::memcpy(&address, object.value.inline_bytes.data(), sizeof address);
-      send(address, Message::kEndActor, {}, true);
+      send(address, Message::kEndActor, {}, Ring::kUrgent);
       // If it is no longer there, it must not be restarted for nobody.
       std::string note(view_of(object.id));
       note += view_of(address);
@@ -188,6 +188,8 @@ void Node::forget_object(Object& object) {
   // The id of a free slot names no object, but keeps the generation to go on from.
   object.id = ObjectId::make(ProcId{self_.index, static_cast<u16>(self_.epoch + 1)},
                              index, object.id.generation());
+  for (const Waiter& waiter : object.waiters)
+    asked_values_ -= waiter.kind == Waiter::Kind::kProcess;
   object.waiters.clear();
   free_slots_.push_back(index);
   --owned_;
@@ -244,7 +246,7 @@ void Node::end_borrow(ObjectId id, ProcId by) {
 void Node::subscribe(Object& object) {
   if (object.ready || object.subscribed || object.id.owner() == self_) return;
   object.subscribed = true;
-  send(object.id.owner(), Message::kSubscribe, view_of(object.id), true);
+  send(object.id.owner(), Message::kSubscribe, view_of(object.id), Ring::kUrgent);
 }
 
 void Node::resolve(Object& object) {
@@ -263,6 +265,7 @@ void Node::resolve(Object& object) {
         }
         break;
       case Waiter::Kind::kProcess: {
+        --asked_values_;
         std::string payload;
         Writer writer(payload);
         writer.pod(object.id);

@@ -221,7 +221,7 @@ void Node::ask_for_room(u64 bytes, bool everybody) {
     if (spiller == self_.index) {
       start_spilling(wanted);
     } else {
-      send(peer(spiller).id, Message::kSpill, view_of(wanted), true);
+      send(peer(spiller).id, Message::kSpill, view_of(wanted), Ring::kUrgent);
     }
   }
 }

@@ -84,7 +84,7 @@ void Node::start(Task* task, std::vector<ObjectId>& out) {
   }
   if (task->missing != 0) {
     ++waiting_tasks_;
-    if (!leader_) wake_keeper_for_any();
+    wake_for_any();
   } else {
     pass_on(task);
     run_ready();
@@ -289,7 +289,10 @@ void Node::send_values(Message kind, const Incoming& task, std::vector<Value>& v
     for (Value& value : values) mark_shared(value);
     owner.untaken.push_back(std::move(kept));
   }
-  send(task.owner, kind, message);
+  const bool failed = std::any_of(values.begin(), values.end(),
+                                  [](const Value& value) { return value.is_error; });
+  const bool counts = kind == Message::kResult && !failed;
+  send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
 }
 
 // Gives `to` what only this result still holds, and what only that holds, and so on: a

@@ -25,7 +25,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     if (call != incoming_.end()) {
       stop_idling();
-      if (slept) calls_.add(now_ns() - since);
+      if (slept) calls_.add(came_at_ - since);
       if (call->notice != Incoming::Notice::kNone) {
         out = std::move(*call);
         incoming_.erase(call);
@@ -82,9 +82,10 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
         searching < std::max(1U, session_->num_cores / 2)) {
       set_state(ProcState::kSearching);
       lock.unlock();
-      const bool found = spin();
+      const bool found = spin(for_work_);
       lock.lock();
       if (found) {
+        if (slept) came_at_ = now_ns();
         leader_ = false;
         continue;
       }
@@ -103,6 +104,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
         continue;
       }
     }
+    const i64 asleep_since = now_ns();
     me_->doorbell.store(kAsleep, std::memory_order_seq_cst);
     // Pairs with the loads in mark_inbox/ring_doorbell and wake_for_work: whoever
     // published before we said that we sleep is seen now; whoever publishes after sees
@@ -115,6 +117,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
       trace_.slept();
     }
     me_->doorbell.store(kAwake, std::memory_order_seq_cst);
+    note_arrival(asleep_since);
     kicked_.store(false);
     lock.lock();
     leader_ = false;
@@ -357,7 +360,7 @@ void Node::wake_for_work(Wake when) {
     for (u32 p = kDriver; p < n; ++p)
       if (session_->state[p].load(std::memory_order_seq_cst) ==
               static_cast<u8>(ProcState::kParked) &&
-          p != self_.index && ring_doorbell(session_->procs[p].doorbell))
+          p != self_.index && wake_process(session_->procs[p]))
         return;
   }
   if (!starting && session_->worker_request.exchange(1) == 0)

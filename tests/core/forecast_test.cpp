@@ -49,6 +49,27 @@ TEST(some_that_are_unlike_change_nothing_and_most_of_them_do) {
   CHECK(forecast.expected().earliest == 2 * kMs);
 }
 
+TEST(looking_is_worth_it_until_four_times_in_a_row_nothing_came) {
+  Looks looks;
+  for (int i = 0; i < 3; ++i) looks.add(false);
+  CHECK(looks.worth_it());
+  looks.add(true);
+  for (int i = 0; i < 3; ++i) looks.add(false);
+  CHECK(looks.worth_it());
+  looks.add(false);
+  CHECK(!looks.worth_it());
+}
+
+TEST(looking_is_tried_again_now_and_then) {
+  Looks looks;
+  for (int i = 0; i < 9; ++i) looks.add(false);
+  int tried = 0;
+  for (int i = 0; i < 64; ++i) tried += looks.worth_it();
+  CHECK(tried == 4);
+  looks.add(true);
+  CHECK(looks.worth_it());
+}
+
 }  // namespace
 
 TEST_MAIN()

@@ -35,7 +35,7 @@ using Place = std::uint16_t;  // in a thread's function
 enum Order : Byte { relaxed, acquire, release, acq_rel, seq_cst };
 
 constexpr int kLocations = 16;
-constexpr int kHistory = 6;
+constexpr int kHistory = 10;
 constexpr int kThreads = 4;
 constexpr int kDepth = 4;  // of calls
 constexpr int kLocals = 4;     // registers of each call
@@ -121,6 +121,11 @@ class Machine {
   Byte fetch_or(int at, Byte bits, Order order) {
     const Byte old = see(at, state_.locations[at].count - 1, order);
     replace(at, old | bits, order);
+    return old;
+  }
+  Byte fetch_sub(int at, Byte count, Order order) {
+    const Byte old = see(at, state_.locations[at].count - 1, order);
+    replace(at, static_cast<Byte>(old - count), order);
     return old;
   }
   // A failing one is a load, and may see an older value.

@@ -47,6 +47,9 @@ struct Rules {
   bool level_under_the_lock = true;    // the housekeeper's doorbell is set under mu_
   bool wake_keeper_on_leaving = true;  // the last thread to leave tells the housekeeper
   bool look_again_for_any = true;      // ... and looks whether it came too late
+  bool mark_before_counting = true;    // a result: first its mark, then the count of them
+  bool end_patience = true;            // a thread that submits tells the one that waits
+  bool look_when_ending_it = true;     // ... and looks whether it came too late
   bool mark_when_full = true;          // a producer without room marks the inbox
   bool ring_when_room = true;          // a consumer tells the producer that waits
 };
@@ -489,6 +492,7 @@ enum At {
   kBell,        // of the receiver's threads that wait
   kKeeperBell,  // of its housekeeper
   kMutex,       // Node::mu_ of the receiver
+  kAwaited,     // results_awaited of the receiver
 };
 enum Reg { kX, kWord0, kFlag = kLocals, kSent };
 enum Var {
@@ -504,7 +508,23 @@ struct Setting {
   bool waits = true;       // the receiver's thread waits for message 0 ...
   bool submits = false;    // ... and then submits a task that waits for the last one
   bool has_task = false;   // ... which was submitted before
+  bool results = false;    // the messages are results, ...
+  int awaited = 1;         // ... and the receiver's thread waits for so many
+  bool other_submits = false;  // another thread submits a task that waits for the last
 };
+
+// wake_for_result of directory.hpp; kFlag says whether somebody sleeps on the doorbell.
+void wake_for_result(Machine& machine) {
+  BEGIN;
+  machine[kFlag] = 0;
+  STEP(machine[kX] = machine.load(kBell, seq_cst));
+  if (machine[kX] == kAwake) RETURN;
+  STEP(machine[kX] = machine.load(kAwaited, relaxed));
+  if (machine[kX] > 1) STEP(machine[kX] = machine.fetch_sub(kAwaited, 1, seq_cst));
+  machine[kFlag] = machine[kX] > 1;
+  if (machine[kFlag] == 0) CALL(ring(machine, kBell));
+  END;
+}
 
 // Node::push and mark_inbox, then ring_doorbell of the one or the other.
 void sender(Machine& machine, const Setting& setting) {
@@ -513,12 +533,16 @@ void sender(Machine& machine, const Setting& setting) {
   for (; machine[kSent] < setting.messages; ++machine[kSent]) {
     if (rules.mark_after_publishing)
       STEP(machine.store(kTail, machine[kSent] + 1, release));
+    if (setting.results && !rules.mark_before_counting) CALL(wake_for_result(machine));
     if (!rules.summary_last) STEP(machine.fetch_or(kSummary, 1, seq_cst));
     STEP(machine.fetch_or(kWord, 1, seq_cst));
     if (rules.summary_last) STEP(machine.fetch_or(kSummary, 1, seq_cst));
     if (!rules.mark_after_publishing)
       STEP(machine.store(kTail, machine[kSent] + 1, release));
-    CALL(ring(machine, kBell, kAsleep));
+    if (!setting.results)
+      CALL(ring(machine, kBell, kAsleep));
+    else if (rules.mark_before_counting)
+      CALL(wake_for_result(machine));
     if (machine[kFlag] == 0)
       CALL(ring(machine, kKeeperBell,
                       (setting.urgent >> machine[kSent] & 1) != 0 ? kAsleep
@@ -572,11 +596,17 @@ void user(Machine& machine, const Setting& setting) {
     WAIT(machine.lock(kMutex));
     for (;;) {
       CALL(drain(machine, setting));
-      if (machine.shared(kHandled) > 0) break;
+      if (machine.shared(kHandled) >= setting.awaited) break;
       machine.shared(kLeader) = 1;
       if (machine.shared(kAttention) != 0) {
         machine[kX] = kAsleepAny;
         STEP(machine.compare_exchange(kKeeperBell, machine[kX], kAsleep, seq_cst));
+      }
+      if (setting.results) {
+        machine[kX] = 1;
+        if (machine.shared(kAttention) == 0)
+          machine[kX] = static_cast<Byte>(setting.awaited - machine.shared(kHandled));
+        STEP(machine.store(kAwaited, machine[kX], relaxed));
       }
       STEP(machine.unlock(kMutex));
       STEP(machine[kX] = machine.load(kSummary, acquire));  // spin
@@ -590,6 +620,7 @@ void user(Machine& machine, const Setting& setting) {
       }
       WAIT(machine.lock(kMutex));
       machine.shared(kLeader) = 0;
+      if (setting.results) STEP(machine.store(kAwaited, 1, relaxed));
     }
     if (rules.wake_keeper_on_leaving && machine.shared(kAttention) != 0)
       CALL(wake_keeper_for_any(machine, rules));
@@ -603,6 +634,27 @@ void user(Machine& machine, const Setting& setting) {
     }
     STEP(machine.unlock(kMutex));
   }
+  END;
+}
+
+// Another thread of the receiver: Node::submit of a task that waits for the last message,
+// with wake_for_any.
+void other(Machine& machine, const Setting& setting) {
+  const Rules& rules = setting.rules;
+  BEGIN;
+  WAIT(machine.lock(kMutex));
+  if (machine.shared(kHandled) < setting.messages) {
+    machine.shared(kAttention) = 1;
+    if (machine.shared(kLeader) == 0) {
+      CALL(wake_keeper_for_any(machine, rules));
+    } else if (rules.end_patience) {
+      STEP(machine.store(kAwaited, 1, seq_cst));
+      machine[kX] = 0;
+      if (rules.look_when_ending_it) STEP(machine[kX] = machine.load(kSummary, seq_cst));
+      if (machine[kX] != 0) CALL(ring(machine, kBell));
+    }
+  }
+  STEP(machine.unlock(kMutex));
   END;
 }
 
@@ -634,9 +686,12 @@ Model make(const Setting& setting) {
   model.threads = {{"sender", [=](Machine& m) { sender(m, setting); }},
                    {"thread", [=](Machine& m) { user(m, setting); }},
                    {"housekeeper", [=](Machine& m) { housekeeper(m, setting); }}};
+  if (setting.other_submits)
+    model.threads.push_back({"other thread", [=](Machine& m) { other(m, setting); }});
   model.shared = {{kAttention, setting.has_task}};
   model.settled = [=](const State& state) -> const char* {
-    if (setting.waits && !state.threads[1].done) return "a thread sleeps for ever";
+    const bool waits = setting.waits && setting.awaited <= setting.messages;
+    if (waits && !state.threads[1].done) return "a thread sleeps for ever";
     if (state.shared[kHandled] < setting.messages)
       return "a message that somebody needs lies in the ring, and all sleep";
     return nullptr;
@@ -653,6 +708,9 @@ const Setting kOneMessage{.rules = {}, .messages = 1};
 const Setting kUrgent{.rules = {}, .urgent = 2};
 const Setting kTask{.rules = {}, .has_task = true};
 const Setting kSubmits{.rules = {}, .messages = 1, .waits = false, .submits = true};
+const Setting kTwoResults{.rules = {}, .results = true, .awaited = 2};
+const Setting kOtherSubmits{
+    .rules = {}, .messages = 1, .results = true, .awaited = 2, .other_submits = true};
 
 }  // namespace messages
 
@@ -818,6 +876,17 @@ TEST(no_message_that_somebody_needs_lies_while_all_sleep) {
                make(kTask, &Rules::wake_keeper_on_leaving));
   expect_wrong("looking whether that came too late",
                make(kSubmits, &Rules::look_again_for_any));
+}
+
+TEST(who_waits_for_several_results_is_woken_once_they_are_there) {
+  using namespace messages;
+  expect_right("two results", make(kTwoResults));
+  expect_right("another thread that needs the first", make(kOtherSubmits));
+  expect_wrong("marking the inbox before counting",
+               make(kTwoResults, &Rules::mark_before_counting));
+  expect_wrong("telling the thread that waits", make(kOtherSubmits, &Rules::end_patience));
+  expect_wrong("looking whether that came too late",
+               make(kOtherSubmits, &Rules::look_when_ending_it));
 }
 
 TEST(what_does_not_fit_into_a_ring_is_sent_when_there_is_room) {
