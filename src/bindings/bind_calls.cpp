@@ -1,0 +1,486 @@
+// What a worker does with the tasks that it was given.
+#include <memory>
+#include <unordered_map>
+
+#include "arguments.hpp"
+#include "common.hpp"
+
+using namespace skate;
+
+namespace {
+
+class Call {
+ public:
+  Call(Node& node, Incoming&& task) : node_(node), task_(std::move(task)) {}
+
+  const TaskHeader& header() const { return task_.header; }
+
+  nb::bytes function_code() {
+    const Location& at = task_.header.function;
+    const std::byte* bytes = node_.bytes_at(at);
+    if (bytes == nullptr) raise_named("OwnerDiedError", "the caller's process has ended.");
+    return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);
+  }
+
+  bool is_plain() const {
+    return task_.header.num_returns == 1 && (task_.header.flags & kStreaming) == 0;
+  }
+
+  bool is_named() const { return Reader(task_.body).pod<u16>() != 0; }
+
+  std::string method() const {
+    Reader reader(task_.body);
+    const u16 size = reader.pod<u16>();
+    return std::string(reader.rest().substr(0, size));
+  }
+
+  // Pickled types of errors after which it should be tried again; one byte: of all.
+  nb::bytes retry_on() const {
+    Reader reader(task_.body);
+    skip(reader);
+    const u16 size = reader.pod<u16>();
+    return nb::bytes(reader.rest().data(), size);
+  }
+
+  nb::tuple arguments() {
+    return guarded([&] {
+      read_dependencies();
+      u64 size = task_.body.size();
+      for (const Dependency& d : dependencies_) size += d.value.size();
+      task_.running = node_.trace().started(label(), task_.header.task_id, size);
+      Reader reader(
+          std::string_view(task_.body).substr(0, task_.header.args_size));
+      skip(reader);  // the name
+      skip(reader);  // when to try again
+      const u16 n = reader.pod<u16>();
+      const u16 n_named = reader.pod<u16>();
+      nb::object args = nb::steal(PyTuple_New(n));
+      for (u16 i = 0; i < n; ++i) PyTuple_SET_ITEM(args.ptr(), i, argument(reader));
+      nb::dict kwargs;
+      for (u16 i = 0; i < n_named; ++i) {
+        std::string name(reader.pod<u16>(), '\0');
+        for (char& c : name) c = reader.pod<char>();
+        nb::object value = nb::steal(argument(reader));
+        kwargs[nb::str(name.data(), name.size())] = value;
+      }
+      return nb::make_tuple(args, kwargs);
+    });
+  }
+
+  // First half of ending: the results as values. The caller then drops its own hold on
+  // them, so that objects which only the results hold can be given to the task's owner.
+  void encode(nb::list results) {
+    guarded([&] {
+      values_.clear();
+      for (nb::handle result : results) encode_one(result.ptr());
+    });
+  }
+
+  void send() {
+    node_.finish_task(task_, values_);
+    values_.clear();
+  }
+
+  // What `function` returns. While it runs, skate.cancel may raise KeyboardInterrupt in it.
+  nb::object run(nb::handle function, nb::handle args, nb::handle kwargs) {
+    if (!node_.begin_user_code()) {
+      PyErr_SetNone(PyExc_KeyboardInterrupt);
+      throw nb::python_error();
+    }
+    PyObject* result = PyObject_Call(function.ptr(), args.ptr(), kwargs.ptr());
+    node_.end_user_code();
+    if (result == nullptr) throw nb::python_error();
+    return nb::steal(result);
+  }
+
+  // A task that returns one value, from its arguments to the sending of its result. While
+  // it runs, `variable` says what runs: the task, no actor, `name`.
+  void perform(nb::handle function, nb::handle variable, nb::handle name) {
+    const Within within(variable, task_.header.task_id, nb::int_(0), name);
+    nb::object result;
+    {
+      const nb::tuple given = arguments();
+      result = run(function, given[0], given[1]);
+    }
+    answer(std::move(result));
+  }
+
+  // The same for a call of an actor's method, which is not interrupted. `called` says how
+  // far it came: whether the method was called.
+  void perform_method(nb::handle object, nb::handle method, nb::handle variable,
+                      nb::handle actor, nb::handle name, bool& called) {
+    nb::object function = object.attr(method);
+    nb::tuple given = arguments();
+    const Within within(variable, task_.header.task_id, actor, name);
+    called = true;
+    nb::object result =
+        nb::steal(PyObject_Call(function.ptr(), nb::object(given[0]).ptr(),
+                                nb::object(given[1]).ptr()));
+    if (!result.is_valid()) throw nb::python_error();
+    function.reset();
+    given.reset();
+    answer(std::move(result));
+  }
+
+  // Sends the items of `generator` until it ends, or nobody reads them any more: then it is
+  // closed. With `interruptible`, skate.cancel may raise KeyboardInterrupt in it.
+  void stream(nb::object generator, bool interruptible) {
+    for (;;) {
+      nb::object item = advance(generator, interruptible);
+      if (!item.is_valid()) return;
+      bool open;
+      try {
+        open = send_item(item);
+        item.reset();
+        bool cancelled = !interruptible && this->cancelled();
+        if (open && !cancelled && !has_room())
+          wait_patiently(node_, [&] {
+            return node_.wait_room(task_, num_items_, interruptible, open, cancelled);
+          });
+        if (cancelled && !interruptible) {
+          PyErr_SetNone(PyExc_KeyboardInterrupt);
+          throw nb::python_error();
+        }
+      } catch (nb::python_error& error) {
+        close(generator, interruptible);
+        PyErr_Clear();  // the first error is the one to tell
+        throw;
+      }
+      if (open) continue;
+      if (!close(generator, interruptible)) throw nb::python_error();
+      return;
+    }
+  }
+
+  // Sends one item. False: nobody will read it, nor any later one.
+  bool send_item(nb::handle item) {
+    return guarded([&] {
+      std::vector<Value> value;
+      Encoder encoder(node_);
+      encoder.encode(item.ptr());
+      value.push_back(encoder.finish());
+      return node_.send_item(task_, num_items_++, value);
+    });
+  }
+
+  // Whether the next item may be made now.
+  bool has_room() { return task_.header.window == 0 || node_.has_room(task_, num_items_); }
+
+  // 0: a call; 1: it was cancelled; 2: its items were read.
+  int notice() const { return static_cast<int>(task_.notice); }
+  bool cancelled() { return node_.is_cancelled(task_.header.task_id); }
+  bool wanted() { return node_.is_wanted(task_); }
+  void fail_cancelled() { node_.finish_cancelled(task_); }
+
+  // `refs` are inside of the error; `retryable`: the task should be tried again.
+  void fail(nb::bytes error, nb::list refs, bool retryable) {
+    guarded([&] {
+      // One each: every return frees its own.
+      std::vector<Value> values;
+      for (int i = 0; i < std::max<int>(task_.header.num_returns, 1); ++i) {
+        Encoder encoder(node_);
+        encoder.encode(error.ptr());
+        values.push_back(encoder.finish(true));
+        values.back().is_error = true;
+        for (nb::handle ref : refs) {
+          const ObjectId id = id_of(ref.ptr());
+          node_.acquire(id);
+          values.back().contained.push_back({id.bits, id});
+        }
+      }
+      node_.finish_task(task_, values, retryable);
+    });
+  }
+
+ private:
+  // The next item; nothing at the end. If the task was cancelled while the generator
+  // waited at a yield, KeyboardInterrupt is raised there.
+  nb::object advance(nb::handle generator, bool interruptible) {
+    bool interrupted = false;
+    if (interruptible && !node_.begin_user_code()) {
+      interrupted = true;
+      node_.begin_user_code();
+    }
+    PyObject* item = interrupted ? PyObject_CallMethod(generator.ptr(), "throw", "O",
+                                                       PyExc_KeyboardInterrupt)
+                                 : PyIter_Next(generator.ptr());
+    if (interruptible) node_.end_user_code();
+    if (item != nullptr) return nb::steal(item);
+    if (PyErr_Occurred() == nullptr) return nb::object();
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration)) throw nb::python_error();
+    PyErr_Clear();
+    return nb::object();
+  }
+
+  // False: it raised.
+  bool close(nb::handle generator, bool interruptible) {
+    if (interruptible) node_.begin_user_code();
+    PyObject* none = PyObject_CallMethod(generator.ptr(), "close", nullptr);
+    if (interruptible) node_.end_user_code();
+    Py_XDECREF(none);
+    return none != nullptr;
+  }
+
+  struct Dependency {
+    ObjectId id;
+    Value value;
+  };
+
+  // What its results are made by: see Node.name_function.
+  u32 made_by() {
+    const u32 known = node_.label(task_.header.function_id);
+    return known == 0 ? Node::kDefaultLabel : known;
+  }
+
+  // Encodes the one value, and sends it.
+  void answer(nb::object result) {
+    guarded([&] { encode_one(result.ptr()); });
+    result.reset();  // what only the result holds goes to the task's owner
+    send();
+  }
+
+  // Sets a context variable to (task, actor, name) for as long as it lives.
+  class Within {
+   public:
+    Within(nb::handle variable, u64 task_id, nb::handle actor, nb::handle name)
+        : variable_(variable) {
+      const nb::object what = nb::make_tuple(task_id, actor, name);
+      token_ = nb::steal(PyContextVar_Set(variable.ptr(), what.ptr()));
+      if (!token_.is_valid()) throw nb::python_error();
+    }
+    ~Within() { PyContextVar_Reset(variable_.ptr(), token_.ptr()); }
+    Within(const Within&) = delete;
+    Within& operator=(const Within&) = delete;
+
+   private:
+    nb::handle variable_;
+    nb::object token_;
+  };
+
+  // Adds a result to the values; they are gone if it cannot be encoded.
+  void encode_one(PyObject* result) {
+    Unsealed unsealed;
+    if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
+        find_unsealed(node_, result, unsealed) && !unsealed.lent) {
+      Value& value = values_.emplace_back();
+      value.kind = Value::Kind::kBlock;
+      value.block = unsealed.location;
+      seal(node_, result, unsealed, {task_.header.task_id}, made_by());
+      return;
+    }
+    Encoder encoder(node_);
+    try {
+      encoder.encode(result);
+      values_.push_back(encoder.finish(false, made_by()));
+    } catch (const PythonError&) {
+      node_.discard(values_);
+      values_.clear();
+      throw;
+    }
+  }
+
+  void read_dependencies() {
+    Reader reader(std::string_view(task_.body).substr(task_.header.args_size));
+    dependencies_.resize(task_.header.num_deps);
+    for (Dependency& d : dependencies_) {
+      d.id = reader.pod<ObjectId>();
+      reader.value(d.value);
+    }
+  }
+
+  PyObject* argument(Reader& reader) {
+    if (reader.pod<ArgKind>() == kDependency) {
+      const Dependency& given = dependencies_.at(reader.pod<u16>());
+      // Only a constructor is sent with one: its actor tells why it cannot be made.
+      if (given.value.is_error) raise_value(node_, given.value, given.id);
+      return decode(node_, given.value, given.id, false);
+    }
+    const std::string_view bytes = reader.bytes();
+    return decode_bytes(node_, reinterpret_cast<const std::byte*>(bytes.data()),
+                        bytes.size(), nullptr, false);
+  }
+
+  static void skip(Reader& reader) {
+    for (u16 n = reader.pod<u16>(); n > 0; --n) reader.pod<char>();
+  }
+
+  u32 label() {
+    Trace& trace = node_.trace();
+    Reader reader(task_.body);
+    const u16 size = reader.pod<u16>();
+    const std::string_view name = reader.rest().substr(0, size);
+    const char* title = trace.title();
+    if (title[0] == '\0') return label_of_task(node_, task_.header.function_id, name);
+    const u64 key = hash_name(name, 0);
+    const u32 known = trace.find(key);
+    if (known != 0) return known;
+    return trace.add(key, std::string(title) + "." + std::string(name));
+  }
+
+  Node& node_;
+  Incoming task_;
+  std::vector<Dependency> dependencies_;
+  std::vector<Value> values_;
+  u64 num_items_ = 0;
+};
+
+// kReady, kTimeout, or kEngineDied: there will be no more.
+WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
+  for (;;) {
+    WaitResult result;
+    {
+      nb::gil_scoped_release release;
+      result = node.next_task(task, deadline);
+    }
+    if (result != WaitResult::kInterrupted) return result;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+// A worker that has had nothing to do for so long collects garbage, once: cycles may hold
+// values of the store, and Python looks for them only as new objects are made.
+constexpr i64 kIdleUntilCollected = 500'000'000;
+
+// False: there will be no more.
+bool wait_for_task(Node& node, Incoming& task) {
+  WaitResult result = wait_for_task(node, task, now_ns() + kIdleUntilCollected);
+  if (result == WaitResult::kTimeout) {
+    PyGC_Collect();
+    result = wait_for_task(node, task, -1);
+  }
+  return result == WaitResult::kReady;
+}
+
+nb::object next_task(Node& node) {
+  Incoming task;
+  if (!wait_for_task(node, task)) return nb::none();
+  return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+}
+
+nb::object next_call(Node& node, std::optional<double> timeout) {
+  Incoming task;
+  switch (wait_for_task(node, task, deadline_of(timeout))) {
+    case WaitResult::kReady:
+      return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+    case WaitResult::kTimeout:
+      return nb::none();
+    default:
+      throw nb::stop_iteration();
+  }
+}
+
+// Runs tasks for as long as they are plain ones of `functions`: id -> (function, name).
+// Then the first that is not, or None if there will be no more. `failed(call, error)` is
+// told of those that raise.
+nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle failed) {
+  for (;;) {
+    Incoming task;
+    if (!wait_for_task(node, task)) return nb::none();
+    auto call = std::make_unique<Call>(node, std::move(task));
+    nb::object id = nb::int_(call->header().function_id);
+    PyObject* known = PyDict_GetItemWithError(functions.ptr(), id.ptr());
+    if (known == nullptr || !call->is_plain() || call->is_named()) {
+      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      return nb::cast(call.release(), nb::rv_policy::take_ownership);
+    }
+    const nb::tuple code = nb::borrow<nb::tuple>(known);
+    try {
+      call->perform(code[0], variable, code[1]);
+    } catch (nb::python_error& error) {
+      failed(nb::cast(call.release(), nb::rv_policy::take_ownership), error.value());
+    }
+  }
+}
+
+// Runs calls of an actor's methods, in order, for as long as they are plain ones: then the
+// first that is not, or that is one of `others`; None if there will be no more. `failed(call,
+// error, name, called)` is told of those that raise; `called`: in the method.
+nb::object serve_calls(Node& node, nb::object object, std::string title, nb::set others,
+                       nb::handle variable, nb::int_ actor, nb::handle failed) {
+  struct Method {
+    nb::str attribute;
+    nb::str name;  // with the class's
+  };
+  std::unordered_map<std::string, Method> methods;
+  for (;;) {
+    Incoming task;
+    // What has come is taken with the GIL held: giving it up for each call costs as much as
+    // a short method.
+    if (node.next_task(task, 0) != WaitResult::kReady && !wait_for_task(node, task))
+      return nb::none();
+    auto call = std::make_unique<Call>(node, std::move(task));
+    const std::string method = call->method();
+    auto found = methods.find(method);
+    if (found == methods.end()) {
+      const nb::str attribute(method.data(), method.size());
+      if (others.contains(attribute) || !call->is_plain())
+        return nb::cast(call.release(), nb::rv_policy::take_ownership);
+      const std::string name = title + "." + method;
+      found = methods.emplace(method, Method{attribute, nb::str(name.c_str())}).first;
+    } else if (!call->is_plain()) {
+      return nb::cast(call.release(), nb::rv_policy::take_ownership);
+    }
+    bool called = false;
+    try {
+      call->perform_method(object, found->second.attribute, variable, actor,
+                           found->second.name, called);
+    } catch (nb::python_error& error) {
+      failed(nb::cast(call.release(), nb::rv_policy::take_ownership), error.value(),
+             found->second.name, called);
+    }
+  }
+}
+
+}  // namespace
+
+void bind_calls(nb::module_& m, nb::class_<Node>& node) {
+  nb::class_<Call>(m, "Call", "A task that this worker was given.")
+      .def_prop_ro("task_id", [](const Call& c) { return c.header().task_id; })
+      .def_prop_ro("function_id", [](const Call& c) { return c.header().function_id; })
+      .def_prop_ro("group", [](const Call& c) { return c.header().group; })
+      .def_prop_ro("num_returns", [](const Call& c) { return c.header().num_returns; })
+      .def_prop_ro("is_constructor",
+                   [](const Call& c) { return (c.header().flags & kConstructor) != 0; })
+      .def_prop_ro(
+          "function_holds_refs",
+          [](const Call& c) { return (c.header().flags & kFunctionHoldsRefs) != 0; })
+      .def_prop_ro("method", &Call::method)
+      .def_prop_ro("retry_on", &Call::retry_on)
+      .def("function_code", &Call::function_code)
+      .def("arguments", &Call::arguments,
+           nb::sig("def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]"))
+      .def("encode", &Call::encode, "results"_a,
+           nb::sig("def encode(self, results: list[Any]) -> None"))
+      .def("send", &Call::send)
+      .def("run", &Call::run, "function"_a, "args"_a, "kwargs"_a,
+           nb::sig("def run(self, function: Any, args: tuple[Any, ...], "
+                   "kwargs: dict[str, Any]) -> Any"))
+      .def("stream", &Call::stream, "generator"_a, "interruptible"_a,
+           nb::sig("def stream(self, generator: Generator[Any, None, None], "
+                   "interruptible: bool) -> None"))
+      .def("send_item", &Call::send_item, "item"_a.none(),
+           nb::sig("def send_item(self, item: Any) -> bool"))
+      .def("has_room", &Call::has_room)
+      .def_prop_ro("notice", &Call::notice)
+      .def_prop_ro("is_streaming",
+                   [](const Call& c) { return (c.header().flags & kStreaming) != 0; })
+      .def_prop_ro("cancelled", &Call::cancelled)
+      .def_prop_ro("wanted", &Call::wanted, "Its caller lives and has not cancelled it.")
+      .def("fail_cancelled", &Call::fail_cancelled)
+      .def("fail", &Call::fail, "error"_a, "refs"_a, "retryable"_a,
+           nb::sig("def fail(self, error: bytes, refs: list[ObjectRef[Any]], "
+                   "retryable: bool) -> None"));
+
+  node.def("next_task", &next_task, nb::keep_alive<0, 1>(),
+           nb::sig("def next_task(self) -> Call | None"))
+      .def("next_call", &next_call, nb::keep_alive<0, 1>(), "timeout"_a.none(),
+           "None if no call came in time; StopIteration if none will come.",
+           nb::sig("def next_call(self, timeout: float | None) -> Call | None"))
+      .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a, "failed"_a,
+           nb::sig("def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
+                   "failed: Any) -> Call | None"))
+      .def("serve_calls", &serve_calls, nb::keep_alive<0, 1>(), "object"_a, "title"_a,
+           "others"_a, "variable"_a, "actor"_a, "failed"_a,
+           nb::sig("def serve_calls(self, object: Any, title: str, others: set[str], "
+                   "variable: Any, actor: int, failed: Any) -> Call | None"));
+}
