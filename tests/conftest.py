@@ -63,6 +63,7 @@ def shared_ray() -> Iterator[None]:
         _system_config={
             "free_objects_period_milliseconds": 10,  # 1000: tests wait for it
             "task_events_report_interval_ms": 200,  # 1000: for these, too
+            "local_gc_min_interval_s": 1,  # 10: for streams that nobody reads
             "worker_niceness": 0,  # 15: a busy machine would hardly run them
             "num_workers_soft_limit": 8,  # CPUs: a new process takes half a second
         },
