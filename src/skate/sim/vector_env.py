@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 import skate
-from skate.exceptions import ActorDiedError, GetTimeoutError
+from skate.exceptions import ActorError, GetTimeoutError
 
 from .vector_worker import (
     EnvWorker,
@@ -302,7 +302,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         began = time.monotonic()
         try:
             found = skate.get(list(refs.values()), timeout=self._step_timeout)
-        except (ActorDiedError, GetTimeoutError):
+        except (ActorError, GetTimeoutError):
             for i, ref in refs.items():
                 left = None
                 if self._step_timeout is not None:
@@ -335,7 +335,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Of one call; of a new worker, if that one is dead or late."""
         try:
             return skate.get(ref, timeout=timeout)
-        except (ActorDiedError, GetTimeoutError) as error:
+        except (ActorError, GetTimeoutError) as error:
             return self._replace(i, error)
 
     def _replace(self, i: int, why: Exception) -> Outcome:

@@ -12,7 +12,7 @@ from typing import Any
 import skate
 from skate.collective import create_group
 from skate.exceptions import (
-    ActorDiedError,
+    ActorError,
     CollectiveTimeoutError,
     RankDiedError,
     RemoteTraceback,
@@ -278,17 +278,17 @@ def _check_ended(ended: Any, running: dict[Any, int], world_size: int) -> None:
     rank = running.pop(ended)
     try:
         skate.get(ended)
-    except (RankDiedError, ActorDiedError) as error:
+    except (RankDiedError, ActorError) as error:
         # Often the echo of another rank's error, which tells more.
         blamed = getattr(error, "rank", None)
         others = [ref for ref, r in running.items() if blamed in (None, r)]
-        if isinstance(error, ActorDiedError) or blamed == rank:
+        if isinstance(error, ActorError) or blamed == rank:
             others = []  # its own
         if others:
             patience = BLAME_ANY_S if blamed is None else BLAME_S
             for other in skate.wait(others, len(others), timeout=patience)[0]:
                 _check_ended(other, {other: running[other]}, world_size)
-        if isinstance(error, ActorDiedError):
+        if isinstance(error, ActorError):
             raise RankDiedError(
                 f"rank {rank} of {world_size} died: {error}", rank
             ) from error
