@@ -439,9 +439,13 @@ def memory_bytes() -> float:
     """Proportional set size of all own processes: shared pages are counted once."""
     total = 0
     for pid in own_processes():
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue  # it has ended
+        total += sum(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")
+        )
     return float(total)
 
 
