@@ -5,12 +5,9 @@ Run it with ``make bench``, or ``python -m benchmarks.engine --help``.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-from .harness import RESULTS, Case, Goal, Question, answer_in_this_process, run
+from .harness import Case, Goal, Question, main
 from .peers.task_api import MB
 
 RAY, FLOOR = "ray_peer", "floors"
@@ -36,6 +33,7 @@ QUESTION = Question(
         Case("wait for one of 10k refs", "us"),
         Case("as completed, 10k tasks", "calls/s"),
         Case("tree of tasks, 3 deep, fan-out 4", "ms"),
+        Case("tasks of a task, 1k", "calls/s", goals=(times_ray(100),)),
         Case("single client get calls (Plasma Store)", "calls/s"),
         Case("single client put calls (Plasma Store)", "calls/s"),
         Case(
@@ -65,43 +63,19 @@ QUESTION = Question(
         Case(
             "memory with 2 idle workers", "MB", goals=(Goal("< 150 MB", at_most=150e6),)
         ),
+        Case(
+            "busy workers, two a core: time beside a pool's, in pairs",
+            "%",
+            goals=(Goal("0.97 of a process pool", at_most=1 / 0.97),),
+        ),
         Case("idle CPU", "%", goals=(Goal("< 0.1 % of a core", at_most=0.001),)),
         Case("spinning ping-pong", "us"),
         Case("warm memcpy of 100 MB", "GB/s", nbytes=100 * MB),
     ),
     peers=("skate_peer", FLOOR, RAY, "process_pool", "executor", "joblib_peer"),
-    groups=("start", "calls", "objects"),
+    groups=("start", "calls", "objects", "busy"),
 )
 
 
-def main() -> int:
-    """Ask the whole question, or (as its child process) one group of one peer."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per case and round")
-    parser.add_argument(
-        "--peers", nargs="+", choices=QUESTION.peers, default=QUESTION.peers
-    )
-    parser.add_argument(
-        "--groups", nargs="+", choices=QUESTION.groups, default=QUESTION.groups
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder")
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
-    parser.add_argument("--group", help=argparse.SUPPRESS)
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.peer:
-        answer_in_this_process(asked.peer, asked.group, asked.seconds, asked.into)
-        return 0
-    question = replace(QUESTION, groups=tuple(asked.groups))
-    return run(
-        question,
-        rounds=asked.rounds,
-        seconds=asked.seconds,
-        peers=asked.peers,
-        results=asked.results,
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(QUESTION))

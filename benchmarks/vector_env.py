@@ -1,8 +1,9 @@
 """What does a step of a vector of environments cost?
 
-sim.VectorEnv beside gymnasium's and Stable-Baselines3's vector environments and, with
-environments of its own in C++, EnvPool: another class, shown for scale. Actions are
-drawn before. A cell is the median over rounds of the median step, in us.
+sim.VectorEnv beside gymnasium's and Stable-Baselines3's vector environments, processes
+that share memory by hand and, with environments of its own in C++, EnvPool: another
+class, shown for scale. Actions are drawn before. A cell is the median over rounds of
+the median step, in us.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import skate
 from skate import sim
+
+from .peers.hand_vector import HandVector
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = 20
@@ -70,6 +73,12 @@ def cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                             m, n, num_workers=w
                         ),
                     )
+    for workers in (2, 8):
+        yield (
+            "Pendulum 64",
+            f"by hand, {workers} workers",
+            lambda w=workers: HandVector(pendulum, 64, w),
+        )
     for n in (8, 64):
         yield f"Pendulum {n}", "Stable-Baselines3 Dummy", lambda n=n: _sb3(n, "Dummy")
         yield (

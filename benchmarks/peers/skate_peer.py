@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..harness import Samples, Timer, Work, memory_bytes
 from . import task_api
@@ -16,6 +19,9 @@ def cases(group: str, timer: Timer) -> Iterator[tuple[str, Work]]:
     def init() -> None:
         skate.init(num_cpus=len(os.sched_getaffinity(0)))
 
+    if group == "busy":
+        yield "busy workers, two a core: time beside a pool's, in pairs", _busy
+        return
     shared = task_api.cases(skate, init, group, timer)
     if group == "start":
         for named in shared:
@@ -27,6 +33,38 @@ def cases(group: str, timer: Timer) -> Iterator[tuple[str, Work]]:
         yield next(shared)
         yield "as completed, 10k tasks", lambda: _as_completed(timer)
     yield from shared
+
+
+def compute(n: int) -> int:
+    """Some 20 ms of Python."""
+    return sum(i * i for i in range(n))
+
+
+def _busy() -> Samples:
+    """Our time for tasks that compute, as a share of a pool's."""
+    import skate
+
+    workers = 2 * len(os.sched_getaffinity(0))
+    work = [300_000] * 10 * workers
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    shares = []
+    with multiprocessing.Pool(workers) as pool, skate.init(num_cpus=workers):
+        ours = skate.remote(compute)
+        for pair in range(13):
+            took = {}
+            for system in ("ours", "pool") if pair % 2 else ("pool", "ours"):
+                took[system] = seconds(
+                    (lambda: skate.get([ours.remote(n) for n in work]))
+                    if system == "ours"
+                    else (lambda: pool.map(compute, work, chunksize=1))
+                )
+            shares.append(took["ours"] / took["pool"])
+    return shares[1:]  # the first one starts the workers
 
 
 def _many_actors() -> Samples:

@@ -26,11 +26,12 @@ def cases(
     api: Api, init: Callable[[], object], group: str, timer: Timer
 ) -> Iterator[Named]:
     """The cases of ``group``, in an order that is the same for both."""
+    groups = {"calls": _calls, "objects": _objects}
     if group == "start":
         yield from _start(api, init)
-    else:
+    elif group in groups:
         init()
-        yield from {"calls": _calls, "objects": _objects}[group](api, timer)
+        yield from groups[group](api, timer)
     api.shutdown()
 
 
@@ -94,6 +95,12 @@ def _calls(api: Api, timer: Timer) -> Iterator[Named]:
             return 1
         return sum(api.get([tree.remote(depth - 1) for _ in range(FANOUT)]))
 
+    @api.remote
+    def starts_many(count: int) -> float:
+        start = time.perf_counter()
+        api.get([small_value.remote() for _ in range(count)])
+        return (time.perf_counter() - start) / count
+
     def sync(call: Any) -> Work:
         return lambda: timer.calls(lambda: api.get(call.remote()))
 
@@ -134,6 +141,10 @@ def _calls(api: Api, timer: Timer) -> Iterator[Named]:
     yield "single client wait 1k refs", lambda: timer.calls(wait_1k_refs)
     yield "wait for one of 10k refs", wait_one_of_10k_refs
     yield "tree of tasks, 3 deep, fan-out 4", lambda: timer.calls(nested)
+    yield (
+        "tasks of a task, 1k",
+        lambda: [api.get(starts_many.remote(1000)) for _ in range(22)][2:],
+    )
 
 
 def _objects(api: Api, timer: Timer) -> Iterator[Named]:
