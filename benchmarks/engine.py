@@ -31,6 +31,7 @@ QUESTION = Question(
         Case("1:1 async-actor calls async", "calls/s"),
         Case("single client wait 1k refs", "calls/s"),
         Case("wait for one of 10k refs", "us"),
+        Case("wait for one of 10k values, same list", "us", goals=(times_ray(1000),)),
         Case("as completed, 10k tasks", "calls/s"),
         Case("tree of tasks, 3 deep, fan-out 4", "ms"),
         Case("tasks of a task, 1k", "calls/s", goals=(times_ray(100),)),

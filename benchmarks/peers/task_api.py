@@ -125,6 +125,10 @@ def _calls(api: Api, timer: Timer) -> Iterator[Named]:
         api.get(refs)
         return took
 
+    def wait_for_a_value() -> Samples:
+        refs = [api.put(i) for i in range(BURST)]
+        return timer.calls(lambda: api.wait(refs))
+
     def nested() -> None:
         assert api.get(tree.remote(DEPTH)) == FANOUT**DEPTH
 
@@ -140,6 +144,7 @@ def _calls(api: Api, timer: Timer) -> Iterator[Named]:
     del actor, async_actor
     yield "single client wait 1k refs", lambda: timer.calls(wait_1k_refs)
     yield "wait for one of 10k refs", wait_one_of_10k_refs
+    yield "wait for one of 10k values, same list", wait_for_a_value
     yield "tree of tasks, 3 deep, fan-out 4", lambda: timer.calls(nested)
     yield (
         "tasks of a task, 1k",

@@ -92,12 +92,23 @@ void refuse(const char* check, nb::list refs) {
   nb::module_::import_("skate._ref").attr(check)("skate.wait", refs);
 }
 
-// The list that wait() last returned as not ready. A loop hands it in again, thousands of
-// times: what was checked then is not checked again. Only compared, never followed.
-struct LastRest {
+// A list whose items are known to be distinct refs. A loop hands the same list in again, or
+// what was left of it, thousands of times: what was checked then is not checked again, unless
+// its items have changed. Only compared, never followed.
+struct KnownList {
   const PyObject* list = nullptr;
   Py_ssize_t size = 0;
-} g_last_rest;
+  std::uintptr_t items = 0;  // the sum of their addresses
+
+  explicit KnownList() = default;
+  explicit KnownList(PyObject* of) : list(of), size(PyList_GET_SIZE(of)) {
+    PyObject* const* const all = PySequence_Fast_ITEMS(of);
+    for (Py_ssize_t i = 0; i < size; ++i) items += reinterpret_cast<std::uintptr_t>(all[i]);
+  }
+  bool operator==(const KnownList&) const = default;
+};
+KnownList g_last_given;
+KnownList g_last_rest;
 
 // The first `wanted` refs of `list` that have values, without waiting. An item that is no
 // ref ends the search.
@@ -136,7 +147,7 @@ nb::tuple split(PyObject* list, const std::vector<Py_ssize_t>& found) {
     else
       PyList_SET_ITEM(rest.ptr(), at++, item);
   }
-  g_last_rest = {rest.ptr(), at};
+  g_last_rest = KnownList(rest.ptr());
   return nb::make_tuple(done, rest);
 }
 
@@ -144,8 +155,8 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
                std::optional<double> timeout) {
   check_alive(node);
   PyObject* list = refs.ptr();
-  const bool checked =
-      g_last_rest.list == list && g_last_rest.size == PyList_GET_SIZE(list);
+  const KnownList given(list);
+  const bool checked = given == g_last_given || given == g_last_rest;
   if (checked) {
     const std::vector<Py_ssize_t> found = find_ready(node, list, num_returns);
     if (found.size() == num_returns) return split(list, found);
@@ -154,6 +165,7 @@ nb::tuple wait(Node& node, nb::list refs, std::size_t num_returns,
     if (!is_ref(ref.ptr())) refuse("check_refs", refs);
   const std::vector<ObjectId> ids = ids_of(refs);
   if (!checked && !node.all_distinct(ids)) refuse("check_distinct", refs);
+  g_last_given = given;
   const i64 deadline = deadline_of(timeout);
   std::vector<bool> ready(ids.size());
   // Another thread may change the list meanwhile.

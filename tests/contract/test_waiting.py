@@ -152,6 +152,18 @@ def test_wait_refuses_a_ref_that_is_there_twice() -> None:
         skate.wait([ref, ref])
 
 
+def test_wait_looks_again_at_a_list_that_has_changed() -> None:
+    refs: list[Any] = [skate.put(1), skate.put(2)]
+    for _ in range(2):
+        assert skate.wait(refs)[0] == refs[:1]
+    refs[1] = refs[0]
+    with pytest.raises(ValueError, match="distinct"):
+        skate.wait(refs)
+    refs[0] = 1
+    with pytest.raises(TypeError, match="item 0"):
+        skate.wait(refs)
+
+
 @pytest.mark.parametrize("num_returns", [0, -1, 2])
 def test_wait_refuses_a_number_out_of_range(num_returns: int) -> None:
     with pytest.raises(ValueError, match="num_returns must be from 1"):
