@@ -9,7 +9,6 @@ void bind_calls(nb::module_& m, nb::class_<Node>& node);
 
 namespace {
 
-
 // `refs` is a list or a tuple of refs.
 std::vector<ObjectId> ids_of(nb::handle refs) {
   std::vector<ObjectId> ids;

@@ -38,7 +38,7 @@ struct alignas(1024) ProcEntry {
   // Rung by anyone who sends this process a message or gives it work.
   alignas(kCacheLine) std::atomic<u32> doorbell;
   std::atomic<u32> housekeeper_doorbell;
-  std::atomic<i64> rung_at;  // now_ns() of who woke the sleeper on `doorbell` last
+  std::atomic<i64> rung_at;  // now_ns() of the process that woke the sleeper last
   std::atomic<i32> results_awaited;  // so many must come before it is woken for one
 
   // Written by the process itself (and by the supervisor before it starts and after it
@@ -140,7 +140,7 @@ inline bool wake_process(ProcEntry& entry) {
 }
 
 // The same for a result: who sleeps until several have come is woken by the last of them.
-// Returns whether somebody sleeps on the doorbell.
+// Returns whether a sleeper has heard of it, which may sleep on.
 inline bool wake_for_result(ProcEntry& entry) {
   if (entry.doorbell.load(std::memory_order_seq_cst) == kAwake) return false;
   // Counted after it was published: a sleeper that sets the number anew sees it.

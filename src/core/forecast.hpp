@@ -49,7 +49,8 @@ class Forecast {
 // keeps its core from others, in vain if what it waits for mostly comes later.
 class Looks {
  public:
-  bool worth_it() { return misses_ < kMostMisses || ++skipped_ % kTryAgain == 0; }
+  // Whether to look this time.
+  bool try_now() { return misses_ < kMostMisses || ++skipped_ % kTryAgain == 0; }
   void add(bool found) { misses_ = found ? 0 : std::min(misses_ + 1, kMostMisses); }
 
  private:

@@ -93,12 +93,15 @@ void Node::close() {
 
 WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
                       const std::function<i32()>& missing) {
+  // Until then the tasks that have ended keep what others may need: their actors, say.
+  constexpr i64 kPatience = 1'000'000;
   bool led = false;
   bool slept = false;
   i64 since = 0;
+  i64 came = 0;
   const auto leave = [&](WaitResult result) {
     if (led && needs_attention()) wake_keeper_for_any();
-    if (slept && result == WaitResult::kReady) answers_.add(came_at_ - since);
+    if (slept && result == WaitResult::kReady) answers_.add(came - since);
     return result;
   };
   for (;;) {
@@ -119,7 +122,9 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
       if (status == std::cv_status::timeout) return WaitResult::kInterrupted;
       continue;
     }
-    if (!led) since = now_ns();
+    const i64 now = now_ns();
+    if (!led) since = now;
+    if (t_waits_since == 0) t_waits_since = now;
     leader_ = led = true;
     if (needs_attention()) {
       // Now this thread looks at every message.
@@ -129,7 +134,8 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     }
     const Forecast::Span expected = answers_.expected();
     const bool alone = missing && followers_ == 0 && !needs_attention();
-    me_->results_awaited.store(alone ? missing() : 1, std::memory_order_relaxed);
+    const i32 awaited = alone && now - since < kPatience ? missing() : 1;
+    me_->results_awaited.store(awaited, std::memory_order_seq_cst);
     lock.unlock();
     bool interrupted = false;
     if (spin(for_answers_)) {
@@ -137,8 +143,14 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     } else {
       slept = true;
       leave_cpu();
-      FutexResult woken = doze(expected, since, deadline_ns);
-      if (woken == FutexResult::kTimeout) woken = park(remaining(deadline_ns, kSlice));
+      FutexResult woken;
+      if (awaited > 1) {
+        woken = park(remaining(deadline_ns, kPatience));
+        if (woken == FutexResult::kTimeout) woken = FutexResult::kChanged;
+      } else {
+        woken = doze(expected, since, deadline_ns);
+        if (woken == FutexResult::kTimeout) woken = park(remaining(deadline_ns, kSlice));
+      }
       interrupted = woken == FutexResult::kInterrupted || woken == FutexResult::kTimeout;
       me_->blocked_since.store(0, std::memory_order_relaxed);
       set_state(ProcState::kRunning);
@@ -146,6 +158,7 @@ WaitResult Node::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& 
     }
     lock.lock();
     leader_ = false;
+    came = came_at_;
     me_->results_awaited.store(1, std::memory_order_relaxed);
     if (followers_ != 0 || idle_) followers_cv_.notify_all();
     if (interrupted) {
@@ -204,11 +217,10 @@ i64 Node::spin_budget() const {
 // Looks for messages, and work if this is an idle pool worker, for a little while.
 bool Node::spin(Looks& looks) {
   const i64 budget = spin_budget();
-  if (budget == 0 || !looks.worth_it()) return false;
+  if (budget == 0 || !looks.try_now()) return false;
   const bool idle = is_pool_ && session_->state_of(self_.index) == ProcState::kSearching;
   const i64 start = now_ns();
   const i64 end = start + budget;
-  if (t_waits_since == 0) t_waits_since = start;
   const auto found = [&] {
     if (me_->inbox_summary.load(std::memory_order_acquire) != 0) return true;
     if (kicked_.load(std::memory_order_relaxed)) {
@@ -328,29 +340,30 @@ WaitResult Node::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
     if (ids[i].owner() != self_)
       if (Object* object = find(ids[i])) subscribe(*object);
   const Wanted wanted(ids, Wanted::kAll, &next);
-  return wait(lock, deadline_ns, std::ref(ready), [&] { return results_missing(ids, next); });
+  return wait(lock, deadline_ns, std::ref(ready),
+              [&] { return results_missing(ids, next); });
 }
 
 // How many results must come at least before all of `ids`, from `next` on, have a value.
 // Whoever waits for very many is woken now and then, and takes what has come.
 i32 Node::results_missing(const std::vector<ObjectId>& ids, std::size_t next) {
-  constexpr i32 kMost = 16;
+  constexpr u32 kMost = 16;
   std::array<const Task*, kMost> tasks;
-  i32 found = 0;
+  u32 found = 0;
   for (; next < ids.size() && found < kMost; ++next) {
     const Object* object = find(ids[next]);
     if (object == nullptr || object->ready) continue;
     if (object->task == nullptr) return 1;  // somebody else's: not a result
     const auto end = tasks.begin() + found;
-    if (std::find(tasks.begin(), end, object->task) == end) tasks[static_cast<u32>(found++)] = object->task;
+    if (std::find(tasks.begin(), end, object->task) == end) tasks[found++] = object->task;
   }
-  return std::max(found, 1);
+  return static_cast<i32>(std::max(found, 1U));
 }
 
 void Node::look(const std::vector<ObjectId>& ids, std::size_t wanted,
                 std::vector<bool>& flags) {
   std::lock_guard lock(mu_);
-  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0) drain();
   for (std::size_t i = 0; i < ids.size() && wanted > 0; ++i) {
     Object* object = find(ids[i]);
     flags[i] = object == nullptr || object->ready;
@@ -449,7 +462,9 @@ void Node::housekeep() {
           futex_wait(me_->housekeeper_doorbell, level, pause);
       if (woken == FutexResult::kWoken) pause = kWatchdogFirst;
     } else if (pause > kWatchdogFirst) {
-      // A leader drains it, or we do at once; do not circle while it gets there.
+      // A leader drains it, or we do at once; do not circle while it gets there. It may
+      // sleep: not every message wakes it.
+      ring_doorbell(me_->doorbell);
       futex_wait(me_->housekeeper_doorbell, level, kWatchdogFirst);
     }
     me_->housekeeper_doorbell.store(kAwake, std::memory_order_seq_cst);

@@ -668,8 +668,8 @@ class Node {
 
   Forecast answers_;     // waits of the program
   Forecast calls_;       // an actor's, for its next call
-  Looks for_answers_;    // the same waits, if nothing is expected
-  Looks for_work_;       // those of idle workers, too
+  Looks for_answers_;    // the first 50 us of the program's waits
+  Looks for_work_;       // ... and of an actor's or an idle worker's
   i64 came_at_ = 0;       // when what ended the leader's last wait was sent
   i64 oversleep_ = 50'000;  // how much too late the leader's timers have woken it
   bool leader_ = false;  // a thread sleeps or spins for all

@@ -33,7 +33,7 @@ void Node::catch_up() {
 
 u32 Node::unanswered_calls(ObjectId actor) {
   std::lock_guard lock(mu_);
-  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0) drain();
   const auto it = links_.find(actor.bits);
   return it == links_.end() ? 0 : it->second.unanswered;
 }
@@ -121,6 +121,7 @@ void Node::ask_address(ActorLink& link, Object& actor) {
   Waiter waiter{Waiter::Kind::kLink, {}, 0};
   actor.waiters.push_back(waiter);
   wake_for_any();
+  ring_doorbell(me_->housekeeper_doorbell);
 }
 
 void Node::forget_link(ObjectId actor) {

@@ -33,7 +33,7 @@ std::vector<Value> cancelled_values(const Incoming& task) {
 
 bool Node::cancel(ObjectId id, bool force, bool recursive) {
   std::lock_guard lock(mu_);
-  if (!leader_) drain();
+  drain();
   if (id.owner() != self_) {
     std::string message(view_of(id));
     message += view_of(static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));
@@ -67,7 +67,8 @@ void Node::cancel_task(Task* task, bool force, bool recursive) {
     return;
   }
   if (task->target != nullptr) {
-    send(task->target->id, Message::kCancel, cancel_message(task_id, attempt, flags), Ring::kUrgent);
+    send(task->target->id, Message::kCancel, cancel_message(task_id, attempt, flags),
+         Ring::kUrgent);
     return;
   }
   // A pool worker has claimed it. It says so in its directory entry, or still in the cell;
@@ -80,7 +81,8 @@ void Node::cancel_task(Task* task, bool force, bool recursive) {
       runner = p;
   }
   if (runner)
-    send(peer(*runner).id, Message::kCancel, cancel_message(task_id, attempt, flags), Ring::kUrgent);
+    send(peer(*runner).id, Message::kCancel, cancel_message(task_id, attempt, flags),
+         Ring::kUrgent);
 }
 
 // Takes the task out of wherever it waits in this process. If a worker is just copying it,

@@ -354,6 +354,9 @@ void Node::process_died(Reader& reader) {
     }
     for (std::size_t i = 1; i < objects_.size(); ++i) {  // it may grow meanwhile
       Object& object = objects_[i];
+      asked_values_ -= std::erase_if(object.waiters, [&](const Waiter& waiter) {
+        return waiter.kind == Waiter::Kind::kProcess && waiter.process == id.index;
+      });
       if (object.kind == Object::Kind::kActor &&
           object.value.kind == Value::Kind::kInline &&
           Reader(object.value.inline_bytes).pod<ProcId>() == id)

@@ -64,7 +64,7 @@ ObjectId Node::peek_item(ObjectId task) {
 
 NextItem Node::look_at_stream(ObjectId task) {
   std::lock_guard lock(mu_);
-  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0) drain();
   const auto it = streams_.find(task.bits);
   if (it == streams_.end()) return NextItem::kEnd;
   const Stream& stream = it->second;
@@ -172,7 +172,7 @@ bool Node::send_item(const Incoming& task, u64 index, std::vector<Value>& value)
   const u64 task_id = task.header.task_id;
   Production& production = productions_[task_id];
   if (production.attempt != task.header.attempt) production = {task.header.attempt, 0};
-  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0 && !leader_) drain();
+  if (me_->inbox_summary.load(std::memory_order_relaxed) != 0) drain();
   if (production.read == kNoReader) {
     for (Value& v : value) free_value(v);
     return false;

@@ -13,6 +13,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
   Lock lock(mu_);
   bool slept = false;
   i64 since = 0;
+  i64 came = 0;
   for (;;) {
     drain();
     if (stopping_ || engine_died_ || leaving_) return WaitResult::kEngineDied;
@@ -25,7 +26,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     }
     if (call != incoming_.end()) {
       stop_idling();
-      if (slept) calls_.add(came_at_ - since);
+      if (slept) calls_.add(came - since);
       if (call->notice != Incoming::Notice::kNone) {
         out = std::move(*call);
         incoming_.erase(call);
@@ -85,7 +86,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
       const bool found = spin(for_work_);
       lock.lock();
       if (found) {
-        if (slept) came_at_ = now_ns();
+        if (slept) came = now_ns();
         leader_ = false;
         continue;
       }
@@ -99,6 +100,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
       const bool changed = doze(expected, since, deadline_ns) != FutexResult::kTimeout;
       if (changed) trace_.slept();
       lock.lock();
+      came = came_at_;
       if (changed) {
         leader_ = false;
         continue;
@@ -120,6 +122,7 @@ WaitResult Node::next_task(Incoming& out, i64 deadline_ns) {
     note_arrival(asleep_since);
     kicked_.store(false);
     lock.lock();
+    came = came_at_;
     leader_ = false;
   }
 }
@@ -135,6 +138,7 @@ void Node::stop_idling() {
   t_waits_since = 0;  // it was not the program that waited
   idle_ = false;
   if (followers_ != 0) followers_cv_.notify_all();
+  if (needs_attention()) wake_keeper_for_any();
 }
 
 void Node::finish_task(const Incoming& task, std::vector<Value>& values,

@@ -52,22 +52,22 @@ TEST(some_that_are_unlike_change_nothing_and_most_of_them_do) {
 TEST(looking_is_worth_it_until_four_times_in_a_row_nothing_came) {
   Looks looks;
   for (int i = 0; i < 3; ++i) looks.add(false);
-  CHECK(looks.worth_it());
+  CHECK(looks.try_now());
   looks.add(true);
   for (int i = 0; i < 3; ++i) looks.add(false);
-  CHECK(looks.worth_it());
+  CHECK(looks.try_now());
   looks.add(false);
-  CHECK(!looks.worth_it());
+  CHECK(!looks.try_now());
 }
 
 TEST(looking_is_tried_again_now_and_then) {
   Looks looks;
   for (int i = 0; i < 9; ++i) looks.add(false);
   int tried = 0;
-  for (int i = 0; i < 64; ++i) tried += looks.worth_it();
+  for (int i = 0; i < 64; ++i) tried += looks.try_now();
   CHECK(tried == 4);
   looks.add(true);
-  CHECK(looks.worth_it());
+  CHECK(looks.try_now());
 }
 
 }  // namespace
