@@ -38,6 +38,149 @@ class Watch:
 
     def close(self) -> None: ...
 
+class Node:
+    """One process of the engine; see src/core/node.hpp."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
+
+    def next_task(self) -> Call | None: ...
+
+    def next_call(self, timeout: float | None) -> Call | None:
+        """None if no call came in time; StopIteration if none will come."""
+
+    def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, failed: Any) -> Call | None: ...
+
+    def serve_calls(self, object: Any, title: str, others: set[str], variable: Any, actor: int, failed: Any) -> Call | None: ...
+
+    def holds_error(self, object: int) -> bool: ...
+
+    def put(self, value: Any) -> ObjectRef[Any]: ...
+
+    def lend(self, value: Any) -> ObjectRef[Any]: ...
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
+
+    def wait(self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+
+    def watch(self) -> Watch: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
+
+    def submit(self, function: int, holds_refs: bool, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None, window: int, parent: int) -> list[ObjectRef[Any]]: ...
+
+    def construct_actor(self, actor: ActorRef, code: int, holds_refs: bool, restartable: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+
+    def hand_to_driver(self, actor: ActorRef, index: int, epoch: int, code: int, holds_refs: bool, restartable: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+
+    def reserve_actor(self) -> ActorRef: ...
+
+    def drop_reserved(self, actor: ActorRef) -> None: ...
+
+    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int, retry_on: bytes) -> list[ObjectRef[Any]]: ...
+
+    def unanswered_calls(self, actor: ActorRef) -> int: ...
+
+    def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) -> int: ...
+
+    def new_actor(self) -> ActorRef: ...
+
+    def place_actor(self, actor: ActorRef, index: int, epoch: int) -> None: ...
+
+    def release(self, id: int) -> None: ...
+
+    def adopt(self, id: int) -> int:
+        """Count a ref that is being decoded; its id, which may be a new one."""
+
+    def name_function(self, function: int, name: str) -> None:
+        """What the trace, and a full store, call an exported function."""
+
+    def name_actor(self, actor: int, title: str) -> None:
+        """What the trace calls an actor's class."""
+
+    def record_span(self, name: str, start_ns: int) -> None:
+        """Something of the user's, from then to now."""
+
+    def explain(self, object: int, process: int) -> dict[str, Any] | None:
+        """
+        What a process knows of why an object has no value; None if it is silent.
+        """
+
+    def list_objects(self) -> list[dict[str, Any]]:
+        """What this process owns or borrows, apart from code."""
+
+    def list_blocks(self) -> list[dict[str, Any]]:
+        """The blocks in use in all arenas, those of dead processes too."""
+
+    def catch_up(self) -> None: ...
+
+    def stop_serving(self) -> None: ...
+
+    def name_process(self, name: str) -> None:
+        """What made its blocks that no function or line is known for."""
+
+    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
+        """The next item of a stream, or None at its end."""
+
+    def peek_item(self, task: int) -> ObjectRef[Any]:
+        """A ref that is ready once next_item does not block."""
+
+    def look_at_stream(self, task: int) -> int:
+        """0: an item is there; 1: it has ended; 2: neither."""
+
+    def close_stream(self, task: int) -> None: ...
+
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        """False: it is a call of an actor, which is not to be killed."""
+
+    def is_cancelled(self, task: int) -> bool: ...
+
+    def interrupt_by(self, signal: int) -> None: ...
+
+    def take_interrupt(self) -> bool: ...
+
+    def postpone_interrupt(self) -> None: ...
+
+    def want_notices(self) -> None: ...
+
+    def wait_sent(self, timeout: float) -> None:
+        """Wait until all that was said to others has been sent."""
+
+    def report_blocking(self, on: bool) -> None: ...
+
+    def ask(self, question: bytes) -> tuple[bytes, int]:
+        """The answer, and the descriptor that came with it or -1."""
+
+    def tell(self, note: bytes) -> None: ...
+
+    def alive_word(self, index: int) -> int:
+        """Address of the word that is not 0 while the process lives."""
+
+    def statistics(self) -> dict[str, int]: ...
+
+    def processes(self) -> list[dict[str, int]]:
+        """What the session directory says of each live process."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def store_limit(self) -> int: ...
+
+    @property
+    def engine_died(self) -> bool: ...
+
+    def close(self) -> None: ...
+
 class Call:
     """A task that this worker was given."""
 
@@ -101,149 +244,6 @@ class Call:
     def fail_cancelled(self) -> None: ...
 
     def fail(self, error: bytes, refs: list[ObjectRef[Any]], retryable: bool) -> None: ...
-
-class Node:
-    """One process of the engine; see src/core/node.hpp."""
-
-    from collections.abc import Callable, Generator, Sequence
-    from typing import Any
-    from skate._ref import ActorRef, ObjectRef
-
-    def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
-
-    def holds_error(self, object: int) -> bool: ...
-
-    def put(self, value: Any) -> ObjectRef[Any]: ...
-
-    def lend(self, value: Any) -> ObjectRef[Any]: ...
-
-    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
-
-    def wait(self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
-
-    def watch(self) -> Watch: ...
-
-    def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
-
-    def submit(self, function: int, holds_refs: bool, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None, window: int, parent: int) -> list[ObjectRef[Any]]: ...
-
-    def construct_actor(self, actor: ActorRef, code: int, holds_refs: bool, restartable: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
-
-    def hand_to_driver(self, actor: ActorRef, index: int, epoch: int, code: int, holds_refs: bool, restartable: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
-
-    def reserve_actor(self) -> ActorRef: ...
-
-    def drop_reserved(self, actor: ActorRef) -> None: ...
-
-    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int, retry_on: bytes) -> list[ObjectRef[Any]]: ...
-
-    def unanswered_calls(self, actor: ActorRef) -> int: ...
-
-    def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) -> int: ...
-
-    def new_actor(self) -> ActorRef: ...
-
-    def place_actor(self, actor: ActorRef, index: int, epoch: int) -> None: ...
-
-    def release(self, id: int) -> None: ...
-
-    def adopt(self, id: int) -> int:
-        """Count a ref that is being decoded; its id, which may be a new one."""
-
-    def next_task(self) -> Call | None: ...
-
-    def next_call(self, timeout: float | None) -> Call | None:
-        """None if no call came in time; StopIteration if none will come."""
-
-    def name_function(self, function: int, name: str) -> None:
-        """What the trace, and a full store, call an exported function."""
-
-    def name_actor(self, actor: int, title: str) -> None:
-        """What the trace calls an actor's class."""
-
-    def record_span(self, name: str, start_ns: int) -> None:
-        """Something of the user's, from then to now."""
-
-    def explain(self, object: int, process: int) -> dict[str, Any] | None:
-        """
-        What a process knows of why an object has no value; None if it is silent.
-        """
-
-    def list_objects(self) -> list[dict[str, Any]]:
-        """What this process owns or borrows, apart from code."""
-
-    def list_blocks(self) -> list[dict[str, Any]]:
-        """The blocks in use in all arenas, those of dead processes too."""
-
-    def catch_up(self) -> None: ...
-
-    def stop_serving(self) -> None: ...
-
-    def name_process(self, name: str) -> None:
-        """What made its blocks that no function or line is known for."""
-
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        """The next item of a stream, or None at its end."""
-
-    def peek_item(self, task: int) -> ObjectRef[Any]:
-        """A ref that is ready once next_item does not block."""
-
-    def look_at_stream(self, task: int) -> int:
-        """0: an item is there; 1: it has ended; 2: neither."""
-
-    def close_stream(self, task: int) -> None: ...
-
-    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
-        """False: it is a call of an actor, which is not to be killed."""
-
-    def is_cancelled(self, task: int) -> bool: ...
-
-    def interrupt_by(self, signal: int) -> None: ...
-
-    def take_interrupt(self) -> bool: ...
-
-    def postpone_interrupt(self) -> None: ...
-
-    def want_notices(self) -> None: ...
-
-    def wait_sent(self, timeout: float) -> None:
-        """Wait until all that was said to others has been sent."""
-
-    def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, failed: Any) -> Call | None: ...
-
-    def serve_calls(self, object: Any, title: str, others: set[str], variable: Any, actor: int, failed: Any) -> Call | None: ...
-
-    def report_blocking(self, on: bool) -> None: ...
-
-    def ask(self, question: bytes) -> tuple[bytes, int]:
-        """The answer, and the descriptor that came with it or -1."""
-
-    def tell(self, note: bytes) -> None: ...
-
-    def alive_word(self, index: int) -> int:
-        """Address of the word that is not 0 while the process lives."""
-
-    def statistics(self) -> dict[str, int]: ...
-
-    def processes(self) -> list[dict[str, int]]:
-        """What the session directory says of each live process."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def epoch(self) -> int: ...
-
-    @property
-    def closed(self) -> bool: ...
-
-    @property
-    def store_limit(self) -> int: ...
-
-    @property
-    def engine_died(self) -> bool: ...
-
-    def close(self) -> None: ...
 
 MAX_PROCS: int = 1024
 

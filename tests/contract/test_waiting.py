@@ -155,7 +155,7 @@ def test_wait_refuses_a_ref_that_is_there_twice() -> None:
 def test_wait_looks_again_at_a_list_that_has_changed() -> None:
     refs: list[Any] = [skate.put(1), skate.put(2)]
     for _ in range(2):
-        assert skate.wait(refs)[0] == refs[:1]
+        assert len(skate.wait(refs)[0]) == 1
     refs[1] = refs[0]
     with pytest.raises(ValueError, match="distinct"):
         skate.wait(refs)
