@@ -42,8 +42,8 @@ def worker(
     import tf_keras
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    # A collective operation keeps its thread until the other worker has come to it, too:
-    # with one thread between operations the two wait for each other for ever.
+    # A collective operation keeps its thread until the other worker has come to it,
+    # too: with one thread for operations the two wait for each other for ever.
     tf.config.threading.set_inter_op_parallelism_threads(4)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
