@@ -30,7 +30,9 @@ KILLED = (ActorError, ObjectLostError)
 _MASK = (1 << 64) - 1
 _REMEMBERED = 1_000_003
 
-started = 0  # tasks and calls, in this process: on `inline` that is all of them
+# In this process; on `inline` that is all of them.
+started = 0  # tasks and calls
+forced = 0  # cancels that end the worker of a task
 
 
 class Planned(Exception):
@@ -215,12 +217,15 @@ def hang(never: Any) -> None:
 
 def cancel_some(rng: random.Random, depth: int) -> int:
     """Cancel what runs, what waits, a whole tree. What had ended before is excused."""
+    global forced
     match rng.randrange(4):
         case 0:  # a tree, at whatever moment; its result may be there already
             tree = node.remote(rng.getrandbits(32), max(depth - 1, 0))
             if rng.random() < 0.5:
                 skate.wait([leaf.remote(rng.getrandbits(32))])
-            skate.cancel(tree, force=rng.random() < 0.3)
+            force = rng.random() < 0.3
+            forced += force
+            skate.cancel(tree, force=force)
             with contextlib.suppress(Planned, TaskCancelledError, *KILLED):
                 skate.get(tree)
         case 1:  # a stream, in the middle

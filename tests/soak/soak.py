@@ -50,6 +50,7 @@ class Report:
     sessions: int = 0
     kills: int = 0
     repeats: int = 0  # graphs computed again because a kill took a value's owner
+    given_up: int = 0  # because their own forced cancels do so each time
     sizes: list[int] = field(default_factory=list)  # tasks and calls, by graph
     seconds: float = 0.0
 
@@ -59,7 +60,8 @@ class Report:
             f"{self.graphs} graphs in {self.sessions} sessions, {self.seconds:.0f} s; "
             f"{sum(sizes)} tasks and calls ({sizes[0]} to {sizes[-1]} a graph, median "
             f"{sizes[len(sizes) // 2]}); {self.kills} processes killed; "
-            f"{self.repeats} graphs repeated because the owner of a value was killed"
+            f"{self.repeats} graphs repeated because the owner of a value was killed, "
+            f"{self.given_up} given up since their own forced cancels do that each time"
         )
 
 
@@ -176,12 +178,20 @@ def graph_seed(seed: int, number: int) -> int:
     return seed * 1_000_003 + number
 
 
-def expected(seed: int) -> tuple[int, int]:
-    """What a graph gives on `inline`, and how many tasks and calls it takes."""
-    before = graphs.started
+@dataclass
+class Plan:
+    """What a graph gives and does on `inline`."""
+
+    result: int
+    size: int  # tasks and calls
+    forced: int  # cancels that end workers
+
+
+def plan(seed: int) -> Plan:
+    started, forced = graphs.started, graphs.forced
     with skate.init("inline", num_cpus=NUM_CPUS):
         result = graphs.run_graph(seed)
-    return result, graphs.started - before
+    return Plan(result, graphs.started - started, graphs.forced - forced)
 
 
 @skate.remote
@@ -239,7 +249,7 @@ class Session:
             if block["size"] > 10_000
         )
 
-    def run(self, number: int, wanted: int) -> None:
+    def run(self, number: int, wanted: Plan) -> None:
         seed = graph_seed(self.seed, number)
         repeat = f"repeat: python tests/soak/soak.py --seed {self.seed} --only {number}"
         rng = random.Random(seed)
@@ -249,27 +259,38 @@ class Session:
             if killer is not None:
                 killer.start()
             try:
-                result = self._run_until_no_owner_dies(seed, killer)
+                result = self._run_until_no_owner_dies(seed, killer, wanted.forced)
             except BaseException as error:
                 raise SoakError(f"a graph failed: {error!r}\n{repeat}") from error
             finally:
                 if killer is not None:
                     killer.stop()
                     self.report.kills += killer.kills
-            if result != wanted:
+            if result not in (wanted.result, None):
                 raise SoakError(
-                    f"a wrong result: {result:#x}, and on inline {wanted:#x}\n{repeat}"
+                    f"a wrong result: {result:#x}, and on inline "
+                    f"{wanted.result:#x}\n{repeat}"
                 )
             self._check_nothing_is_left(repeat)
         self.report.graphs += 1
 
-    def _run_until_no_owner_dies(self, seed: int, killer: Killer | None) -> int:
+    def _run_until_no_owner_dies(
+        self, seed: int, killer: Killer | None, forced: int
+    ) -> int | None:
+        """The result; None if the graph's own forced cancels leave it none.
+
+        They end a worker, which may own what a task that it ran before has promised.
+        """
         for repeats in itertools.count(1):
             try:
                 return graphs.run_graph(seed)
             except graphs.KILLED:
                 # Each kill can spoil one run.
-                if killer is None or repeats > killer.kills:
+                kills = 0 if killer is None else killer.kills
+                if repeats > kills and forced:
+                    self.report.given_up += 1
+                    return None
+                if repeats > kills:
                     raise
                 self.report.repeats += 1
         raise AssertionError("not reached")
@@ -318,14 +339,14 @@ def soak(seconds: float, seed: int, only: int | None = None) -> Report:
         plans = []
         for each in numbers if only is None else numbers[:1]:
             with must_end(f"graph {each} on inline", f"--seed {seed} --only {each}"):
-                plans.append(expected(graph_seed(seed, each)))
+                plans.append(plan(graph_seed(seed, each)))
         if only is not None:
             plans *= GRAPHS_A_SESSION
         session = Session(report, seed)
         try:
-            for each, (wanted, size) in zip(numbers, plans, strict=True):
+            for each, wanted in zip(numbers, plans, strict=True):
                 session.run(each, wanted)
-                report.sizes.append(size)
+                report.sizes.append(wanted.size)
                 if time.monotonic() - began > seconds:
                     break
         finally:
