@@ -54,16 +54,20 @@ def _busy() -> Samples:
 
     shares = []
     with multiprocessing.Pool(workers) as pool, skate.init(num_cpus=workers):
-        ours = skate.remote(compute)
+        task = skate.remote(compute)
+
+        def ours() -> None:
+            skate.get([task.remote(n) for n in work])
+
+        def theirs() -> None:
+            pool.map(compute, work, chunksize=1)
+
         for pair in range(13):
-            took = {}
-            for system in ("ours", "pool") if pair % 2 else ("pool", "ours"):
-                took[system] = seconds(
-                    (lambda: skate.get([ours.remote(n) for n in work]))
-                    if system == "ours"
-                    else (lambda: pool.map(compute, work, chunksize=1))
-                )
-            shares.append(took["ours"] / took["pool"])
+            if pair % 2:
+                took, against = seconds(ours), seconds(theirs)
+            else:
+                against, took = seconds(theirs), seconds(ours)
+            shares.append(took / against)
     return shares[1:]  # the first one starts the workers
 
 

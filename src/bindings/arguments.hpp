@@ -10,7 +10,7 @@ namespace skate {
 // was given one), u16 length of what says after which errors a call of an actor is tried
 // again (pickled types; one byte: all) and that, u16 positional, u16 keyword;
 // then each, preceded by its name if it is a keyword: a kind and what belongs to it.
-enum ArgKind : u8 { kPlain, kWhole, kDependency };
+enum ArgKind : u8 { kWhole, kDependency };
 
 class Arguments {
  public:

@@ -1,4 +1,5 @@
-// How long the next wait will last, if most of the last ones were alike.
+// What the last waits tell of the next one: how long it will last, and whether to look for
+// its end before sleeping.
 #pragma once
 
 #include <algorithm>

@@ -221,6 +221,7 @@ class WorkerCrashedError(SkateError):
     """The process that ran the task ended, more often than ``max_retries`` allows."""
 
 
+# MemoryError comes first: its __new__, which is found first, is for its own kind only.
 class OutOfMemoryError(MemoryError, WorkerCrashedError):
     """The memory monitor ended the task, more often than ``max_retries`` allows."""
 

@@ -388,6 +388,6 @@ def test_digits_are_learnt_by_many_as_well_as_by_one(way: str) -> None:
 
 def test_the_session_is_free_afterwards() -> None:
     train.run(lose, 2)
-    # The ranks' processes end by themselves.
+    # The CPUs come back when the ranks' processes are seen to have ended.
     everything = skate.cluster_resources()
     assert wait_until(lambda: skate.available_resources() == everything)

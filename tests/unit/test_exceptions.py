@@ -33,6 +33,13 @@ def test_an_error_survives_pickling(error: SkateError) -> None:
         assert getattr(again, name, None) == getattr(error, name, None)
 
 
+@pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
+def test_an_error_can_be_made_without_its_init(error: SkateError) -> None:
+    # As tblib does, which dask.distributed installs as the way to pickle exceptions.
+    kind = type(error)
+    assert type(kind.__new__(kind, *error.args)) is kind
+
+
 @pytest.mark.parametrize(
     ("error", "builtin"),
     [
