@@ -176,11 +176,18 @@ def _ask(question: Question, peer: str, group: str, seconds: float) -> dict[str,
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            last_words = "".join(done.stderr.splitlines(keepends=True)[-15:])
-            last_words = last_words.replace(f"{ROOT}/", "")
-            return {"samples": {}, "failures": {f"group {group}": last_words}}
+            words = last_words(done.stderr)
+            return {"samples": {}, "failures": {f"group {group}": words}}
         answer: dict[str, Any] = json.loads(into.read_text())
         return answer
+
+
+def last_words(text: str) -> str:
+    """The end of what a process wrote, without the folders of this machine."""
+    words = "".join(text.splitlines(keepends=True)[-15:])
+    for folder in (ROOT, sys.prefix, sys.base_prefix):
+        words = words.replace(f"{folder}/", "")
+    return words
 
 
 # The whole question ----------------------------------------------------------------

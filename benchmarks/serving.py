@@ -183,8 +183,7 @@ def ask(case: Case, seconds: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"error": "it did not end within 120 s"}
         if done.returncode != 0:
-            words = "".join(done.stderr.splitlines(keepends=True)[-6:])
-            return {"error": words.replace(f"{harness.ROOT}/", "")}
+            return {"error": harness.last_words(done.stderr)}
         answer: dict[str, Any] = json.loads(into.read_text())
         return answer
 
