@@ -153,7 +153,7 @@ def _with_method_options(
                 f"{group!r}: {nearest(group, groups)}"
             )
         changes["group"] = 1 + list(groups).index(group)
-    return replace(spec, **changes)
+    return spec._replace(**changes)
 
 
 class ActorHandle(Generic[T]):

@@ -7,7 +7,6 @@ refused unless it is set to the value that means "off" (``_LATER``).
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -48,6 +47,8 @@ def check_resources(name: str, value: Any) -> dict[str, float]:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an unknown ``name``: the nearest valid one, or all of them."""
+    import difflib  # only to help
+
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     if close:

@@ -8,7 +8,7 @@ special.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .exceptions import ResourceError
 
@@ -17,8 +17,7 @@ _SHARE = 0.001
 _SHARES = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The group that a task, or an actor, takes its resources from."""
 
     group: str
@@ -47,8 +46,7 @@ class Placement:
         return placed
 
 
-@dataclass(frozen=True, slots=True)
-class GroupInfo:
+class GroupInfo(NamedTuple):
     """One placement group, as the engine tells it."""
 
     name: str

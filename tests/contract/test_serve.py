@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polling import wait_until
 
 import skate
 from skate.serve import Deployment, QueueFullError, deploy
@@ -229,6 +230,8 @@ def test_requests_of_a_wrong_size_are_refused_at_once(wrong: Any) -> None:
 def test_a_full_queue_refuses_and_says_so() -> None:
     deployment = deploy(Scale, max_queued=2, batch_wait_s=FOREVER)
     waiting = [deployment.submit(states(1)) for _ in range(2)]
+    # On Ray the third may overtake the others, and would wait for ever in their place.
+    assert wait_until(lambda: deployment.stats()["queued"] == 2)
     with pytest.raises(QueueFullError, match="max_queued is 2"):
         deployment.evaluate(states(1))
     deployment.close()

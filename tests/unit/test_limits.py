@@ -13,18 +13,18 @@ MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 GIB = 1 << 30
 
 
-def tree(root: Path, **files: str) -> Path:
+def tree(root: Path, **files: str) -> str:
     """Files below ``root``; in names, __ stands for a slash and _DOT_ for a dot."""
     for name, text in files.items():
         path = root / name.replace("__", "/").replace("_DOT_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return root
+    return str(root)
 
 
 def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
-    assert limits.cpu_quota(tmp_path) is None
-    assert limits.memory_bytes(tmp_path) == MACHINE
+    assert limits.cpu_quota(str(tmp_path)) is None
+    assert limits.memory_bytes(str(tmp_path)) == MACHINE
 
 
 def test_the_lowest_limit_on_the_way_to_the_root_counts(tmp_path: Path) -> None:

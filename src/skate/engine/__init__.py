@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ def open_engine(name: str, config: EngineConfig) -> Engine:
         from .ray import driver as ray_driver
 
         return ray_driver.open(config)
+    import difflib  # only to help
+
     valid = " or ".join(map(repr, ENGINES))
     close = difflib.get_close_matches(str(name), ENGINES, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

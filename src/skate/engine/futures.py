@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .._ref import ObjectRef
     from .protocol import Engine, Watch
 
@@ -27,6 +28,8 @@ class FutureDispatcher:
 
         Its result is the ref's value or error, or without one just None.
         """
+        from concurrent.futures import Future  # most programs never ask for one
+
         future: Future[Any] = Future()
         with self._lock:
             tag = self._next_tag

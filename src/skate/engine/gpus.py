@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._placement import group_of
 
@@ -50,8 +50,7 @@ def _count_gpus() -> int:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """GPUs, or parts of them, that a task has."""
 
     pool: str  # of the session, or of a bundle of a placement group

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-_ROOT = Path("/")
+_ROOT = "/"  # strings: pathlib would be a tenth of the time to import skate
 
 
 def usable_cpus() -> int:
@@ -23,33 +22,33 @@ def usable_cpus() -> int:
     return max(1, math.ceil(min(cpus, cpu_quota() or cpus)))
 
 
-def cpu_quota(root: Path = _ROOT) -> float | None:
+def cpu_quota(root: str = _ROOT) -> float | None:
     """How many CPUs the cgroups allow to be used at a time; None: all there are."""
     quotas = []
     for version, folder in _folders("cpu", root):
         if version == 2:
-            quota, _, period = _read(folder / "cpu.max").partition(" ")
+            quota, _, period = _read(folder, "cpu.max").partition(" ")
         else:
-            quota = _read(folder / "cpu.cfs_quota_us")
-            period = _read(folder / "cpu.cfs_period_us")
+            quota = _read(folder, "cpu.cfs_quota_us")
+            period = _read(folder, "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(quota) and int(period):
             quotas.append(int(quota) / int(period))  # "max" and "-1" are no limits
     return min(quotas, default=None)
 
 
-def memory_bytes(root: Path = _ROOT) -> int:
+def memory_bytes(root: str = _ROOT) -> int:
     """Of the machine, or what the cgroups allow if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit for limit, _ in _memory_limits(root))])
 
 
-def memory_use(root: Path = _ROOT) -> float:
+def memory_use(root: str = _ROOT) -> float:
     """The share of the memory in use, from 0 to 1: where it is scarcest.
 
     Memory that the kernel can take back at once, such as clean file pages, is free.
     """
     values = dict(
-        line.split(":") for line in _read(root / "proc/meminfo").splitlines() if line
+        line.split(":") for line in _read(root, "proc/meminfo").splitlines() if line
     )
     total, free = (
         int(values[name].split()[0]) for name in ("MemTotal", "MemAvailable")
@@ -59,7 +58,7 @@ def memory_use(root: Path = _ROOT) -> float:
     return max(shares)
 
 
-def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+def _memory_limits(root: str) -> Iterator[tuple[int, int]]:
     """Limit and use, in bytes, of each cgroup above this process that has a limit."""
     for version, folder in _folders("memory", root):
         names = ("memory.max", "memory.current", "inactive_file")
@@ -69,34 +68,39 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
                 "memory.usage_in_bytes",
                 "total_inactive_file",
             )
-        limit, use = (_read(folder / name) for name in names[:2])
+        limit, use = (_read(folder, name) for name in names[:2])
         if not limit.isdigit() or not use.isdigit():
             continue
-        lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
+        lines = (line.split() for line in _read(folder, "memory.stat").splitlines())
         cache = next((int(n) for key, n in lines if key == names[2]), 0)
         yield int(limit), max(0, int(use) - cache)
 
 
-def _folders(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
+def _folders(controller: str, root: str) -> Iterator[tuple[int, str]]:
     """Version and folder of each cgroup that this process is in, up to the root."""
-    mounts = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    mounts = os.path.join(root, "sys/fs/cgroup")
+    for line in _read(root, "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            found = [(2, mounts), (2, mounts / "unified")]
+            found = [(2, mounts), (2, os.path.join(mounts, "unified"))]
         elif controller in controllers.split(","):
-            found = [(1, mounts / controllers), (1, mounts / controller)]
+            names = (controllers, controller)
+            found = [(1, os.path.join(mounts, name)) for name in names]
         else:
             continue
-        inner = Path(path.lstrip("/"))
         for version, mount in dict.fromkeys(found):
-            for level in (inner, *inner.parents):
-                if (mount / level).is_dir():
-                    yield version, mount / level
+            level = path.strip("/")
+            while True:
+                if os.path.isdir(folder := os.path.join(mount, level)):
+                    yield version, folder
+                if not level:
+                    break
+                level = os.path.dirname(level)
 
 
-def _read(path: Path) -> str:
+def _read(folder: str, name: str) -> str:
     try:
-        return path.read_text().strip()
+        with open(os.path.join(folder, name)) as file:
+            return file.read().strip()
     except OSError:
         return ""

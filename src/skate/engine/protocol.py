@@ -97,8 +97,7 @@ class ActorInterface(NamedTuple):
     options: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class MethodSpec:
+class MethodSpec(NamedTuple):
     """One method of an actor, with the options that a call of it has."""
 
     name: str
@@ -113,8 +112,7 @@ class MethodSpec:
     window: int = 0  # items of a stream that may wait to be read; 0: any number
 
 
-@dataclass(frozen=True, slots=True)
-class NamedActor:
+class NamedActor(NamedTuple):
     """What ``get_actor`` needs to build a handle."""
 
     actor: ActorRef
@@ -130,8 +128,7 @@ class ActorState(str, Enum):
     DEAD = "DEAD"
 
 
-@dataclass(frozen=True, slots=True)
-class ActorInfo:
+class ActorInfo(NamedTuple):
     """One actor, as ``list_actors`` tells it."""
 
     actor_id: int
@@ -145,8 +142,7 @@ class ActorInfo:
     death_cause: str  # "" while it lives
 
 
-@dataclass(frozen=True, slots=True)
-class TaskContext:
+class TaskContext(NamedTuple):
     """Where the calling code runs; ids are 0 in the driver."""
 
     task_id: int
@@ -193,8 +189,7 @@ class Watch(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionSummary:
+class FunctionSummary(NamedTuple):
     """What has become of the calls of one function, since the session began.
 
     What the engine does not know is nan: on Ray, the CPU time and the bytes.

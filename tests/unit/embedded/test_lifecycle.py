@@ -371,13 +371,13 @@ class Machine(RuleBasedStateMachine):
     def carry_out(self, commands: list[object]) -> None:
         for command in commands:
             if isinstance(command, TakeCpus):
-                taken = min(command.count, self.free_tokens)
+                taken = min(command.cpus, self.free_tokens)
                 self.free_tokens -= taken
                 self.held_tokens += taken
                 self.carry_out(self.life.handle(CpusTaken(taken)))
             elif isinstance(command, GiveCpus):
-                self.free_tokens += command.count
-                self.held_tokens -= command.count
+                self.free_tokens += command.cpus
+                self.held_tokens -= command.cpus
             elif isinstance(command, GrantLease):
                 needs = self.wanted.pop(command.task)
                 self.running[command.worker] = needs

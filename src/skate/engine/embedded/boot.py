@@ -1,7 +1,7 @@
-"""Where the supervisor's process begins: it starts the zygote before anything else.
+"""Where the supervisor's process begins: it imports skate, then forks the zygote.
 
 The driver runs this file by its path, not as a module. Importing skate takes longer
-than starting Python does; this way the zygote's import and the supervisor's overlap.
+than all else that a start needs: this way it is done once, and shared.
 """
 
 from __future__ import annotations
@@ -11,8 +11,27 @@ import socket
 import sys
 
 
-def start_zygote(python_flags: list[str]) -> tuple[int, socket.socket]:
-    """The zygote's process id, and this side of the socket to it."""
+def fork_zygote(driver_fd: int) -> tuple[int, socket.socket]:
+    """The zygote's process id, and this side of the socket to it.
+
+    This process has one thread still, and nothing but modules that the zygote needs.
+    """
+    from skate.engine.embedded import zygote
+
+    supervisor_pid = os.getpid()
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        mine.close()
+        os.close(driver_fd)
+        zygote.main(theirs.detach(), supervisor_pid)
+        os._exit(0)
+    theirs.close()
+    return pid, mine
+
+
+def spawn_zygote(python_flags: list[str]) -> tuple[int, socket.socket]:
+    """Another zygote, in place of one that was killed: see ``fork_zygote``."""
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, theirs:
         theirs.set_inheritable(True)  # this process has one thread: no other fork
@@ -26,16 +45,15 @@ def start_zygote(python_flags: list[str]) -> tuple[int, socket.socket]:
         return pid, socket.socket(fileno=mine.detach())
 
 
-def main(driver_fd: int, python_flags: list[str]) -> None:
+def main(driver_fd: int) -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(os.path.dirname(os.path.dirname(here)))
     sys.path[:] = [root, *(path for path in sys.path if path != here)]
     os.set_inheritable(driver_fd, False)
-    zygote = start_zygote(python_flags)
     from skate.engine.embedded import supervisor
 
-    supervisor.main(driver_fd, zygote)
+    supervisor.main(driver_fd, fork_zygote(driver_fd))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]))

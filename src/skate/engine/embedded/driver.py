@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import pickle
-import secrets
 import subprocess
 import sys
 from typing import Any
@@ -46,16 +45,14 @@ class _Driver:
     """Owns the supervisor's process; the engine calls ``end`` when it is shut down."""
 
     def __init__(self, config: EngineConfig) -> None:
-        session_id = secrets.token_hex(4)
+        session_id = os.urandom(4).hex()
         sock, theirs = wire.socket_pair()
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 *_python_flags(),
-                "-S",  # it imports nothing but skate and the standard library
                 os.path.join(os.path.dirname(__file__), "boot.py"),
                 str(theirs.fileno()),
-                *_python_flags(),
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

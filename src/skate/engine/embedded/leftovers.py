@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 MARK = "SKATE_SESSION_MARK"
 _PATIENCE_S = 5.0
@@ -32,14 +31,15 @@ def end_all(session_id: str, spare: set[int]) -> None:
 def _marked(session_id: str) -> set[int]:
     mark = f"{MARK}={session_id}".encode()
     return {
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and mark in _environment(entry).split(b"\0")
+        int(pid)
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if mark in _environment(pid).split(b"\0")
     }
 
 
-def _environment(process: Path) -> bytes:
+def _environment(pid: str) -> bytes:
     try:
-        return (process / "environ").read_bytes()
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
     except OSError:  # it has ended, or is somebody else's
         return b""

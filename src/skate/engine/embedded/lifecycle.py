@@ -19,6 +19,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..._placement import group_of, lends, set_aside, total
 from ..._runtime_env import NO_ENV, RuntimeEnv
@@ -30,107 +31,91 @@ from .processes import Cause, Kind, Proc
 # Events ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerWanted:
+class WorkerWanted(NamedTuple):
     """Tasks wait and no idle worker does. ``active``: pool workers not blocked."""
 
     active: int
     starting: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseWanted:
+class LeaseWanted(NamedTuple):
     owner: Proc
     task: int
     resources: Mapping[str, float]
     runtime_env: RuntimeEnv = NO_ENV
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseDropped:
+class LeaseDropped(NamedTuple):
     """The task was cancelled before it had got what it needs."""
 
     owner: Proc
     task: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseDone:
+class LeaseDone(NamedTuple):
     worker: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class ActorWanted:
+class ActorWanted(NamedTuple):
     owner: Proc
     proc: Proc  # from ``allocate``
     request: ActorRequest
 
 
-@dataclass(frozen=True, slots=True)
-class ActorConstructed:
+class ActorConstructed(NamedTuple):
     proc: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class ActorUnwanted:
+class ActorUnwanted(NamedTuple):
     """Its last handle is gone; ``told`` was told to finish and end."""
 
     actor_id: int
     told: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class ActorKilled:
+class ActorKilled(NamedTuple):
     actor_id: int
     no_restart: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GroupWanted:
+class GroupWanted(NamedTuple):
     """A placement group: set the sum of its bundles aside, under names of its own."""
 
     group: str
     bundles: tuple[Mapping[str, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GroupRemoved:
+class GroupRemoved(NamedTuple):
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(NamedTuple):
     """User code in a leased process waits, and needs no CPU meanwhile."""
 
     proc: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class Unblocked:
+class Unblocked(NamedTuple):
     proc: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class CpuFree:
+class CpuFree(NamedTuple):
     """A pool worker has put a token back because one is wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class CpusTaken:
+class CpusTaken(NamedTuple):
     """The outcome of ``TakeCpus``."""
 
-    count: int
+    cpus: int
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(NamedTuple):
     proc: Proc
     cause: Cause
     detail: int
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmed:
+class Confirmed(NamedTuple):
     """``by`` has drained the rings of ``dead``, and says what it still holds of it.
 
     ``came_by``: it has come to hold something of it since it last said so.
@@ -143,8 +128,7 @@ class Confirmed:
     came_by: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LetGo:
+class LetGo(NamedTuple):
     """A process has let go of the last it held of ``dead``, or of its memory."""
 
     dead: Proc
@@ -173,16 +157,14 @@ Event = (
 # Commands ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(NamedTuple):
     """Make the memory of a process that runs later: others may send to it now."""
 
     proc: Proc
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
+class Fork(NamedTuple):
     proc: Proc
     kind: Kind
     runtime_env: RuntimeEnv = NO_ENV
@@ -190,21 +172,18 @@ class Fork:
     refuses: bool = False  # its task, or actor, is of a group that was removed
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(NamedTuple):
     proc: Proc
     cause: Cause = Cause.KILLED  # what others are told
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLease:
+class GrantLease(NamedTuple):
     owner: Proc
     task: int
     worker: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class TellDied:
+class TellDied(NamedTuple):
     to: Proc
     dead: Proc
     cause: Cause
@@ -212,8 +191,7 @@ class TellDied:
     successor: Proc | None = None  # where the actor lives that it was
 
 
-@dataclass(frozen=True, slots=True)
-class TellForget:
+class TellForget(NamedTuple):
     """Forget ``dead``: its borrows; ``step`` 1: what it owned; 2: its memory too."""
 
     to: Proc
@@ -221,30 +199,26 @@ class TellForget:
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recycle:
+class Recycle(NamedTuple):
     """Nobody can name ``proc`` any more: its segment may go."""
 
     proc: Proc
 
 
-@dataclass(frozen=True, slots=True)
-class TakeCpus:
-    """Take up to ``count`` tokens from the pool; answer with ``CpusTaken``."""
+class TakeCpus(NamedTuple):
+    """Take up to ``cpus`` tokens from the pool; answer with ``CpusTaken``."""
 
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class GiveCpus:
-    count: int
+    cpus: int
 
 
-@dataclass(frozen=True, slots=True)
-class WantCpus:
-    """Ask pool workers for ``count`` tokens as they end their tasks."""
+class GiveCpus(NamedTuple):
+    cpus: int
 
-    count: int
+
+class WantCpus(NamedTuple):
+    """Ask pool workers for ``cpus`` tokens as they end their tasks."""
+
+    cpus: int
 
 
 Command = (

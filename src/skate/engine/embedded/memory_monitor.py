@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...exceptions import EngineError
 from .. import limits
@@ -20,8 +20,7 @@ PERIOD_S = 0.25
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class RunningTask:
+class RunningTask(NamedTuple):
     pid: int
     name: str
     since: int  # when it began, in nanoseconds of the monotonic clock

@@ -7,7 +7,6 @@ supervisor's entry in /proc, which the kernel allows to the same user: nothing l
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ... import _core
@@ -16,8 +15,8 @@ from .. import timeline
 from ..protocol import FunctionSummary
 from ..timeline import Event
 from . import stacks
+from .processes import SUPERVISOR
 
-_SUPERVISOR = b"/skate/engine/embedded/boot.py"  # what it was started with
 _KINDS = {
     _core.EVENT_SUBMIT: "submit",
     _core.EVENT_RUN: "run",
@@ -31,16 +30,16 @@ _KINDS = {
 def sessions() -> dict[int, _core.Statistics]:
     """The running sessions of this user, by the process id of their drivers."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        entry = f"/proc/{pid}"
         try:
-            if entry.stat().st_uid != os.getuid():
+            if os.stat(entry).st_uid != os.getuid():
                 continue
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            if not any(word.endswith(_SUPERVISOR) for word in command):
-                continue
-            for link in (entry / "fd").iterdir():
+            with open(f"{entry}/comm") as file:
+                if file.read().strip() != SUPERVISOR:
+                    continue
+            links = [f"{entry}/fd/{fd}" for fd in os.listdir(f"{entry}/fd")]
+            for link in links:
                 if os.readlink(link).startswith("/memfd:skate-session"):
                     statistics = _open(link)
                     break
@@ -54,7 +53,7 @@ def sessions() -> dict[int, _core.Statistics]:
     return found
 
 
-def _open(path: Path) -> _core.Statistics:
+def _open(path: str) -> _core.Statistics:
     fd = os.open(path, os.O_RDONLY)
     try:
         return _core.Statistics(fd)

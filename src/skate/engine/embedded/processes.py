@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
+
+SUPERVISOR = "skate-superviso"  # as the kernel cuts it
 
 Kind = Literal["driver", "pool", "lease", "actor"]
 
@@ -30,3 +33,9 @@ class Cause(IntEnum):
     OWNER_ENDED = 7
     RUNTIME_ENV_FAILED = 8  # detail: as above
     OUT_OF_MEMORY = 16  # detail: as above
+
+
+def set_name(name: str) -> None:
+    """What ps, top and a debugger show as the name of this process."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)

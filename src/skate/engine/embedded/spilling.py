@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...exceptions import EngineError
 
@@ -14,8 +13,7 @@ _SHARE_OF_FREE = 0.9  # of the file system, at the start of the session
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 
 
-@dataclass(frozen=True)
-class SpillPlace:
+class SpillPlace(NamedTuple):
     """``directory`` None, or ``limit`` 0: nothing is spilled."""
 
     directory: str | None
@@ -35,6 +33,8 @@ def choose() -> SpillPlace:
         _check(named)
         directory: str | None = named
     else:
+        import tempfile  # it is slow to import
+
         wanted = dict.fromkeys((tempfile.gettempdir(), "/var/tmp"))
         usable = (path for path in wanted if is_on_disk(path))
         directory = next(usable, None)
@@ -49,6 +49,8 @@ def open_file(directory: str) -> int:
     try:
         return os.open(directory, os.O_TMPFILE | flags, 0o600)
     except OSError:  # some file systems cannot do that
+        import tempfile
+
         fd, path = tempfile.mkstemp(prefix="skate-spill-", dir=directory)
         os.unlink(path)
         return fd

@@ -13,7 +13,6 @@ import itertools
 import os
 import pickle
 import resource
-import secrets
 import selectors
 import signal
 import socket
@@ -21,7 +20,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ... import _core
@@ -33,7 +32,7 @@ from . import lifecycle as life
 from .actors import ActorRequest, Name
 from .lifecycle import Lifecycle
 from .output import Collector
-from .processes import Cause, Proc
+from .processes import SUPERVISOR, Cause, Proc, set_name
 
 _PROC = struct.Struct("=HH")
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
@@ -255,7 +254,7 @@ class Supervisor:
         while self._kill_unknown(lambda pid: True):
             pass
         lost = [p for p in self._processes.values() if p.forking]
-        self._zygote_pid, self._zygote_sock = boot.start_zygote(
+        self._zygote_pid, self._zygote_sock = boot.spawn_zygote(
             self._settings["python_flags"]
         )
         self._greet_zygote()
@@ -548,7 +547,7 @@ class Supervisor:
         return self._life.available(self._control.free_cpus())
 
     def _ask_create_placement_group(self, process: _Process, info: GroupInfo) -> str:
-        group = secrets.token_hex(8)
+        group = os.urandom(8).hex()
         self._placements[group] = info
         if not info.reason:
             self._do(self._life.handle(life.GroupWanted(group, info.bundles)))
@@ -557,12 +556,12 @@ class Supervisor:
     def _ask_remove_placement_group(self, process: _Process, group: str) -> Any:
         info = self._placements.get(group)
         if info is not None and info.state != "REMOVED":
-            self._placements[group] = replace(info, state="REMOVED", reason="")
+            self._placements[group] = info._replace(state="REMOVED", reason="")
             self._do(self._life.handle(life.GroupRemoved(group)))
 
     def _ask_placement_groups(self, process: _Process) -> dict[str, GroupInfo]:
         return {
-            group: replace(info, state="CREATED")
+            group: info._replace(state="CREATED")
             if self._life.is_created(group)
             else info
             for group, info in self._placements.items()
@@ -759,6 +758,7 @@ def _session_of(pid: int) -> int:
 
 def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_name(SUPERVISOR)
     sock = socket.socket(fileno=fd)
     hello, (output_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)

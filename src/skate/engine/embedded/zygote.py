@@ -1,7 +1,8 @@
 """The zygote: a small warm process that forks workers when the supervisor says so.
 
-It is started by exec, has one thread, and imports only what workers need anyway, so a
-fork is cheap and safe: nothing of the user's program is in it. Workers must be children
+It begins as a fork of the supervisor's process, before that does anything (see
+``boot``), has one thread, and has imported only skate, so a fork is cheap and safe:
+nothing of the user's program is in it. Workers must be children
 of the supervisor, since a process's death signal comes from its parent: a helper, which
 shares the zygote's memory, forks the worker and ends, and the worker is handed to the
 nearest subreaper, the supervisor.
@@ -25,7 +26,8 @@ from typing import Any, NoReturn
 from ... import _core
 from ...exceptions import RuntimeEnvSetupError
 from ..surroundings import Surroundings
-from . import leftovers, wire
+from . import leftovers, wire, worker
+from .processes import set_name
 
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
@@ -35,12 +37,10 @@ _IDLE_S = 0.1
 def main(fd: int, supervisor_pid: int) -> None:
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # While the supervisor starts.
-    _preload(["skate.engine.embedded.worker"])
     _freeze()
     hello, (session_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)
-    _call_it("skate-zygote")
+    set_name("skate-zygote")
     sys.path[:] = settings["sys_path"]
     _enter_runtime_env(settings)
     # Workers are many: each computes with one thread unless its task asks for more.
@@ -84,12 +84,6 @@ def _enter_runtime_env(settings: dict[str, Any]) -> None:
         surroundings.enter()
     except RuntimeEnvSetupError as error:
         settings["refusal"] = error
-
-
-def _call_it(name: str) -> None:
-    """What ps, top and a debugger show as the name of this process."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
-        file.write(name)
 
 
 def _freeze() -> None:
@@ -148,8 +142,6 @@ def _run_worker(
     if os.getppid() != supervisor_pid:
         os._exit(1)
     os.setsid()  # what it starts can be told from other workers and their offspring
-    from . import worker
-
     return worker.main(session_fd, fds, settings, order)
 
 

@@ -9,7 +9,6 @@ import functools
 import inspect
 import itertools
 from collections import Counter, deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import (
@@ -377,7 +376,7 @@ class ActorStart(Call):
                 actor.started()
 
     def context(self) -> TaskContext:
-        return replace(super().context(), num_restarts=self._actor.num_restarts)
+        return super().context()._replace(num_restarts=self._actor.num_restarts)
 
 
 class ActorCall(Call):
@@ -543,7 +542,7 @@ class ActorCall(Call):
             self.actor.call_ended(self)
 
     def context(self) -> TaskContext:
-        return replace(super().context(), num_restarts=self.actor.num_restarts)
+        return super().context()._replace(num_restarts=self.actor.num_restarts)
 
 
 async def _take_turns(generator: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..._placement import GroupInfo, group_of
@@ -36,7 +35,7 @@ class Groups:
         info = self._infos.get(group)
         if info is None or info.state == "REMOVED":
             return
-        self._infos[group] = replace(info, state="REMOVED", reason="")
+        self._infos[group] = info._replace(state="REMOVED", reason="")
         if info.state == "CREATED":
             self._resources.remove_group(group, info.bundles)
 
@@ -60,7 +59,7 @@ class Groups:
         info = self._infos[group]
         if info.state == "PENDING":
             self._resources.create_group(group, info.bundles)
-            self._infos[group] = replace(info, state="CREATED")
+            self._infos[group] = info._replace(state="CREATED")
 
 
 class _Reservation:
