@@ -52,8 +52,10 @@ setup: core
 	  -e '.[dev,jax,ray,rl,serve,tensorflow,train]'
 	@touch $@
 
+# tf_keras asks for TensorFlow under another name than the one that is installed.
 .venv/bench.stamp: .venv/installed.stamp requirements/bench.txt
 	@$(PIP) -c requirements/dev.txt -r requirements/bench.txt -e '.[bench]'
+	@$(PIP) --no-deps tf_keras==2.21.0
 	@touch $@
 
 build/dev/build.ninja: .venv/installed.stamp

@@ -4,8 +4,7 @@ ResNet-101 on TensorFlow, batch 2 at 3x64x64 (178 MB of gradients an iteration),
 thread a worker: ``python -m benchmarks.training_keras``. It prints images/s of all
 forms, windows in turn, and the share of the bound: skate's with its compiled operator,
 and by ``tf.numpy_function``. After them come those of TensorFlow's
-MultiWorkerMirroredStrategy, for which tf_keras must be installed
-(``pip install --no-deps tf_keras``).
+MultiWorkerMirroredStrategy, which needs tf_keras.
 """
 
 from __future__ import annotations

@@ -208,6 +208,13 @@ struct Peer {
   std::deque<Unsent> unsent;     // its ring is full
 };
 
+// The end of a process that has been dealt with here.
+struct Death {
+  ProcId dead;
+  Failure failure;
+  ProcId successor;  // where the actor lives that it was
+};
+
 // The memory of a dead process, as the driver looks after it.
 struct DeadArena {
   ProcId id;
@@ -486,6 +493,7 @@ class Node {
   ObjectId keep(Value value, Object::Kind kind);
   void handle_detached(Message kind, Reader& reader, ProcId from);
   void adopt_actor(Reader& reader);
+  void settle_in(Object& actor, ProcId address);
   bool ask_driver(Message kind, u32 token, std::string_view payload, ObjectId& answer);
   void keep_recipe(const Task& task);
   void forget_recipe(ObjectId actor);
@@ -642,6 +650,7 @@ class Node {
   std::vector<std::atomic<QueueMemory*>> queues_;
   std::vector<std::unique_ptr<Peer>> former_peers_;  // views may still lie in them
   std::vector<Mapping> retired_;  // of the dead, to be unmapped when nobody looks
+  std::deque<Death> deaths_;      // the last ones; see settle_in
   bool let_go_of_dead_ = false;   // something that a dead process owned or stored
   i64 next_look_at_dead_ = 0;
   // What did not fit into its ring waits at its receiver's Peer. If a kBorrow is among

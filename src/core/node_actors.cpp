@@ -160,6 +160,26 @@ void Node::call_again(Task* task) {
   flushes_.push_back(task->actor);
 }
 
+// An owned actor has been given a process. That may have died, and its death have been
+// dealt with here, before its address came: it is not told again.
+void Node::settle_in(Object& actor, ProcId address) {
+  actor.value.kind = Value::Kind::kInline;
+  while (!lives(address)) {
+    const auto death = std::find_if(deaths_.rbegin(), deaths_.rend(),
+                                    [&](const Death& d) { return d.dead == address; });
+    if (death == deaths_.rend()) break;  // it will be told
+    address = death->successor;
+    if (address != ProcId{}) continue;
+    actor.value.kind = Value::Kind::kFailure;
+    actor.value.failure = death->failure;
+    actor.value.failure.error = SystemError::kActorDied;
+    break;
+  }
+  if (actor.value.kind == Value::Kind::kInline)
+    actor.value.inline_bytes.assign(view_of(address));
+  resolve(actor);
+}
+
 // An owned actor's process has died: its handle's value becomes the address of the
 // process that takes its place, or the reason why there is none.
 void Node::actor_moved(Object& actor, const Failure& failure, ProcId successor) {

@@ -137,14 +137,14 @@ void Node::adopt_actor(Reader& reader) {
   task->header.function_id = function.bits;
   task->pins.push_back(function);
   task->label = trace_.label_of_call(task->actor.bits, "__init__");
-  if (Object* actor = find(task->actor)) {
-    actor->value.kind = Value::Kind::kInline;
-    actor->value.inline_bytes.assign(view_of(address));
-    resolve(*actor);
-  }
+  const ObjectId id = task->actor;
+  Object* actor = find(id);
+  if (actor != nullptr) settle_in(*actor, address);
+  const bool failed = actor != nullptr && actor->value.kind == Value::Kind::kFailure;
   std::vector<ObjectId> none;
   start(task, none);
   drop(function);  // the call and the recipe hold it now
+  if (failed && detached_.erase(id.bits) != 0) drop(id);
 }
 
 }  // namespace skate

@@ -329,6 +329,9 @@ void Node::process_died(Reader& reader) {
     // Whoever has this index next brings a queue of its own.
     queues_[id.index].store(nullptr, std::memory_order_release);
     from.failure = failure;
+    constexpr std::size_t kDeathsKept = 1024;
+    deaths_.push_back({id, failure, successor});
+    if (deaths_.size() > kDeathsKept) deaths_.pop_front();
     resolved_ = true;  // a producer may wait for it to read
     const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
     std::vector<u64> lost;

@@ -128,9 +128,7 @@ void Node::place_actor(ObjectId id, ProcId address) {
   std::lock_guard lock(mu_);
   Object* actor = find(id);
   if (actor == nullptr) return;
-  actor->value.kind = Value::Kind::kInline;
-  actor->value.inline_bytes.assign(view_of(address));
-  resolve(*actor);
+  settle_in(*actor, address);
   run_ready();
   announce();
 }

@@ -280,7 +280,11 @@ def test_a_recurrent_model_remembers_each_client() -> None:
             ask(7, 1.0)
         with pytest.raises(ValueError, match="say whose states"):
             deployment.evaluate(ones())
-        # In flight together, and yet one after the other.
+
+
+@pytest.mark.differs(ray="requests in flight together may overtake each other")
+def test_requests_of_a_recurrent_client_stay_in_order() -> None:
+    with deploy(Sums, num_replicas=2) as deployment:
         sent = [deployment.submit(ones(), client="y", reset=i == 0) for i in range(3)]
         assert [float(one.result()[0]) for one in sent] == [1.0, 2.0, 3.0]
 

@@ -80,12 +80,12 @@ class Fleet {
   }
 
   // Tells `to`, and returns what it says that it still holds of `dead`.
-  u8 tell_died(ProcId to, ProcId dead) {
+  u8 tell_died(ProcId to, ProcId dead, ProcId successor = {}) {
     {
       std::lock_guard lock(mu_);
       confirmed_.erase(key(to));
     }
-    control_.send(to, Message::kProcessDied, bytes_of(dead, Failure{}, ProcId{}));
+    control_.send(to, Message::kProcessDied, bytes_of(dead, Failure{}, successor));
     for (;;) {
       {
         std::lock_guard lock(mu_);
@@ -182,8 +182,8 @@ class Fleet {
   std::thread helper_;
 };
 
-// Sends a call to the actor that lives at `address`.
-void call(Node& node, ProcId address) {
+// Sends a call to the actor that lives at `address`; its result.
+ObjectId call(Node& node, ProcId address) {
   const ObjectId actor = node.new_actor();
   node.place_actor(actor, address);
   Task* task = node.new_task();
@@ -193,6 +193,7 @@ void call(Node& node, ProcId address) {
   task->pins.push_back(actor);
   std::vector<ObjectId> results;
   node.submit(task, results);
+  return results.front();
 }
 
 bool has_work(Node& node) {
@@ -201,6 +202,7 @@ bool has_work(Node& node) {
 }
 
 constexpr ProcId kDriverId{kDriver, 1};
+constexpr i64 kPatience = 10'000'000'000;
 
 }  // namespace
 
@@ -210,6 +212,38 @@ TEST(a_call_reaches_the_process_that_it_was_sent_to) {
   Node& actor = fleet.start({2, 1});
   CHECK(!has_work(actor));
   call(driver, {2, 1});
+  CHECK(has_work(actor));
+}
+
+// Whoever starts an actor learns its address from the supervisor's answer, and its death
+// from a message: that may be dealt with first.
+TEST(an_actor_that_died_before_its_address_was_known_fails_its_calls) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId actor{2, 1}, next{2, 2};
+  fleet.prepare(actor);
+  fleet.kill(actor);
+  fleet.tell_died(kDriverId, actor);
+  fleet.tell_forget(kDriverId, actor, Forget::kAll);
+  Node& other = fleet.start(next);
+  const ObjectId result = call(driver, actor);
+  std::size_t next_id = 0;
+  CHECK(driver.wait_all({result}, next_id, now_ns() + kPatience) == WaitResult::kReady);
+  CHECK(driver.holds_error(result));
+  CHECK(!has_work(other));
+}
+
+TEST(an_actor_that_was_restarted_before_its_address_was_known_is_called_there) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId first{2, 1}, second{3, 1}, third{4, 1};
+  for (const ProcId id : {first, second}) {
+    fleet.prepare(id);
+    fleet.kill(id);
+    fleet.tell_died(kDriverId, id, id == first ? second : third);
+  }
+  Node& actor = fleet.start(third);
+  call(driver, first);
   CHECK(has_work(actor));
 }
 

@@ -223,3 +223,43 @@ def test_a_detached_actor_survives_the_death_of_the_worker_that_made_it(
     skate.kill(log)
     with pytest.raises(ActorDiedError):
         skate.get(log.size.remote(), timeout=60)
+
+
+@skate.remote
+class Idle:
+    pass
+
+
+class InterruptedHere(BaseException):
+    pass
+
+
+def living_actors() -> int:
+    actors = _runtime.current().list_actors()
+    return sum(info.state != "DEAD" for info in actors)
+
+
+def test_an_interrupt_leaves_no_actor_that_nobody_can_call(session: None) -> None:
+    Idle.remote()  # imports what it takes
+    made: list[Any] = []
+    moments = random.Random(1)
+    interrupts = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        raise InterruptedHere
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(300):
+            with contextlib.suppress(InterruptedHere):
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(10e-6, 500e-6))
+                made.append(Idle.remote())
+                while interrupts == i:
+                    time.sleep(1e-4)
+            made.clear()  # an interrupt of this would be lost, as in any destructor
+            wait_until(lambda: living_actors() <= 4)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    wait_until(lambda: living_actors() == 0)

@@ -259,23 +259,21 @@ class EmbeddedEngine:
             is_detached=is_detached,
             interface=_dump_interface(spec) if full_name is not None else b"",
         )
-        answer, value = self._ask("create_actor", request)
-        if answer != "ok" and by_driver:
-            self.node.drop_reserved(actor)
-        if answer == "exists":
-            raise ActorAlreadyExistsError(
-                f"an actor named {options.name!r} lives already in this namespace. Use "
-                "another name, skate.get_actor(name), or get_if_exists=True."
-            )
-        if answer == "full":
-            raise ResourceError(
-                f"cannot start actor {spec.name}: a session has at most {value} "
-                "processes. Drop handles of actors that are no longer needed."
-            )
         restartable = options.max_restarts != 0
-        index, epoch = value
         code, holds_refs = exported.function_id, exported.holds_refs
         try:
+            answer, value = self._ask("create_actor", request)
+            if answer == "exists":
+                raise ActorAlreadyExistsError(
+                    f"an actor named {options.name!r} lives already in this namespace. "
+                    "Use another name, skate.get_actor(name), or get_if_exists=True."
+                )
+            if answer == "full":
+                raise ResourceError(
+                    f"cannot start actor {spec.name}: a session has at most {value} "
+                    "processes. Drop handles of actors that are no longer needed."
+                )
+            index, epoch = value
             if by_driver:
                 self.node.hand_to_driver(
                     actor, index, epoch, code, holds_refs, restartable, args, kwargs
@@ -285,10 +283,13 @@ class EmbeddedEngine:
                 self.node.construct_actor(
                     actor, code, holds_refs, restartable, args, kwargs
                 )
-        except TypeError as error:
+        except BaseException as error:
+            # What raised may be Ctrl-C, or skate.cancel: nothing may wait for its call.
             self.kill_actor(actor, no_restart=True)
             if by_driver:
                 self.node.drop_reserved(actor)
+            if not isinstance(error, TypeError):
+                raise
             raise serialize.explain_arguments(
                 spec.name, args, kwargs, error
             ) from error.__cause__

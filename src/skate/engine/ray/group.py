@@ -298,8 +298,10 @@ class RayGroup:
         number = self._received.get(from_, 0)
         key = f"mail/{from_}/{self.rank}/{number}"
         deadline = _Deadline("recv", timeout)
-        while not self._past_gloo(lambda: self._store.check([key])):
-            failure = self._past_gloo(self._known_failure)
+        while True:
+            failure = self._past_gloo(lambda: self._known_failure(of_later_calls=True))
+            if self._past_gloo(lambda: self._store.check([key])):
+                break  # sent before whatever has failed
             if failure is not None:
                 self._failure = failure
                 raise self._again(failure)
@@ -345,7 +347,8 @@ class RayGroup:
             return
         self._closed = True
         self._place.leave()
-        self._fail(RankDiedError(f"rank {self.rank} left the group", self.rank))
+        left = RankDiedError(f"rank {self.rank} left the group", self.rank)
+        self._fail(left, self._calls + 1)  # others may still be in the last call
 
     # how they are made ----------------------------------------------------------------
 
@@ -460,21 +463,29 @@ class RayGroup:
 
     # failures -------------------------------------------------------------------------
 
-    def _fail(self, failure: CollectiveError) -> None:
-        """End the group for all: a rank that came cannot be called back."""
+    def _fail(self, failure: CollectiveError, since: int | None = None) -> None:
+        """End the group for all: a rank that came cannot be called back.
+
+        ``since`` is the number of the first call that cannot succeed; default: this.
+        """
+        told = pickle.dumps((failure, self._calls if since is None else since))
         try:
-            self._store.compare_set("failure", "", pickle.dumps(failure).hex())
+            self._store.compare_set("failure", "", told.hex())
         except RuntimeError:  # rank 0 has left with the store
             pass
         self._failure = self._failure or failure
         self._abort()
 
-    def _known_failure(self, look_at_peers: bool = True) -> CollectiveError | None:
+    def _known_failure(
+        self, look_at_peers: bool = True, of_later_calls: bool = False
+    ) -> CollectiveError | None:
         """What another rank said, or Ray says of its process."""
         if self._store.check(["failure"]):
             text = self._store.get("failure").decode()
-            failure: CollectiveError = pickle.loads(bytes.fromhex(text))
-            return failure
+            failure: CollectiveError
+            failure, since = pickle.loads(bytes.fromhex(text))
+            if of_later_calls or since <= self._calls:
+                return failure
         dead = self._dead_rank() if look_at_peers else None
         if dead is None:
             return None
@@ -503,7 +514,7 @@ class RayGroup:
         end = time.monotonic() + _BLAME_S
         while self._failure is None and time.monotonic() < end:
             try:
-                self._failure = self._known_failure()
+                self._failure = self._known_failure(of_later_calls=True)
             except RuntimeError:
                 # The store went with rank 0; whoever else died, it is gone for sure.
                 self._failure = RankDiedError("rank 0 died, or left the group", 0)
