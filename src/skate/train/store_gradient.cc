@@ -1,7 +1,8 @@
-// The operator SkateStore: writes a gradient into memory that ranks share, as soon as
-// backward has made it. Compiled at first use: see tensorflow_operator.py.
+// The operator SkateStore: writes gradients into memory that ranks share, as soon as
+// backward has made them. Compiled at first use: see tensorflow_operator.py.
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -15,10 +16,10 @@ using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 
 REGISTER_OP("SkateStore")
-    .Attr("T: type")
-    .Attr("address: int")
-    .Attr("nbytes: int")
-    .Input("gradient: T")
+    .Attr("T: list(type)")
+    .Attr("addresses: list(int)")
+    .Attr("nbytes: list(int)")
+    .Input("gradients: T")
     .Output("stored: int64")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
@@ -29,25 +30,26 @@ REGISTER_OP("SkateStore")
 class SkateStore : public tensorflow::OpKernel {
  public:
   explicit SkateStore(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("address", &address_));
+    OP_REQUIRES_OK(context, context->GetAttr("addresses", &addresses_));
     OP_REQUIRES_OK(context, context->GetAttr("nbytes", &nbytes_));
   }
 
   void Compute(OpKernelContext* context) override {
-    const auto data = context->input(0).tensor_data();
-    const auto size = static_cast<std::int64_t>(data.size());
-    OP_REQUIRES(context, size == nbytes_,
-                absl::InvalidArgumentError(absl::StrCat(
-                    "a gradient of ", size, " bytes, expected ", nbytes_)));
-    std::memcpy(reinterpret_cast<void*>(address_), data.data(), data.size());
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      const auto data = context->input(i).tensor_data();
+      OP_REQUIRES(context, static_cast<std::int64_t>(data.size()) == nbytes_[i],
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "a gradient of ", data.size(), " bytes, expected ", nbytes_[i])));
+      std::memcpy(reinterpret_cast<void*>(addresses_[i]), data.data(), data.size());
+    }
     tensorflow::Tensor* stored = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &stored));
-    stored->scalar<std::int64_t>()() = nbytes_;
+    stored->scalar<std::int64_t>()() = context->num_inputs();
   }
 
  private:
-  std::int64_t address_ = 0;
-  std::int64_t nbytes_ = 0;
+  std::vector<std::int64_t> addresses_;
+  std::vector<std::int64_t> nbytes_;
 };
 
 REGISTER_KERNEL_BUILDER(Name("SkateStore").Device(tensorflow::DEVICE_CPU), SkateStore);

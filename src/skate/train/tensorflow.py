@@ -88,7 +88,7 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
     return made.from_config(optimizer.get_config())
 
 
-Store = Callable[[Any, Any], Any]
+Store = Callable[[Sequence[Any], Sequence[np.ndarray]], Any]
 
 
 def _store(operator: bool | str, rank: int) -> Store | None:
@@ -144,15 +144,16 @@ class _Reducer:
 
     def _written(self, tensors: Sequence[Any]) -> list[Any]:
         """What is there when all gradients are in the shared memory."""
-        if self._store is None:
-            return [
-                tf.numpy_function(
-                    self._write_into(bucket), [tensors[i] for i in bucket], tf.int64
-                )
-                for bucket in self._buckets(tensors)
-            ]
-        last_first = reversed(list(zip(tensors, self._views, strict=True)))
-        return [self._store(tensor, view) for tensor, view in last_first]
+        written = []
+        for bucket in self._buckets(tensors):
+            gradients = [tensors[i] for i in bucket]
+            views = [self._views[i] for i in bucket]
+            if self._store is None:
+                write = _write_into(views)
+                written.append(tf.numpy_function(write, gradients, tf.int64))
+            else:
+                written.append(self._store(gradients, views))
+        return written
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Give every rank the values of rank 0."""
@@ -193,17 +194,16 @@ class _Reducer:
             size += nbytes
         return buckets
 
-    def _write_into(self, bucket: Sequence[int]) -> Any:
-        views = [self._views[i] for i in bucket]
-
-        def write(*gradients: Any) -> Any:
-            for view, gradient in zip(views, gradients, strict=True):
-                np.copyto(view, gradient)
-            return np.int64(len(views))
-
-        return write
-
     def _reduce(self) -> list[Any]:
         for flat in self._flats:
             self._context.allreduce(flat, op="mean")
         return self._views
+
+
+def _write_into(views: Sequence[np.ndarray]) -> Callable[..., Any]:
+    def write(*gradients: Any) -> Any:
+        for view, gradient in zip(views, gradients, strict=True):
+            np.copyto(view, gradient)
+        return np.int64(len(views))
+
+    return write

@@ -1,4 +1,4 @@
-"""The compiled operator that stores a gradient: made once, kept in a cache."""
+"""The compiled operator that stores gradients: made once, kept in a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ class NoOperatorError(Exception):
 
 
 @functools.cache
-def load() -> Callable[[Any, Any], Any]:
-    """A function of a tensor and the array that it is copied into; gives a tensor.
+def load() -> Callable[[Sequence[Any], Sequence[np.ndarray]], Any]:
+    """A function of tensors and the arrays that they are copied into; gives a tensor.
 
     Compiles the operator if no process has done it for this TensorFlow.
 
@@ -44,8 +44,12 @@ def load() -> Callable[[Any, Any], Any]:
     except (OSError, tf.errors.OpError) as error:
         raise NoOperatorError(str(error)) from error
 
-    def store(tensor: Any, array: np.ndarray) -> Any:
-        return operator(tensor, address=array.ctypes.data, nbytes=array.nbytes)
+    def store(tensors: Sequence[Any], arrays: Sequence[np.ndarray]) -> Any:
+        return operator(
+            tensors,
+            addresses=[array.ctypes.data for array in arrays],
+            nbytes=[array.nbytes for array in arrays],
+        )
 
     return store
 
