@@ -150,6 +150,8 @@ def test_tasks_of_a_removed_group_fail() -> None:
     running = limited.remote(signal)
     skate.get(signal.wait_for_waiting.remote(1))
     waiting = limited.remote(signal)
+    # On Ray it would wait for ever if the group were gone before it had been asked for.
+    assert wait_until(lambda: skate.summary().functions["wait_for"].queued == 1)
     remove_placement_group(group)
     with pytest.raises(TaskPlacementGroupRemoved):
         skate.get(waiting)
