@@ -38,7 +38,8 @@ def next_line(program: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def end_of(program: subprocess.Popen[str]) -> None:
-    assert program.wait(60) == 0, program.communicate()[1]
+    _, errors = program.communicate(timeout=60)  # reads on: a full pipe would hold it
+    assert program.returncode == 0, errors
 
 
 def test_a_job_runs_on_all_hosts_and_survives_the_end_of_one(cluster: Cluster) -> None:
