@@ -57,7 +57,9 @@ def test_ctrl_c_ends_training_and_saves_what_was_learnt(
             assert wait_until(lambda: moment(run), timeout=60)
             os.killpg(training.pid, signal.SIGINT)  # as a terminal does: to all of it
             output, _ = training.communicate(timeout=60)
-            assert training.returncode == 130, output
+            # A shell says 130 of both. Python ends by the signal itself if that came
+            # inside of exec, which makes dataclasses and named tuples.
+            assert training.returncode in (130, -signal.SIGINT), output
             assert "stopped; to go on" in output
             assert "Traceback" not in output
             assert wait_until(lambda: not members(training.pid)), members(training.pid)
