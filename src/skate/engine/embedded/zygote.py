@@ -2,10 +2,10 @@
 
 It begins as a fork of the supervisor's process, before that does anything (see
 ``boot``), has one thread, and has imported only skate, so a fork is cheap and safe:
-nothing of the user's program is in it. Workers must be children
-of the supervisor, since a process's death signal comes from its parent: a helper, which
-shares the zygote's memory, forks the worker and ends, and the worker is handed to the
-nearest subreaper, the supervisor.
+nothing of the user's program is in it. Workers must be children of the supervisor,
+since a process's death signal comes from its parent: a helper, which shares the
+zygote's memory, forks the worker and ends, and the worker is handed to the nearest
+subreaper, the supervisor.
 """
 
 from __future__ import annotations
