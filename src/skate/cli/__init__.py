@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+
+
+def end_interrupted() -> NoReturn:
+    """End the process as Ctrl-C should."""
+    # python -m remembers an interrupt that has left exec(), as of a dataclass in the
+    # making, and ends by the signal however that was handled. Another exec() of source
+    # makes it forget.
+    exec("")
+    sys.exit(INTERRUPTED)
 
 
 def main() -> None:
@@ -19,5 +29,5 @@ def main() -> None:
             "pip install 'skate[rl]'"
         )
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        end_interrupted()
     app()

@@ -11,7 +11,7 @@ import typer
 
 from skate.exceptions import SkateError
 
-from . import INTERRUPTED
+from . import end_interrupted
 from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
@@ -30,7 +30,7 @@ def polite(command: F) -> F:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            end_interrupted()
         except (ImportError, OSError, ValueError) as error:
             if isinstance(error, SkateError):  # raised inside a task: show where
                 raise

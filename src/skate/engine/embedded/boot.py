@@ -14,7 +14,7 @@ import sys
 def fork_zygote(driver_fd: int) -> tuple[int, socket.socket]:
     """The zygote's process id, and this side of the socket to it.
 
-    This process has one thread still, and nothing but modules that the zygote needs.
+    This process has one thread still, and nothing in it but skate's modules.
     """
     from skate.engine.embedded import zygote
 

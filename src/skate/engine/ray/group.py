@@ -298,11 +298,13 @@ class RayGroup:
         number = self._received.get(from_, 0)
         key = f"mail/{from_}/{self.rank}/{number}"
         deadline = _Deadline("recv", timeout)
-        while True:
+
+        def has_come() -> Any:
+            return self._past_gloo(lambda: self._store.check([key]))
+
+        while not has_come():
             failure = self._past_gloo(lambda: self._known_failure(of_later_calls=True))
-            if self._past_gloo(lambda: self._store.check([key])):
-                break  # sent before whatever has failed
-            if failure is not None:
+            if failure is not None and not has_come():  # sent before that counts
                 self._failure = failure
                 raise self._again(failure)
             if deadline.left() <= 0:
