@@ -61,6 +61,7 @@ class Dispatcher:
             self._stepwise = simulation.as_task(
                 simulate_in_steps, _generator_backpressure_num_objects=_WINDOW
             )
+        self.arrived = 0.0  # when the latest outcomes came, by perf_counter
         self._ready: Any = skate.as_completed()  # Any: of refs and of streams
         self._jobs: dict[Any, list[Job]] = {}  # by the ref or the stream
         self._began: dict[Any, Began] = {}
@@ -89,7 +90,9 @@ class Dispatcher:
 
     def outcomes(self, timeout: float | None = None) -> Iterator[tuple[Job, Outcome]]:
         """What has come since the last call; waits for something, or ``timeout``."""
-        for task in self._ready.next_batch(self._until_next_deadline(timeout)):
+        batch = self._ready.next_batch(self._until_next_deadline(timeout))
+        self.arrived = time.perf_counter()
+        for task in batch:
             if self._streams:
                 yield from self._step(task)
             else:
@@ -122,9 +125,12 @@ class Dispatcher:
             if len(jobs) == 1:
                 yield jobs[0], self._in_time(jobs[0], outcomes)
                 return
-            for job, outcome in zip(jobs, outcomes, strict=True):
-                failed = isinstance(outcome, TaskError)
-                yield job, Failed(outcome) if failed else outcome
+            worker, laps = outcomes
+            for job, lap in zip(jobs, laps, strict=True):
+                if isinstance(lap, TaskError):
+                    yield job, Failed(lap)
+                else:
+                    yield job, Finished(worker, *lap)
 
     # streams --------------------------------------------------------------------------
 

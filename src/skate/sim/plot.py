@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .run import Span
+    from .ledger import Span
 
 _MOST_LABELS = 32  # more rows than this have no room for names
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -16,19 +15,20 @@ import skate
 from skate.exceptions import SkateError
 
 from .cost import LearnedCosts, learned_costs
-from .dispatch import Dispatcher, Failed
+from .dispatch import Dispatcher, Failed, Outcome
+from .ledger import Ledger, Span
 from .progress import Tally, display
 from .schedule import CostHint, Grouping, Job, Schedule, schedule
-from .simulation import Finished, Simulation, Yielded
+from .simulation import Simulation, Yielded
 
 C = TypeVar("C")
 R = TypeVar("R")
 
-_MOST_SPANS = 200_000  # kept for a picture; an endless run must not fill the memory
 _SHOW_S = 0.25  # between two looks at the progress, if nothing finishes
 # Tasks that take this long do not show what a task costs: on two cores 1.2 ms on ray,
-# and 60 us of CPU on embedded. On inline there is nothing to win.
-_TASK_S = {"ray": 0.05, "embedded": 0.002}
+# and 150 us of CPU on embedded, where whoever is woken finds its caches cold. On inline
+# there is nothing to win.
+_TASK_S = {"ray": 0.05, "embedded": 0.008}
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,6 @@ class Partial:
     attempt: int = 0  # a retry yields from number 0 on again
 
 
-@dataclass(frozen=True)
-class Span:
-    """One simulation: where it ran, and when, in seconds since the start."""
-
-    index: int
-    worker: str
-    start: float
-    end: float
-    failed: bool = False
-
-
 def run(
     simulate: Callable[..., R],
     configs: Iterable[C],
@@ -81,7 +70,7 @@ def run(
     Results do not depend on the number of workers, nor on which of them ran what. A
     simulation that raises, whose process dies, or that exceeds its ``timeout`` costs
     the others nothing.
-    Where simulations are so short that a task costs as much (below 1 ms; on ray, 25),
+    Where simulations are so short that a task costs as much (below 4 ms; on ray, 25),
     several travel in one, and fewer towards the end; with a ``timeout``, none do.
 
     Args:
@@ -199,20 +188,18 @@ class Run(Generic[R]):
         self._raise = raise_failures
         self._grouping: Grouping | None = None
         self._held: dict[int, list[Any]] = {}  # results that wait for an earlier one
-        self._started = self._ended = 0.0
-        self.spans: deque[Span] = deque(maxlen=_MOST_SPANS)
+        self._ledger = Ledger()
         self._tally = Tally(plan.total, plan.total_cost)
         self._retried = 0
-        self._busy_s = self._cpu_s = self._longest_s = 0.0
-        self._workers: set[str] = set()
         self._display = display(plan.total) if progress else None
         self._results = self._in_order() if ordered else self._as_finished()
 
     def __iter__(self) -> Iterator[R]:
-        return self
+        return self._results
 
     def __next__(self) -> R:
-        return cast(R, next(self._results))  # or a FailedRun, if the caller asked
+        result: R = next(self._results)  # or a FailedRun, if the caller asked
+        return result
 
     def close(self) -> None:
         """Cancel what has not finished. May be called twice."""
@@ -234,25 +221,23 @@ class Run(Generic[R]):
         of all CPUs of the session that they were in ``simulate``, and ``longest_s``,
         the longest single run.
         """
-        wall_s = self._ended - self._started
-        available_s = wall_s * self._num_workers
         return {
             "runs": self._tally.done - self._tally.failed,
             "failed": self._tally.failed,
             "retried": self._retried,
-            "workers": len(self._workers),
-            "wall_s": wall_s,
-            "busy_s": self._busy_s,
-            "cpu_s": self._cpu_s,
-            "useful": self._busy_s / available_s if available_s else 0.0,
-            "longest_s": self._longest_s,
+            **self._ledger.stats(self._num_workers),
         }
+
+    @property
+    def spans(self) -> list[Span]:
+        """Who ran what, and when; of a long run, the last 200,000 simulations."""
+        return self._ledger.spans
 
     def plot(self, path: str | Path) -> None:
         """Draw which worker ran what, and when, into an image file (matplotlib)."""
         from .plot import gantt
 
-        gantt(list(self.spans), path, useful=self.stats()["useful"])
+        gantt(self.spans, path, useful=self.stats()["useful"])
 
     # results ----------------------------------------------------------------------
 
@@ -278,7 +263,7 @@ class Run(Generic[R]):
 
     def _all(self) -> Iterator[tuple[int, Any, bool]]:
         """Index and result of what comes, and whether it is its simulation's last."""
-        self._started = self._ended = perf_counter()
+        self._ledger.begin(perf_counter())
         if self._engine in _TASK_S:
             self._grouping = Grouping(self._num_workers, _TASK_S[self._engine])
             if self._counts_jobs:
@@ -291,7 +276,9 @@ class Run(Generic[R]):
                     return
                 tick = None if self._display is None else _SHOW_S
                 for job, outcome in self._dispatcher.outcomes(tick):
-                    yield from self._settle(job, outcome)
+                    settled = self._settle(job, outcome)
+                    if settled is not None:
+                        yield settled
                 if self._display is not None:
                     self._display.show(self._tally)
         except GeneratorExit:  # dropped, or closed: this may run inside the GC
@@ -323,59 +310,42 @@ class Run(Generic[R]):
         ahead = self._unfinished + len(self._held)
         return under_way < self._max_in_flight and ahead < self._max_ahead
 
-    def _settle(
-        self, job: Job, outcome: Finished | Failed | Yielded
-    ) -> Iterator[tuple[int, Any, bool]]:
+    def _settle(self, job: Job, outcome: Outcome) -> tuple[int, Any, bool] | None:
+        """Index, what the caller gets, and whether it is the last; None: not yet."""
         if isinstance(outcome, Yielded):
             number = job.partials - 1
             partial = Partial(job.index, number, outcome.value, False, job.attempt)
-            yield job.index, partial, False
-            return
-        self._record(job, outcome)
+            return job.index, partial, False
+        self._ledger.note(job.index, outcome, self._dispatcher.arrived)
         if isinstance(outcome, Failed):
-            if job.attempt < self._retries:
-                job.attempt += 1
-                job.partials = 0
-                self._retried += 1
-                self._dispatcher.start([job])
-                return
-            self._count(job, failed=True)
-            if self._raise:
-                raise outcome.error
-            error: SkateError = outcome.error
-            failed = FailedRun(job.index, job.config, error, job.attempt + 1)
-            yield job.index, failed, True
-            return
-        self._count(job, failed=False)
-        result = outcome.result
-        if self._streams:
-            result = Partial(job.index, job.partials, result, True, job.attempt)
-        yield job.index, result, True
-
-    def _count(self, job: Job, *, failed: bool) -> None:
-        self._unfinished -= 1
-        self._tally.done += 1
-        self._tally.done_cost += job.cost or 0.0
-        self._tally.failed += failed
-
-    def _record(self, job: Job, outcome: Finished | Failed) -> None:
-        now = self._ended = perf_counter()
-        if not outcome.worker:  # it failed, and nobody knows where
-            return
-        failed = isinstance(outcome, Failed)
-        start, end = outcome.start - self._started, outcome.end - self._started
-        seconds = end - start
-        if start < 0 or outcome.end > now:  # the clock of another machine
-            end = now - self._started
-            start = end - seconds
-        self.spans.append(Span(job.index, outcome.worker, start, end, failed))
-        self._workers.add(outcome.worker)
-        if isinstance(outcome, Failed):
-            return
-        self._busy_s += seconds
-        self._cpu_s += outcome.cpu_s
-        self._longest_s = max(self._longest_s, seconds)
+            return self._settle_failed(job, outcome)
+        seconds = outcome.end - outcome.start
         if self._learned is not None:
             self._learned.record(job.config, seconds)
         if self._grouping is not None:
             self._grouping.record(job, seconds)
+        self._count(job)
+        result = outcome.result
+        if self._streams:
+            result = Partial(job.index, job.partials, result, True, job.attempt)
+        return job.index, result, True
+
+    def _settle_failed(self, job: Job, outcome: Failed) -> tuple[int, Any, bool] | None:
+        if job.attempt < self._retries:
+            job.attempt += 1
+            job.partials = 0
+            self._retried += 1
+            self._dispatcher.start([job])
+            return None
+        self._tally.failed += 1
+        self._count(job)
+        if self._raise:
+            raise outcome.error
+        error: SkateError = outcome.error
+        failed = FailedRun(job.index, job.config, error, job.attempt + 1)
+        return job.index, failed, True
+
+    def _count(self, job: Job) -> None:
+        self._unfinished -= 1
+        self._tally.done += 1
+        self._tally.done_cost += job.cost or 0.0

@@ -18,8 +18,8 @@ from skate.exceptions import TaskError
 class Finished(NamedTuple):
     """A simulation's result, who ran it, and when by that process's monotonic clock."""
 
-    result: Any
     worker: str
+    result: Any
     start: float
     end: float
     cpu_s: float
@@ -78,20 +78,39 @@ class Simulation(NamedTuple):
         return skate.remote(function).options(max_retries=0, **options)
 
 
+# Result, start, end and seconds of CPU: plain, because a named tuple takes a call of
+# Python to pickle.
+Lap = tuple[Any, float, float, float]
+
+
+class _Clock:
+    """Times simulations one after another: the end of one is the start of the next."""
+
+    __slots__ = ("_cpu", "start", "worker")
+
+    def __init__(self) -> None:
+        self.worker = worker_id()
+        self._cpu, self.start = time.process_time(), time.perf_counter()
+
+    def lap(self, result: Any) -> Lap:
+        end, cpu = time.perf_counter(), time.process_time()
+        lap = result, self.start, end, cpu - self._cpu
+        self._cpu, self.start = cpu, end
+        return lap
+
+
 def simulate(simulation: Simulation, index: int, config: Any) -> Finished:
     """Run one simulation."""
-    cpu, start = time.process_time(), time.perf_counter()
-    result = simulation.call(index, config)
-    end, cpu_s = time.perf_counter(), time.process_time() - cpu
-    return Finished(result, worker_id(), start, end, cpu_s)
+    clock = _Clock()
+    return Finished(clock.worker, *clock.lap(simulation.call(index, config)))
 
 
 def simulate_in_steps(
     simulation: Simulation, index: int, config: Any
 ) -> Generator[Began | Yielded | Finished, None, None]:
     """Run one simulation, and say when it begins and what it yields."""
-    cpu, start = time.process_time(), time.perf_counter()
-    yield Began(worker_id(), start)
+    clock = _Clock()
+    yield Began(clock.worker, clock.start)
     result = simulation.call(index, config)
     if inspect.isgenerator(result):
         items = result
@@ -102,23 +121,28 @@ def simulate_in_steps(
                 result = stop.value
                 break
             yield Yielded(value)
-    end, cpu_s = time.perf_counter(), time.process_time() - cpu
-    yield Finished(result, worker_id(), start, end, cpu_s)
+    yield Finished(clock.worker, *clock.lap(result))
 
 
 def simulate_group(
     simulation: Simulation, members: Sequence[tuple[int, Any]]
-) -> list[Finished | TaskError]:
-    """Run several, one after another; one that raises costs the others nothing."""
-    outcomes: list[Finished | TaskError] = []
+) -> tuple[str, list[Lap | TaskError]]:
+    """Run several, one after another; one that raises costs the others nothing.
+
+    Returns:
+        Who ran them, and what has become of each.
+    """
+    laps: list[Lap | TaskError] = []
+    clock = _Clock()
     for index, config in members:
         try:
-            outcomes.append(simulate(simulation, index, config))
+            laps.append(clock.lap(simulation.call(index, config)))
         except Exception as error:  # it is the outcome of this one
             text = "".join(traceback.format_exception(error))
             name = skate.get_runtime_context().get_task_name() or "simulate"
-            outcomes.append(TaskError.of(error, name, text))
-    return outcomes
+            laps.append(TaskError.of(error, name, text))
+            clock = _Clock()
+    return clock.worker, laps
 
 
 def worker_id() -> str:
