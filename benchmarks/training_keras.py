@@ -2,9 +2,9 @@
 
 ResNet-101 on TensorFlow, batch 2 at 3x64x64 (178 MB of gradients an iteration), one
 thread a worker: ``python -m benchmarks.training_keras``. It prints images/s of all
-forms, windows in turn, and the share of the bound: skate's with its compiled operator,
-and by ``tf.numpy_function``. After them come those of TensorFlow's
-MultiWorkerMirroredStrategy, which needs tf_keras.
+forms, windows in turn, and the share of the bound: skate's as it comes, with every rank
+stepping everything, and without the compiled operators. After them come those of
+TensorFlow's MultiWorkerMirroredStrategy, which needs tf_keras.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH, SIZE, WORKERS = 2, 64, 2
 
 
 def loop(config: dict[str, Any]) -> None:
-    """One rank: both forms, in turn, so that a slow minute falls on each of them."""
+    """One rank: all forms, in turn, so that a slow minute falls on each of them."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
     import tensorflow as tf
@@ -53,6 +53,7 @@ def loop(config: dict[str, Any]) -> None:
     steps = {
         BOUND: make_step(lambda optimizer: optimizer),
         "skate": make_step(DistributedOptimizer),
+        "skate, replicated": make_step(partial(DistributedOptimizer, shard=False)),
         "skate, from Python": make_step(partial(DistributedOptimizer, operator=False)),
     }
     windows, iterations = config["windows"], config["iterations"]
@@ -66,8 +67,7 @@ def main() -> None:
     with skate.init(num_cpus=WORKERS):
         times = train.run(loop, WORKERS, config=config).metrics["times"]
     if not config["without_mirrored"]:
-        mirrored = keras_mirrored.measure(WORKERS, BATCH, SIZE, config)
-        times["MultiWorkerMirrored"] = mirrored
+        times |= keras_mirrored.measure(WORKERS, BATCH, SIZE, config)
     show(times, WORKERS * BATCH)
 
 

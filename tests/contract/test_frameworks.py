@@ -115,7 +115,9 @@ def keras_loop(cache: str) -> None:
     x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
     y = x.sum(axis=1, keepdims=True)
 
-    def fit(seed: int, make: Any, part: slice, size: int, **options: Any) -> Any:
+    def fit(
+        seed: int, make: Any, part: slice, size: int, clip: Any = None, **options: Any
+    ) -> Any:
         keras.utils.set_random_seed(seed)
         model = keras.Sequential(
             [
@@ -124,14 +126,24 @@ def keras_loop(cache: str) -> None:
                 keras.layers.Dense(1),
             ]
         )
-        sgd = keras.optimizers.SGD(0.1, momentum=0.9)
+        sgd = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=clip)
         sgd = make(sgd, model, **options)
-        ways.append(getattr(sgd, "operator", None))
         model.compile(sgd, loss="mse", jit_compile=False)
         model.fit(x[part], y[part], size, epochs=2, shuffle=False, verbose=0)
+        if make is DistributedOptimizer:
+            ways.append((sgd.operator, sgd.choice))
+        return model
+
+    def weights(model: Any) -> np.ndarray:
         return np.concatenate([w.ravel() for w in model.get_weights()])
 
-    ways: list[str] = []
+    def state(model: Any) -> np.ndarray:
+        return np.concatenate([v.numpy().ravel() for v in model.optimizer.variables])
+
+    def spread(values: np.ndarray) -> float:
+        return float(np.ptp(context.group.allgather(values), axis=0).max())
+
+    ways: list[tuple[str, str]] = []
     part = slice(context.rank, None, 2)
     own = context.rank, DistributedOptimizer, part, 8
     os.environ["CXX"] = "no-such-compiler"
@@ -140,10 +152,19 @@ def keras_loop(cache: str) -> None:
     called = fit(*own)
     del os.environ["CXX"]
     mine = fit(*own)
-    spread = context.allreduce(mine.copy(), op="max") - mine
-    report = {"spread": float(np.abs(spread).max()), "weights": [called, mine]}
+    each = fit(*own, shard=False)
+    with pytest.raises(ValueError, match="shard=True: global_clipnorm looks at all"):
+        fit(*own, clip=1.0, shard=True)
+    report = {
+        "spread": [spread(weights(mine)), spread(state(mine))],
+        "weights": [weights(model) for model in (mine, called, each)],
+        "state": [state(model) for model in (mine, called, each)],
+    }
     if context.rank == 0:
-        report["alone"] = fit(0, lambda sgd, _: sgd, slice(None), 16)
+        mine.save(f"{cache}/model.keras")  # the other rank does nothing for it
+        read = keras.models.load_model(f"{cache}/model.keras")
+        report["read"] = [type(read.optimizer) is keras.optimizers.SGD, state(read)]
+        report["alone"] = weights(fit(0, lambda sgd, _: sgd, slice(None), 16))
     context.report(report | {"ways": ways})
 
 
@@ -151,16 +172,28 @@ def keras_loop(cache: str) -> None:
 @pytest.mark.differs(
     inline="is the same with eager functions, and takes long to import"
 )
-def test_keras_models_learn_what_one_with_all_rows_does(tmp_path: Path) -> None:
+def test_keras_models_learn_what_one_with_all_rows_does(
+    engine: str, tmp_path: Path
+) -> None:
     needs("tensorflow")
     metrics = train.run(keras_loop, 2, config=str(tmp_path)).metrics
-    assert metrics["spread"] == 0.0
-    called, mine = metrics["weights"]
+    assert metrics["spread"] == [0.0, 0.0]
+    mine, called, each = metrics["weights"]
     np.testing.assert_allclose(mine, metrics["alone"], atol=1e-5)
     np.testing.assert_array_equal(mine, called)
+    np.testing.assert_array_equal(mine, each)
+    mine, called, each = metrics["state"]
+    np.testing.assert_array_equal(mine, called)
+    np.testing.assert_array_equal(mine, each)
+    is_plain, read = metrics["read"]
+    assert is_plain
+    np.testing.assert_array_equal(read, mine)
+    kinds, choices = zip(*metrics["ways"], strict=True)
     there = shutil.which("g++") is not None
-    expected = "compiled" if there else "numpy_function"
-    assert metrics["ways"][:2] == ["numpy_function", expected]
+    assert kinds[:2] == ("numpy_function", "compiled" if there else "numpy_function")
+    shared = "sharded" if engine == "embedded" else "replicated: the ranks share no mem"
+    assert choices[0].startswith(shared)
+    assert choices[2] == "replicated: shard=False"
 
 
 # JAX ---------------------------------------------------------------------------------

@@ -8,10 +8,8 @@ TensorFlow where there is a compiler; else ``tf.numpy_function`` writes them by 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 import skate
 
@@ -25,9 +23,10 @@ except ImportError as error:
         "pip install 'skate[tensorflow]'"
     ) from error
 
-from .tensorflow_operator import NoOperatorError, load
+from .tensorflow_operator import NoOperatorError, Operators, compiled, from_python
+from .tensorflow_step import Gradients, Replicated, Sharded, Step, why_not_sharded
 
-# Gradients that one tf.numpy_function writes: fewer calls of Python, less overlap.
+# Gradients that travel together: few calls, and still in the cache when they do.
 BUCKET_BYTES = 32 << 20
 
 
@@ -36,25 +35,39 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
     model: Any = None,
     *,
     operator: bool | str = "auto",
+    shard: bool | str = "auto",
     bucket_bytes: int = BUCKET_BYTES,
 ) -> Any:
     """A Keras optimizer like ``optimizer``, whose gradients are means over all ranks.
 
     Pass it to ``model.compile``, with ``jit_compile=False``: XLA has no operators that
-    call out. All ranks begin with rank 0's weights. On the inline engine functions of
-    TensorFlow run eagerly, since its ranks are threads of one process.
+    call out. All ranks begin with rank 0's weights, and have the same ones, to the bit,
+    after every step. On the inline engine functions of TensorFlow run eagerly, since
+    its ranks are threads of one process.
+
+    Where ranks share memory, and the optimizer is one of Keras that treats variables
+    alike (all do, without ``global_clipnorm``, ``use_ema`` and loss scaling), each rank
+    updates its share of the variables and takes the others from the ranks that updated
+    them. Saving, ``optimizer.variables`` and ``get_weights`` see all of the state, on
+    any rank, between its steps.
 
     Args:
         optimizer: an optimizer of Keras 3, not used so far.
         model: whose other variables (moving means, say) begin as rank 0's, too; built.
-        operator: whether gradients are stored by an operator that is compiled at its
+        operator: whether tensors are stored by operators that are compiled at their
             first use (some seconds; kept in ``~/.cache/skate``). ``"auto"``: if there
-            is a compiler; rank 0 says on standard error if it is not used, and why.
-            The attribute ``operator`` of what is returned tells, too.
-        bucket_bytes: how many gradients travel together without it.
+            is a compiler; rank 0 says on standard error if they are not used, and why.
+        shard: whether ranks share the step, as above. ``"auto"``: if they can.
+        bucket_bytes: how many gradients are stored together.
+
+    Returns:
+        An optimizer of a class with the same name, which is saved as ``optimizer`` is.
+        Its attribute ``operator`` is ``"compiled"`` or ``"numpy_function"``, and
+        ``choice`` says how it steps, and why, once it has.
 
     Raises:
-        ValueError: ``operator=True``, and it could not be compiled.
+        ValueError: ``operator=True``, and they could not be compiled; ``shard=True``,
+            and ranks cannot share the step: at the first one.
         TypeError: not an optimizer of Keras 3.
         RuntimeError: used outside of a loop that ``skate.train.run`` runs.
     """
@@ -65,40 +78,70 @@ def DistributedOptimizer(  # noqa: N802  the name that the other frameworks use
             f"optimizer={optimizer!r} of type {type(optimizer).__name__}; expected an "
             "optimizer of Keras 3, such as keras.optimizers.SGD(0.1)."
         )
+    if shard not in (True, False, "auto"):
+        raise ValueError(f'shard={shard!r}; expected True, False or "auto".')
     if skate.init(ignore_reinit_error=True).engine == "inline":
         tf.config.run_functions_eagerly(True)
-    store = _store(operator, context().rank)
-    reducer = _Reducer(context(), bucket_bytes, store)
+    operators = _operators(operator, context().rank)
     base: Any = type(optimizer)
-
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        grads, variables = list(grads), list(trainable_variables)
-        return base.apply(self, reducer.reduced(grads, variables), variables)
-
-    members = {
-        "apply": apply,
-        "operator": "numpy_function" if store is None else "compiled",
-    }
-    made: Any = type(f"Distributed{base.__name__}", (base,), members)
+    ranks = _Ranks(context(), base, operators, shard, bucket_bytes)
+    made: Any = type(base.__name__, (base,), _members(base, ranks))
+    made.__module__, made.__qualname__ = base.__module__, base.__qualname__
     if model is not None and model.built:
-        reducer.broadcast(model.variables)
+        ranks.broadcast(model.variables)
     # get_config knows all that the optimizer was made with.
     return made.from_config(optimizer.get_config())
 
 
-Store = Callable[[Sequence[Any], Sequence[np.ndarray]], Any]
+def _members(base: Any, ranks: _Ranks) -> dict[str, Any]:
+    """What a class that steps with all ranks has beside what ``base`` has."""
+
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        ranks.apply(self, list(grads), list(trainable_variables))
+
+    def add_variable_from_reference(
+        self: Any, reference_variable: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        made = base.add_variable_from_reference(
+            self, reference_variable, *args, **kwargs
+        )
+        ranks.state.append((reference_variable, made))
+        return made
+
+    def variables(self: Any) -> list[Any]:
+        if tf.executing_eagerly() and ranks.step is not None:
+            ranks.step.complete(self)
+        found: list[Any] = base.variables.fget(self)
+        return found
+
+    def load_own_variables(self: Any, store: Any) -> None:
+        ranks.forget()
+        base.load_own_variables(self, store)
+
+    def set_weights(self: Any, weights: Any) -> None:
+        ranks.forget()
+        base.set_weights(self, weights)
+
+    return {
+        "add_variable_from_reference": add_variable_from_reference,
+        "apply": apply,
+        "choice": property(lambda self: ranks.choice),
+        "load_own_variables": load_own_variables,
+        "operator": ranks.operators.kind,
+        "set_weights": set_weights,
+        "variables": property(variables),
+    }
 
 
-def _store(operator: bool | str, rank: int) -> Store | None:
-    """The compiled operator, or None: ``tf.numpy_function`` takes its place."""
+def _operators(operator: bool | str, rank: int) -> Operators:
     if operator not in (True, False, "auto"):
         raise ValueError(f'operator={operator!r}; expected True, False or "auto".')
     if operator is False:
-        return None
+        return from_python()
     try:
-        return load()
+        return compiled()
     except NoOperatorError as error:
         if operator is True:
             raise ValueError(f"operator=True: {error}.") from error
@@ -108,102 +151,73 @@ def _store(operator: bool | str, rank: int) -> Store | None:
                 file=sys.stderr,
                 flush=True,
             )
-        return None
+        return from_python()
 
 
-class _Reducer:
-    """The shared memory of one model's gradients, and the operators that use it."""
+class _Ranks:
+    """What an optimizer of one rank knows of the others."""
 
     def __init__(
-        self, context: Context, bucket_bytes: int, store: Store | None
+        self,
+        context: Context,
+        base: Any,
+        operators: Operators,
+        shard: bool | str,
+        bucket_bytes: int,
     ) -> None:
         self._context = context
+        self._base = base
+        self._shard = shard
         self._bucket_bytes = bucket_bytes
-        self._store = store
-        self._views: list[Any] = []
-        self._flats: list[Any] = []
+        self._with_gradient: list[int] = []  # places among the variables
+        self.operators = operators
+        #: The optimizer's variables that belong to one of the model's, with that one.
+        self.state: list[tuple[Any, Any]] = []
+        self.step: Step | None = None  # how, known once there are gradients
+        self.choice = "it has not stepped"
 
-    def reduced(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-        """Tensors of the mean gradients; None stays None."""
+    def apply(self, optimizer: Any, grads: list[Any], variables: list[Any]) -> None:
+        """The operations of one step with the means of the gradients; some are None."""
         there = [i for i, gradient in enumerate(grads) if gradient is not None]
         # A gradient of rows (of an embedding) becomes dense here.
         tensors = [tf.convert_to_tensor(grads[i]) for i in there]
-        if not self._views:
+        used = [variables[i] for i in there]
+        if not optimizer.built:
+            optimizer.build(variables)
+        if self.step is None:
             with tf.init_scope():
-                self._allocate(tensors)
+                self.step = self._choose(optimizer, tensors, used)
                 self.broadcast(variables)
-        with tf.control_dependencies(self._written(tensors)):
-            means = tf.numpy_function(
-                self._reduce, [], [tensor.dtype for tensor in tensors]
-            )
-        found: list[Any] = [None] * len(grads)
-        for i, mean, tensor in zip(there, means, tensors, strict=True):
-            mean.set_shape(tensor.shape)
-            found[i] = mean
-        return found
+        self.step.apply(optimizer, tensors, used)
 
-    def _written(self, tensors: Sequence[Any]) -> list[Any]:
-        """What is there when all gradients are in the shared memory."""
-        written = []
-        for bucket in self._buckets(tensors):
-            gradients = [tensors[i] for i in bucket]
-            views = [self._views[i] for i in bucket]
-            if self._store is None:
-                write = _write_into(views)
-                written.append(tf.numpy_function(write, gradients, tf.int64))
-            else:
-                written.append(self._store(gradients, views))
-        return written
+    def _choose(self, optimizer: Any, grads: list[Any], variables: list[Any]) -> Step:
+        context, operators = self._context, self.operators
+        gradients = Gradients(context, grads, operators, self._bucket_bytes)
+        places = {optimizer._var_key(v): i for i, v in enumerate(variables)}
+        state = [
+            (places[optimizer._var_key(owner)], variable)
+            for owner, variable in self.state
+            if optimizer._var_key(owner) in places
+        ]
+        why = why_not_sharded(optimizer, context, gradients, state)
+        if self._shard is False:
+            why = "shard=False"
+        if why is None:
+            self.choice = "sharded, with weights from their owners"
+            return Sharded(context, self._base, gradients, operators, variables, state)
+        if self._shard is True:
+            raise ValueError(f"shard=True: {why}. Leave shard out.")
+        self.choice = f"replicated: {why}"
+        return Replicated(context, self._base, gradients)
+
+    def forget(self) -> None:
+        """The optimizer's state comes from elsewhere."""
+        if self.step is not None:
+            self.step.forget()
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Give every rank the values of rank 0."""
         for variable in variables:
-            value = np.array(variable)
+            value = variable.numpy()
             if value.dtype.kind in "fiu":
                 variable.assign(self._context.broadcast(value))
-
-    def _allocate(self, tensors: Sequence[Any]) -> None:
-        sizes: dict[Any, int] = {}
-        places = []
-        for tensor in tensors:
-            dtype = np.dtype(tensor.dtype.as_numpy_dtype)
-            count = int(np.prod(tensor.shape, dtype=np.int64))
-            # TensorFlow reads in place what lies on a multiple of 64 bytes.
-            start = -(-sizes.get(dtype, 0) * dtype.itemsize // 64) * 64
-            places.append((dtype, start // dtype.itemsize, count, tensor.shape))
-            sizes[dtype] = start // dtype.itemsize + count
-        flats = {d: self._context.empty(size, d) for d, size in sizes.items()}
-        for flat in flats.values():
-            flat.fill(0)  # the gaps, too
-        self._flats = list(flats.values())
-        self._views = [
-            flats[dtype][start : start + count].reshape(tuple(shape))
-            for dtype, start, count, shape in places
-        ]
-
-    def _buckets(self, tensors: Sequence[Any]) -> list[list[int]]:
-        """Gradients that travel together, in the order in which backward makes them."""
-        buckets: list[list[int]] = [[]]
-        size = 0
-        for i in reversed(range(len(tensors))):
-            nbytes = self._views[i].nbytes
-            if buckets[-1] and size + nbytes > self._bucket_bytes:
-                buckets.append([])
-                size = 0
-            buckets[-1].append(i)
-            size += nbytes
-        return buckets
-
-    def _reduce(self) -> list[Any]:
-        for flat in self._flats:
-            self._context.allreduce(flat, op="mean")
-        return self._views
-
-
-def _write_into(views: Sequence[np.ndarray]) -> Callable[..., Any]:
-    def write(*gradients: Any) -> Any:
-        for view, gradient in zip(views, gradients, strict=True):
-            np.copyto(view, gradient)
-        return np.int64(len(views))
-
-    return write
