@@ -54,7 +54,8 @@ setup: core
 
 # tf_keras asks for TensorFlow under another name than the one that is installed.
 .venv/bench.stamp: .venv/installed.stamp requirements/bench.txt
-	@$(PIP) -c requirements/dev.txt -r requirements/bench.txt -e '.[bench]'
+	@SKATE_NO_CORE=1 $(PIP) --no-build-isolation \
+	  -c requirements/dev.txt -r requirements/bench.txt -e '.[bench]'
 	@$(PIP) --no-deps tf_keras==2.21.0
 	@touch $@
 

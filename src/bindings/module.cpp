@@ -6,6 +6,7 @@ namespace nb = nanobind;
 void bind_node(nb::module_& m);
 void bind_control(nb::module_& m);
 void bind_group(nb::module_& m);
+void bind_rounds(nb::module_& m);
 void bind_tools(nb::module_& m);
 void bind_trace(nb::module_& m);
 
@@ -16,6 +17,7 @@ NB_MODULE(_core, m) {
   bind_node(m);
   bind_control(m);
   bind_group(m);
+  bind_rounds(m);
   bind_tools(m);
   bind_trace(m);
 }

@@ -3,8 +3,10 @@ The C++ core of skate's embedded engine. Use the names in skate instead.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy
+from numpy.typing import NDArray
 
 
 from collections.abc import Callable, Generator, Sequence
@@ -356,6 +358,40 @@ class Group:
 
     def close(self) -> None:
         """Leave: the other ranks get status `left` if they wait for this one."""
+
+def rounds_words(workers: int) -> int:
+    """How many words of 32 bits the rounds of so many workers need."""
+
+class Rounds:
+    """Rounds of work through words in shared memory, zeros at first."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def __init__(self, words: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')], workers: int, spin: float = 0.0) -> None: ...
+
+    def begin(self) -> int:
+        """The chief's: begin a round; its number."""
+
+    def wait(self, timeout: float) -> bool:
+        """
+        The chief's: whether all have ended the round within so many seconds, or until a signal.
+        """
+
+    def has_ended(self, worker: int) -> bool: ...
+
+    def next(self, seen: int, timeout: float) -> int:
+        """
+        A worker's: the round after `seen`; `seen` if there was none by then, or until a signal.
+        """
+
+    @property
+    def num_odd(self) -> int:
+        """How many workers have something to say about this round."""
+
+    def end(self, worker: int, number: int, is_odd: bool = False) -> None:
+        """A worker's: its part of that round is done."""
 
 def make_memfd(name: str, bytes: int) -> int: ...
 

@@ -2,14 +2,17 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from polling import wait_until
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
+import skate  # noqa: E402
 from skate import sim  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -207,6 +210,114 @@ def test_a_constructor_that_raises_is_told_once() -> None:
     with pytest.raises(OSError, match="no such game"):
         sim.VectorEnv(broken, 4, num_workers=2)
     assert len(made) == 1
+
+
+class Remembers(gymnasium.Env):
+    """Keeps its last action and observation, as some environments do."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    pid = property(lambda _: os.getpid())
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.before = np.zeros(1, np.float32)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        observation, self.before = self.before, action
+        info = {"large": True} if action[0] > 8 else {}
+        return observation, float(action[0]), False, False, info
+
+
+def test_actions_and_observations_belong_to_who_has_them() -> None:
+    with contextlib.closing(
+        sim.VectorEnv(Remembers, 4, num_workers=2, in_caller=False)
+    ) as envs:
+        envs.reset()
+        seen = []
+        for step in range(4):
+            actions = np.full((4, 1), step + 1, np.float32)
+            seen.append(envs.step(actions)[0])
+            actions[:] = -1
+        assert [o.ravel().tolist() for o in seen] == [[float(n)] * 4 for n in range(4)]
+        seen[-1][:] = 5  # of the caller's: what environments observe stays
+        assert envs.step(np.ones((4, 1), np.float32))[0].ravel().tolist() == [4.0] * 4
+        mask = np.array([True, False, False, False])
+        observations, _ = envs.reset(options={"reset_mask": mask})
+        assert observations.ravel().tolist() == [0.0, 4.0, 4.0, 4.0]
+
+
+def test_actions_may_change_their_form_and_infos_come_at_any_step() -> None:
+    """Each in turn: what goes through shared memory, and what does not."""
+    with contextlib.closing(sim.VectorEnv(Remembers, 4, num_workers=2)) as envs:
+        envs.reset()
+        for cast in (np.float32, np.float64, int, list, np.float32):
+            actions = np.array([[1], [2], [3], [4]])
+            given = [list(a) for a in actions] if cast is list else actions.astype(cast)
+            rewards, info = envs.step(given)[1::3]
+            assert rewards.tolist() == [1.0, 2.0, 3.0, 4.0]
+            assert not info
+            for large in range(4):
+                actions = np.full((4, 1), 2.0, np.float32)
+                actions[large] = 9.0
+                _, rewards, _, _, info = envs.step(actions)
+                assert rewards.tolist() == actions.ravel().tolist()
+                assert info["large"].tolist() == [i == large for i in range(4)]
+
+
+def test_an_error_in_the_callers_share_leaves_the_others_in_step() -> None:
+    with contextlib.closing(sim.VectorEnv(Fragile, 4, num_workers=2)) as envs:
+        envs.reset()
+        envs.step(np.zeros(4, int))
+        with pytest.raises(sim.EnvError, match="environment 0"):
+            envs.step(np.array([1, 0, 0, 0]))
+        observations, *_ = envs.step(np.zeros(4, int))
+        assert observations[2:, 0].tolist() == [3, 3]
+
+
+@pytest.mark.differs(inline="an environment that dies or hangs takes its caller along")
+@pytest.mark.parametrize("has_stepped", [False, True])
+def test_a_worker_that_dies_between_two_steps_is_replaced(has_stepped: bool) -> None:
+    with contextlib.closing(sim.VectorEnv(Remembers, 4, num_workers=2)) as envs:
+        envs.reset()
+        pids = envs.call("pid")
+        actions = np.ones((4, 1), np.float32)
+        if has_stepped:
+            envs.step(actions)
+        os.kill(pids[-1], signal.SIGKILL)
+        _, rewards, _, truncated, info = envs.step(actions)
+        assert rewards.tolist() == [1, 1, 0, 0]
+        assert (
+            truncated.tolist() == info["replaced"].tolist() == [False] * 2 + [True] * 2
+        )
+        assert envs.step(actions)[0].ravel().tolist() == [1, 1, 0, 0]  # a new episode
+        envs.step(actions)
+        assert envs.step(actions)[0].ravel().tolist() == [1, 1, 1, 1]
+
+
+@skate.remote(num_cpus=0)
+class Player:
+    """Has a vector environment of its own."""
+
+    def __init__(self) -> None:
+        self.envs = sim.VectorEnv(Remembers, 4, num_workers=2, in_caller=False)
+        self.envs.reset()
+
+    def play(self) -> tuple[int, ...]:
+        """Processes of the environments, which have stepped since they were asked."""
+        pids = self.envs.call("pid")
+        self.envs.step(np.ones((4, 1), np.float32))
+        return pids
+
+
+@pytest.mark.differs(inline="it has no processes to end")
+def test_workers_end_with_the_process_that_they_work_for() -> None:
+    player = Player.remote()
+    pids = set(skate.get(player.play.remote()))
+    assert len(pids) == 2
+    skate.kill(player)
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 @pytest.mark.differs(inline="an environment that dies or hangs takes its caller along")

@@ -17,9 +17,9 @@ from gymnasium.vector.utils import batch_space
 import skate
 from skate.exceptions import ActorError, GetTimeoutError
 
+from .vector_board import Crew, Outcome, can_share, make_plan
 from .vector_worker import (
     EnvWorker,
-    Outcome,
     Share,
     face,
     join,
@@ -34,9 +34,11 @@ CLOSE_S = 1.0  # for environments to close themselves, before their workers end
 class VectorEnv(gymnasium.vector.VectorEnv):
     """``num_envs`` environments, shared equally by ``num_workers`` processes.
 
-    A step hands each process its share of the actions once, however many environments
-    it has. One of the processes is the caller's, unless told otherwise: it steps the
-    first share itself while the workers step theirs.
+    A step is one hand-over, however many environments and workers there are: where
+    processes share memory and spaces are plain arrays, the caller wakes all workers at
+    once, and the last of them wakes the caller; else each gets a call of its own. One
+    of the processes is the caller's, unless told otherwise: it steps the first share
+    itself while the workers step theirs.
 
     A worker that dies, or takes longer than ``step_timeout``, is replaced alone. Its
     environments count as truncated, their last observations are repeated, and
@@ -75,6 +77,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         step_timeout: float | None = None,
     ) -> None:
         self.closed = True  # until it is whole: a failed constructor is closed, too
+        self._crew: Crew | None = None  # workers that step in rounds, once they do
+        self._stored_in = 0  # the round whose observations are the latest; 0: none
         super().__init__()
         if num_workers is None:
             num_workers = max(1, int(skate.cluster_resources().get("CPU", 1)))
@@ -124,6 +128,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             )
         self._seed: int | None = None
         self._replacements = 0
+        self._shares_memory = num_workers > in_caller and can_share(
+            skate.init(ignore_reinit_error=True).engine,
+            self.single_observation_space,
+            self.single_action_space,
+        )
         self._in_flight: dict[Any, int] = {}  # ref -> share
         self._ready: dict[int, Outcome] = {}  # share -> outcome, known before it ran
         self._latest: list[Any] = [None] * num_workers  # observations, by share
@@ -167,8 +176,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def step(self, actions: Any) -> Outcome:
         """Step every environment once; see gymnasium."""
         self._check_open()
-        space = self.single_action_space
         ready, self._ready = self._ready, {}
+        if self._shares_memory and not ready and not self._in_flight:
+            crew = self._crew or self._gather()
+            number = 0 if crew is None else crew.begin(actions)
+            if crew is not None and number:
+                return self._end_round(crew, number, actions)
+        space = self.single_action_space
         if len(self._shares) == 1 and not ready:
             calls = {0: (actions,)}
         else:
@@ -279,11 +293,79 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         )
         return batch
 
+    # how a step is made of all shares at once -----------------------------------------
+
+    def _gather(self) -> Crew | None:
+        """Have the workers share memory with the caller; None: one of them is dead."""
+        workers = {i: w for i, w in enumerate(self._workers) if w is not None}
+        try:
+            faces = [worker.face.remote() for worker in workers.values()]
+            skate.get(faces, timeout=self._step_timeout)
+        except (ActorError, GetTimeoutError):
+            return None
+        plan = make_plan(
+            self.observation_space,
+            self.action_space,
+            self.num_envs,
+            len(workers),
+            len(self._workers),
+        )
+        here = slice(0, 0) if self._here is None else self._shares[0].rows
+        self._crew = Crew(plan, workers, here)
+        return self._crew
+
+    def _end_round(self, crew: Crew, number: int, actions: Any) -> Outcome:
+        """Step the caller's share, and gather what all have stored."""
+        board = crew.board
+        own: Any = {}
+        if self._here is not None:
+            outcome = self._here.step(actions[self._shares[0].rows])
+            own = outcome[4] if board.store(number, outcome) else outcome
+        lost = crew.wait(self._step_timeout)
+        odd = crew.returned()
+        if own:
+            odd[0] = own
+        results = board.results(number)
+        if not odd and not lost:
+            self._stored_in = number
+            return (*results, {})
+        self._disband() if lost else self._recall()
+        outcomes: dict[int, Outcome] = {}
+        for i, share in enumerate(self._shares):
+            if i in lost:
+                outcomes[i] = self._replace(i, lost[i])
+            elif isinstance(odd.get(i), tuple):
+                outcomes[i] = odd[i]
+            else:
+                o, r, t, u = (whole[share.rows] for whole in results)
+                outcomes[i] = (o.copy(), r, t, u, odd.get(i, {}))
+        return self._whole(outcomes)
+
+    def _recall(self) -> None:
+        """Have the latest observations here."""
+        if self._crew is not None and self._stored_in:
+            latest = self._crew.board.observations[self._stored_in & 1]
+            self._latest = [latest[share.rows].copy() for share in self._shares]
+        self._stored_in = 0
+
+    def _leave_board(self) -> None:
+        """The workers are to take calls."""
+        if self._crew is not None:
+            self._recall()
+            self._crew.leave()
+
+    def _disband(self) -> None:
+        if self._crew is not None:
+            self._leave_board()
+            self._crew.board.close()
+            self._crew = None
+
     # how a call is made ---------------------------------------------------------------
 
     def _run(self, method: str, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Call ``method`` of those shares; the workers' first, then the caller's."""
         self._check_open()
+        self._leave_board()
         if self._in_flight:
             raise RuntimeError(
                 f"{method} while environments are at work: recv what was sent first."
@@ -329,6 +411,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                 "send and recv need all environments in workers: VectorEnv(..., "
                 "in_caller=False)."
             )
+        self._leave_board()
         self._in_flight[getattr(self._workers[i], method).remote(*args)] = i
 
     def _outcome(self, i: int, ref: Any, timeout: float | None) -> Any:
@@ -340,6 +423,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     def _replace(self, i: int, why: Exception) -> Outcome:
         """Give share ``i`` a new worker; the outcome of the step that was lost."""
+        self._disband()
         skate.kill(self._workers[i])
         share = self._shares[i]
         self._replacements += 1
@@ -443,6 +527,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def _abandon(self) -> None:
         """Forget what is under way: workers finish it before their next call."""
         self._check_open()
+        self._leave_board()
         self._in_flight.clear()
         self._ready.clear()
 
@@ -459,6 +544,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._workers = []
         if not actors or not skate.is_initialized():
             return
+        self._disband()
         with contextlib.suppress(Exception):  # an environment's own trouble in closing
             ends = [actor.close.remote() for actor in actors]
             skate.wait(ends, num_returns=len(ends), timeout=CLOSE_S)

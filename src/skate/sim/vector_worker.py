@@ -10,8 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-# Of a step: observations, rewards, terminations, truncations, infos; n rows each.
-Outcome = tuple[Any, Any, Any, Any, dict[str, Any]]
+from .vector_board import Board, Outcome, Plan
 
 
 class EnvError(RuntimeError):
@@ -80,7 +79,8 @@ class _Numbered(gymnasium.Wrapper):
             raise EnvError(
                 f"{self._name} raised at step {self._steps}: {error!r}"
             ) from error
-        self._check(result[0])
+        if getattr(result[0], "shape", None) != self._shape:
+            self._check(result[0])
         return result
 
     def is_wrapped_with(self, wrapper: type) -> bool:
@@ -108,7 +108,20 @@ class EnvWorker:
     """An actor with one share."""
 
     def __init__(self, share: Share) -> None:
+        self._rows = share.rows
         self._envs = share.make()
+        self._board: Board | None = None
+        self._place = 0  # among the workers of the board
+
+    def join_board(self, plan: Plan, place: int) -> None:
+        if self._board is not None:
+            self._board.close()
+        self._board, self._place = Board(plan, 1 + place, self._rows), place
+
+    def serve(self, seen: int) -> Any:
+        """Steps in rounds after ``seen``; see :meth:`Board.serve`."""
+        assert self._board is not None
+        return self._board.serve(self._envs, self._place, seen)
 
     def face(self) -> dict[str, Any]:
         return face(self._envs)

@@ -1,0 +1,87 @@
+// skate._core.Rounds: see core/rounds.hpp.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+
+#include "core/rounds.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace skate;
+
+namespace {
+
+using Words = nb::ndarray<u32, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
+i64 nanoseconds(double seconds) {
+  return static_cast<i64>(std::clamp(seconds, 0.0, 1e9) * 1e9);
+}
+
+class PyRounds {
+ public:
+  PyRounds(Words words, u32 workers, double spin)
+      : words_(std::move(words)), rounds_(words_.data(), workers, nanoseconds(spin)) {
+    if (words_.size() < Rounds::words(workers))
+      throw nb::value_error("too few words for so many workers");
+  }
+
+  u32 begin() { return rounds_.begin(); }
+
+  bool wait(double timeout) {
+    bool all;
+    {
+      nb::gil_scoped_release release;
+      all = rounds_.wait(nanoseconds(timeout));
+    }
+    if (!all && PyErr_CheckSignals() != 0) throw nb::python_error();
+    return all;
+  }
+
+  u32 next(u32 seen, double timeout) {
+    u32 now;
+    {
+      nb::gil_scoped_release release;
+      now = rounds_.next(seen, nanoseconds(timeout));
+    }
+    if (now == seen && PyErr_CheckSignals() != 0) throw nb::python_error();
+    return now;
+  }
+
+  bool has_ended(u32 worker) const { return rounds_.has_ended(checked(worker)); }
+  u32 num_odd() const { return rounds_.num_odd(); }
+  void end(u32 worker, u32 number, bool is_odd) {
+    rounds_.end(checked(worker), number, is_odd);
+  }
+
+ private:
+  u32 checked(u32 worker) const {
+    if (worker >= rounds_.workers()) throw nb::index_error("no such worker");
+    return worker;
+  }
+
+  Words words_;
+  Rounds rounds_;
+};
+
+}  // namespace
+
+void bind_rounds(nb::module_& m) {
+  m.def("rounds_words", [](u32 workers) { return Rounds::words(workers); }, "workers"_a,
+        "How many words of 32 bits the rounds of so many workers need.");
+  nb::class_<PyRounds>(m, "Rounds",
+                       "Rounds of work through words in shared memory, zeros at first.")
+      .def(nb::init<Words, u32, double>(), "words"_a, "workers"_a, "spin"_a = 0.0)
+      .def("begin", &PyRounds::begin, "The chief's: begin a round; its number.")
+      .def("wait", &PyRounds::wait, "timeout"_a,
+           "The chief's: whether all have ended the round within so many seconds, or "
+           "until a signal.")
+      .def("has_ended", &PyRounds::has_ended, "worker"_a)
+      .def("next", &PyRounds::next, "seen"_a, "timeout"_a,
+           "A worker's: the round after `seen`; `seen` if there was none by then, or "
+           "until a signal.")
+      .def_prop_ro("num_odd", &PyRounds::num_odd,
+                   "How many workers have something to say about this round.")
+      .def("end", &PyRounds::end, "worker"_a, "number"_a, "is_odd"_a = false,
+           "A worker's: its part of that round is done.");
+}
