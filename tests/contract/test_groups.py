@@ -375,6 +375,37 @@ def test_arrays_of_the_group_can_be_shared() -> None:
     assert shared in (expected, [None] * 3)  # None: across machines
 
 
+def add_in_rounds(group: Any) -> list[float] | None:
+    """Rank 0 asks for sums; the others add what they have, and one says so."""
+    board = group.empty(8 if group.rank == 0 else 0, np.float64)
+    board[:] = 0
+    rounds = group.rounds()
+    if rounds is None:
+        return None
+    board = group.peers(board)[0]
+    number = 0
+    if group.rank == 0:
+        sums = []
+        for step in range(1, 6):
+            board[0] = step
+            rounds.begin()
+            assert rounds.wait(60.0)
+            assert rounds.num_odd == (step == 3)
+            assert rounds.has_ended(0)
+            sums.append(float(board[1:3].sum()))
+        return sums
+    for _ in range(5):
+        number = rounds.next(number, 60.0)
+        board[group.rank] = board[0] * group.rank
+        rounds.end(group.rank - 1, number, group.rank == 2 and number == 3)
+    return None
+
+
+def test_rank_0_hands_rounds_of_work_to_the_others() -> None:
+    sums, *_ = on_every_rank(start_ranks(), add_in_rounds)
+    assert sums in ([3.0, 6.0, 9.0, 12.0, 15.0], None)  # None: they share no memory
+
+
 def test_a_barrier_holds_until_all_are_there() -> None:
     ranks = start_ranks()
     early = [rank.barrier.remote() for rank in ranks[:2]]

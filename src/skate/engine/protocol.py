@@ -228,6 +228,33 @@ class Observer(Protocol):
         """The clock of spans, in ns."""
 
 
+class Rounds(Protocol):
+    """Rounds of work that rank 0 begins for all others at once; worker 0 is rank 1.
+
+    What rank 0 wrote into shared memory before a round is seen by all that take part,
+    and what they wrote, by rank 0 after it. Waits end early when a signal comes, and
+    raise what its handler raises.
+    """
+
+    @property
+    def num_odd(self) -> int:
+        """Workers that had something to say in the latest round."""
+
+    def begin(self) -> int:
+        """Rank 0's: wake all others; the number of the round, from 1."""
+
+    def wait(self, timeout: float) -> bool:
+        """Rank 0's: whether all have ended the round within ``timeout`` seconds."""
+
+    def has_ended(self, worker: int) -> bool: ...
+
+    def next(self, seen: int, timeout: float) -> int:
+        """A worker's: the round after ``seen``; ``seen`` if none began in time."""
+
+    def end(self, worker: int, number: int, is_odd: bool = False) -> None:
+        """A worker's: its part of that round is done."""
+
+
 class Group(Protocol):
     """A rank's end of a collective group. Every rank makes the same calls in order.
 
@@ -254,6 +281,12 @@ class Group(Protocol):
 
         A collective call: every rank passes an array that it made by ``empty``, of one
         dimension and the same dtype, and keeps it as long as others use it.
+        """
+
+    def rounds(self, spin_s: float) -> Rounds | None:
+        """Rounds of work from rank 0; None: ranks share no memory, or take turns.
+
+        A collective call. ``spin_s``: how long a wait looks before it sleeps.
         """
 
     def allreduce(

@@ -80,11 +80,8 @@ def make_plan(
     num_processes: int,
 ) -> Plan:
     """For spaces of the whole batch; ``num_workers`` without the caller."""
-    from skate._core import rounds_words
-
     action_shape = actions.shape[1:] if actions.shape else ()
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "words": (np.uint32, (rounds_words(num_workers),)),
         "command": (np.int64, (2,)),  # and the dtype of the actions
         "left": (np.uint8, (num_workers,)),
         "actions": (np.uint8, (num_envs, *action_shape, _ITEM_BYTES)),
@@ -114,14 +111,15 @@ class Board:
 
     def __init__(self, plan: Plan, process: int, rows: slice) -> None:
         """``rows``: the environments of this process."""
-        from skate._core import Rounds
-
         self._plan = plan
         self._group = plan.group.join(process, _JOIN_S)
         own = self._group.empty(0 if process else plan.nbytes, np.uint8)
         own[:] = 0
         found = self._group.peers(own)
+        rounds = self._group.rounds(plan.spin_s)
         assert found is not None  # can_share has looked
+        assert rounds is not None
+        self.rounds = rounds
         arrays = {name: part.of(found[0]) for name, part in plan.parts.items()}
         self.command = arrays["command"]
         self.left = arrays["left"]
@@ -136,8 +134,6 @@ class Board:
         self._results_here = [whole[rows] for whole in self._results]
         self._shape_here = self._observed_here[0].shape
         self._dtype = self._observed_here[0].dtype
-        workers = plan.group.world_size - 1
-        self.rounds = Rounds(arrays["words"], workers, plan.spin_s)
 
     def take(self, actions: Any) -> bool:
         """Write the actions; False if they are no numbers for all environments."""

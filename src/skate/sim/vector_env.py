@@ -28,6 +28,8 @@ from .vector_worker import (
     rows,
 )
 
+# In a row, after which steps are calls: results with infos cost a call in any case.
+_ODD_ROUNDS = 16
 CLOSE_S = 1.0  # for environments to close themselves, before their workers end
 
 
@@ -78,6 +80,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     ) -> None:
         self.closed = True  # until it is whole: a failed constructor is closed, too
         self._crew: Crew | None = None  # workers that step in rounds, once they do
+        self._odd_rounds = 0  # in a row
         self._stored_in = 0  # the round whose observations are the latest; 0: none
         super().__init__()
         if num_workers is None:
@@ -328,8 +331,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         results = board.results(number)
         if not odd and not lost:
             self._stored_in = number
+            self._odd_rounds = 0
             return (*results, {})
-        self._disband() if lost else self._recall()
+        self._odd_rounds += 1
+        if self._odd_rounds == _ODD_ROUNDS:
+            self._shares_memory = False
+        if lost or not self._shares_memory:
+            self._disband()
+        self._stored_in = 0  # the latest are in the outcomes
         outcomes: dict[int, Outcome] = {}
         for i, share in enumerate(self._shares):
             if i in lost:
@@ -338,7 +347,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                 outcomes[i] = odd[i]
             else:
                 o, r, t, u = (whole[share.rows] for whole in results)
-                outcomes[i] = (o.copy(), r, t, u, odd.get(i, {}))
+                outcomes[i] = (o, r, t, u, odd.get(i, {}))
         return self._whole(outcomes)
 
     def _recall(self) -> None:

@@ -95,6 +95,17 @@ class EmbeddedGroup:
             for offset, nbytes in places.tolist()
         ]
 
+    def rounds(self, spin_s: float) -> _core.Rounds:
+        import numpy
+
+        workers = self.world_size - 1
+        size = _core.rounds_words(workers) if self.rank == 0 else 0
+        words = self.empty((size,), numpy.uint32)
+        words[:] = 0
+        peers = self.peers(words)
+        assert peers is not None
+        return _core.Rounds(peers[0], workers, spin_s)
+
     def allreduce(
         self, x: np.ndarray, op: str, timeout: float | None, label: str = ""
     ) -> None:

@@ -192,6 +192,9 @@ class RayGroup:
     def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
         return None
 
+    def rounds(self, spin_s: float) -> None:
+        return None
+
     # Any: arrays, and torch tensors on a GPU.
     def allreduce(
         self, x: Any, op: str, timeout: float | None, label: str = ""
