@@ -171,6 +171,9 @@ class PyGroup {
 
   int rank() const { return group_.rank(); }
   int world_size() const { return group_.world_size(); }
+  double spare_spin() const {
+    return static_cast<double>(group_.spare_spin_ns()) * 1e-9;
+  }
 
   Bytes empty(std::size_t bytes) {
     auto lease = lease_of(bytes);
@@ -439,6 +442,8 @@ void bind_group(nb::module_& m) {
           "stands for a rank that always does. The words must outlive the group.")
       .def_prop_ro("rank", &PyGroup::rank)
       .def_prop_ro("world_size", &PyGroup::world_size)
+      .def_prop_ro("spare_spin", &PyGroup::spare_spin,
+                   "Seconds that a wait may look where every rank has a core; else 0.")
       .def("empty", &PyGroup::empty, "nbytes"_a,
            "A writable uint8 array of `nbytes` in the group's memory.",
            nb::sig("def empty(self, nbytes: int) -> numpy.ndarray"))

@@ -356,6 +356,10 @@ std::byte* Group::scratch(int rank, u32 half) const {
 
 // --- calls ---
 
+i64 Group::spare_spin_ns() const {
+  return world_size_ > usable_cores() ? 0 : timing_.spin_ns;
+}
+
 GroupOutcome Group::barrier(i64 timeout_ns) {
   Call call{.kind = Kind::kBarrier};
   return run(call, timeout_ns);

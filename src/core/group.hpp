@@ -101,6 +101,8 @@ class Group {
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
+  // How long a wait may look where every rank has a core; 0 where not.
+  i64 spare_spin_ns() const;
 
   // This rank's part of the segment to place arrays in.
   std::span<std::byte> own_area() const;

@@ -32,11 +32,8 @@ class Rounds {
   // True once every worker has ended the current round; false after `timeout_ns`, or
   // earlier if a signal came. Then what they wrote is seen.
   bool wait(i64 timeout_ns) {
-    const i64 now = now_ns();
-    const i64 end = now + timeout_ns;
-    if (spin([&] { return left().load(std::memory_order_relaxed) == 0; })) {
-      if (have_all_ended()) return true;
-    }
+    const i64 end = now_ns() + timeout_ns;
+    spin([&] { return left().load(std::memory_order_relaxed) == 0; });
     for (;;) {
       const u32 seen = left().load(std::memory_order_seq_cst);
       if (have_all_ended()) return true;
@@ -81,16 +78,15 @@ class Rounds {
   static constexpr std::size_t kStride = kCacheLine / sizeof(u32);
 
   template <class Done>
-  bool spin(Done done) const {
-    if (spin_ns_ == 0) return false;
+  void spin(Done done) const {
+    if (spin_ns_ == 0) return;
     const i64 end = now_ns() + spin_ns_;
     do {
       for (int i = 0; i < 16; ++i) {
-        if (done()) return true;
+        if (done()) return;
         cpu_pause();
       }
     } while (now_ns() < end);
-    return false;
   }
 
   bool have_all_ended() const {
@@ -99,12 +95,12 @@ class Rounds {
     return true;
   }
 
-  std::atomic<u32>& word(std::size_t line) const {
-    return *reinterpret_cast<std::atomic<u32>*>(words_ + line * kStride);
+  std::atomic<u32>& word(std::size_t line, std::size_t place = 0) const {
+    return *reinterpret_cast<std::atomic<u32>*>(words_ + line * kStride + place);
   }
   std::atomic<u32>& round() const { return word(0); }
   std::atomic<u32>& left() const { return word(1); }
-  std::atomic<u32>& odd() const { return *(&left() + 1); }
+  std::atomic<u32>& odd() const { return word(1, 1); }  // written with left()
   std::atomic<u32>& ended(u32 worker) const { return word(2 + worker); }
 
   u32* words_;

@@ -331,6 +331,10 @@ class Group:
     @property
     def world_size(self) -> int: ...
 
+    @property
+    def spare_spin(self) -> float:
+        """Seconds that a wait may look where every rank has a core; else 0."""
+
     def empty(self, nbytes: int) -> numpy.ndarray:
         """A writable uint8 array of `nbytes` in the group's memory."""
 

@@ -124,21 +124,17 @@ class Group:
         self._flush()
         return self._end.peers(x)
 
-    def rounds(self, spin_s: float = 0.0) -> protocol.Rounds | None:
+    def rounds(self) -> protocol.Rounds | None:
         """Rounds of work that rank 0 begins for all others with one system call.
 
         For steps of some microseconds, on arrays of :meth:`peers`: see
         ``engine.protocol.Rounds``. A collective call.
 
-        Args:
-            spin_s: seconds that a wait looks before it sleeps; worth it where every
-                rank has a core.
-
         Returns:
             None where ranks share no memory, and where they take turns (inline).
         """
         self._flush()
-        return self._end.rounds(spin_s)
+        return self._end.rounds()
 
     # calls ----------------------------------------------------------------------------
 

@@ -278,6 +278,15 @@ def test_an_error_in_the_callers_share_leaves_the_others_in_step() -> None:
 
 
 @pytest.mark.differs(inline="an environment that dies or hangs takes its caller along")
+def test_a_hung_environment_does_not_hold_up_close() -> None:
+    with contextlib.closing(sim.VectorEnv(Fragile, 4, num_workers=2)) as envs:
+        envs.reset()
+        envs.step(np.zeros(4, int))
+        with pytest.raises(sim.EnvError, match="environment 0"):
+            envs.step(np.array([1, 0, 0, 3]))  # while the other share waits for ever
+
+
+@pytest.mark.differs(inline="an environment that dies or hangs takes its caller along")
 @pytest.mark.parametrize("has_stepped", [False, True])
 def test_a_worker_that_dies_between_two_steps_is_replaced(has_stepped: bool) -> None:
     with contextlib.closing(sim.VectorEnv(Remembers, 4, num_workers=2)) as envs:

@@ -241,7 +241,10 @@ def living_actors() -> int:
 
 # An interrupt within a weak reference's callback is lost, in Python itself: cloudpickle
 # keeps classes in a WeakValueDictionary. The actor is made then, as if there was none.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function WeakValueDictionary"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
 def test_an_interrupt_leaves_no_actor_that_nobody_can_call(session: None) -> None:
     Idle.remote()  # imports what it takes
     made: list[Any] = []

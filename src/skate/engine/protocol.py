@@ -283,10 +283,10 @@ class Group(Protocol):
         dimension and the same dtype, and keeps it as long as others use it.
         """
 
-    def rounds(self, spin_s: float) -> Rounds | None:
+    def rounds(self) -> Rounds | None:
         """Rounds of work from rank 0; None: ranks share no memory, or take turns.
 
-        A collective call. ``spin_s``: how long a wait looks before it sleeps.
+        A collective call.
         """
 
     def allreduce(

@@ -26,8 +26,8 @@ R = TypeVar("R")
 
 _SHOW_S = 0.25  # between two looks at the progress, if nothing finishes
 # Tasks that take this long do not show what a task costs: on two cores 1.2 ms on ray,
-# and 150 us of CPU on embedded, where whoever is woken finds its caches cold. On inline
-# there is nothing to win.
+# and 60 us of CPU on embedded, more where whoever is woken finds its caches cold. On
+# inline there is nothing to win.
 _TASK_S = {"ray": 0.05, "embedded": 0.008}
 
 

@@ -18,16 +18,14 @@ import numpy as np
 
 import skate
 from skate import collective
-from skate.exceptions import GetTimeoutError, SkateError
+from skate.exceptions import ActorError, GetTimeoutError, SkateError
 
 Outcome = tuple[Any, Any, Any, Any, dict[str, Any]]  # of a step of some environments
 
 _JOIN_S = 10.0  # they are all there
 _SLICE_S = 0.05  # of the caller's waits, between two looks for dead workers
 _LOOK_S = 1.0  # between two looks of a worker whether the caller lives
-_SPIN_S = 50e-6  # about what sleeping and being woken costs
 _ITEM_BYTES = 8  # of an action: no number is wider
-_STEP, _LEAVE = 0, 1
 
 
 class Part(NamedTuple):
@@ -51,7 +49,6 @@ class Plan(NamedTuple):
 
     group: collective.GroupSpec
     caller: int  # its process
-    spin_s: float
     action_shape: tuple[int, ...]  # of one environment
     parts: dict[str, Part]
 
@@ -77,12 +74,15 @@ def make_plan(
     actions: gymnasium.Space[Any],
     num_envs: int,
     num_workers: int,
-    num_processes: int,
 ) -> Plan:
     """For spaces of the whole batch; ``num_workers`` without the caller."""
     action_shape = actions.shape[1:] if actions.shape else ()
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "command": (np.int64, (2,)),  # and the dtype of the actions
+        "last_leave": (
+            np.int64,
+            (1,),
+        ),  # the latest round in which workers are to leave
+        "dtype": (np.int64, (1,)),  # of the actions, by its character
         "left": (np.uint8, (num_workers,)),
         "actions": (np.uint8, (num_envs, *action_shape, _ITEM_BYTES)),
         # Of two rounds: if a worker is lost in one, those before it are wanted.
@@ -96,10 +96,8 @@ def make_plan(
     for name, (dtype, shape) in wanted.items():
         parts[name] = Part(end, np.dtype(dtype).str, shape)
         end += -(-parts[name].nbytes // 64) * 64
-    cores = len(os.sched_getaffinity(0))
-    spin_s = _SPIN_S if num_processes <= cores else 0.0
     group = collective.create_group(num_workers + 1)
-    return Plan(group, os.getpid(), spin_s, action_shape, parts)
+    return Plan(group, os.getpid(), action_shape, parts)
 
 
 class Board:
@@ -116,12 +114,13 @@ class Board:
         own = self._group.empty(0 if process else plan.nbytes, np.uint8)
         own[:] = 0
         found = self._group.peers(own)
-        rounds = self._group.rounds(plan.spin_s)
+        rounds = self._group.rounds()
         assert found is not None  # can_share has looked
         assert rounds is not None
         self.rounds = rounds
         arrays = {name: part.of(found[0]) for name, part in plan.parts.items()}
-        self.command = arrays["command"]
+        self.last_leave = arrays["last_leave"]
+        self._dtype_of_actions = arrays["dtype"]
         self.left = arrays["left"]
         self._actions = arrays["actions"].reshape(-1)
         self._actions_as: dict[str, np.ndarray] = {}  # by dtype
@@ -147,13 +146,13 @@ class Board:
             place = self._view_actions(char)
         if place.shape != actions.shape:
             return False
-        self.command[1] = ord(char)
+        self._dtype_of_actions[0] = ord(char)
         place[...] = actions
         return True
 
     def actions(self) -> np.ndarray:
         """Of the environments here; a copy: they may keep them."""
-        char = chr(self.command[1])
+        char = chr(self._dtype_of_actions[0])
         place = self._actions_as.get(char)
         if place is None:
             place = self._view_actions(char)
@@ -202,17 +201,16 @@ class Board:
             None: it was told to leave. A dict: the infos of its last step, whose other
             results are stored. A tuple: the outcome of its last step.
         """
-        rounds, command = self.rounds, self.command
+        rounds, last_leave = self.rounds, self.last_leave
         while True:
             number = rounds.next(seen, _LOOK_S)
             if number == seen:
                 if self._is_alone():
                     return None
                 continue
-            seen = number
-            if command[0] == _LEAVE:
-                rounds.end(worker, number)
+            if last_leave[0] > seen:  # also if a step has begun since: of a later call
                 return None
+            seen = number
             stays = fits = False
             try:
                 outcome = envs.step(self.actions())
@@ -254,12 +252,11 @@ class Crew:
         self._rounds = self.board.rounds
         self._round = 0
         self._serving: dict[int, Any] = {}  # share -> the call that serves
-        self._unended: list[int] = []  # shares in a round that was not waited for
+        #: Whether a round was not waited for: an error in the caller's share, Ctrl-C.
+        self.is_open = False
 
     def begin(self, actions: Any) -> int:
         """Begin a step of all shares; its number. 0: these actions have no place."""
-        if self._unended:
-            self._finish()
         if not self.board.take(actions):
             return 0
         serving = self._serving
@@ -267,14 +264,38 @@ class Crew:
             for share, worker in self._workers.items():
                 if share not in serving:
                     serving[share] = worker.serve.remote(self._round)
-        self._begin(_STEP)
+        self.is_open = True
+        self._round = self._rounds.begin()
         return self._round
 
-    def wait(self, timeout: float | None) -> dict[int, Exception]:
-        """Wait for the round's end; the shares that are lost, and why."""
-        if timeout is None and self._rounds.wait(_SLICE_S):
-            self._unended = []
-            return {}
+    def wait(
+        self, timeout: float | None
+    ) -> tuple[dict[int, Any], dict[int, Exception]]:
+        """Wait for the round's end.
+
+        Returns:
+            What workers returned that could not stay, by share; and the shares that
+            are lost, and why.
+
+        Raises:
+            Exception: what a step raised.
+        """
+        lost: dict[int, Exception] = {}
+        if timeout is not None or not self._rounds.wait(_SLICE_S):
+            lost = self._wait_patiently(timeout)
+        self.is_open = False
+        for share in lost:
+            del self._serving[share]
+        return (self._returned(lost) if self._rounds.num_odd else {}), lost
+
+    def leave(self) -> None:
+        """Have the workers return, so that they take other calls; waits for nobody."""
+        if self._serving:
+            self.board.last_leave[0] = self._round + 1
+            self._round = self._rounds.begin()
+            self._serving.clear()
+
+    def _wait_patiently(self, timeout: float | None) -> dict[int, Exception]:
         lost: dict[int, Exception] = {}
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -282,70 +303,27 @@ class Crew:
             if deadline is not None:
                 left = min(left, max(0.0, deadline - time.monotonic()))
             ended = self._rounds.wait(left)
-            lost |= {} if ended else self._dead(self._late())
-            late = [share for share in self._late() if share not in lost]
-            if late and deadline is not None and time.monotonic() >= deadline:
-                for share in late:
-                    lost[share] = GetTimeoutError(f"no step within {timeout} s")
-                late = []
+            late = (
+                [] if ended else [share for share in self._late() if share not in lost]
+            )
+            lost |= self._dead(late)
+            late = [share for share in late if share not in lost]
             if not late:
-                for share in lost:
-                    del self._serving[share]
-                self._unended = []
                 return lost
-
-    def returned(self) -> dict[int, Any]:
-        """What the workers returned that could not stay, by share.
-
-        Raises:
-            Exception: what a step of theirs raised.
-        """
-        if not self._rounds.num_odd:
-            return {}
-        gone = self._gone()
-        calls = [self._serving.pop(share) for share in gone]
-        return dict(zip(gone, skate.get(calls), strict=True))
-
-    def leave(self) -> None:
-        """Have the workers return, so that they take other calls."""
-        if self._unended:
-            self._finish()
-        if self._serving:
-            self._begin(_LEAVE)
-            self._serving.clear()
-
-    def _begin(self, command: int) -> None:
-        self.board.command[0] = command
-        self._unended = list(self._serving)
-        self._round = self._rounds.begin()
-
-    def _finish(self) -> None:
-        """Wait for a round that the caller did not: its own share had an error, say."""
-        dead: set[int] = set()
-        while late := [share for share in self._late() if share not in dead]:
-            self._rounds.wait(_SLICE_S)
-            dead |= self._dead(late).keys()
-        for share in self._gone():
-            del self._serving[share]
-        self._unended = []
-
-    def _gone(self) -> list[int]:
-        """Those that serve no longer; told once."""
-        left = self.board.left
-        gone = [share for share in self._serving if left[self._places[share]]]
-        left[:] = 0
-        return gone
+            if deadline is not None and time.monotonic() >= deadline:
+                why = GetTimeoutError(f"no step within {timeout} s")
+                return dict.fromkeys(late, why) | lost
 
     def _late(self) -> list[int]:
         ended = self._rounds.has_ended
-        return [share for share in self._unended if not ended(self._places[share])]
+        return [share for share in self._serving if not ended(self._places[share])]
 
-    def _dead(self, shares: Iterable[int]) -> dict[int, Exception]:
+    def _dead(self, late: Iterable[int]) -> dict[int, Exception]:
         """Those whose call has ended, though their round has not."""
         found: dict[int, Exception] = {}
-        for share in shares:
-            call = self._serving.get(share)
-            if call is None or not skate.wait([call], timeout=0)[0]:
+        for share in late:
+            call = self._serving[share]
+            if not skate.wait([call], timeout=0)[0]:
                 continue
             if self._rounds.has_ended(self._places[share]):
                 continue  # just now
@@ -353,4 +331,21 @@ class Crew:
                 skate.get(call)
             except SkateError as error:
                 found[share] = error
+            else:
+                found[share] = SkateError("its worker has left")
+        return found
+
+    def _returned(self, lost: dict[int, Exception]) -> dict[int, Any]:
+        """Adds those to ``lost`` that died before they had returned."""
+        left = self.board.left
+        calls = {s: c for s, c in self._serving.items() if left[self._places[s]]}
+        left[:] = 0
+        for share in calls:
+            del self._serving[share]
+        found: dict[int, Any] = {}
+        for share, call in calls.items():
+            try:
+                found[share] = skate.get(call)
+            except ActorError as error:
+                lost[share] = error
         return found

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 import skate
-from skate.exceptions import ActorError, GetTimeoutError
+from skate.exceptions import ActorError, CollectiveTimeoutError, GetTimeoutError
 
 from .vector_board import Crew, Outcome, can_share, make_plan
 from .vector_worker import (
@@ -180,6 +180,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Step every environment once; see gymnasium."""
         self._check_open()
         ready, self._ready = self._ready, {}
+        if self._crew is not None and self._crew.is_open:
+            self._disband()  # who is late in that round cannot disturb the next ones
         if self._shares_memory and not ready and not self._in_flight:
             crew = self._crew or self._gather()
             number = 0 if crew is None else crew.begin(actions)
@@ -304,17 +306,16 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         try:
             faces = [worker.face.remote() for worker in workers.values()]
             skate.get(faces, timeout=self._step_timeout)
-        except (ActorError, GetTimeoutError):
-            return None
-        plan = make_plan(
-            self.observation_space,
-            self.action_space,
-            self.num_envs,
-            len(workers),
-            len(self._workers),
-        )
-        here = slice(0, 0) if self._here is None else self._shares[0].rows
-        self._crew = Crew(plan, workers, here)
+            plan = make_plan(
+                self.observation_space,
+                self.action_space,
+                self.num_envs,
+                len(workers),
+            )
+            here = slice(0, 0) if self._here is None else self._shares[0].rows
+            self._crew = Crew(plan, workers, here)
+        except (ActorError, GetTimeoutError, CollectiveTimeoutError):
+            return None  # the call that follows replaces whoever is dead or late
         return self._crew
 
     def _end_round(self, crew: Crew, number: int, actions: Any) -> Outcome:
@@ -324,8 +325,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if self._here is not None:
             outcome = self._here.step(actions[self._shares[0].rows])
             own = outcome[4] if board.store(number, outcome) else outcome
-        lost = crew.wait(self._step_timeout)
-        odd = crew.returned()
+        odd, lost = crew.wait(self._step_timeout)
         if own:
             odd[0] = own
         results = board.results(number)

@@ -1,8 +1,8 @@
 """Data-parallel training for Keras 3 on TensorFlow.
 
 Operators in the graph write each gradient into the group's shared memory as soon as
-backward has made it; the last of them reduces. They are compiled against the installed
-TensorFlow where there is a compiler; else ``tf.numpy_function`` writes them by buckets.
+backward has made it: compiled ones where there is a compiler, else functions of Python.
+How the ranks step then: :mod:`.tensorflow_step`.
 """
 
 from __future__ import annotations
@@ -199,9 +199,10 @@ class _Ranks:
             for owner, variable in self.state
             if optimizer._var_key(owner) in places
         ]
-        why = why_not_sharded(optimizer, context, gradients, state)
         if self._shard is False:
-            why = "shard=False"
+            why: str | None = "shard=False"
+        else:
+            why = why_not_sharded(optimizer, context, gradients, state)
         if why is None:
             self.choice = "sharded, with weights from their owners"
             return Sharded(context, self._base, gradients, operators, variables, state)

@@ -95,7 +95,7 @@ class EmbeddedGroup:
             for offset, nbytes in places.tolist()
         ]
 
-    def rounds(self, spin_s: float) -> _core.Rounds:
+    def rounds(self) -> _core.Rounds:
         import numpy
 
         workers = self.world_size - 1
@@ -104,7 +104,7 @@ class EmbeddedGroup:
         words[:] = 0
         peers = self.peers(words)
         assert peers is not None
-        return _core.Rounds(peers[0], workers, spin_s)
+        return _core.Rounds(peers[0], workers, self._core.spare_spin)
 
     def allreduce(
         self, x: np.ndarray, op: str, timeout: float | None, label: str = ""

@@ -289,7 +289,7 @@ class InlineGroup:
 
         return np.empty(shape, dtype)
 
-    def rounds(self, spin_s: float) -> None:
+    def rounds(self) -> None:
         return None  # ranks take turns: who waited here would wait for ever
 
     def peers(self, x: np.ndarray) -> list[np.ndarray] | None:

@@ -192,7 +192,7 @@ class RayGroup:
     def peers(self, x: np.ndarray) -> list[np.ndarray] | None:
         return None
 
-    def rounds(self, spin_s: float) -> None:
+    def rounds(self) -> None:
         return None
 
     # Any: arrays, and torch tensors on a GPU.
