@@ -22,9 +22,10 @@ class Rounds {
 
   // The chief's. What it wrote before is seen by every worker of the round.
   u32 begin() {
+    const u32 now = round().load(std::memory_order_relaxed) + 1;
     odd().store(0, std::memory_order_relaxed);
-    left().store(workers_, std::memory_order_relaxed);
-    const u32 now = round().fetch_add(1, std::memory_order_seq_cst) + 1;
+    left().store(tag(now) | workers_, std::memory_order_relaxed);
+    round().store(now, std::memory_order_seq_cst);
     futex_wake(round(), INT_MAX);
     return now;
   }
@@ -33,14 +34,14 @@ class Rounds {
   // earlier if a signal came. Then what they wrote is seen.
   bool wait(i64 timeout_ns) {
     const i64 end = now_ns() + timeout_ns;
-    spin([&] { return left().load(std::memory_order_relaxed) == 0; });
+    spin([&] { return count(left().load(std::memory_order_relaxed)) == 0; });
     for (;;) {
       const u32 seen = left().load(std::memory_order_seq_cst);
-      if (have_all_ended()) return true;
+      if (count(seen) == 0) return true;
       const i64 remaining = end - now_ns();
       if (remaining <= 0) return false;
       if (futex_wait(left(), seen, remaining) == FutexResult::kInterrupted)
-        return have_all_ended();
+        return count(left().load(std::memory_order_seq_cst)) == 0;
     }
   }
 
@@ -71,11 +72,21 @@ class Rounds {
     if (is_odd) odd().fetch_add(1, std::memory_order_relaxed);
     // Before the count: who sees that nobody is left sees all of these.
     ended(worker).store(number, std::memory_order_release);
-    if (left().fetch_sub(1, std::memory_order_seq_cst) == 1) futex_wake(left());
+    u32 seen = left().load(std::memory_order_relaxed);
+    do {
+      if ((seen & ~kCount) != tag(number)) return;  // of a round that was given up
+    } while (
+        !left().compare_exchange_weak(seen, seen - 1, std::memory_order_seq_cst));
+    if (count(seen) == 1) futex_wake(left());
   }
 
  private:
   static constexpr std::size_t kStride = kCacheLine / sizeof(u32);
+
+  // Who is left is counted together with the round, so that no end counts for another.
+  static constexpr u32 kCount = 0xffff;
+  static u32 tag(u32 round) { return round << 16; }
+  static u32 count(u32 left) { return left & kCount; }
 
   template <class Done>
   void spin(Done done) const {
@@ -87,12 +98,6 @@ class Rounds {
         cpu_pause();
       }
     } while (now_ns() < end);
-  }
-
-  bool have_all_ended() const {
-    for (u32 worker = 0; worker < workers_; ++worker)
-      if (!has_ended(worker)) return false;
-    return true;
   }
 
   std::atomic<u32>& word(std::size_t line, std::size_t place = 0) const {

@@ -270,11 +270,11 @@ def test_actions_may_change_their_form_and_infos_come_at_any_step() -> None:
 def test_an_error_in_the_callers_share_leaves_the_others_in_step() -> None:
     with contextlib.closing(sim.VectorEnv(Fragile, 4, num_workers=2)) as envs:
         envs.reset()
-        envs.step(np.zeros(4, int))
-        with pytest.raises(sim.EnvError, match="environment 0"):
-            envs.step(np.array([1, 0, 0, 0]))
-        observations, *_ = envs.step(np.zeros(4, int))
-        assert observations[2:, 0].tolist() == [3, 3]
+        for i in range(20):  # the others may have begun by then, or not
+            with pytest.raises(sim.EnvError, match="environment 0"):
+                envs.step(np.array([1, 0, 0, 0]))
+            observations, *_ = envs.step(np.zeros(4, int))
+            assert observations[2:, 0].tolist() == [2 * i + 2] * 2
 
 
 @pytest.mark.differs(inline="an environment that dies or hangs takes its caller along")

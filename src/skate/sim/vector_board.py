@@ -209,7 +209,9 @@ class Board:
                     return None
                 continue
             if last_leave[0] > seen:  # also if a step has begun since: of a later call
-                return None
+                if last_leave[0] == seen + 1:
+                    return None
+                number = seen + 1  # a step before, which the caller did not wait for
             seen = number
             stays = fits = False
             try:
