@@ -37,6 +37,7 @@ SHARED = {
     "engine.surroundings",
     "engine.timeline",
     "engine.advice",
+    "engine.frames",
 }
 PUBLIC = {"", "actor", "exceptions", "collective", "kernels", "debug"}
 
@@ -59,11 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.ray.driver",
     },
     "engine.timeline": set(),
-    "engine.advice": {"exceptions"},
+    "engine.advice": {"exceptions", "engine.frames"},
+    "engine.frames": set(),
     "engine.protocol": {"_ref", "_stream", "_options", "_placement", "_runtime_env"},
     "engine.actor_methods": set(),
     "engine.receiving": set(),
-    "engine.serialize": CONTRACT | {"_importable"},
+    "engine.serialize": CONTRACT | {"_importable", "engine.frames"},
     "engine.futures": SHARED,
     "engine.limits": set(),
     "engine.gpus": {"_placement"},

@@ -8,12 +8,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ..exceptions import PerformanceAdvice
+from .frames import is_of_skate
 
 if TYPE_CHECKING:
     from types import FrameType
 
 LARGE_CODE_BYTES = 1 << 20
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _MIB = 1 << 20
 
 _given: set[tuple[str, str, int]] = set()
@@ -82,6 +82,6 @@ def _advise(kind: str, text: str) -> None:
 
 def _users_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and is_of_skate(frame.f_code.co_filename):
         frame = frame.f_back
     return frame

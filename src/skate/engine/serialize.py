@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._importable import find_global
 from .._ref import ObjectRef, capture_refs, restore_refs
 from ..exceptions import RemoteTraceback, SkateError, TaskError
+from .frames import is_of_engine
 
 if TYPE_CHECKING:
     import torch
@@ -506,16 +507,9 @@ def _format_traceback(error: BaseException, task_name: str) -> str:
 def _keep_user_frames(formatted: traceback.TracebackException | None) -> None:
     """Drop skate's own frames: they say nothing about the user's mistake."""
     while formatted is not None:
-        kept = [frame for frame in formatted.stack if not _is_internal(frame.filename)]
+        kept = [frame for frame in formatted.stack if not is_of_engine(frame.filename)]
         formatted.stack = traceback.StackSummary.from_list(kept)
         for part in getattr(formatted, "exceptions", None) or ():
             _keep_user_frames(part)
         _keep_user_frames(formatted.__context__)
         formatted = formatted.__cause__
-
-
-_PACKAGE = __file__.rpartition("engine")[0]
-
-
-def _is_internal(filename: str) -> bool:
-    return filename.startswith((f"{_PACKAGE}engine", f"{_PACKAGE}_"))

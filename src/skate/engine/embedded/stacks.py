@@ -13,9 +13,11 @@ import os
 import re
 import signal
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
+from ..frames import is_of_library, users_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,9 +28,10 @@ SIGNAL = signal.SIGRTMAX - 2
 
 _PATIENCE_S = 2.0
 _POLL_S = 0.002
-# Where the engine's own frames begin, seen from the innermost.
-_OWN_FRAME = re.compile(r'  File ".*/skate/(engine/embedded/|_runtime\.py)')
-_LIBRARY_FRAME = re.compile(r'  File "[^"]*/lib/python3\.\d+/(?!site-packages)')
+_ESCAPED = re.compile(
+    r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0[0-9a-f]|10)[0-9a-f]{4}))"
+)
+_FRAME = re.compile(r'  File "(.*)", line (?:\d+|\?\?\?) in ')
 
 
 def answer_signals(node: _core.Node) -> int:
@@ -87,13 +90,19 @@ def users_frames(text: str) -> list[list[str]]:
     """Of each thread that is in the user's code: its frames, innermost first."""
     threads: list[list[str]] = []
     for block in text.split("\n\n"):
-        frames = [line for line in block.splitlines() if line.startswith("  File ")]
-        while frames and _OWN_FRAME.match(frames[0]):
-            frames.pop(0)  # in a call of skate's
-        for place, frame in enumerate(frames):
-            if _OWN_FRAME.match(frame):
-                del frames[place:]
-                break
-        if not all(map(_LIBRARY_FRAME.match, frames)):
-            threads.append([frame.strip() for frame in frames])
+        lines = [line for line in block.splitlines() if line.startswith("  File ")]
+        frames = [(_file_of(line), line.strip()) for line in lines]
+        users = users_part(frames, itemgetter(0))
+        if not all(is_of_library(file) for file, _ in users):
+            threads.append([line for _, line in users])
     return threads
+
+
+def _file_of(line: str) -> str:
+    """The file's name in a line of faulthandler's, which writes ASCII only."""
+    match = _FRAME.match(line)
+    return _ESCAPED.sub(_unescape, match[1]) if match else ""
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    return chr(int(escape[escape.lastindex or 0], 16))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
+from ..frames import users_part
 from .actor import ActorCall, State
 
 if TYPE_CHECKING:
@@ -92,12 +94,12 @@ def _resources(
 
 
 def _frames(thread: int) -> list[str]:
-    frame = sys._current_frames().get(thread)
-    found: list[str] = []
-    while frame is not None and len(found) < _MAX_FRAMES:
-        name = frame.f_code.co_filename
-        if "/skate/engine/" not in name and not name.endswith("/skate/_runtime.py"):
-            where = f'File "{name}", line {frame.f_lineno} in {frame.f_code.co_name}'
-            found.append(where)
-        frame = frame.f_back
-    return found
+    innermost = sys._current_frames().get(thread)
+    if innermost is None:
+        return []
+    stack = traceback.walk_stack(innermost)
+    users = users_part(stack, lambda place: place[0].f_code.co_filename)
+    return [
+        f'File "{frame.f_code.co_filename}", line {line} in {frame.f_code.co_name}'
+        for frame, line in users[:_MAX_FRAMES]
+    ]
