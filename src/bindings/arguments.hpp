@@ -6,57 +6,68 @@
 
 namespace skate {
 
-// The arguments of a call: u16 length and name of the method (of a task: its name, if it
-// was given one), u16 length of what says after which errors a call of an actor is tried
-// again (pickled types; one byte: all) and that, u16 positional, u16 keyword;
-// then each, preceded by its name if it is a keyword: a kind and what belongs to it.
+// The arguments of a call: u16 length and name of the method (of a task: its name, if
+// it was given one), u16 length of what says after which errors a call of an actor is
+// tried again (pickled types; one byte: all) and that, u16 positional, u16 keyword;
+// then each, preceded by u16 length and name if it is a keyword: a kind and what
+// belongs to it (kWhole: u32 length and a value; kDependency: u32, which of the
+// task's).
 enum ArgKind : u8 { kWhole, kDependency };
 
 class Arguments {
  public:
   Arguments(Node& node, Task& task) : node_(node), task_(task) {}
   ~Arguments() {
-    for (ObjectId id : made_) node_.release(id);
+    for (ObjectId id : made_) node_.objects.release(id);
   }
 
+  // Throws PythonError: also ValueError, for what the numbers above cannot hold.
   void encode(std::string_view method, nb::handle args, nb::handle kwargs,
               std::string_view retry_on = {}) {
-    const Py_ssize_t n = PyTuple_GET_SIZE(args.ptr());
+    put_text(method, "the size in bytes of the name of a task or method");
+    put_text(retry_on, "the size in bytes of the types in retry_exceptions");
+    put_pod(fitted<u16>(static_cast<u64>(PyTuple_GET_SIZE(args.ptr())),
+                        "the number of positional arguments of a remote call"));
+    put_pod(fitted<u16>(static_cast<u64>(PyDict_GET_SIZE(kwargs.ptr())),
+                        "the number of keyword arguments of a remote call"));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args.ptr()); ++i)
+      encode_one(PyTuple_GET_ITEM(args.ptr(), i));
     const Py_ssize_t n_named = PyDict_GET_SIZE(kwargs.ptr());
-    if (retry_on.size() > 0xffff) {
-      PyErr_SetString(PyExc_ValueError, "retry_exceptions lists types that are too large");
-      throw PythonError{};
-    }
-    if (n > 0xffff || n_named > 0xffff) {
-      PyErr_SetString(PyExc_ValueError, "a remote call takes at most 65535 arguments");
-      throw PythonError{};
-    }
-    put_pod(static_cast<u16>(method.size()));
-    task_.args += method;
-    put_pod(static_cast<u16>(retry_on.size()));
-    task_.args += retry_on;
-    put_pod(static_cast<u16>(n));
-    put_pod(static_cast<u16>(n_named));
-    for (Py_ssize_t i = 0; i < n; ++i) encode_one(PyTuple_GET_ITEM(args.ptr(), i));
     PyObject *name, *value;
     Py_ssize_t at = 0;
+    Py_ssize_t written = 0;
     while (PyDict_Next(kwargs.ptr(), &at, &name, &value)) {
-      Py_ssize_t size = 0;
-      const char* text = PyUnicode_AsUTF8AndSize(name, &size);
-      if (text == nullptr) throw PythonError{};
-      put_pod(static_cast<u16>(size));
-      task_.args.append(text, static_cast<std::size_t>(size));
-      encode_one(value);
+      ++written;
+      Text text;
+      if (!text.take(name)) {
+        PyErr_SetString(PyExc_TypeError, "keywords must be strings");
+        throw PythonError{};
+      }
+      put_text(text, "the size in bytes of the name of a keyword argument");
+      const Owned held(Py_NewRef(value));  // pickle runs the program's code
+      encode_one(held.get());
     }
+    if (written != n_named || PyDict_GET_SIZE(kwargs.ptr()) != n_named) {
+      PyErr_SetString(PyExc_RuntimeError,
+                      "the keyword arguments changed while they were pickled");
+      throw PythonError{};
+    }
+    fitted<u32>(task_.args.size(),
+                "the size in bytes of the small arguments of a remote call");
   }
 
  private:
   void put_pod(const auto& x) {
     task_.args.append(reinterpret_cast<const char*>(&x), sizeof x);
   }
+  void put_text(std::string_view text, const char* what) {
+    put_pod(fitted<u16>(text.size(), what));
+    task_.args += text;
+  }
+  // The caller's tuple and dict hold the ref, or made_ does.
   void depend_on(ObjectId id) {
     put_pod(kDependency);
-    put_pod(static_cast<u16>(task_.deps.size()));
+    put_pod(fitted<u32>(task_.deps.size(), "the number of refs a task waits for"));
     task_.deps.push_back(id);
     task_.pins.push_back(id);
   }
@@ -74,7 +85,7 @@ class Arguments {
     const std::size_t size = encoder.total();
     if (size > kInlineBytes) {  // an object of its own, which the task may keep
       g_advice.large_argument(object, size);
-      const ObjectId id = node_.put(encoder.finish(), Object::Kind::kData);
+      const ObjectId id = node_.objects.put(encoder.finish(), Object::Kind::kData);
       made_.push_back(id);
       return depend_on(id);
     }
@@ -83,12 +94,18 @@ class Arguments {
     const std::size_t at = task_.args.size();
     task_.args.resize(at + size);
     encoder.write(reinterpret_cast<std::byte*>(task_.args.data() + at));
-    for (u64 id : encoder.refs) task_.pins.push_back({id});
+    for (ObjectId id : encoder.refs) {
+      // A later argument may wait for room without the GIL, and the list that holds
+      // this ref change meanwhile.
+      node_.objects.acquire(id);
+      made_.push_back(id);
+      task_.pins.push_back(id);
+    }
   }
 
   Node& node_;
   Task& task_;
-  std::vector<ObjectId> made_;  // put for this call; the task's pins take over
+  std::vector<ObjectId> made_;  // counted for this call; the task's pins take over
 };
 
 }  // namespace skate

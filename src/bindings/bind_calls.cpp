@@ -1,13 +1,31 @@
 // What a worker does with the tasks that it was given.
+#include <unistd.h>
+
+#include <cerrno>
 #include <memory>
 #include <unordered_map>
 
 #include "arguments.hpp"
 #include "common.hpp"
+#include "wait_list.hpp"
 
 using namespace skate;
 
 namespace {
+
+// A task has forked, and its child returned from the task instead of ending: there the
+// child ends. The answer is its parent's to give, and so is all further work.
+void end_forked_child(Node& node, int status = 0) {
+  if (!node.in_forked_child()) return;
+  for (const char* name : {"stdout", "stderr"}) {
+    PyObject* const stream = PySys_GetObject(name);  // borrowed
+    if (stream == nullptr) continue;
+    PyObject* const flushed = PyObject_CallMethod(stream, "flush", nullptr);
+    if (flushed == nullptr) PyErr_Clear();
+    Py_XDECREF(flushed);
+  }
+  ::_exit(status);
+}
 
 class Call {
  public:
@@ -17,8 +35,10 @@ class Call {
 
   nb::bytes function_code() {
     const Location& at = task_.header.function;
-    const std::byte* bytes = node_.bytes_at(at);
-    if (bytes == nullptr) raise_named("OwnerDiedError", "the caller's process has ended.");
+    int error = 0;
+    const std::byte* bytes = node_.store.bytes_at(at, error);
+    if (bytes == nullptr && error != ENOENT) refuse("resources_lack", error);
+    if (bytes == nullptr) refuse("caller_gone");
     return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);
   }
 
@@ -47,9 +67,8 @@ class Call {
       read_dependencies();
       u64 size = task_.body.size();
       for (const Dependency& d : dependencies_) size += d.value.size();
-      task_.running = node_.trace().started(label(), task_.header.task_id, size);
-      Reader reader(
-          std::string_view(task_.body).substr(0, task_.header.args_size));
+      task_.running = node_.home.trace.started(label(), task_.header.task_id, size);
+      Reader reader(std::string_view(task_.body).substr(0, task_.header.args_size));
       skip(reader);  // the name
       skip(reader);  // when to try again
       const u16 n = reader.pod<u16>();
@@ -61,7 +80,7 @@ class Call {
         std::string name(reader.pod<u16>(), '\0');
         for (char& c : name) c = reader.pod<char>();
         nb::object value = nb::steal(argument(reader));
-        kwargs[nb::str(name.data(), name.size())] = value;
+        kwargs[to_same_str(name)] = value;
       }
       return nb::make_tuple(args, kwargs);
     });
@@ -70,6 +89,7 @@ class Call {
   // First half of ending: the results as values. The caller then drops its own hold on
   // them, so that objects which only the results hold can be given to the task's owner.
   void encode(nb::list results) {
+    end_forked_child(node_);
     guarded([&] {
       values_.clear();
       for (nb::handle result : results) encode_one(result.ptr());
@@ -77,24 +97,26 @@ class Call {
   }
 
   void send() {
-    node_.finish_task(task_, values_);
+    end_forked_child(node_);
+    node_.work.finish(task_, values_);
     values_.clear();
   }
 
-  // What `function` returns. While it runs, skate.cancel may raise KeyboardInterrupt in it.
+  // What `function` returns. While it runs, skate.cancel may raise KeyboardInterrupt in
+  // it.
   nb::object run(nb::handle function, nb::handle args, nb::handle kwargs) {
-    if (!node_.begin_user_code()) {
+    if (!node_.interrupts.begin()) {
       PyErr_SetNone(PyExc_KeyboardInterrupt);
       throw nb::python_error();
     }
     PyObject* result = PyObject_Call(function.ptr(), args.ptr(), kwargs.ptr());
-    node_.end_user_code();
+    node_.interrupts.end();
     if (result == nullptr) throw nb::python_error();
     return nb::steal(result);
   }
 
-  // A task that returns one value, from its arguments to the sending of its result. While
-  // it runs, `variable` says what runs: the task, no actor, `name`.
+  // A task that returns one value, from its arguments to the sending of its result.
+  // While it runs, `variable` says what runs: the task, no actor, `name`.
   void perform(nb::handle function, nb::handle variable, nb::handle name) {
     const Within within(variable, task_.header.task_id, nb::int_(0), name);
     nb::object result;
@@ -105,28 +127,28 @@ class Call {
     answer(std::move(result));
   }
 
-  // The same for a call of an actor's method, which is not interrupted. `called` says how
-  // far it came: whether the method was called.
+  // The same for a call of an actor's method, which is not interrupted. `called` says
+  // how far it came: whether the method was called.
   void perform_method(nb::handle object, nb::handle method, nb::handle variable,
                       nb::handle actor, nb::handle name, bool& called) {
     nb::object function = object.attr(method);
     nb::tuple given = arguments();
     const Within within(variable, task_.header.task_id, actor, name);
     called = true;
-    nb::object result =
-        nb::steal(PyObject_Call(function.ptr(), nb::object(given[0]).ptr(),
-                                nb::object(given[1]).ptr()));
+    nb::object result = nb::steal(PyObject_Call(
+        function.ptr(), nb::object(given[0]).ptr(), nb::object(given[1]).ptr()));
     if (!result.is_valid()) throw nb::python_error();
     function.reset();
     given.reset();
     answer(std::move(result));
   }
 
-  // Sends the items of `generator` until it ends, or nobody reads them any more: then it is
-  // closed. With `interruptible`, skate.cancel may raise KeyboardInterrupt in it.
+  // Sends the items of `generator` until it ends, or nobody reads them any more: then
+  // it is closed. With `interruptible`, skate.cancel may raise KeyboardInterrupt in it.
   void stream(nb::object generator, bool interruptible) {
     for (;;) {
       nb::object item = advance(generator, interruptible);
+      end_forked_child(node_);
       if (!item.is_valid()) return;
       bool open;
       try {
@@ -135,7 +157,8 @@ class Call {
         bool cancelled = !interruptible && this->cancelled();
         if (open && !cancelled && !has_room())
           wait_patiently(node_, [&] {
-            return node_.wait_room(task_, num_items_, interruptible, open, cancelled);
+            return node_.streams.wait_room(task_, num_items_, interruptible, open,
+                                           cancelled);
           });
         if (cancelled && !interruptible) {
           PyErr_SetNone(PyExc_KeyboardInterrupt);
@@ -154,41 +177,53 @@ class Call {
 
   // Sends one item. False: nobody will read it, nor any later one.
   bool send_item(nb::handle item) {
+    end_forked_child(node_);
     return guarded([&] {
       std::vector<Value> value;
       Encoder encoder(node_);
       encoder.encode(item.ptr());
       value.push_back(encoder.finish());
-      return node_.send_item(task_, num_items_++, value);
+      return node_.streams.send_item(task_, num_items_++, value);
     });
   }
 
   // Whether the next item may be made now.
-  bool has_room() { return task_.header.window == 0 || node_.has_room(task_, num_items_); }
+  bool has_room() {
+    return task_.header.window == 0 || node_.streams.has_room(task_, num_items_);
+  }
 
   // 0: a call; 1: it was cancelled; 2: its items were read.
   int notice() const { return static_cast<int>(task_.notice); }
-  bool cancelled() { return node_.is_cancelled(task_.header.task_id); }
-  bool wanted() { return node_.is_wanted(task_); }
-  void fail_cancelled() { node_.finish_cancelled(task_); }
+  bool cancelled() { return node_.work.is_cancelled(task_.header.task_id); }
+  bool wanted() { return node_.work.is_wanted(task_); }
+  void fail_cancelled() {
+    end_forked_child(node_, 1);
+    node_.work.finish_cancelled(task_);
+  }
 
   // `refs` are inside of the error; `retryable`: the task should be tried again.
   void fail(nb::bytes error, nb::list refs, bool retryable) {
+    end_forked_child(node_, 1);
     guarded([&] {
       // One each: every return frees its own.
+      const std::vector<ObjectId> held = ids_of(refs);
       std::vector<Value> values;
-      for (int i = 0; i < std::max<int>(task_.header.num_returns, 1); ++i) {
-        Encoder encoder(node_);
-        encoder.encode(error.ptr());
-        values.push_back(encoder.finish(true));
-        values.back().is_error = true;
-        for (nb::handle ref : refs) {
-          const ObjectId id = id_of(ref.ptr());
-          node_.acquire(id);
-          values.back().contained.push_back({id.bits, id});
+      try {
+        for (u32 i = 0; i < std::max<u32>(task_.header.num_returns, 1); ++i) {
+          Encoder encoder(node_);
+          encoder.encode(error.ptr());
+          values.push_back(encoder.finish(true));
+          values.back().is_error = true;
+          for (const ObjectId id : held) {
+            node_.objects.acquire(id);
+            values.back().contained.push_back({id, id});
+          }
         }
+      } catch (const PythonError&) {
+        node_.work.discard(values);
+        throw;
       }
-      node_.finish_task(task_, values, retryable);
+      node_.work.finish(task_, values, retryable);
     });
   }
 
@@ -197,14 +232,14 @@ class Call {
   // waited at a yield, KeyboardInterrupt is raised there.
   nb::object advance(nb::handle generator, bool interruptible) {
     bool interrupted = false;
-    if (interruptible && !node_.begin_user_code()) {
+    if (interruptible && !node_.interrupts.begin()) {
       interrupted = true;
-      node_.begin_user_code();
+      node_.interrupts.begin();
     }
     PyObject* item = interrupted ? PyObject_CallMethod(generator.ptr(), "throw", "O",
                                                        PyExc_KeyboardInterrupt)
                                  : PyIter_Next(generator.ptr());
-    if (interruptible) node_.end_user_code();
+    if (interruptible) node_.interrupts.end();
     if (item != nullptr) return nb::steal(item);
     if (PyErr_Occurred() == nullptr) return nb::object();
     if (!PyErr_ExceptionMatches(PyExc_StopIteration)) throw nb::python_error();
@@ -214,9 +249,9 @@ class Call {
 
   // False: it raised.
   bool close(nb::handle generator, bool interruptible) {
-    if (interruptible) node_.begin_user_code();
+    if (interruptible) node_.interrupts.begin();
     PyObject* none = PyObject_CallMethod(generator.ptr(), "close", nullptr);
-    if (interruptible) node_.end_user_code();
+    if (interruptible) node_.interrupts.end();
     Py_XDECREF(none);
     return none != nullptr;
   }
@@ -228,12 +263,13 @@ class Call {
 
   // What its results are made by: see Node.name_function.
   u32 made_by() {
-    const u32 known = node_.label(task_.header.function_id);
-    return known == 0 ? Node::kDefaultLabel : known;
+    const u32 known = node_.store.label(task_.header.function_id);
+    return known == 0 ? Store::kDefaultLabel : known;
   }
 
   // Encodes the one value, and sends it.
   void answer(nb::object result) {
+    end_forked_child(node_);
     guarded([&] { encode_one(result.ptr()); });
     result.reset();  // what only the result holds goes to the task's owner
     send();
@@ -242,7 +278,7 @@ class Call {
   // Sets a context variable to (task, actor, name) for as long as it lives.
   class Within {
    public:
-    Within(nb::handle variable, u64 task_id, nb::handle actor, nb::handle name)
+    Within(nb::handle variable, ObjectId task_id, nb::handle actor, nb::handle name)
         : variable_(variable) {
       const nb::object what = nb::make_tuple(task_id, actor, name);
       token_ = nb::steal(PyContextVar_Set(variable.ptr(), what.ptr()));
@@ -260,7 +296,7 @@ class Call {
   // Adds a result to the values; they are gone if it cannot be encoded.
   void encode_one(PyObject* result) {
     Unsealed unsealed;
-    if (task_.header.num_returns == 1 && task_.owner != node_.self() &&
+    if (task_.header.num_returns == 1 && task_.owner != node_.home.self &&
         find_unsealed(node_, result, unsealed) && !unsealed.lent) {
       Value& value = values_.emplace_back();
       value.kind = Value::Kind::kBlock;
@@ -273,7 +309,7 @@ class Call {
       encoder.encode(result);
       values_.push_back(encoder.finish(false, made_by()));
     } catch (const PythonError&) {
-      node_.discard(values_);
+      node_.work.discard(values_);
       values_.clear();
       throw;
     }
@@ -290,7 +326,7 @@ class Call {
 
   PyObject* argument(Reader& reader) {
     if (reader.pod<ArgKind>() == kDependency) {
-      const Dependency& given = dependencies_.at(reader.pod<u16>());
+      const Dependency& given = dependencies_.at(reader.pod<u32>());
       // Only a constructor is sent with one: its actor tells why it cannot be made.
       if (given.value.is_error) raise_value(node_, given.value, given.id);
       return decode(node_, given.value, given.id, false);
@@ -305,16 +341,12 @@ class Call {
   }
 
   u32 label() {
-    Trace& trace = node_.trace();
+    Trace& trace = node_.home.trace;
     Reader reader(task_.body);
     const u16 size = reader.pod<u16>();
     const std::string_view name = reader.rest().substr(0, size);
-    const char* title = trace.title();
-    if (title[0] == '\0') return label_of_task(node_, task_.header.function_id, name);
-    const u64 key = hash_name(name, 0);
-    const u32 known = trace.find(key);
-    if (known != 0) return known;
-    return trace.add(key, std::string(title) + "." + std::string(name));
+    if (!trace.title().empty()) return trace.label_of_method(name);
+    return label_of_task(node_, task_.header.function_id, name);
   }
 
   Node& node_;
@@ -326,19 +358,20 @@ class Call {
 
 // kReady, kTimeout, or kEngineDied: there will be no more.
 WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
+  end_forked_child(node);
   for (;;) {
     WaitResult result;
     {
       nb::gil_scoped_release release;
-      result = node.next_task(task, deadline);
+      result = node.work.next_task(task, deadline);
     }
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
   }
 }
 
-// A worker that has had nothing to do for so long collects garbage, once: cycles may hold
-// values of the store, and Python looks for them only as new objects are made.
+// A worker that has had nothing to do for so long collects garbage, once: cycles may
+// hold values of the store, and Python looks for them only as new objects are made.
 constexpr i64 kIdleUntilCollected = 500'000'000;
 
 // False: there will be no more.
@@ -357,6 +390,22 @@ nb::object next_task(Node& node) {
   return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
 }
 
+// Of calls that still run once next_task has given all: None if there will be none.
+nb::object next_notice(Node& node) {
+  Incoming task;
+  for (;;) {
+    WaitResult result;
+    {
+      nb::gil_scoped_release release;
+      result = node.work.next_notice(task);
+    }
+    if (result == WaitResult::kReady) break;
+    if (result != WaitResult::kInterrupted) return nb::none();
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+  return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
+}
+
 nb::object next_call(Node& node, std::optional<double> timeout) {
   Incoming task;
   switch (wait_for_task(node, task, deadline_of(timeout))) {
@@ -370,14 +419,15 @@ nb::object next_call(Node& node, std::optional<double> timeout) {
 }
 
 // Runs tasks for as long as they are plain ones of `functions`: id -> (function, name).
-// Then the first that is not, or None if there will be no more. `failed(call, error)` is
-// told of those that raise.
-nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle failed) {
+// Then the first that is not, or None if there will be no more. `failed(call, error)`
+// is told of those that raise.
+nb::object serve(Node& node, nb::dict functions, nb::handle variable,
+                 nb::handle failed) {
   for (;;) {
     Incoming task;
     if (!wait_for_task(node, task)) return nb::none();
     auto call = std::make_unique<Call>(node, std::move(task));
-    nb::object id = nb::int_(call->header().function_id);
+    nb::object id = nb::cast(call->header().function_id);
     PyObject* known = PyDict_GetItemWithError(functions.ptr(), id.ptr());
     if (known == nullptr || !call->is_plain() || call->is_named()) {
       if (PyErr_Occurred() != nullptr) throw nb::python_error();
@@ -392,10 +442,11 @@ nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle
   }
 }
 
-// Runs calls of an actor's methods, in order, for as long as they are plain ones: then the
-// first that is not, or that is one of `others`; None if there will be no more. `failed(call,
-// error, name, called)` is told of those that raise; `called`: in the method.
-nb::object serve_calls(Node& node, nb::object object, std::string title, nb::set others,
+// Runs calls of an actor's methods, in order, for as long as they are plain ones: then
+// the first that is not, or that is one of `others`; None if there will be no more.
+// `failed(call, error, name, called)` is told of those that raise; `called`: in the
+// method.
+nb::object serve_calls(Node& node, nb::object object, const Text& title, nb::set others,
                        nb::handle variable, nb::int_ actor, nb::handle failed) {
   struct Method {
     nb::str attribute;
@@ -404,19 +455,20 @@ nb::object serve_calls(Node& node, nb::object object, std::string title, nb::set
   std::unordered_map<std::string, Method> methods;
   for (;;) {
     Incoming task;
-    // What has come is taken with the GIL held: giving it up for each call costs as much as
-    // a short method.
-    if (node.next_task(task, 0) != WaitResult::kReady && !wait_for_task(node, task))
+    // What has come is taken with the GIL held: giving it up for each call costs as
+    // much as a short method.
+    if (node.work.next_task(task, 0) != WaitResult::kReady &&
+        !wait_for_task(node, task))
       return nb::none();
     auto call = std::make_unique<Call>(node, std::move(task));
     const std::string method = call->method();
     auto found = methods.find(method);
     if (found == methods.end()) {
-      const nb::str attribute(method.data(), method.size());
+      const nb::str attribute = to_same_str(method);
       if (others.contains(attribute) || !call->is_plain())
         return nb::cast(call.release(), nb::rv_policy::take_ownership);
-      const std::string name = title + "." + method;
-      found = methods.emplace(method, Method{attribute, nb::str(name.c_str())}).first;
+      const std::string name = title.str() + "." + method;
+      found = methods.emplace(method, Method{attribute, to_same_str(name)}).first;
     } else if (!call->is_plain()) {
       return nb::cast(call.release(), nb::rv_policy::take_ownership);
     }
@@ -444,7 +496,9 @@ void bind_calls(nb::module_& m, nb::class_<Node>& node) {
       .def_prop_ro(
           "function_holds_refs",
           [](const Call& c) { return (c.header().flags & kFunctionHoldsRefs) != 0; })
-      .def_prop_ro("method", &Call::method)
+      .def_prop_ro(
+          "method", [](const Call& c) { return to_same_str(c.method()); },
+          nb::sig("def method(self) -> str"))
       .def_prop_ro("retry_on", &Call::retry_on)
       .def("function_code", &Call::function_code)
       .def("arguments", &Call::arguments,
@@ -465,20 +519,29 @@ void bind_calls(nb::module_& m, nb::class_<Node>& node) {
       .def_prop_ro("is_streaming",
                    [](const Call& c) { return (c.header().flags & kStreaming) != 0; })
       .def_prop_ro("cancelled", &Call::cancelled)
-      .def_prop_ro("wanted", &Call::wanted, "Its caller lives and has not cancelled it.")
+      .def_prop_ro("wanted", &Call::wanted,
+                   "Its caller lives and has not cancelled it.")
       .def("fail_cancelled", &Call::fail_cancelled)
       .def("fail", &Call::fail, "error"_a, "refs"_a, "retryable"_a,
            nb::sig("def fail(self, error: bytes, refs: list[ObjectRef[Any]], "
                    "retryable: bool) -> None"));
 
-  node.def("next_task", &next_task, nb::keep_alive<0, 1>(),
+  node.def_prop_ro(
+          "in_forked_child", [](const Node& node) { return node.in_forked_child(); },
+          "Nothing of the session may be touched: it is the parent's.")
+      .def("next_task", &next_task, nb::keep_alive<0, 1>(),
            nb::sig("def next_task(self) -> Call | None"))
+      .def("next_notice", &next_notice, nb::keep_alive<0, 1>(),
+           "Of calls that still run after next_task has given None.",
+           nb::sig("def next_notice(self) -> Call | None"))
       .def("next_call", &next_call, nb::keep_alive<0, 1>(), "timeout"_a.none(),
            "None if no call came in time; StopIteration if none will come.",
            nb::sig("def next_call(self, timeout: float | None) -> Call | None"))
-      .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a, "failed"_a,
-           nb::sig("def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
-                   "failed: Any) -> Call | None"))
+      .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a,
+           "failed"_a,
+           nb::sig(
+               "def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
+               "failed: Any) -> Call | None"))
       .def("serve_calls", &serve_calls, nb::keep_alive<0, 1>(), "object"_a, "title"_a,
            "others"_a, "variable"_a, "actor"_a, "failed"_a,
            nb::sig("def serve_calls(self, object: Any, title: str, others: set[str], "

@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 
 #include "core/control.hpp"
+#include "ids.hpp"
+#include "text.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -9,7 +11,7 @@ using namespace skate;
 
 namespace {
 
-ProcId proc_id(u16 index, u16 epoch) { return {index, epoch}; }
+ProcId proc_id(u32 index, u32 epoch) { return {index, epoch}; }
 
 template <class T>
 void append(std::string& out, const T& pod) {
@@ -19,41 +21,43 @@ void append(std::string& out, const T& pod) {
 }  // namespace
 
 void bind_control(nb::module_& m) {
-  m.attr("MAX_PROCS") = kMaxProcs;
   nb::class_<Control>(m, "Control", "The supervisor's hand on the session directory.")
       .def(
           "__init__",
           [](Control* self, u32 num_cpus, u32 num_cores, u64 store_limit,
-             u64 arena_bytes, u64 spill_limit, bool watch_memory, u32 spin_ns, u32 spin_busy_ns, std::string session_id) {
-            new (self) Control({num_cpus, num_cores, store_limit, arena_bytes, spill_limit,
-                                watch_memory, spin_ns, spin_busy_ns, std::move(session_id)});
+             u64 arena_bytes, u64 spill_limit, bool watch_memory, u32 spin_ns,
+             u32 spin_busy_ns, std::string session_id) {
+            new (self)
+                Control({num_cpus, num_cores, store_limit, arena_bytes, spill_limit,
+                         watch_memory, spin_ns, spin_busy_ns, std::move(session_id)});
           },
           nb::kw_only(), "num_cpus"_a, "num_cores"_a, "store_limit"_a, "arena_bytes"_a,
-          "spill_limit"_a, "watch_memory"_a, "spin_ns"_a, "spin_busy_ns"_a, "session_id"_a)
+          "spill_limit"_a, "watch_memory"_a, "spin_ns"_a, "spin_busy_ns"_a,
+          "session_id"_a)
       .def_prop_ro("session_fd", &Control::session_fd)
       .def_prop_ro("segment_fd", &Control::segment_fd)
       .def("make_segment", &Control::make_segment)
       .def(
           "prepare",
-          [](Control& c, u16 index, u16 epoch, bool is_pool, const std::string& title) {
+          [](Control& c, u32 index, u32 epoch, bool is_pool, const Text& title) {
             c.prepare(proc_id(index, epoch), is_pool, title);
           },
           "index"_a, "epoch"_a, "is_pool"_a, "title"_a)
       .def(
           "mark_dead",
-          [](Control& c, u16 index, u16 epoch) { c.mark_dead(proc_id(index, epoch)); },
+          [](Control& c, u32 index, u32 epoch) { c.mark_dead(proc_id(index, epoch)); },
           "index"_a, "epoch"_a)
       .def(
           "running_tasks",
           [](const Control& c) {
             nb::list all;
             for (const Control::Running& task : c.running_tasks())
-              all.append(nb::make_tuple(task.pid, task.name, task.since, task.may_retry));
+              all.append(
+                  nb::make_tuple(task.pid, task.name, task.since, task.may_retry));
             return all;
           },
           "Process id, name, start and whether it may be tried again, of each.",
           nb::sig("def running_tasks(self) -> list[tuple[int, str, int, bool]]"))
-      .def("retire", &Control::retire, "index"_a)
       .def("active_workers", &Control::active_workers)
       .def("any_starting", &Control::any_starting)
       .def("clear_worker_request", &Control::clear_worker_request)
@@ -63,39 +67,50 @@ void bind_control(nb::module_& m) {
       .def("free_cpus", &Control::free_cpus)
       .def(
           "send_died",
-          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u32 cause,
-             i64 detail, u16 successor, u16 successor_epoch) {
+          [](Control& c, u32 to, u32 to_epoch, u32 index, u32 epoch, u32 cause,
+             i64 detail, u32 successor, u32 successor_epoch, bool place_is_free) {
             std::string payload;
             append(payload, proc_id(index, epoch));
-            append(payload, Failure{SystemError::kNone, static_cast<DeathCause>(cause),
-                                    detail});
+            append(payload,
+                   Failure{SystemError::kNone, static_cast<DeathCause>(cause), detail});
             append(payload, proc_id(successor, successor_epoch));
-            c.send(proc_id(to, to_epoch), Message::kProcessDied, std::move(payload));
+            append(payload, static_cast<u8>(place_is_free));
+            c.send(proc_id(to, to_epoch), Message::kProcessDied, payload);
           },
           "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "cause"_a, "detail"_a,
-          "successor"_a, "successor_epoch"_a)
+          "successor"_a, "successor_epoch"_a, "place_is_free"_a)
       .def(
           "send_forget",
-          [](Control& c, u16 to, u16 to_epoch, u16 index, u16 epoch, u8 step) {
+          [](Control& c, u32 to, u32 to_epoch, u32 index, u32 epoch, u8 step) {
             std::string payload;
             append(payload, proc_id(index, epoch));
             append(payload, static_cast<Forget>(step));
-            c.send(proc_id(to, to_epoch), Message::kForgetProcess, std::move(payload));
+            c.send(proc_id(to, to_epoch), Message::kForgetProcess, payload);
           },
           "to"_a, "to_epoch"_a, "index"_a, "epoch"_a, "step"_a)
       .def(
           "send_lease",
-          [](Control& c, u16 to, u16 to_epoch, u64 task, u16 index, u16 epoch) {
+          [](Control& c, u32 to, u32 to_epoch, ObjectId task, u32 index, u32 epoch) {
             std::string payload;
             append(payload, task);
             append(payload, proc_id(index, epoch));
-            c.send(proc_id(to, to_epoch), Message::kLeaseGranted, std::move(payload));
+            c.send(proc_id(to, to_epoch), Message::kLeaseGranted, payload);
           },
           "to"_a, "to_epoch"_a, "task"_a, "index"_a, "epoch"_a)
-      .def("flush", &Control::flush)
+      .def(
+          "send_lease_refused",
+          [](Control& c, u32 to, u32 to_epoch, ObjectId task, i64 detail) {
+            std::string payload;
+            append(payload, task);
+            append(payload, detail);
+            c.send(proc_id(to, to_epoch), Message::kLeaseRefused, payload);
+          },
+          "to"_a, "to_epoch"_a, "task"_a, "detail"_a)
+      .def("has_mail", &Control::has_mail, "to"_a, "from_"_a)
+      .def("collect", &Control::collect)
       .def("close_session", &Control::close_session)
       .def(
-          "say_why",
-          [](Control& c, const std::string& reason) { c.say_why(reason); }, "reason"_a)
+          "say_why", [](Control& c, const Text& reason) { c.say_why(reason); },
+          "reason"_a)
       .def("store_used", &Control::store_used);
 }

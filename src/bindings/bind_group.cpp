@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
@@ -15,6 +16,8 @@
 
 #include "core/arena.hpp"
 #include "core/group.hpp"
+#include "refuse.hpp"
+#include "seconds.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -44,10 +47,7 @@ DType dtype_of(nb::dlpack::dtype type) {
   if (is(Code::UInt, 16)) return DType::kUInt16;
   if (is(Code::UInt, 32)) return DType::kUInt32;
   if (is(Code::UInt, 64)) return DType::kUInt64;
-  throw nb::type_error(
-      "collectives take arrays of real numbers: float16, bfloat16, float32, float64, "
-      "or "
-      "integers of 8 to 64 bits");
+  refuse("no_real_numbers");
 }
 
 ReduceOp op_of(const std::string& name, DType dtype) {
@@ -55,13 +55,9 @@ ReduceOp op_of(const std::string& name, DType dtype) {
        {ReduceOp::kSum, ReduceOp::kMean, ReduceOp::kMax, ReduceOp::kMin}) {
     if (name != name_of(op)) continue;
     if (is_reducible(dtype, op)) return op;
-    const std::string text = std::string("the mean of ") + name_of(dtype) +
-                             " would have to be rounded: use op='sum', or cast the "
-                             "array to a floating type first";
-    throw nb::type_error(text.c_str());
+    refuse("mean_of_integers", std::string(name_of(dtype)));
   }
-  const std::string text = "unknown op '" + name + "': use sum, mean, max or min";
-  throw nb::value_error(text.c_str());
+  refuse("unknown_op", name);
 }
 
 // An argument that is worked on in place. Nothing may be converted on the way in: the
@@ -70,14 +66,7 @@ class Operand {
  public:
   // `bfloat16`: the array holds those, as 16-bit integers that NumPy knows.
   Operand(nb::handle object, const char* name, bool bfloat16 = false) {
-    if (!nb::try_cast(object, array_, false)) {
-      const std::string text =
-          std::string(name) +
-          " must be a C-contiguous, writable array in CPU memory; numpy.array(...) "
-          "makes "
-          "one of what is read-only (values from skate.get) or strided";
-      throw nb::type_error(text.c_str());
-    }
+    if (!nb::try_cast(object, array_, false)) refuse("no_operand", name);
     dtype_ = bfloat16 ? DType::kBFloat16 : dtype_of(array_.dtype());
     for (std::size_t i = 0; i < array_.ndim(); ++i) shape_.push_back(array_.shape(i));
   }
@@ -125,15 +114,20 @@ std::size_t checked_size(int fd, std::size_t bytes) {
   return bytes;
 }
 
-GroupHooks hooks_of(const std::vector<std::uintptr_t>& alive) {
+// For each rank where it is told whether its process lives, and that process's epoch
+// there: the place is used again after its death. 0: it always lives.
+using Lives = std::vector<std::pair<std::uintptr_t, u32>>;
+
+GroupHooks hooks_of(const Lives& alive) {
   GroupHooks hooks;
   if (!alive.empty()) {
     hooks.alive = [alive](int rank) {
-      const auto address = alive[static_cast<std::size_t>(rank)];
+      const auto [address, epoch] = alive[static_cast<std::size_t>(rank)];
       if (address == 0) return true;
-      // Pairs with the store by whoever saw the process end.
-      return reinterpret_cast<const std::atomic<u32>*>(address)->load(
-                 std::memory_order_acquire) != 0;
+      const auto* words = reinterpret_cast<const std::atomic<u32>*>(address);
+      // Pair with the stores by whoever saw the process end, or has made another there.
+      return words[0].load(std::memory_order_acquire) != 0 &&
+             words[1].load(std::memory_order_acquire) == epoch;
     };
   }
   hooks.interrupted = [] {
@@ -143,22 +137,16 @@ GroupHooks hooks_of(const std::vector<std::uintptr_t>& alive) {
   return hooks;
 }
 
-i64 nanoseconds(std::optional<double> seconds) {
-  constexpr double kLongest = 1e9;  // 30 years, and no overflow
-  if (!seconds || *seconds > kLongest) return -1;
-  return static_cast<i64>(std::max(*seconds, 0.0) * 1e9);
-}
-
 GroupTiming timing_of(std::optional<double> spin_us) {
   GroupTiming timing;
-  if (spin_us) timing.spin_ns = static_cast<i64>(*spin_us * 1e3);
+  if (spin_us) timing.spin_ns = nanoseconds(*spin_us * 1e-6);
   return timing;
 }
 
 class PyGroup {
  public:
-  PyGroup(int fd, std::size_t bytes, int rank, int world_size,
-          const std::vector<std::uintptr_t>& alive, std::optional<double> spin_us)
+  PyGroup(int fd, std::size_t bytes, int rank, int world_size, const Lives& alive,
+          std::optional<double> spin_us)
       : segment_(std::make_shared<Segment>(fd, checked_size(fd, bytes))),
         group_(segment_->mapping.data(), bytes, rank, world_size, hooks_of(alive),
                timing_of(spin_us)) {
@@ -289,19 +277,15 @@ class PyGroup {
   std::unique_ptr<Lease> lease_of(std::size_t bytes) {
     std::optional<Arena::Block> block;
     {
-      const nb::gil_scoped_release released;  // it may populate pages
+      const nb::gil_scoped_release released;
       const std::lock_guard lock(segment_->mutex);
       block = segment_->arena->allocate(bytes, ProcId{});
     }
-    if (!block) {
-      PyErr_Format(
-          PyExc_MemoryError,
-          "an array of %zu bytes does not fit in rank %d's part of the group's "
-          "memory, %zu bytes: drop arrays of the group that you no longer need, "
-          "or make the group with more memory",
-          bytes, group_.rank(), group_.own_area().size());
-      throw nb::python_error();
+    if (block) {
+      const nb::gil_scoped_release released;
+      segment_->arena->populate(*block);
     }
+    if (!block) refuse("group_full", bytes, group_.rank(), group_.own_area().size());
     return std::make_unique<Lease>(segment_, *block);
   }
 
@@ -321,10 +305,7 @@ class PyGroup {
 
   void check_rank(int rank, const char* name) const {
     if (rank >= 0 && rank < world_size()) return;
-    const std::string text = std::string(name) + " " + std::to_string(rank) +
-                             " is not a rank: the group has ranks 0 to " +
-                             std::to_string(world_size() - 1);
-    throw nb::value_error(text.c_str());
+    refuse("no_rank", name, rank, world_size());
   }
 
   void check_sizes(const Operand& part, const Operand& whole) const {
@@ -332,12 +313,8 @@ class PyGroup {
         part.size() * static_cast<std::size_t>(world_size()) == whole.size()) {
       return;
     }
-    const std::string text =
-        "x and out need one dtype, and one of them " + std::to_string(world_size()) +
-        " (world_size) times the elements of the other: they are " +
-        std::to_string(part.size()) + " of " + name_of(part.dtype()) + " and " +
-        std::to_string(whole.size()) + " of " + name_of(whole.dtype());
-    throw nb::value_error(text.c_str());
+    refuse("unfit_sizes", world_size(), part.size(), std::string(name_of(part.dtype())),
+           whole.size(), std::string(name_of(whole.dtype())));
   }
 
   // None, or (status, ranks, detail), for Python to raise.
@@ -425,7 +402,8 @@ void bind_group(nb::module_& m) {
   m.def("reduce_into", &reduce_arrays, "outs"_a, "arrays"_a, "op"_a = "sum",
         "bfloat16"_a = false,
         "Write the elementwise reduction of `arrays`, in their order, to all `outs`.",
-        nb::sig("def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = 'sum', "
+        nb::sig("def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = "
+                "'sum', "
                 "bfloat16: bool = False) -> None"));
 
   // A call returns None when it went well, else (status, ranks, detail). The status is
@@ -433,13 +411,14 @@ void bind_group(nb::module_& m) {
   nb::class_<PyGroup>(m, "Group",
                       "A rank's end of a collective group in one shared segment.")
       .def(
-          nb::init<int, std::size_t, int, int, const std::vector<std::uintptr_t>&,
-                   std::optional<double>>(),
-          "fd"_a, "bytes"_a, "rank"_a, "world_size"_a,
-          "alive"_a = std::vector<std::uintptr_t>(), "spin_us"_a = nb::none(),
+          nb::init<int, std::size_t, int, int, const Lives&, std::optional<double>>(),
+          "fd"_a, "bytes"_a, "rank"_a, "world_size"_a, "alive"_a = Lives(),
+          "spin_us"_a = nb::none(),
           "Map the segment `fd`, which stays the caller's. `alive` holds for each rank "
-          "the address of a 32-bit word that is non-zero while its process lives; 0 "
-          "stands for a rank that always does. The words must outlive the group.")
+          "the address of two 32-bit words, and an epoch: its process lives while the "
+          "first "
+          "is not zero and the second is the epoch. Address 0 stands for a rank that "
+          "always does. The words must outlive the group.")
       .def_prop_ro("rank", &PyGroup::rank)
       .def_prop_ro("world_size", &PyGroup::world_size)
       .def_prop_ro("spare_spin", &PyGroup::spare_spin,

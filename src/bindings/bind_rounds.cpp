@@ -2,9 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <algorithm>
-
 #include "core/rounds.hpp"
+#include "seconds.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -14,10 +13,6 @@ namespace {
 
 using Words = nb::ndarray<u32, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
-i64 nanoseconds(double seconds) {
-  return static_cast<i64>(std::clamp(seconds, 0.0, 1e9) * 1e9);
-}
-
 class PyRounds {
  public:
   PyRounds(Words words, u32 workers, double spin)
@@ -26,7 +21,7 @@ class PyRounds {
       throw nb::value_error("too few words for so many workers");
   }
 
-  u32 begin() { return rounds_.begin(); }
+  u64 begin() { return rounds_.begin(); }
 
   bool wait(double timeout) {
     bool all;
@@ -38,8 +33,8 @@ class PyRounds {
     return all;
   }
 
-  u32 next(u32 seen, double timeout) {
-    u32 now;
+  u64 next(u64 seen, double timeout) {
+    u64 now;
     {
       nb::gil_scoped_release release;
       now = rounds_.next(seen, nanoseconds(timeout));
@@ -50,7 +45,7 @@ class PyRounds {
 
   bool has_ended(u32 worker) const { return rounds_.has_ended(checked(worker)); }
   u32 num_odd() const { return rounds_.num_odd(); }
-  void end(u32 worker, u32 number, bool is_odd) {
+  void end(u32 worker, u64 number, bool is_odd) {
     rounds_.end(checked(worker), number, is_odd);
   }
 
@@ -67,8 +62,9 @@ class PyRounds {
 }  // namespace
 
 void bind_rounds(nb::module_& m) {
-  m.def("rounds_words", [](u32 workers) { return Rounds::words(workers); }, "workers"_a,
-        "How many words of 32 bits the rounds of so many workers need.");
+  m.def(
+      "rounds_words", [](u32 workers) { return Rounds::words(workers); }, "workers"_a,
+      "How many words of 32 bits the rounds of so many workers need.");
   nb::class_<PyRounds>(m, "Rounds",
                        "Rounds of work through words in shared memory, zeros at first.")
       .def(nb::init<Words, u32, double>(), "words"_a, "workers"_a, "spin"_a = 0.0)

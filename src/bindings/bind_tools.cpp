@@ -1,7 +1,7 @@
 // Small things of the operating system's, and floors for benchmarks to compare with.
 #include <nanobind/nanobind.h>
-#include <signal.h>
 #include <nanobind/stl/string.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -47,9 +47,9 @@ double spin_ping_pong(int rounds) {
   return static_cast<double>(end - start) * 1e-9 / rounds;
 }
 
-// Between the vfork and the end of the helper, this process sleeps and the helper uses its
-// memory and its stack: nothing may be here but plain system calls. The worker has a copy
-// of them, taken by fork, and so may return.
+// Between the vfork and the end of the helper, this process sleeps and the helper uses
+// its memory and its stack: nothing may be here but plain system calls. The worker has
+// a copy of them, taken by fork, and so may return.
 [[gnu::noinline]] pid_t fork_by_helper(volatile pid_t& worker) {
   const pid_t helper = vfork();
   if (helper == 0) {
@@ -67,9 +67,9 @@ double spin_ping_pong(int rounds) {
   return helper;
 }
 
-// Forks a process whose parent has ended, so that it is the nearest subreaper's child. Its
-// process id, 0 in it, or -1. A helper that is forked first and forks again would cost a
-// second copy of the page tables.
+// Forks a process whose parent has ended, so that it is the nearest subreaper's child.
+// Its process id, 0 in it, or -1. A helper that is forked first and forks again would
+// cost a second copy of the page tables.
 pid_t fork_orphan() {
   volatile pid_t worker = -1;
   PyOS_BeforeFork();

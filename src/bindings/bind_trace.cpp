@@ -1,22 +1,20 @@
-// Reading what processes tell about themselves: from this session or, by the supervisor's
-// entry in /proc, from any of the same user's.
+// Reading what processes tell about themselves: from this session or, by the
+// supervisor's entry in /proc, from any of the same user's.
 #include <fcntl.h>
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
-#include "core/node.hpp"
+#include "common.hpp"
+#include "core/explain.hpp"
 #include "core/trace.hpp"
+#include "text.hpp"
 
-namespace nb = nanobind;
-using namespace nb::literals;
 using namespace skate;
 
 namespace {
@@ -25,7 +23,8 @@ class Statistics {
  public:
   explicit Statistics(int fd) {
     struct stat file;
-    const bool fits = fstat(fd, &file) == 0 && static_cast<u64>(file.st_size) == kSessionBytes;
+    const bool fits =
+        fstat(fd, &file) == 0 && static_cast<u64>(file.st_size) == kSessionBytes;
     if (fits) own_ = Mapping(fd, 0, kSessionBytes, false);
     base_ = own_.data();
     if (!fits || session().magic != kSessionMagic)
@@ -37,7 +36,10 @@ class Statistics {
   const TracePart& part(u32 proc) const {
     return reinterpret_cast<const TracePart*>(base_ + kTraceOffset)[proc];
   }
-  u32 num_procs() const { return session().num_procs.load(std::memory_order_acquire); }
+  // So many places were ever used: nobody looks at the rest.
+  u32 num_procs() const {
+    return std::min(session().num_procs.load(std::memory_order_acquire), kMaxProcs);
+  }
   bool alive(u32 proc) const { return session().procs[proc].alive.load() != 0; }
 
  private:
@@ -45,40 +47,43 @@ class Statistics {
   const std::byte* base_;
 };
 
-std::string text_of(const char* chars, std::size_t size) {
-  return std::string(chars, strnlen(chars, size));
+// Which process holds how many CPUs.
+std::vector<u32> cpus_held(const Statistics& s) {
+  std::vector<u32> held(s.num_procs());
+  for (u32 i = 0; i < std::min(s.session().num_cpus, kMaxCpus); ++i) {
+    const u32 holder = s.session().cpu_token[i].load();
+    if (holder != 0 && holder <= held.size()) ++held[holder - 1];
+  }
+  return held;
 }
 
 nb::list processes(const Statistics& s) {
   nb::list all;
-  for (u32 p = kDriver; p < s.num_procs(); ++p) {
+  const std::vector<u32> cpus = cpus_held(s);
+  for (u32 p = kDriver; p < cpus.size(); ++p) {
     const TracePart& part = s.part(p);
     const u32 users = part.num_users.load(std::memory_order_acquire);
     if (users == 0 || !s.alive(p)) continue;
     const TraceUser& user = part.users[(users - 1) % kTraceUsers];
     const ProcEntry& entry = s.session().procs[p];
+    const Waited waits = read_waited(part);
     nb::list waited;
-    const u32 n = std::min(part.num_waited.load(std::memory_order_acquire), kMaxNamed);
-    for (u32 i = 0; i < n; ++i) waited.append(part.waited[i].load());
-    u32 cpus = 0;
-    for (u32 i = 0; i < s.session().num_cpus; ++i)
-      cpus += s.session().cpu_token[i].load() == p + 1;
+    for (const ObjectId id : waits.ids) waited.append(nb::cast(id));
     nb::dict d;
     d["index"] = p;
     d["epoch"] = user.epoch.load();
     d["pid"] = user.pid.load();
-    d["title"] = text_of(user.title, sizeof user.title);
+    d["title"] = to_str(text_in(user.title));
     d["pool"] = user.is_pool.load() != 0;
     d["since"] = user.since.load();
-    d["state"] = static_cast<int>(s.session().state_of(p));
+    d["state"] = s.session().state_of(p);
     d["blocked_since"] = entry.blocked_since.load();
-    d["task_id"] = entry.task_id.load();
     d["tasks_done"] = entry.tasks_done.load();
     d["store_bytes"] = entry.store_used.load();
-    d["cpus"] = cpus;
+    d["cpus"] = cpus[p];
     d["waited"] = waited;
-    d["waited_since"] = part.waited_since.load();
-    d["waits_for_all"] = part.waited_kind.load() == Wanted::kAll;
+    d["waited_since"] = waits.since;
+    d["waits_for_all"] = waits.kind == kWaitsForAll;
     d["stack_fd"] = static_cast<int>(part.stack_fd.load(std::memory_order_acquire)) - 1;
     d["stack_count"] = part.stack_count.load(std::memory_order_acquire);
     d["stack_end"] = part.stack_end.load();
@@ -111,7 +116,8 @@ nb::dict functions(const Statistics& s) {
   for (u32 p = kDriver; p < s.num_procs(); ++p) {
     const TracePart& part = s.part(p);
     const bool alive = s.alive(p);
-    const u32 n = std::min(part.num_labels.load(std::memory_order_acquire), kTraceLabels);
+    const u32 n =
+        std::min(part.num_labels.load(std::memory_order_acquire), kTraceLabels);
     for (u32 i = 0; i < n; ++i) {
       const TraceLabel& label = part.labels[i];
       const u64 ended = label.ended.load();
@@ -119,7 +125,7 @@ nb::dict functions(const Statistics& s) {
       const u64 finished = label.finished.load();
       const u64 started = label.started.load();
       if (submitted == 0 && started == 0) continue;
-      Sum& sum = sums[text_of(label.name, sizeof label.name)];
+      Sum& sum = sums[valid_text(text_in(label.name))];
       sum.submitted += submitted;
       sum.ended += ended;
       sum.failed += label.failed.load();
@@ -130,7 +136,8 @@ nb::dict functions(const Statistics& s) {
       sum.cpu_ns += label.cpu_ns.load();
       sum.arg_bytes += label.arg_bytes.load();
       sum.result_bytes += label.result_bytes.load();
-      for (u32 b = 0; b < kHistogramSize; ++b) sum.histogram[b] += label.histogram[b].load();
+      for (u32 b = 0; b < kHistogramSize; ++b)
+        sum.histogram[b] += label.histogram[b].load();
     }
   }
   nb::dict all;
@@ -146,7 +153,7 @@ nb::dict functions(const Statistics& s) {
     d["p99_s"] = static_cast<double>(sum.percentile(0.99)) * 1e-9;
     d["argument_bytes"] = sum.arg_bytes;
     d["result_bytes"] = sum.result_bytes;
-    all[name.c_str()] = d;
+    all[to_str(name)] = d;
   }
   return all;
 }
@@ -156,30 +163,10 @@ const TraceUser& user_at(const TracePart& part, u64 position) {
   const u32 n = part.num_users.load(std::memory_order_acquire);
   const u32 kept = std::min(n, kTraceUsers);
   u32 k = n - 1;
-  for (u32 i = 1; i < kept && part.users[k % kTraceUsers].first_event.load() > position; ++i)
+  for (u32 i = 1; i < kept && part.users[k % kTraceUsers].first_event.load() > position;
+       ++i)
     --k;
   return part.users[k % kTraceUsers];
-}
-
-// Calls use(position, start, end, id, word) for each whole event.
-template <class Use>
-void for_each_event(const TracePart& part, Use&& use) {
-  const u64 written = part.events_written.load(std::memory_order_acquire);
-  const u64 first = written > kTraceEvents ? written - kTraceEvents : 0;
-  for (u64 position = first; position < written; ++position) {
-    const TraceEvent& event = part.events[position % kTraceEvents];
-    const u64 word = event.word.load(std::memory_order_acquire);
-    const u64 start = event.start.load(std::memory_order_relaxed);
-    const u64 end = event.end.load(std::memory_order_relaxed);
-    const u64 id = event.id.load(std::memory_order_relaxed);
-    // Pairs with the fence in Trace::record.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if ((word & 0xff) == 0 || event.word.load(std::memory_order_relaxed) != word) continue;
-    // Used again while we read: the position's own event is gone.
-    if (part.events_written.load(std::memory_order_relaxed) > position + kTraceEvents)
-      continue;
-    use(position, start, end, id, word);
-  }
 }
 
 nb::list events(const Statistics& s) {
@@ -187,14 +174,14 @@ nb::list events(const Statistics& s) {
   for (u32 p = kDriver; p < s.num_procs(); ++p) {
     const TracePart& part = s.part(p);
     if (part.num_users.load() == 0) continue;
-    for_each_event(part, [&](u64 position, u64 start, u64 end, u64 id, u64 word) {
-      const TraceUser& user = user_at(part, position);
-      const bool died = end == 0 && user.until.load() != 0;
-      if (end == 0) end = user.until.load();
-      all.append(nb::make_tuple(
-          p, user.pid.load(), static_cast<u32>(word & 0xff),
-          static_cast<u32>((word >> 8) & 0xffff), static_cast<u32>(word >> 32), start, end, id,
-          died || (word & kTraceFailed) != 0));
+    for_each_event(part, [&](const SeenEvent& event) {
+      const TraceUser& user = user_at(part, event.position);
+      const u64 until = user.until.load();
+      const bool died = event.end == 0 && until != 0;
+      all.append(nb::make_tuple(p, user.pid.load(), static_cast<u32>(event.kind),
+                                event.thread, event.label, event.start,
+                                event.end == 0 ? until : event.end, event.id,
+                                died || event.failed));
     });
   }
   return all;
@@ -207,19 +194,19 @@ nb::list users(const Statistics& s) {
     const u32 n = part.num_users.load(std::memory_order_acquire);
     for (u32 k = n - std::min(n, kTraceUsers); k < n; ++k) {
       const TraceUser& user = part.users[k % kTraceUsers];
-      all.append(nb::make_tuple(p, user.pid.load(), text_of(user.title, sizeof user.title),
-                                user.is_pool.load() != 0));
+      all.append(nb::make_tuple(p, user.pid.load(), to_str(text_in(user.title)),
+                                user.is_pool.load() != 0, user.epoch.load()));
     }
   }
   return all;
 }
 
 nb::list labels(const Statistics& s, u32 p) {
+  if (p >= s.num_procs()) throw nb::index_error("there is no such process");
   nb::list all;
   const TracePart& part = s.part(p);
   const u32 n = std::min(part.num_labels.load(std::memory_order_acquire), kTraceLabels);
-  for (u32 i = 0; i < n; ++i)
-    all.append(nb::str(text_of(part.labels[i].name, sizeof part.labels[i].name).c_str()));
+  for (u32 i = 0; i < n; ++i) all.append(to_str(label_text(part, i)));
   return all;
 }
 
@@ -227,20 +214,20 @@ nb::list labels(const Statistics& s, u32 p) {
 nb::list running(const Statistics& s) {
   nb::list all;
   for (u32 p = kDriver; p < s.num_procs(); ++p) {
+    if (!s.alive(p)) continue;
     const TracePart& part = s.part(p);
-    const u32 n = part.num_users.load(std::memory_order_acquire);
-    if (n == 0 || !s.alive(p)) continue;
-    const u64 first = part.users[(n - 1) % kTraceUsers].first_event.load();
-    for_each_event(part, [&](u64 position, u64 start, u64 end, u64 id, u64 word) {
-      if (end != 0 || (word & 0xff) != TraceEvent::kRun || position < first) return;
-      const TraceLabel& label = part.labels[std::min<u64>(word >> 32, kTraceLabels - 1)];
-      all.append(nb::make_tuple(p, id, start, text_of(label.name, sizeof label.name)));
+    nb::list here;
+    for_each_running(part, [&](const SeenEvent& event) {
+      here.append(nb::make_tuple(p, event.id, event.start,
+                                 to_str(label_text(part, event.label))));
     });
+    here.reverse();  // oldest first
+    all.extend(here);
   }
   return all;
 }
 
-// Stacks ------------------------------------------------------------------------------
+// Stacks ----------------------------------------------------------------------------
 
 constexpr off_t kStackFileLimit = 4 << 20;
 
@@ -248,8 +235,9 @@ TracePart* g_part = nullptr;
 int g_stack_fd = -1;
 void (*g_write_stacks)(int) = nullptr;
 
-// faulthandler's handler, and then word that the stacks are there. Not by its own chaining:
-// that would let the signal interrupt system calls of code that does not expect it.
+// faulthandler's handler, and then word that the stacks are there. Not by its own
+// chaining: that would let the signal interrupt system calls of code that does not
+// expect it.
 void write_stacks(int signal_number) {
   if (g_part == nullptr) return;  // the session has ended; the signal came late
   const int saved = errno;
@@ -258,7 +246,8 @@ void write_stacks(int signal_number) {
   g_part->stack_end.store(static_cast<u64>(end));
   // Pairs with the acquire load of readers.
   g_part->stack_count.store(g_part->stack_count.load() + 1, std::memory_order_release);
-  if (end > kStackFileLimit) lseek(g_stack_fd, 0, SEEK_SET);  // readers are done by then
+  if (end > kStackFileLimit)
+    lseek(g_stack_fd, 0, SEEK_SET);  // readers are done by then
   errno = saved;
 }
 
@@ -266,7 +255,7 @@ void announce_stacks(Node& node, int signal_number, int fd) {
   struct sigaction action = {};
   sigaction(signal_number, nullptr, &action);
   if (action.sa_handler != write_stacks) g_write_stacks = action.sa_handler;
-  g_part = &node.trace().part();
+  g_part = &node.home.trace.part();
   g_stack_fd = fd;
   action.sa_handler = write_stacks;
   action.sa_flags = SA_RESTART;
@@ -277,15 +266,8 @@ void announce_stacks(Node& node, int signal_number, int fd) {
 }  // namespace
 
 void bind_trace(nb::module_& m) {
-  m.attr("EVENT_SUBMIT") = static_cast<int>(TraceEvent::kSubmit);
-  m.attr("EVENT_RUN") = static_cast<int>(TraceEvent::kRun);
-  m.attr("EVENT_GET") = static_cast<int>(TraceEvent::kGet);
-  m.attr("EVENT_GOT") = static_cast<int>(TraceEvent::kGot);
-  m.attr("EVENT_SPAN") = static_cast<int>(TraceEvent::kSpan);
-  m.attr("EVENT_WAIT") = static_cast<int>(TraceEvent::kWait);
-  m.def(
-      "announce_stacks", &announce_stacks, "node"_a, "signal_number"_a, "fd"_a,
-      "After faulthandler.register(signal_number, fd): lets others ask for stacks.");
+  m.def("announce_stacks", &announce_stacks, "node"_a, "signal_number"_a, "fd"_a,
+        "After faulthandler.register(signal_number, fd): lets others ask for stacks.");
   m.def("forget_stacks", [] {
     if (g_part != nullptr) g_part->stack_fd.store(0);
     g_part = nullptr;
@@ -295,26 +277,28 @@ void bind_trace(nb::module_& m) {
   nb::class_<Statistics>(m, "Statistics", "What the processes of a session say.")
       .def(nb::init<int>(), "fd"_a)
       .def_static(
-          "of", [](Node& node) { return new Statistics(node.session_bytes()); },
+          "of", [](Node& node) { return new Statistics(node.home.session_map.data()); },
           nb::keep_alive<0, 1>(), "node"_a)
       .def_prop_ro("num_cpus", [](const Statistics& s) { return s.session().num_cpus; })
-      .def_prop_ro("session_id",
-                   [](const Statistics& s) {
-                     return text_of(s.session().session_id, 16);
-                   })
+      .def_prop_ro(
+          "session_id",
+          [](const Statistics& s) { return to_str(text_in(s.session().session_id)); })
       .def_prop_ro("store_limit",
                    [](const Statistics& s) { return s.session().store_limit; })
       .def_prop_ro("closing",
                    [](const Statistics& s) { return s.session().closing.load() != 0; })
-      .def("processes", &processes, nb::sig("def processes(self) -> list[dict[str, Any]]"))
+      .def("processes", &processes,
+           nb::sig("def processes(self) -> list[dict[str, Any]]"))
       .def("functions", &functions,
            nb::sig("def functions(self) -> dict[str, dict[str, Any]]"))
       .def("events", &events,
-           "(process, pid, kind, thread, label, start, end, id, failed); end 0: it goes on.",
+           "(process, pid, kind, thread, label, start, end, id, failed); end 0: it "
+           "goes on.",
            nb::sig("def events(self) "
                    "-> list[tuple[int, int, int, int, int, int, int, int, bool]]"))
-      .def("users", &users, "(process, pid, title, is of the pool), oldest first.",
-           nb::sig("def users(self) -> list[tuple[int, int, str, bool]]"))
+      .def("users", &users,
+           "(process, pid, title, is of the pool, epoch), oldest first.",
+           nb::sig("def users(self) -> list[tuple[int, int, str, bool, int]]"))
       .def("labels", &labels, "process"_a,
            nb::sig("def labels(self, process: int) -> list[str]"))
       .def("running", &running, "(process, task, since, name)",

@@ -6,7 +6,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "codec.hpp"
+#include "decoder.hpp"
+#include "empty_array.hpp"
+#include "encoder.hpp"
+#include "refs.hpp"
+#include "seconds.hpp"
+#include "text.hpp"
 
 namespace skate {
 
@@ -20,42 +25,21 @@ struct Callbacks {
 };
 inline Callbacks g_callbacks;
 
-inline i64 deadline_of(std::optional<double> timeout) {
-  if (!timeout) return -1;
-  constexpr double kFarAway = 1e9;  // seconds
-  if (*timeout > kFarAway) return -1;
-  return now_ns() + static_cast<i64>(*timeout * 1e9);
-}
-
-[[noreturn]] inline void raise_named(const char* name, const char* text) {
-  nb::object error = nb::module_::import_("skate.exceptions").attr(name);
-  PyErr_SetString(error.ptr(), text);
-  throw nb::python_error();
-}
-
 [[noreturn]] inline void raise_engine_died(const Node& node) {
-  const std::string reason(node.why_it_ended());
-  if (!reason.empty()) raise_named("EngineDiedError", reason.c_str());
-  raise_named("EngineDiedError",
-              "the session has ended: its supervisor is gone, or skate.shutdown() was "
-              "called. Results that were not fetched are lost; the next call of "
-              "skate.init() starts a new session.");
+  refuse("session_ended", to_str(node.why_it_ended()));
 }
 
-inline void check_alive(Node& node) {
-  if (Node::in_forked_child())
-    raise_named("EngineError",
-                "this process was forked from one that runs skate: skate cannot be used "
-                "in it. Start the work with f.remote(...), or call skate before forking.");
-  if (node.stopping())
-    raise_named("EngineDiedError", "skate has been shut down in this process.");
-  if (node.engine_died()) raise_engine_died(node);
+inline void check_alive(const Node& node) {
+  if (node.in_forked_child()) refuse("forked_child");
+  if (node.home.stopping.load(std::memory_order_relaxed)) refuse("shut_down");
+  if (node.home.engine_died.load(std::memory_order_relaxed)) raise_engine_died(node);
 }
 
 // Raises the error that a task ended with, or why there is no value.
 [[noreturn]] inline void raise_value(Node& node, const Value& value, ObjectId id) {
   nb::object error;
   if (value.kind == Value::Kind::kFailure) {
+    if (g_callbacks.load_failure == nullptr) refuse("shut_down");
     error = nb::steal(PyObject_CallFunction(
         g_callbacks.load_failure, "iiL", static_cast<int>(value.failure.error),
         static_cast<int>(value.failure.cause),
@@ -79,9 +63,12 @@ class LongWait {
  public:
   void check() {
     if (g_long_waits.report == nullptr || now_ns() < next_) return;
-    nb::object done = nb::steal(PyObject_CallNoArgs(g_long_waits.report));
+    // Meanwhile another thread may clear or change it.
+    const nb::object report = nb::borrow(g_long_waits.report);
+    const nb::object done = nb::steal(PyObject_CallNoArgs(report.ptr()));
     if (!done.is_valid()) throw nb::python_error();
-    if (done.ptr() == Py_True) Py_CLEAR(g_long_waits.report);
+    if (done.ptr() == Py_True && g_long_waits.report == report.ptr())
+      Py_CLEAR(g_long_waits.report);
     constexpr i64 kPause = 1'000'000'000;
     next_ = now_ns() + kPause;
   }
@@ -103,6 +90,8 @@ WaitResult wait_patiently(const Node& node, Wait&& wait) {
     if (result == WaitResult::kEngineDied) raise_engine_died(node);
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    // What is waited for may be in messages that cannot be read now.
+    if (const int error = node.mail.shortage()) refuse("resources_lack", error);
     if (!long_wait) long_wait.emplace();
     long_wait->check();
   }
@@ -123,12 +112,9 @@ inline nb::object take_ref(PyTypeObject* type, ObjectId id) {
 }
 
 // In the trace a task is known by the name it was given, or by its function.
-inline u32 label_of_task(Node& node, u64 function, std::string_view name) {
-  Trace& trace = node.trace();
-  if (name.empty()) return trace.find(function);
-  const u64 key = hash_name(name, 0);
-  const u32 known = trace.find(key);
-  return known != 0 ? known : trace.add(key, name);
+inline u32 label_of_task(Node& node, ObjectId function, std::string_view name) {
+  Trace& trace = node.home.trace;
+  return name.empty() ? trace.find(function) : trace.named(name);
 }
 
 }  // namespace skate

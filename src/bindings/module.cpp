@@ -3,6 +3,7 @@
 
 namespace nb = nanobind;
 
+void bind_constants(nb::module_& m);
 void bind_node(nb::module_& m);
 void bind_control(nb::module_& m);
 void bind_group(nb::module_& m);
@@ -13,7 +14,7 @@ void bind_trace(nb::module_& m);
 NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);  // the engine lives as long as the process
   m.doc() = "The C++ core of skate's embedded engine. Use the names in skate instead.";
-  m.attr("build_type") = SKATE_BUILD_TYPE;
+  bind_constants(m);
   bind_node(m);
   bind_control(m);
   bind_group(m);

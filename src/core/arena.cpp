@@ -2,34 +2,73 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
-
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <chrono>
+#include <new>
 
 namespace skate {
 namespace {
 
 constexpr u64 kSmallLimit = 4096;
 constexpr u32 kSmallClasses = kSmallLimit / 64;
-// Fresh pages of blocks this large are populated by one call before they are written:
-// 2.8 GB/s instead of the 1.5 of page faults during the copy.
 constexpr u64 kPopulateFrom = 256 << 10;
+// The lock of the process's memory map is let go of in between.
+constexpr u64 kPopulateAtOnce = 32 << 20;
 // Free memory is given back when it is more than is in use and more than this; at once,
-// unless what was given back was wanted again within kSoon: work that frees and makes the
-// same blocks over and over would touch fresh pages each time. For the next kPatience
-// seconds only what has been free for kSoon is then given back.
+// unless what was given back was wanted again within kSoon: work that frees and makes
+// the same blocks over and over would touch fresh pages each time. For the next
+// kPatience seconds only what has been free for kSoon is then given back.
 constexpr u64 kKeepFree = 256ULL << 20;
 constexpr u64 kTrimFrom = 1 << 20;
 constexpr double kSoon = 5;
 constexpr double kPatience = 60;
+constexpr double kTryAgain = 1;
+// A lock is held, so one call gives back at most so much (0.1 s and less), and merges
+// so many small blocks (0.5 ms), or when it allocates and could grow instead (8 ms).
+constexpr u64 kGiveBackAtOnce = 128 << 20;
+constexpr u64 kMergeAtOnce = 1024;
+constexpr u64 kMergeAtMost = 16 * kMergeAtOnce;
+// Listed blocks are merged for others when they are this part of what is in use.
+constexpr u64 kMergeFrom = 8;
+// Of blocks that are larger than is wanted, first those up to 8 times as large are
+// split.
+constexpr u32 kNear = 12;
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
+// The largest class that a run of `bytes` can serve.
+u32 bin_of(u64 bytes) {
+  const u32 c = Arena::class_of(bytes);
+  return Arena::class_bytes(c) > bytes ? c - 1 : c;
+}
+
+// What is put into it next then needs no memory: a change that has begun can end.
+template <class T>
+void make_room(std::vector<T>& v) {
+  if (v.size() == v.capacity()) v.reserve(std::max<std::size_t>(8, 2 * v.size()));
+}
+
+// Room for one more stays: see make_room.
+template <class T>
+void shrink(std::vector<T>& v) {
+  if (v.capacity() <= 1024 || v.size() >= v.capacity() / 4) return;
+  try {
+    std::vector<T> smaller;
+    smaller.reserve(v.size() * 3 / 2 + 1);
+    smaller.assign(v.begin(), v.end());
+    v.swap(smaller);
+  } catch (const std::bad_alloc&) {  // then it stays large
+  }
+}
+
 }  // namespace
+
+// Sizes
+// --------------------------------------------------------------------------------
 
 double Arena::steady_seconds() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -37,8 +76,7 @@ double Arena::steady_seconds() {
 }
 
 u32 Arena::class_of(u64 block_bytes) {
-  if (block_bytes <= kSmallLimit)
-    return static_cast<u32>((block_bytes + 63) / 64) - 1;
+  if (block_bytes <= kSmallLimit) return static_cast<u32>((block_bytes + 63) / 64) - 1;
   const u32 log = 63 - static_cast<u32>(std::countl_zero(block_bytes - 1));
   const u64 quarter = 1ULL << (log - 2);
   const u64 step = (block_bytes - (1ULL << log) + quarter - 1) / quarter;  // 1..4
@@ -52,233 +90,468 @@ u64 Arena::class_bytes(u32 size_class) {
   return (1ULL << log) + (i % 4 + 1ULL) * (1ULL << (log - 2));
 }
 
+// Allocating
+// ---------------------------------------------------------------------------
+
 std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
   if (size > bytes_) return std::nullopt;
   const u32 wanted = class_of(size + kBlockHeaderBytes);
-  const u64 block_bytes = class_bytes(wanted);
-  if (free_.size() <= wanted) free_.resize(wanted + 1);
+  // Whatever needs memory comes before the change that it is for.
+  Others::node_type note;
+  if (const ProcWord word(owner); word != self_ && word.bits != 0)
+    note = make_note(word);
   u64 start;
-  bool cold = false;
-  if (!free_[wanted].empty()) {
-    const FreeBlock block = free_[wanted].back();
-    free_[wanted].pop_back();
-    start = block.start;
-    cold = block.cold;
-    if (cold && block.since > 0 && clock_() - block.since < kSoon)
-      patient_until_ = clock_() + kPatience;
+  Pages fresh;
+  if (std::vector<Place>& list = lists_[wanted]; !list.empty()) {
+    start = list.back().start;
+    list.pop_back();
+    --listed_;
+    listed_bytes_ -= header(start)->block_bytes;
   } else {
-    start = top_;
-    if (block_bytes >= kPopulateFrom) start = page_up(start);
-    if (start + block_bytes > bytes_) return std::nullopt;
-    top_ = start + block_bytes;
-    cold = true;
-  }
-  if (cold) {
-    resident_ += block_bytes;
-    if (block_bytes >= kPopulateFrom)
-      madvise(base_ + start, page_up(block_bytes), MADV_POPULATE_WRITE);
+    const auto place = carve(wanted, fresh);
+    if (!place) return std::nullopt;
+    start = *place;
   }
   BlockHeader* h = header(start);
-  const u32 generation = next_generation_++;
-  h->block_bytes = block_bytes;
-  h->size = std::max<u64>(size, 1);
-  h->generation = generation;
-  h->owner_index = owner.index;
-  h->owner_epoch = owner.epoch;
-  h->label = 0;
-  h->hops = 0;
-  h->giver_index = h->giver_epoch = 0;
-  set_state(start + kBlockHeaderBytes, BlockState::kFixed);
-  used_ += block_bytes;
+  generation_ += kGenerationStep;
+  store_shared(h->generation, generation_);
+  store_shared(h->owner, owner);
+  store_shared(h->giver, kNobody);
+  store_shared(h->label, 0U);
+  store_shared(h->hops, u64{0});
+  store_shared(h->state, static_cast<u32>(BlockState::kFixed));
+  // Last: from here on it is a block. Pairs with is_block and the walkers.
+  store_shared(h->size, std::max<u64>(size, 1));
+  if (!note.empty()) {
+    note.value().second = start;
+    others_.insert(std::move(note));
+  }
+  used_ += h->block_bytes;
   ++count_;
-  return Block{start + kBlockHeaderBytes, generation};
+  return std::optional<Block>(std::in_place, start + kBlockHeaderBytes, generation_,
+                              fresh);
 }
 
-bool Arena::holds(u64 offset, u32 generation) const {
-  // At top_ itself: an empty block that is the last one.
-  if (offset < kBlockHeaderBytes || offset > top_) return false;
-  const BlockHeader* h = header(offset - kBlockHeaderBytes);
-  return h->size != 0 && h->generation == generation;
+// A free place of the class, which is on no list, in no bin and not in use.
+std::optional<u64> Arena::carve(u32 size_class, Pages& fresh) {
+  const u64 bytes = class_bytes(size_class);
+  std::optional<u64> start = take_run(size_class);
+  if (!start && listed_bytes_ >= bytes && listed_bytes_ >= used_ / kMergeFrom) {
+    merge_lists(size_class);
+    start = take_run(size_class);
+  }
+  if (!start) start = grow(bytes);
+  if (!start && listed_ != 0) {
+    for (u32 c = 0; c < kClasses; ++c)
+      while (!lists_[c].empty()) merge_last(c);
+    start = take_run(size_class);
+    if (!start) start = grow(bytes);
+  }
+  if (!start) return std::nullopt;
+  if (bytes >= kPopulateFrom) {
+    const Pages whole = whole_pages(*start + kBlockHeaderBytes, bytes);
+    const auto [from, to] = pages_.missing(whole.from / kPage, whole.to / kPage);
+    if (from < to) fresh = {from * kPage, to * kPage};
+  }
+  add_resident(*start, *start + bytes);
+  return start;
 }
 
-bool Arena::free(u64 offset, u32 generation) {
+std::optional<u64> Arena::grow(u64 bytes) {
+  if (bytes > bytes_ || top_ > bytes_ - bytes) return std::nullopt;
+  const u64 start = top_;
+  pages_.cover((start + bytes + kPage - 1) / kPage);
+  chain_.grow(start, bytes, last_bytes_);
+  top_ = start + bytes;
+  last_bytes_ = bytes;
+  return start;
+}
+
+void Arena::add_resident(u64 from, u64 to) {
+  const u64 fresh = pages_.add(from / kPage, (to + kPage - 1) / kPage) * kPage;
+  if (fresh == 0) return;
+  resident_ += fresh;
+  if (trimmed_at_ != 0) want_fresh(fresh);
+}
+
+// Had less been given back, these pages would not be fresh.
+void Arena::want_fresh(u64 bytes) {
+  const double now = clock_();
+  if (now - trimmed_at_ >= kSoon) {
+    trimmed_at_ = 0;
+    return;
+  }
+  wanted_back_ += bytes;
+  if (wanted_back_ >= kTrimFrom) patient_until_ = now + kPatience;
+}
+
+int Arena::populate(const Block& block) const {
+  for (u64 from = block.fresh.from; from < block.fresh.to; from += kPopulateAtOnce) {
+    const u64 bytes = std::min(block.fresh.to - from, kPopulateAtOnce);
+    if (madvise(at(from), bytes, MADV_POPULATE_WRITE) != 0 && errno != EINTR)
+      return errno;
+  }
+  return 0;
+}
+
+// Runs of free memory
+// ------------------------------------------------------------------
+
+void Arena::add_run(Place run) {
+  BlockHeader* h = header(run.start);
+  const u32 bin = bin_of(h->block_bytes);
+  store_shared(h->generation, u64{bins_[bin].size()});
+  bins_[bin].push_back(run);
+  filled_[bin / 64] |= 1ULL << (bin % 64);
+}
+
+// Takes it out of its bin. Since when it has been free.
+double Arena::remove_run(u64 start) {
+  const u32 bin = bin_of(header(start)->block_bytes);
+  std::vector<Place>& runs = bins_[bin];
+  const u64 index = header(start)->generation;
+  const double since = runs[index].since;
+  runs[index] = runs.back();
+  store_shared(header(runs[index].start)->generation, index);
+  runs.pop_back();
+  if (runs.empty()) filled_[bin / 64] &= ~(1ULL << (bin % 64));
+  shrink(runs);
+  return since;
+}
+
+// A place of the class from the smallest run that surely has room, the last one made.
+std::optional<u64> Arena::take_run(u32 size_class) {
+  for (u32 w = size_class / 64; w < filled_.size(); ++w) {
+    u64 bits = filled_[w];
+    if (w == size_class / 64) bits &= ~0ULL << (size_class % 64);
+    if (bits == 0) continue;
+    const u64 start =
+        bins_[w * 64 + static_cast<u32>(std::countr_zero(bits))].back().start;
+    const u64 bytes = class_bytes(size_class);
+    const u64 whole = header(start)->block_bytes;
+    if (whole != bytes) make_room(bins_[bin_of(whole - bytes)]);
+    const double since = remove_run(start);
+    if (whole != bytes) {
+      chain_.split(start, bytes, top_);
+      const u64 rest = start + bytes;
+      add_resident(rest, rest + kBlockHeaderBytes);
+      add_run({rest, since});
+    }
+    return start;
+  }
+  return std::nullopt;
+}
+
+// A free place, on no list, becomes part of a run; the bytes of that. No run ends at
+// the top.
+u64 Arena::merge(Place place) {
+  u64 start = place.start;
+  double since = place.since;
+  const u64 end = start + header(start)->block_bytes;
+  const bool joins_next = end < top_ && chain_.is_free_run(end);
+  const u64 before = header(start)->before;
+  const bool joins_former = before != 0 && chain_.is_free_run(start - before);
+  make_room(bins_[bin_of(header(start)->block_bytes +
+                         (joins_next ? header(end)->block_bytes : 0) +
+                         (joins_former ? before : 0))]);
+  chain_.set_state(start, BlockState::kFree);
+  if (joins_next) {
+    since = std::max(since, remove_run(end));
+    chain_.join(start, top_);
+  }
+  if (joins_former) {
+    start -= before;
+    since = std::max(since, remove_run(start));
+    chain_.join(start, top_);
+  }
+  const u64 bytes = header(start)->block_bytes;
+  if (start + bytes == top_) {
+    last_bytes_ = header(start)->before;
+    chain_.cut(start);
+    top_ = start;
+    end_since_ = std::max(end_since_, since);
+  } else {
+    add_run({start, since});
+  }
+  return bytes;
+}
+
+u64 Arena::merge_last(u32 size_class) {
+  std::vector<Place>& list = lists_[size_class];
+  const Place place = list.back();
+  const u64 bytes = header(place.start)->block_bytes;
+  const u64 merged = merge(place);
+  list.pop_back();
+  shrink(list);
+  --listed_;
+  listed_bytes_ -= bytes;
+  return merged;
+}
+
+// Merges listed blocks until a run has room for a block of the class: such as need only
+// be split come first, if they are not so large that they will be missed.
+void Arena::merge_lists(u32 size_class) {
+  const u64 bytes = class_bytes(size_class);
+  u64 left = kMergeAtMost;
+  const auto merge_until = [&](u32 c) {
+    for (; left > 0 && !lists_[c].empty(); --left)
+      if (merge_last(c) >= bytes) return true;
+    return false;
+  };
+  const u32 near = std::min(size_class + kNear, kClasses);
+  for (u32 c = size_class; c < near; ++c)
+    if (merge_until(c)) return;
+  for (u32 c = size_class; c-- > 0;)
+    if (merge_until(c)) return;
+  for (u32 c = near; c < kClasses; ++c)
+    if (merge_until(c)) return;
+}
+
+// Freeing
+// ------------------------------------------------------------------------------
+
+bool Arena::free(u64 offset, u64 generation) {
   if (!holds(offset, generation)) return false;
   release(offset - kBlockHeaderBytes);
   return true;
 }
 
+Arena::Others::node_type Arena::make_note(ProcWord proc) {
+  Others one{{proc.bits, 0}};
+  return one.extract(one.begin());
+}
+
+// Changes the header by `change`, and the notes of whose the block is with it.
+template <class Change>
+void Arena::change_owner(u64 start, Change&& change) {
+  BlockHeader* h = header(start);
+  BlockHeader next = *h;
+  change(next);
+  Others::node_type notes[2];  // made before anything changes
+  const ProcWord present[] = {next.owner, next.giver};
+  for (int i = 0; i < 2; ++i)
+    if (present[i] != self_ && present[i].bits != 0) notes[i] = make_note(present[i]);
+  const ProcWord former[] = {h->owner, h->giver};
+  change(*h);
+  for (Others::node_type& note : notes) {
+    if (note.empty()) continue;
+    note.value().second = start;
+    others_.insert(std::move(note));
+  }
+  for (const ProcWord proc : former)
+    if (proc != next.owner && proc != next.giver) others_.erase({proc.bits, start});
+}
+
 void Arena::set_owner(u64 offset, ProcId owner) {
-  BlockHeader* h = header(offset - kBlockHeaderBytes);
-  h->owner_index = owner.index;
-  h->owner_epoch = owner.epoch;
+  change_owner(offset - kBlockHeaderBytes,
+               [&](BlockHeader& h) { store_shared(h.owner, owner); });
 }
 
 void Arena::hand(const Handing& handing) {
   const Location& block = handing.block;
-  if (holds(block.offset, block.generation))
-    handing.apply(*header(block.offset - kBlockHeaderBytes));
+  if (!holds(block.offset, block.generation)) return;
+  change_owner(block.offset - kBlockHeaderBytes,
+               [&](BlockHeader& h) { handing.apply(h); });
 }
 
 u32 Arena::free_all_of(ProcId owner) {
-  u32 freed = 0;
-  for (u64 start = 0; start < top_;) {
-    const BlockHeader* h = header(start);
-    if (h->block_bytes == 0) {  // the gap before a page-aligned block
-      start = page_up(start + 1);
-      continue;
+  const ProcWord word(owner);
+  if (word != self_ && word.bits != 0) {
+    u32 freed = 0;
+    for (;; ++freed) {
+      const auto it = others_.lower_bound({word.bits, 0});
+      if (it == others_.end() || it->first != word.bits) return freed;
+      release(it->second);
     }
-    if (h->size != 0 && h->goes_with(owner)) {
-      release(start);
-      ++freed;
-    }
-    start += h->block_bytes;
   }
-  return freed;
+  std::vector<u64> found;  // freeing changes the chain
+  for_each_block(at(0), top_, [&](u64 offset, const BlockHeader& h) {
+    if (h.goes_with(owner)) found.push_back(offset - kBlockHeaderBytes);
+  });
+  for (const u64 start : found) release(start);
+  return static_cast<u32>(found.size());
 }
 
 void Arena::release(u64 start) {
   BlockHeader* h = header(start);
-  h->size = 0;
+  if (chain_.state(start) == BlockState::kOnDisk)
+    make_room(holes_);
+  else
+    make_room_on_list(h->block_bytes);
+  // First: from here on it is no block. Pairs with is_block and the walkers.
+  store_shared(h->size, u64{0});
   --count_;
-  const u64 offset = start + kBlockHeaderBytes;
-  const Pages pages = whole_pages(offset, h->block_bytes);
-  switch (state(offset)) {
+  for (const ProcWord proc : {h->owner, h->giver})
+    if (proc != self_ && proc.bits != 0) others_.erase({proc.bits, start});
+  const u64 bytes = h->block_bytes;
+  const Pages pages = whole_pages(start + kBlockHeaderBytes, bytes);
+  switch (chain_.state(start)) {
     case BlockState::kOnDisk:
-      discarded_.push_back(pages);
       spilled_ -= pages.bytes();
-      used_ -= h->block_bytes - pages.bytes();
-      resident_ -= h->block_bytes - pages.bytes();
-      reuse(start, true);
+      used_ -= bytes - pages.bytes();
+      add_hole(start);
       return;
     case BlockState::kLeaving:
     case BlockState::kEmptying:
-      // Its bytes are being read, or taken away: leave() or stay() ends it.
-      set_state(offset, BlockState::kDropped);
-      used_ -= h->block_bytes;
+      // Its bytes are being read, or taken away: stay(), written() or leave() ends it.
+      chain_.set_state(start, BlockState::kDropped);
+      used_ -= bytes;
       return;
     case BlockState::kResident:
-      if (pages.bytes() >= kSpillFrom) {
-        spillable_ -= pages.bytes();
-        --spillable_count_;
+      spillable_ -= pages.bytes();
+      --spillable_count_;
+      break;
+    default:
+      break;
+  }
+  used_ -= bytes;
+  put_aside(start, bytes);
+}
+
+void Arena::make_room_on_list(u64 block_bytes) {
+  make_room(lists_[class_of(block_bytes)]);
+}
+
+// A free place whose pages are all in memory. There is room on its class's list.
+void Arena::put_aside(u64 start, u64 bytes) {
+  freed_ += bytes;
+  if (freed_ >= kTrimFrom) {
+    freed_ = 0;
+    now_ = clock_();
+  }
+  const u32 size_class = class_of(bytes);
+  const bool is_many = listed_ >= kMostListed + 2 * count_;
+  lists_[size_class].push_back({start, now_});
+  ++listed_;
+  listed_bytes_ += bytes;
+  try {
+    // With it two more, since from now on two fewer may be listed.
+    for (u32 c = size_class, n = 0; is_many && n < 3 && listed_ != 0;) {
+      if (lists_[c].empty()) {
+        c = (c + 1) % kClasses;
+      } else {
+        merge_last(c);
+        ++n;
       }
-      break;
-    case BlockState::kFixed:
-    case BlockState::kDropped:
-      break;
+    }
+    if (has_much()) trim(now_ = clock_());
+  } catch (const std::bad_alloc&) {  // it waits on its list until the next time
   }
-  used_ -= h->block_bytes;
-  reuse(start, false);
 }
 
-void Arena::reuse(u64 start, bool cold) {
-  const u64 block_bytes = header(start)->block_bytes;
-  const u32 size_class = class_of(block_bytes);
-  if (free_.size() <= size_class) free_.resize(size_class + 1);
-  const bool much = resident_ - used_ > std::max(kKeepFree, used_);
-  const bool timed = block_bytes >= kTrimFrom && !cold;
-  const double now = much || timed ? clock_() : 0;
-  free_[size_class].push_back({start, cold, timed ? now : 0});
-  if (much) trim(now);
+bool Arena::has_much() const { return resident_ - used_ > std::max(kKeepFree, used_); }
+
+bool Arena::tidy() {
+  if (more_ || has_much()) trim(now_ = clock_());
+  return more_;
 }
 
-void Arena::set_state(u64 offset, BlockState state) {
-  // Pairs with state_at in readers.
-  std::atomic_ref<u32>(header(offset - kBlockHeaderBytes)->state)
-      .store(static_cast<u32>(state), std::memory_order_seq_cst);
-}
-
-void Arena::seal(u64 offset, u32 label) {
-  BlockHeader* h = header(offset - kBlockHeaderBytes);
-  h->label = label;
-  const Pages pages = whole_pages(offset, h->block_bytes);
-  if (pages.bytes() < kSpillFrom) return;
-  set_state(offset, BlockState::kResident);
-  candidates_.push_back({offset, h->generation});
-  spillable_ += pages.bytes();
-  ++spillable_count_;
-  // Those that are free by now are left in until they are most.
-  if (candidates_.size() < 64 || candidates_.size() < 2 * spillable_count_) return;
-  std::erase_if(candidates_, [&](const Candidate& c) {
-    return !holds(c.offset, c.generation) || state(c.offset) != BlockState::kResident;
-  });
-}
-
-std::vector<Arena::Leaving> Arena::choose(u64 wanted, std::size_t& budget) {
-  std::vector<Leaving> chosen;
-  for (u64 covered = 0; covered < wanted && budget > 0 && !candidates_.empty();) {
-    const Candidate next = candidates_.front();
-    candidates_.pop_front();
-    --budget;
-    if (!holds(next.offset, next.generation) ||
-        state(next.offset) != BlockState::kResident)
-      continue;
-    const Pages pages =
-        whole_pages(next.offset, header(next.offset - kBlockHeaderBytes)->block_bytes);
-    set_state(next.offset, BlockState::kLeaving);
-    spillable_ -= pages.bytes();
-    --spillable_count_;
-    covered += pages.bytes();
-    chosen.push_back({next.offset, next.generation, pages});
-  }
-  return chosen;
-}
-
-void Arena::stay(const Leaving& block) {
-  if (state(block.offset) == BlockState::kDropped) {
-    reuse(block.offset - kBlockHeaderBytes, false);
+// Gives back free memory until little is kept: of large places first; then, a part at
+// each call, the small ones are merged, and what whole pages that makes.
+void Arena::trim(double now) {
+  // What could not be given back a moment ago, can not now. A look at it takes a while.
+  const u64 free_bytes = resident_ - used_;
+  if (tried_with_ != 0 && now - tried_at_ < kTryAgain &&
+      free_bytes <= tried_with_ + tried_with_ / 4)
     return;
+  tried_with_ = 0;
+  more_ = true;
+  u64 left = kGiveBackAtOnce;
+  const u32 large = class_of(kTrimFrom);
+  bool is_enough = false;
+  if (!merges_) {
+    merge_old(large, kClasses, ~u64{0}, now);
+    is_enough = give_back_runs(now, left);
+    if (left == 0) return;
   }
-  set_state(block.offset, BlockState::kResident);
-  candidates_.push_back({block.offset, block.generation});
-  spillable_ += block.pages.bytes();
-  ++spillable_count_;
+  merges_ = !is_enough && !merge_old(0, large, kMergeAtOnce, now);
+  if (merges_) return;
+  if (!is_enough) is_enough = give_back_runs(now, left);
+  if (left == 0) return;
+  more_ = false;
+  if (is_enough) return;
+  tried_at_ = now;
+  tried_with_ = resident_ - used_;
 }
 
-bool Arena::written(const Leaving& block) {
-  if (state(block.offset) == BlockState::kDropped) {
-    discarded_.push_back(block.pages);
-    return false;
+bool Arena::is_kept(double since, double now) const {
+  return now < patient_until_ && now - since < kSoon;
+}
+
+// Merges listed blocks of these classes, at most so many. Whether that was all.
+bool Arena::merge_old(u32 from_class, u32 to_class, u64 most, double now) {
+  for (u32 c = from_class; c < to_class; ++c) {
+    std::vector<Place>& list = lists_[c];
+    // In the order in which they were freed.
+    const auto kept =
+        std::partition_point(list.begin(), list.end(),
+                             [&](const Place& p) { return !is_kept(p.since, now); });
+    if (kept == list.end()) {
+      for (; most > 0 && !list.empty(); --most) merge_last(c);
+      if (!list.empty()) return false;
+      continue;
+    }
+    auto it = list.begin();
+    struct Erase {  // what has been merged, whatever is thrown
+      std::vector<Place>& list;
+      const decltype(it)& to;
+      ~Erase() { list.erase(list.begin(), to); }
+    };
+    const Erase merged{list, it};
+    for (; it != kept; ++it) {
+      const u64 bytes = header(it->start)->block_bytes;
+      merge(*it);
+      --listed_;
+      listed_bytes_ -= bytes;
+    }
   }
-  // First the state, then the pages: killed in between, nothing is lost.
-  set_state(block.offset, BlockState::kEmptying);
   return true;
 }
 
-void Arena::give_back(const Leaving& block) const {
-  madvise(base_ + block.pages.from, block.pages.bytes(), MADV_REMOVE);
-}
-
-void Arena::leave(const Leaving& block) {
-  if (state(block.offset) == BlockState::kDropped) {
-    discarded_.push_back(block.pages);
-    const u64 start = block.offset - kBlockHeaderBytes;
-    resident_ -= header(start)->block_bytes;
-    reuse(start, true);
-    return;
+// Of the largest runs first, and of those the ends, because blocks are taken from the
+// beginnings. Whether little is kept now.
+bool Arena::give_back_runs(double now, u64& left) {
+  const u64 goal = std::max(kKeepFree, used_) / 2;
+  const auto excess = [&] {
+    return resident_ - used_ > goal ? resident_ - used_ - goal : 0;
+  };
+  const u64 before = resident_;
+  const auto give_back = [&](Pages pages) {
+    left -= std::min(left, trim_pages(pages, std::min(excess(), left)));
+    return left != 0 && excess() != 0;
+  };
+  if (!is_kept(end_since_, now)) {
+    const u64 end = page_up(top_);
+    give_back({end, std::min(pages_.end() * kPage, page_down(bytes_))});
+    if (pages_.count(end / kPage, pages_.end()) == 0) pages_.forget_from(end / kPage);
   }
-  set_state(block.offset, BlockState::kOnDisk);
-  used_ -= block.pages.bytes();
-  resident_ -= block.pages.bytes();
-  spilled_ += block.pages.bytes();
-}
-
-// Gives back the oldest free blocks, largest classes first, until little is kept. Their
-// headers stay, because free_all_of walks them.
-void Arena::trim(double now) {
-  for (u32 c = static_cast<u32>(free_.size()); c-- > 0;) {
-    if (class_bytes(c) < kTrimFrom) return;
-    for (FreeBlock& block : free_[c]) {
-      if (resident_ - used_ <= std::max(kKeepFree, used_) / 2) return;
-      if (block.cold) continue;
-      if (now < patient_until_ && now - block.since < kSoon) continue;
-      const u64 from = page_up(block.start + kBlockHeaderBytes);
-      const u64 to = (block.start + class_bytes(c)) & ~(kPage - 1);
-      madvise(base_ + from, to - from, MADV_REMOVE);
-      block.cold = true;
-      block.since = now;
-      resident_ -= class_bytes(c);
+  bool goes_on = left != 0 && excess() != 0;
+  for (u32 c = kClasses; c-- > class_of(kPage) && goes_on;)
+    for (const Place& run : bins_[c]) {
+      if (is_kept(run.since, now)) continue;
+      const u64 end = run.start + header(run.start)->block_bytes;
+      goes_on = give_back({page_up(run.start + kBlockHeaderBytes), page_down(end)});
+      if (!goes_on) break;
     }
+  if (resident_ < before) {
+    trimmed_at_ = now;
+    wanted_back_ = 0;
   }
+  return excess() == 0;
+}
+
+u64 Arena::trim_pages(Pages pages, u64 wanted) {
+  const u64 before = resident_;
+  while (pages.bytes() != 0 && wanted != 0) {
+    const u64 piece = std::min(pages.bytes(), page_up(std::max(wanted, kTrimFrom)));
+    const Pages last{pages.to - piece, pages.to};
+    const u64 removed = pages_.remove(last.from / kPage, last.to / kPage) * kPage;
+    if (removed != 0) chain_.give_back(last);
+    resident_ -= removed;
+    wanted -= std::min(wanted, removed);
+    pages.to = last.from;
+  }
+  return before - resident_;
 }
 
 }  // namespace skate

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+
+#include "text.hpp"
 
 namespace skate {
 
@@ -11,8 +14,9 @@ Control::Control(const SessionOptions& options)
     : session_fd_(make_memfd("skate-session", kSessionBytes)),
       segment_fd_(make_memfd("skate-control", kArenaOffset + options.arena_bytes)),
       session_map_(session_fd_, 0, kSessionBytes, true),
-      segment_(segment_fd_, 0, kArenaOffset, true),
+      segment_(segment_fd_, 0, kArenaOffset + options.arena_bytes, true),
       session_(reinterpret_cast<Session*>(session_map_.data())),
+      arena_(segment_.data() + kArenaOffset, options.arena_bytes),
       rings_(kMaxProcs) {
   session_->magic = kSessionMagic;
   session_->num_cpus = std::min(options.num_cpus, kMaxCpus);
@@ -44,12 +48,10 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   entry.housekeeper_doorbell.store(kAwake);
   entry.results_awaited.store(1);
   entry.blocked_since.store(0);
-  entry.task_id.store(0);
-  entry.task_attempt.store(0);
-  entry.task_function.store(0);
+  note_no_task(entry);
+  entry.function_low.store(0);
   entry.store_used.store(0);
   entry.store_peak.store(0);
-  entry.store_top.store(0);
   entry.spillable.store(0);
   entry.spilled.store(0);
   entry.spill_error.store(0);
@@ -60,8 +62,8 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   entry.tasks_done.store(0);
   entry.inbox_summary.store(0);
   for (auto& word : entry.inbox) word.store(0);
-  RingMemory* ring = reinterpret_cast<RingMemory*>(
-      segment_.data() + kRingsOffset + static_cast<u64>(proc.index) * kRingBytes);
+  if (rings_[proc.index]) rings_[proc.index]->abandon(overflow_);
+  RingMemory* ring = Home::ring_in(segment_.data(), proc.index);
   rings_[proc.index] = std::make_unique<RingProducer>(begin_ring(ring, proc.epoch));
   begin_trace(trace_part(session_map_.data(), proc.index), proc, is_pool, title);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kStarting) |
@@ -73,6 +75,7 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
 }
 
 void Control::mark_dead(ProcId proc) {
+  if (rings_[proc.index]) rings_[proc.index]->abandon(overflow_);
   end_trace(trace_part(session_map_.data(), proc.index));
   session_->procs[proc.index].alive.store(0);
   session_->procs[proc.index].blocked_since.store(0);
@@ -92,23 +95,16 @@ void Control::mark_dead(ProcId proc) {
   }
 }
 
-void Control::retire(u32 index) {
-  session_->procs[index].store_used.store(0);
-  session_->procs[index].spilled.store(0);
-  session_->procs[index].spillable.store(0);
-}
-
 std::vector<Control::Running> Control::running_tasks() const {
   std::vector<Running> running;
   const u32 n = session_->num_procs.load();
   for (u32 p = kDriver + 1; p < n; ++p) {
     const ProcEntry& entry = session_->procs[p];
-    const u64 function = entry.task_function.load();
-    if (entry.alive.load() == 0 || entry.task_id.load() == 0 || function == 0) continue;
-    running.push_back({entry.pid.load(),
-                       std::string(label_name_of(session_->labels[p], function)),
-                       entry.task_since.load(),
-                       (entry.task_flags.load() & kMayRetry) != 0});
+    const ObjectId function{entry.function_high.load(), entry.function_low.load()};
+    if (entry.alive.load() == 0 || !running_task(entry).id || !function) continue;
+    running.push_back(
+        {entry.pid.load(), std::string(label_name_of(session_->labels[p], function)),
+         entry.task_since.load(), (entry.task_flags.load() & kMayRetry) != 0});
   }
   return running;
 }
@@ -122,8 +118,7 @@ u32 Control::active_workers() const {
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) {
     const u8 state = session_->state[p].load();
-    active += (state & kNotPool) == 0 &&
-              state != static_cast<u8>(ProcState::kNone) &&
+    active += (state & kNotPool) == 0 && state != static_cast<u8>(ProcState::kNone) &&
               state != static_cast<u8>(ProcState::kBlocked);
   }
   return active;
@@ -168,49 +163,51 @@ u32 Control::free_cpus() const {
   return free;
 }
 
-bool Control::push(const Unsent& message) {
-  ProcEntry& entry = session_->procs[message.to.index];
-  if (entry.alive.load() == 0 || entry.epoch.load() != message.to.epoch) return true;
-  if (!rings_[message.to.index]->push(static_cast<u16>(message.kind),
-                                      message.payload.data(),
-                                      static_cast<u32>(message.payload.size())))
-    return false;
-  mark_inbox(*session_, message.to.index, kSupervisor);
-  ring_doorbell(entry.doorbell);
-  ring_doorbell(entry.housekeeper_doorbell);
+bool Control::Overflow::allocate(u64 bytes, u64& offset, u64& generation) {
+  const auto block = arena.allocate(bytes, kNobody);
+  if (!block) return false;
+  offset = block->offset;
+  generation = block->generation;
   return true;
 }
 
-void Control::send(ProcId to, Message kind, std::string payload) {
-  Unsent message{to, kind, std::move(payload)};
-  if (!unsent_.empty() || !push(message)) unsent_.push_back(std::move(message));
+bool Control::has_mail(u32 to, u32 from) const {
+  // Pairs with mark_inbox.
+  const u64 word = session_->procs[to].inbox[from / 64].load(std::memory_order_acquire);
+  return (word >> (from % 64) & 1) != 0;
 }
 
-std::size_t Control::flush() {
-  // One receiver that does not drain must not hold up the others.
-  std::vector<u32> full;
-  std::erase_if(unsent_, [&](const Unsent& message) {
-    if (std::find(full.begin(), full.end(), message.to.index) != full.end())
-      return false;
-    if (push(message)) return true;
-    full.push_back(message.to.index);
-    return false;
+void Control::send(ProcId to, Message kind, std::string_view payload) {
+  ProcEntry& entry = session_->procs[to.index];
+  if (entry.alive.load() == 0 || entry.epoch.load() != to.epoch) return;
+  RingProducer& ring = *rings_[to.index];
+  const bool chained = ring.has_chain();
+  if (!ring.push(static_cast<u16>(kind), payload.data(), payload.size(), overflow_))
+    throw std::bad_alloc();
+  if (!chained && ring.has_chain()) chained_.push_back(to.index);
+  mark_inbox(*session_, to.index, kSupervisor);
+  ring_doorbell(entry.doorbell);
+  ring_doorbell(entry.housekeeper_doorbell);
+}
+
+std::size_t Control::collect() {
+  std::erase_if(chained_, [&](u32 index) {
+    rings_[index]->collect(overflow_);
+    return !rings_[index]->has_chain();
   });
-  return unsent_.size();
+  return chained_.size();
 }
 
 void Control::close_session() { session_->closing.store(1); }
 
 void Control::say_why(std::string_view reason) {
-  const std::size_t size = std::min<std::size_t>(reason.size(), kReasonBytes - 1);
-  std::memcpy(session_->reason, reason.data(), size);
-  session_->reason[size] = '\0';
+  copy_text(session_->reason, reason);
   // Pairs with the acquire load in Node::why_it_ended.
   session_->has_reason.store(1, std::memory_order_release);
 }
 
 u64 Control::store_used() const {
-  u64 sum = 0;
+  u64 sum = session_->dead_used.load();
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) sum += session_->procs[p].store_used.load();
   return sum;

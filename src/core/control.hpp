@@ -2,15 +2,13 @@
 // process entries, and tells processes about deaths and leases.
 #pragma once
 
-#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "directory.hpp"
+#include "arena.hpp"
+#include "home.hpp"
 #include "message.hpp"
-#include "node.hpp"
-#include "trace.hpp"
 
 namespace skate {
 
@@ -43,8 +41,6 @@ class Control {
   void prepare(ProcId proc, bool is_pool, std::string_view title);
   // After it has ended: wakes everybody once, since it may have died while waking one.
   void mark_dead(ProcId proc);
-  // When nobody reads its memory any more.
-  void retire(u32 index);
   // For the memory monitor: tasks that run, not those of actors.
   struct Running {
     u32 pid;
@@ -65,29 +61,35 @@ class Control {
   void want_cpus(u32 count);
   u32 free_cpus() const;
 
-  void send(ProcId to, Message kind, std::string payload);
-  // Sends what did not fit before; returns how much is left.
-  std::size_t flush();
+  // What does not fit into the ring goes on in this process's own arena, as for others.
+  // Whether `to` has not read what `from` said.
+  bool has_mail(u32 to, u32 from) const;
+  void send(ProcId to, Message kind, std::string_view payload);
+  // Frees what receivers have read of it; returns for how many something is left.
+  std::size_t collect();
   void close_session();
   // For those who wait: why the session is about to end.
   void say_why(std::string_view reason);
   u64 store_used() const;
 
  private:
-  struct Unsent {
-    ProcId to;
-    Message kind;
-    std::string payload;
+  struct Overflow : OverflowMemory {
+    explicit Overflow(Arena& arena) : arena(arena) {}
+    bool allocate(u64 bytes, u64& offset, u64& generation) override;
+    std::byte* at(u64 offset) override { return arena.at(offset); }
+    void free(u64 offset, u64 generation) override { arena.free(offset, generation); }
+    Arena& arena;
   };
-  bool push(const Unsent& message);
 
   int session_fd_;
   int segment_fd_;
   Mapping session_map_;
   Mapping segment_;
   Session* session_;
+  Arena arena_;
+  Overflow overflow_{arena_};
   std::vector<std::unique_ptr<RingProducer>> rings_;
-  std::deque<Unsent> unsent_;
+  std::vector<u32> chained_;
 };
 
 }  // namespace skate

@@ -1,13 +1,13 @@
 // The session segment: one line of state per process, readable by all.
 //
 // It answers, without asking anybody: who is alive, who sleeps, who has messages, who
-// has tasks to give, which CPUs are taken. Every word has a single writer, or is changed
-// by one atomic operation that is complete in itself, so that a process killed between
-// any two instructions leaves nothing half done. There are no shared counts.
+// has tasks to give, which CPUs are taken. Every word has a single writer, or is
+// changed by one atomic operation that is complete in itself, so that a process killed
+// between any two instructions leaves nothing half done. There are no shared counts.
 #pragma once
 
-#include "ids.hpp"
 #include "labels.hpp"
+#include "limits.hpp"
 #include "pins.hpp"
 
 namespace skate {
@@ -44,43 +44,92 @@ struct alignas(1024) ProcEntry {
   // Written by the process itself (and by the supervisor before it starts and after it
   // has ended).
   alignas(kCacheLine) std::atomic<u32> alive;
-  std::atomic<u32> epoch;
+  std::atomic<u32> epoch;          // right behind it: groups look at both
   std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when it blocked
-  std::atomic<u64> task_id;        // the task it runs (ObjectId bits); 0: none
-  std::atomic<u32> task_attempt;
-  std::atomic<u32> task_flags;     // of TaskHeader; these three if memory is watched
-  std::atomic<u64> task_function;
+  std::atomic<u64> task_turn;      // odd while the next three change; never reset
+  std::atomic<u64> task_low;       // what it runs: see note_running; 0: nothing
+  std::atomic<u64> task_high;
+  std::atomic<u64> task_attempt;
+  std::atomic<u64> function_low;  // these if memory is watched
+  std::atomic<u64> function_high;
   std::atomic<u64> task_since;
+  std::atomic<u32> task_flags;  // of TaskHeader
   std::atomic<u64> store_used;  // bytes of its arena in use, and in memory
-  std::atomic<u64> store_top;   // no block of its arena lies beyond
   std::atomic<u64> spillable;   // bytes that it could spill, if nobody reads them
   std::atomic<u64> spilled;     // bytes of its arena that are on disk
   std::atomic<u32> spilling;    // 1: it is about to make room
   std::atomic<u32> pid;
-  std::atomic<u32> spill_error; // errno of its last attempt to spill; 0: it went well
+  std::atomic<u32> spill_error;  // errno of its last attempt to spill; 0: it went well
   std::atomic<u64> store_peak;
   std::atomic<u64> tasks_done;
 
-  // Inbox: bit p of word p / 64 says that the ring from process p may hold messages; bit
-  // w of the summary says that word w has bits. Set by senders (fetch_or), cleared by
-  // the receiver (exchange): a bit is set after the message is published, so a receiver
-  // that clears it and then reads the ring misses nothing.
+  // Inbox: bit p of word p / 64 says that the ring from process p may hold messages;
+  // bit w of the summary says that word w has bits. Set by senders (fetch_or), cleared
+  // by the receiver (exchange): a bit is set after the message is published, so a
+  // receiver that clears it and then reads the ring misses nothing.
   alignas(kCacheLine) std::atomic<u64> inbox_summary;
   std::atomic<u64> inbox[kMaxProcs / 64];
 };
 static_assert(sizeof(ProcEntry) == 1024);
+static_assert(kMaxProcs / 64 <= 64,
+              "one bit of the summary for each word of the inbox");
+
+// Of the task that a process runs, an id in two words. Written by the process itself;
+// read by others at any time, and after its death.
+struct RunningTask {
+  ObjectId id;
+  u64 attempt = 0;
+};
+
+inline void note_no_task(ProcEntry& entry) {
+  // Pairs with running_task: whoever sees it sees what the task had published.
+  entry.task_low.store(0, std::memory_order_release);
+}
+
+// Only while the entry names nothing: note_no_task comes first.
+inline void note_running(ProcEntry& entry, ObjectId id, u64 attempt) {
+  const u64 turn = (entry.task_turn.load(std::memory_order_relaxed) + 1) | 1;
+  // Release, all of them: whoever sees one of these stores sees those before it. So a
+  // reader that has the same even turn before and after it has the words of one task. A
+  // process that was killed in between leaves an odd turn: then the queue's cell still
+  // names the task.
+  entry.task_turn.store(turn, std::memory_order_release);
+  entry.task_high.store(id.high, std::memory_order_release);
+  entry.task_attempt.store(attempt, std::memory_order_release);
+  entry.task_low.store(id.low, std::memory_order_release);
+  entry.task_turn.store(turn + 1, std::memory_order_release);
+}
+
+// No id: it runs nothing, or is just about to change.
+inline RunningTask running_task(const ProcEntry& entry) {
+  RunningTask task;
+  // These pair with the release stores of note_running.
+  const u64 turn = entry.task_turn.load(std::memory_order_acquire);
+  task.id.low = entry.task_low.load(std::memory_order_acquire);
+  task.id.high = entry.task_high.load(std::memory_order_acquire);
+  task.attempt = entry.task_attempt.load(std::memory_order_acquire);
+  if (task.id.low == 0 || turn % 2 != 0 ||
+      entry.task_turn.load(std::memory_order_acquire) != turn)
+    return {};
+  return task;
+}
 
 struct Session {
   u64 magic;
-  u32 num_cpus;       // CPU tokens, as told by init
-  u32 num_cores;      // cores that the processes may run on
-  u64 store_limit;    // bytes, summed over arenas
-  u64 arena_bytes;    // address space of one arena
-  u32 watch_memory;   // 1: note for the memory monitor what runs
-  u64 spill_limit;    // bytes on disk, summed over arenas; 0: nothing is spilled
-  u32 spin_ns;        // how long to look for work before sleeping
-  u32 spin_busy_ns;   // the same when more processes can run than there are cores
+  u32 num_cpus;      // CPU tokens, as told by init
+  u32 num_cores;     // cores that the processes may run on
+  u64 store_limit;   // bytes, summed over arenas
+  u64 arena_bytes;   // address space of one arena
+  u32 watch_memory;  // 1: note for the memory monitor what runs
+  u64 spill_limit;   // bytes on disk, summed over arenas; 0: nothing is spilled
+  u32 spin_ns;       // how long to look for work before sleeping
+  u32 spin_busy_ns;  // the same when more processes can run than there are cores
   char session_id[16];
+
+  // The arenas of dead processes that are still read, together: the driver's to write.
+  alignas(kCacheLine) std::atomic<u64> dead_used;
+  std::atomic<u64> dead_spillable;
+  std::atomic<u64> dead_spilled;
 
   alignas(kCacheLine) std::atomic<u32> num_procs;  // indices below it were in use
   std::atomic<u32> cpus_wanted;     // supervisor: tokens that leases wait for
@@ -139,8 +188,8 @@ inline bool wake_process(ProcEntry& entry) {
   return ring_doorbell(entry.doorbell);
 }
 
-// The same for a result: who sleeps until several have come is woken by the last of them.
-// Returns whether a sleeper has heard of it, which may sleep on.
+// The same for a result: who sleeps until several have come is woken by the last of
+// them. Returns whether a sleeper has heard of it, which may sleep on.
 inline bool wake_for_result(ProcEntry& entry) {
   if (entry.doorbell.load(std::memory_order_seq_cst) == kAwake) return false;
   // Counted after it was published: a sleeper that sets the number anew sees it.

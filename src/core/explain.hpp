@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "ids.hpp"
+#include "trace.hpp"
 
 namespace skate {
 
@@ -23,8 +23,8 @@ struct Explanation {
   };
   State state = kUnknown;
   u32 ahead = 0;
-  u32 attempt = 0;
-  u64 task = 0;
+  u64 attempt = 0;
+  ObjectId task;
   ProcId target;
   std::string name;
   std::vector<ObjectId> missing;
@@ -33,7 +33,7 @@ struct Explanation {
 // While it lives, the refs that this thread waits for.
 class Wanted {
  public:
-  enum Kind : u32 { kAll, kSome };
+  enum Kind : u32 { kAll = kWaitsForAll, kSome = kWaitsForSome };
   Wanted(const std::vector<ObjectId>& ids, Kind kind, const std::size_t* next = nullptr)
       : ids(ids), kind(kind), next_(next), outer_(current()) {
     current() = this;

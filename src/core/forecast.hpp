@@ -1,5 +1,5 @@
-// What the last waits tell of the next one: how long it will last, and whether to look for
-// its end before sleeping.
+// What the last waits tell of the next one: how long it will last, and whether to look
+// for its end before sleeping.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,9 @@
 
 namespace skate {
 
-// Pure. Who waits for the same thing again and again (a model's answer, the next request
-// of a steady client) can sleep until shortly before it comes, and look for it from then
-// on: being woken costs 50 us and more, and the one who wakes pays too.
+// Pure. Who waits for the same thing again and again (a model's answer, the next
+// request of a steady client) can sleep until shortly before it comes, and look for it
+// from then on: being woken costs 50 us and more, and the one who wakes pays too.
 class Forecast {
  public:
   // When most of the last waits ended, in nanoseconds from their start.
@@ -46,8 +46,8 @@ class Forecast {
   Span expected_;
 };
 
-// Whether it has been worth it, of late, to look for something before sleeping: who looks
-// keeps its core from others, in vain if what it waits for mostly comes later.
+// Whether it has been worth it, of late, to look for something before sleeping: who
+// looks keeps its core from others, in vain if what it waits for mostly comes later.
 class Looks {
  public:
   // Whether to look this time.

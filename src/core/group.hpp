@@ -19,9 +19,14 @@
 // block and posts where it is in a ring of the pair, so a send waits for nobody unless
 // the ring is full. A rank's calls of both sorts have one order, so one rank in recv()
 // whose sender waits for it, in a barrier or another recv(), can be told so.
+//
+// group.cpp makes the calls, group_work.cpp does a rank's share of one, group_waits.cpp
+// waits and ends, group_messages.cpp posts and receives; group_memory.hpp says what is
+// where in the segment.
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -151,6 +156,9 @@ class Group {
   struct RankState;
   struct Call;
   struct Channel;
+  class Turn;
+
+  static constexpr i64 kNever = std::numeric_limits<i64>::max();
 
   // What this rank waits for: every rank at a barrier, or one other at a channel.
   enum class For { kBarrier, kMessage, kSpace };
@@ -187,6 +195,7 @@ class Group {
   // Why the group ended; kOk as long as it has not.
   GroupOutcome verdict() const;
 
+  static std::size_t control_bytes(std::size_t ranks);
   Header& header() const;
   RankState& state(int rank) const;
   Channel& channel(int from, int to) const;

@@ -1,4 +1,5 @@
 // What processes say to each other, byte by byte. Both ends are the same build.
+// Everything that is copied as it lies in memory has no padding that was not written.
 #pragma once
 
 #include <algorithm>
@@ -11,25 +12,31 @@
 
 namespace skate {
 
+// The bytes of something as they lie in memory.
+inline std::string_view view_of(const auto& pod) {
+  return {reinterpret_cast<const char*>(&pod), sizeof pod};
+}
+
 enum class Message : u16 {
-  kResult = 1,     // worker -> owner: a task's values
-  kItem,           // worker -> owner: the next item of a stream
-  kItemsRead,      // owner -> worker: how many items of a stream were read, or kNoReader
-  kResultTaken,    // owner -> worker: refs inside a result are counted here now
-  kCall,           // caller -> actor or leased worker: run this
-  kBorrow,         // borrower -> owner: I hold this object
-  kReturn,         // borrower -> owner: I no longer do
-  kSubscribe,      // borrower -> owner: tell me the value when there is one
-  kValue,          // owner -> borrower: here it is
-  kFreeBlock,      // owner -> arena: nobody needs this block any more
-  kGiveBlock,      // former or new owner -> arena: who decides now when it is freed
-  kEndActor,       // owner -> actor: the last handle is gone; finish what was sent
-  kProcessDied,    // supervisor -> all: drain its ring, then confirm; with the process
-                   // that takes its place, if it was an actor that is restarted
+  kResult = 1,   // worker -> owner: a task's values
+  kItem,         // worker -> owner: the next item of a stream
+  kItemsRead,    // owner -> worker: how many items of a stream were read, or kNoReader
+  kResultTaken,  // owner -> worker: refs inside a result are counted here now
+  kCall,         // caller -> actor or leased worker: run this
+  kBorrow,       // borrower -> owner: I hold this object
+  kReturn,       // borrower -> owner: I no longer do
+  kSubscribe,    // borrower -> owner: tell me the value when there is one
+  kValue,        // owner -> borrower: here it is
+  kFreeBlock,    // owner -> arena: nobody needs this block any more
+  kGiveBlock,    // former or new owner -> arena: who decides now when it is freed
+  kEndActor,     // owner -> actor: the last handle is gone; finish what was sent
+  kProcessDied,  // supervisor -> all: drain its ring, then confirm; with the process
+                 // that takes its place, if it was an actor that is restarted
   kForgetProcess,  // supervisor -> all: everybody has; drop its borrows (see Forget)
   kSpill,          // process -> arena: spill so many bytes; answered by kRoom
   kRoom,           // arena -> process: it has done what it could
   kLeaseGranted,   // supervisor -> owner: this worker may run that task
+  kLeaseRefused,   // supervisor -> owner: no worker can be had for it
   kExplain,        // anybody -> anybody: why has this object no value?
   kExplained,      // the answer
   kReserveActor,   // worker -> driver: own the handle of a detached actor
@@ -48,8 +55,8 @@ enum class Forget : u8 {
   kAll = 2,      // nor anything that lies in its arena: its index is used again
 };
 
-// Of a dead process, in Note::kConfirm: what is held, and what has come to be held since
-// the last such note.
+// Of a dead process, in Note::kConfirm: what is held, and what has come to be held
+// since the last such note.
 constexpr u8 kHoldsObjects = 1;
 constexpr u8 kHoldsBlocks = 2;
 constexpr u8 kCameByObjects = 4;
@@ -61,20 +68,22 @@ enum class SystemError : u32 {
   kActorDied,
   kOwnerDied,
   kActorUnavailable,  // its process died, and it is being restarted
-  kCancelled,  // detail: 1 if its worker was killed for it
+  kCancelled,         // detail: 1 if its worker was killed for it
+  kNoResources,       // detail: names the supervisor's note that says what is lacking
 };
 
 // Why a process ended, as far as its supervisor knows.
 enum class DeathCause : u32 {
   kUnknown = 0,
-  kExited,     // detail: exit status
-  kSignaled,   // detail: signal number
-  kKilled,     // by skate.kill
+  kExited,    // detail: exit status
+  kSignaled,  // detail: signal number
+  kKilled,    // by skate.kill
   kOutOfScope,
   kConstructorFailed,
-  kActorExit,   // it ended itself
-  kOwnerEnded,  // the process that had created it ended
+  kActorExit,         // it ended itself
+  kOwnerEnded,        // the process that had created it ended
   kRuntimeEnvFailed,  // it could not be set up
+  kNoProcess,         // there was none to be had
   kOutOfMemory = 16,  // ended by the memory monitor
 };
 
@@ -87,7 +96,7 @@ struct Failure {
 // A ref inside a value: what its bytes say, and the object it is now. They differ once
 // the object has been given to another owner.
 struct Contained {
-  u64 token;
+  ObjectId token;
   ObjectId id;
 };
 
@@ -98,7 +107,7 @@ struct Value {
   bool is_error = false;
   std::string inline_bytes;
   Location block;
-  u32 hops = 0;  // how often the block has been given to another owner
+  u64 hops = 0;  // how often the block has been given to another owner
   Failure failure;
   std::vector<Contained> contained;  // counted by whoever holds the value
 
@@ -189,7 +198,7 @@ class Reader {
         break;
       case Value::Kind::kBlock:
         v.block = pod<Location>();
-        v.hops = pod<u32>();
+        v.hops = pod<u64>();
         break;
       case Value::Kind::kFailure:
         v.failure = pod<Failure>();
@@ -208,19 +217,21 @@ class Reader {
   const std::byte* end_;
 };
 
-// A task as it travels: this header, then the body: the encoded arguments, then for each
-// dependency its id and value. A body that does not fit is in a block of its owner's.
+// A task as it travels: this header, then the body: the encoded arguments, then for
+// each dependency its id and value. A body that does not fit is in a block of its
+// owner's.
 struct TaskHeader {
-  u64 task_id;      // the first return's ObjectId, or the task's own if it has none
-  u64 function_id;  // 0: a method call; its name is in the arguments
+  ObjectId task_id;      // the first return, or the task's own if it has none
+  ObjectId function_id;  // none: a method call; its name is in the arguments
   Location function;
-  u32 attempt;
-  u16 num_returns;
-  u16 num_deps;
-  u16 flags;
-  u16 group;  // an actor's concurrency group; 0: none
+  u64 attempt;
+  u32 num_returns;
+  u32 num_deps;
   u32 args_size;
   u32 window;  // streaming: items that may wait to be read before it pauses; 0: any
+  u16 flags;
+  u16 group;  // an actor's concurrency group; 0: none
+  u32 reserved;
 };
 
 constexpr u16 kBodyInBlock = 1;        // a Location follows instead of the body
@@ -230,7 +241,7 @@ constexpr u16 kLeased = 8;             // tell the supervisor when it is done
 constexpr u16 kOutOfOrder = 16;        // need not wait for earlier calls of the caller
 constexpr u16 kRestartable = 32;       // with kConstructor: keep what it needs
 constexpr u16 kMayRetry = 1U << 15;    // if its worker dies
-constexpr u16 kStreaming = 64;         // its items are sent one by one, as they are made
+constexpr u16 kStreaming = 64;  // its items are sent one by one, as they are made
 
 // In kItemsRead: the program has dropped the stream.
 constexpr u64 kNoReader = ~0ULL;

@@ -1,29 +1,31 @@
 // Which blocks each process reads: a table per process, in the session segment.
 //
-// A process that makes a view of a block pins it first, and unpins it when the last view
-// goes. Only the process itself writes its table. Pins decide nothing but whether a block
-// may leave memory: the reader stores its pin and then loads the block's state, whoever
-// spills stores the state (kLeaving) and then loads the pins, all seq_cst. So either the
-// reader sees that the block is leaving, or the spiller sees the pin.
+// A process that makes a view of a block pins it first, and unpins it when the last
+// view goes. Only the process itself writes its table. Pins decide nothing but whether
+// a block may leave memory: the reader stores its pin and then loads the block's state,
+// whoever spills stores the state (kLeaving) and then loads the pins, all seq_cst. So
+// either the reader sees that the block is leaving, or the spiller sees the pin.
 #pragma once
 
 #include <vector>
 
-#include "ids.hpp"
+#include "limits.hpp"
 
 namespace skate {
 
-constexpr u32 kPinSlots = 1U << 14;
-
 struct PinTable {
   alignas(kCacheLine) std::atomic<u32> top;  // slots from here on were never used
-  std::atomic<u32> unlisted;  // pins that found no slot: while any, all blocks are pinned
+  std::atomic<u32>
+      unlisted;  // pins that found no slot: while any, all blocks are pinned
   alignas(kCacheLine) std::atomic<u64> slots[kPinSlots];
 };
 
-// Names a block among all arenas of the session. Blocks are 64-byte aligned, so 0 is none.
-constexpr u64 pin_key(u32 proc, u64 offset) { return (offset << 4) | proc; }
-static_assert(kMaxProcs <= 1U << 10);
+// Names a block by its place, and by that of its process: a pin of a dead process's
+// block may also keep one of the process that has the place now, which does no harm.
+// Blocks are 64-byte aligned, and no process 0 has any, so 0 is none.
+constexpr u32 kPinShift = 6;
+constexpr u64 pin_key(u32 proc, u64 offset) { return (offset << kPinShift) | proc; }
+static_assert(kMaxProcs <= 1U << (6 + kPinShift));
 
 // One process's hand on its table. Not thread-safe.
 class Pins {
@@ -70,14 +72,15 @@ inline void clear_pins(PinTable& table) {
   table.unlisted.store(0);
 }
 
-// Appends the offsets of `proc`'s blocks that the process of `table` reads. False: it may
-// read any.
+// Appends the offsets of `proc`'s blocks that the process of `table` reads. False: it
+// may read any.
 inline bool pinned_blocks(const PinTable& table, u32 proc, std::vector<u64>& offsets) {
   if (table.unlisted.load(std::memory_order_seq_cst) != 0) return false;
   const u32 top = table.top.load(std::memory_order_seq_cst);
   for (u32 i = 0; i < top; ++i) {
     const u64 key = table.slots[i].load(std::memory_order_seq_cst);
-    if (key != 0 && (key & (kMaxProcs - 1)) == proc) offsets.push_back((key >> 4) & ~63ULL);
+    if (key != 0 && (key & (kMaxProcs - 1)) == proc)
+      offsets.push_back((key >> kPinShift) & ~63ULL);
   }
   return true;
 }

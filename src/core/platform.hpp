@@ -36,7 +36,8 @@ i64 now_ns();
 enum class FutexResult : u8 { kWoken, kChanged, kTimeout, kInterrupted };
 
 // Sleeps while `word` holds `expected`. Shared between processes (no PRIVATE flag).
-// A negative timeout waits for ever. `exactly`: without the slack of the thread's timers.
+// A negative timeout waits for ever. `exactly`: without the slack of the thread's
+// timers.
 FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns,
                        bool exactly = false);
 void futex_wake(std::atomic<u32>& word, int count = 1);

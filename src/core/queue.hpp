@@ -1,20 +1,19 @@
 // The task queue of one submitting process: single producer, many claimers.
 //
 // Each cell's state word says everything: free for position n, ready at position n, or
-// claimed at position n by a named process. A claimer copies the task out, notes it in its
-// own directory entry, and only then frees the cell. So after a claimer's death its task
-// is named by a cell, or by its directory entry, or has a published result.
+// claimed at position n by a named process. A claimer copies the task out, notes it in
+// its own directory entry, and only then frees the cell. So after a claimer's death its
+// task is named by a cell, or by its directory entry, or has a published result.
 #pragma once
 
 #include <cstring>
 #include <optional>
 
-#include "ids.hpp"
+#include "limits.hpp"
 
 namespace skate {
 
 constexpr u32 kCellBytes = 256;
-constexpr u32 kQueueCells = 1024;
 constexpr u32 kCellPayload = kCellBytes - 16;
 
 struct alignas(kCacheLine) Cell {
@@ -55,73 +54,68 @@ class QueueProducer {
            cell_state::free_for(tail_);
   }
 
-  // False: the next cell is still in use. `size` is at most kCellPayload.
-  bool push(const void* payload, u32 size) {
+  // Returns the position of the task, by which it is found again; it never comes back.
+  // nullopt: the next cell is still in use. `size` is at most kCellPayload.
+  std::optional<u64> push(const void* payload, u32 size) {
     Cell& cell = memory_->cells[tail_ % kQueueCells];
     // Pairs with the release store in claim_task: the claimer has copied the old task.
     if (cell.state.load(std::memory_order_acquire) != cell_state::free_for(tail_))
-      return false;
+      return std::nullopt;
     cell.size = size;
     std::memcpy(cell.payload, payload, size);
     // Pairs with the acquire compare-and-swap in claim_task: the task is visible first.
     cell.state.store(cell_state::ready_at(tail_), std::memory_order_release);
     ++tail_;
-    // Comes before the look at who sleeps: pairs with the sleeper's last look at the queue.
+    // Comes before the look at who sleeps: pairs with the sleeper's last look at the
+    // queue.
     memory_->tail.store(tail_, std::memory_order_seq_cst);
-    return true;
+    return tail_ - 1;
   }
 
   // True while a published task may be unclaimed.
   bool maybe_waiting() const {
+    // Pairs with the claimers' moves of `head`: after the last of them, it is up to
+    // date.
     return memory_->head.load(std::memory_order_seq_cst) < tail_;
   }
 
   // How many tasks have been claimed so far: a hint, never ahead of the truth.
   u64 claimed() const { return memory_->head.load(std::memory_order_relaxed); }
 
-  // How many unclaimed tasks are before `task_id`, which stands first in its payload;
-  // nullopt if it is not there.
-  std::optional<u32> ahead_of(u64 task_id) const {
+  // How many unclaimed tasks are before the one at `position`; nullopt if that one has
+  // been claimed, or taken back.
+  std::optional<u32> ahead_of(u64 position) const {
+    if (!is_ready(position)) return std::nullopt;
     u32 ahead = 0;
-    const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
-    for (u64 position = first; position < tail_; ++position) {
-      const Cell& cell = memory_->cells[position % kQueueCells];
-      // The payload is this process's own: only the state changes under us.
-      if (cell.state.load(std::memory_order_acquire) != cell_state::ready_at(position))
-        continue;
-      u64 id;
-      std::memcpy(&id, cell.payload, sizeof id);
-      if (id == task_id) return ahead;
-      ++ahead;
-    }
-    return std::nullopt;
+    for (u64 before = claimed(); before < position; ++before) ahead += is_ready(before);
+    return ahead;
   }
 
-  // Takes back the task for which `is_it(payload)` holds, if nobody has claimed it.
-  // False: it is not here; `claimer` is who has it, if it is still being copied.
+  // Takes back the task at `position`, for which `is_it(payload)` holds, if nobody has
+  // claimed it. False: it is not here; `claimer` is who has it, if it is still being
+  // copied.
   template <class IsIt>
-  bool withdraw(u32 self, IsIt&& is_it, std::optional<u32>& claimer) {
-    // `head` does not help: claimers move it before they have copied.
-    const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
-    for (u64 position = first; position < tail_; ++position) {
-      Cell& cell = memory_->cells[position % kQueueCells];
-      u64 state = cell.state.load(std::memory_order_acquire);
-      const bool ready = state == cell_state::ready_at(position);
-      const bool claimed = !ready && cell_state::is_claimed(state) &&
-                           state - cell_state::free_for(position) < (1U << 16);
-      // Only this process writes payloads: they stay until it pushes the next lap.
-      if ((!ready && !claimed) || !is_it(cell.payload)) continue;
-      if (ready && cell.state.compare_exchange_strong(
-                       state, cell_state::claimed_at(position, self),
-                       std::memory_order_acq_rel, std::memory_order_acquire)) {
-        cell.state.store(cell_state::free_for(position + kQueueCells),
-                         std::memory_order_release);
-        return true;
-      }
-      // Claimed, before or just now; or copied already, and then the cell is free.
-      if (cell_state::is_claimed(state)) claimer = cell_state::claimer(state);
+  bool withdraw(u64 position, u32 self, IsIt&& is_it, std::optional<u32>& claimer) {
+    Cell& cell = memory_->cells[position % kQueueCells];
+    // Pairs with the claimer's compare-and-swap: who has it may be asked for it.
+    u64 state = cell.state.load(std::memory_order_acquire);
+    // In its cell until the claimer has copied it: then the cell is free, for the next
+    // lap.
+    if (cell_state::free_for(position) >> 16 != state >> 16 || !is_it(cell.payload))
       return false;
+    // The order is that of claim_task. Only this process writes payloads and publishes
+    // them.
+    if (state == cell_state::ready_at(position) &&
+        cell.state.compare_exchange_strong(
+            state, cell_state::claimed_at(position, self), std::memory_order_acq_rel,
+            std::memory_order_acquire)) {
+      // Pairs with the acquire load in push().
+      cell.state.store(cell_state::free_for(position + kQueueCells),
+                       std::memory_order_release);
+      return true;
     }
+    // Claimed, before or just now; or copied already, and then the cell is free.
+    if (cell_state::is_claimed(state)) claimer = cell_state::claimer(state);
     return false;
   }
 
@@ -132,20 +126,32 @@ class QueueProducer {
     const u64 first = tail_ > kQueueCells ? tail_ - kQueueCells : 0;
     for (u64 position = first; position < tail_; ++position) {
       Cell& cell = memory_->cells[position % kQueueCells];
+      // Pairs with the dead one's compare-and-swap; only this process frees the cell
+      // now.
       const u64 state = cell.state.load(std::memory_order_acquire);
       if (state != cell_state::claimed_at(position, proc)) continue;
       lost(cell.payload, cell.size);
+      // Pairs with the acquire load in push().
       cell.state.store(cell_state::free_for(position + kQueueCells),
                        std::memory_order_release);
     }
   }
 
  private:
+  bool is_ready(u64 position) const {
+    // Says only what was so a moment ago: nothing is read by it.
+    return memory_->cells[position % kQueueCells].state.load(
+               std::memory_order_relaxed) == cell_state::ready_at(position);
+  }
+
   QueueMemory* memory_;
   u64 tail_ = 0;
 };
 
 inline bool queue_maybe_waiting(const QueueMemory& queue) {
+  // Pairs with the store of `tail` in push(), in the order of all seq_cst operations:
+  // whoever says that it sleeps, and then sees nothing here, is seen asleep by the
+  // producer.
   return queue.head.load(std::memory_order_seq_cst) <
          queue.tail.load(std::memory_order_seq_cst);
 }
@@ -155,16 +161,22 @@ inline bool queue_maybe_waiting(const QueueMemory& queue) {
 // cell is freed after it. Returns the size, or 0 when nothing is ready.
 template <class Note>
 u32 claim_task(QueueMemory& queue, u32 proc, std::byte* out, Note&& note) {
+  // Pairs with the moves of `head` below: what is before it has been claimed.
   u64 position = queue.head.load(std::memory_order_acquire);
   for (;;) {
     Cell& cell = queue.cells[position % kQueueCells];
+    // Pairs, like the compare-and-swap, with the store of `ready` in
+    // QueueProducer::push: the task is seen. What it releases is for recover() and
+    // withdraw().
     u64 state = cell.state.load(std::memory_order_acquire);
     if (state == cell_state::ready_at(position)) {
       if (!cell.state.compare_exchange_strong(
-              state, cell_state::claimed_at(position, proc),
-              std::memory_order_acq_rel, std::memory_order_acquire))
+              state, cell_state::claimed_at(position, proc), std::memory_order_acq_rel,
+              std::memory_order_acquire))
         continue;  // another claimer was faster: look at the cell again
-      // Only now: a hint that ran ahead of the claim could hide a task for ever.
+      // Only now: a hint that ran ahead of the claim could hide a task for ever. Pairs
+      // with the looks at `head` of whoever is about to sleep, or to wake somebody:
+      // seq_cst.
       u64 head = position;
       queue.head.compare_exchange_strong(head, position + 1, std::memory_order_seq_cst);
       const u32 size = cell.size;
@@ -175,10 +187,11 @@ u32 claim_task(QueueMemory& queue, u32 proc, std::byte* out, Note&& note) {
                        std::memory_order_release);
       return size;
     }
-    // Not published yet. Below it: a slow claimer still holds the cell from the lap before;
-    // to pass it by would hide the task that comes here next.
+    // Not published yet. Below it: a slow claimer still holds the cell from the lap
+    // before; to pass it by would hide the task that comes here next.
     if (state <= cell_state::free_for(position)) return 0;
-    // Claimed, or already used for a later lap: help the hint along and go on.
+    // Claimed, or already used for a later lap: help the hint along and go on. As
+    // above.
     u64 head = position;
     queue.head.compare_exchange_strong(head, position + 1, std::memory_order_seq_cst);
     position = head > position ? head : position + 1;

@@ -38,8 +38,10 @@ int read_pages(int fd, std::byte* to, u64 offset, u64 bytes) {
 }
 
 void discard_pages(int fd, u64 offset, u64 bytes) {
-  fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-            static_cast<off_t>(bytes));
+  while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                   static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0 &&
+         errno == EINTR) {
+  }
 }
 
 }  // namespace skate

@@ -1,88 +1,373 @@
 #include "supervisor_link.hpp"
 
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace skate {
 
-SupervisorLink::~SupervisorLink() { close(); }
+namespace {
 
-void SupervisorLink::close() {
-  std::lock_guard lock(mu_);
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
+constexpr int kLookAgainMs = 100;  // a poll that missed something costs at most this
+constexpr int kLastWordsMs = 1000;
+constexpr int kTries = 50;
+constexpr i64 kPauseNs = 10'000'000;
+constexpr int kMaxFds = 8;
+
+// How often to try where something is short that another thread may give back.
+int tries_of(SupervisorLink::Patience patience) {
+  return patience == SupervisorLink::Patience::kNone ? 1 : kTries;
 }
 
-bool SupervisorLink::tell(Note note, std::string_view payload) {
-  char kind = static_cast<char>(note);
-  iovec parts[2] = {{&kind, 1}, {const_cast<char*>(payload.data()), payload.size()}};
-  msghdr message{};
-  message.msg_iov = parts;
-  message.msg_iovlen = 2;
-  for (;;) {
-    if (sendmsg(fd_, &message, MSG_NOSIGNAL) >= 0) return true;
-    if (errno != EINTR) return false;
+void pause_for(i64 nanoseconds) {
+  const timespec time{0, nanoseconds};
+  nanosleep(&time, nullptr);
+}
+
+// No descriptors or memory for now, which says nothing about the other side.
+bool is_short(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOSPC ||
+         error == ENOBUFS || error == ETOOMANYREFS;
+}
+
+// A memfd of the packet, or -1 and errno.
+int make_box(std::string_view bytes) {
+  const int box = memfd_create("skate-packet", MFD_CLOEXEC);
+  if (box < 0) return -1;
+  while (!bytes.empty()) {
+    const ssize_t n = write(box, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      ::close(box);
+      errno = error;
+      return -1;
+    }
+    bytes.remove_prefix(static_cast<std::size_t>(n));
   }
+  return box;
 }
 
-bool SupervisorLink::receive(std::string& answer, int* descriptor) {
-  ssize_t size;
-  do {
-    size = recv(fd_, nullptr, 0, MSG_PEEK | MSG_TRUNC);
-  } while (size < 0 && errno == EINTR);
-  if (size <= 0) return false;
-  answer.resize(static_cast<std::size_t>(size));
-  iovec part{answer.data(), answer.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  ssize_t n;
-  do {
-    n = recvmsg(fd_, &message, MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
-  if (n <= 0) return false;
-  answer.resize(static_cast<std::size_t>(n));
-  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    int fd;
-    std::memcpy(&fd, CMSG_DATA(c), sizeof fd);
-    if (descriptor != nullptr)
-      *descriptor = fd;
-    else
-      ::close(fd);
+bool read_box(int box, std::string& bytes) {
+  struct stat status;
+  if (fstat(box, &status) != 0) return false;
+  bytes.resize(static_cast<std::size_t>(status.st_size));
+  std::size_t at = 0;
+  while (at < bytes.size()) {
+    const ssize_t n =
+        pread(box, bytes.data() + at, bytes.size() - at, static_cast<off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    at += static_cast<std::size_t>(n);
   }
   return true;
 }
 
-int SupervisorLink::fetch_segment(ProcId proc) { return fetch(Note::kMap, proc); }
-
-int SupervisorLink::fetch_spill_file(ProcId proc) {
-  return fetch(Note::kSpillFile, proc);
+bool must_be_boxed(std::string_view bytes) {
+  return bytes.size() > SupervisorLink::kMaxInline ||
+         (!bytes.empty() && bytes[0] == SupervisorLink::kBoxed);
 }
 
-int SupervisorLink::fetch(Note note, ProcId proc) {
+struct Descriptors {
+  int fds[kMaxFds];
+  std::size_t count = 0;
+
+  void add_from(msghdr& message) {
+    for (cmsghdr* c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+      const std::size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < n && count < kMaxFds; ++i)
+        std::memcpy(&fds[count++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+    }
+  }
+  int take_first() {
+    if (count == 0) return -1;
+    const int first = fds[0];
+    std::memmove(fds, fds + 1, --count * sizeof(int));
+    return first;
+  }
+  void close_all() {
+    for (std::size_t i = 0; i < count; ++i) ::close(fds[i]);
+    count = 0;
+  }
+};
+
+}  // namespace
+
+SupervisorLink::SupervisorLink(int fd) : pid_(getpid()), fd_(fd) {}
+
+SupervisorLink::~SupervisorLink() { close(); }
+
+// Asked before any lock is taken: at the fork another thread may have held it.
+bool SupervisorLink::is_own() const { return getpid() == pid_; }
+
+void SupervisorLink::close() {
+  if (!is_own()) return;
+  {
+    std::lock_guard out(out_mu_);
+    if (fd_ < 0) return;
+    for (int waited = 0; is_left(send_kept()) && waited < kLastWordsMs;
+         waited += kLookAgainMs)
+      wait_for_room(kLookAgainMs);
+    // Whoever waits for an answer holds the other lock.
+    shutdown(fd_, SHUT_RDWR);
+  }
   std::lock_guard lock(mu_);
-  if (!tell(note, {reinterpret_cast<const char*>(&proc), sizeof proc})) return -1;
-  int fd = -1;
-  std::string answer;
-  return receive(answer, &fd) ? fd : -1;
+  std::lock_guard out(out_mu_);
+  drop_kept();
+  const int fd = fd_.exchange(-1);
+  if (fd >= 0) ::close(fd);
+}
+
+void SupervisorLink::drop_kept() {
+  for (const Packet& packet : kept_)
+    if (packet.box >= 0) ::close(packet.box);
+  kept_.clear();
+  num_kept_ = 0;
+}
+
+// An errno; 0: sent.
+int SupervisorLink::send_packet(Packet& packet) {
+  const bool boxed = must_be_boxed(packet.bytes);
+  if (boxed && packet.box < 0) {
+    packet.box = make_box(packet.bytes);
+    if (packet.box < 0) return errno;
+  }
+  char mark = kBoxed;
+  iovec part =
+      boxed ? iovec{&mark, 1} : iovec{packet.bytes.data(), packet.bytes.size()};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (boxed) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(c), &packet.box, sizeof(int));
+  }
+  for (;;) {
+    if (sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) break;
+    if (errno != EINTR) return errno;
+  }
+  if (packet.box >= 0) ::close(packet.box);
+  packet.box = -1;
+  return 0;
+}
+
+SupervisorLink::Sent SupervisorLink::send_kept() {
+  while (!kept_.empty()) {
+    const int error = send_packet(kept_.front());
+    if (error == EAGAIN) return Sent::kNoRoom;
+    if (is_short(error)) {
+      errno = error;
+      return Sent::kShort;
+    }
+    if (error != 0) {
+      drop_kept();
+      return Sent::kGone;
+    }
+    kept_.pop_front();
+    num_kept_ = kept_.size();
+  }
+  return Sent::kAll;
+}
+
+bool SupervisorLink::tell(Note note, std::string_view payload) {
+  if (!is_own()) return false;
+  std::unique_lock out(out_mu_);
+  if (fd_ < 0) return false;
+  Packet packet;
+  packet.bytes.reserve(payload.size() + 1);
+  packet.bytes.push_back(static_cast<char>(note));
+  packet.bytes.append(payload);
+  kept_.push_back(std::move(packet));
+  num_kept_ = kept_.size();
+  const Sent sent = send_kept();
+  out.unlock();
+  if (is_left(sent) && on_kept_) on_kept_();
+  return sent != Sent::kGone;
+}
+
+bool SupervisorLink::flush() {
+  if (!is_own()) return false;
+  std::lock_guard out(out_mu_);
+  return fd_ >= 0 && is_left(send_kept());
+}
+
+bool SupervisorLink::wait_for_room(int timeout_ms) {
+  pollfd p{fd_, POLLOUT, 0};
+  const int ready = poll(&p, 1, timeout_ms);
+  // There is room, and something else is short: its end rings no bell.
+  if (ready > 0 && (p.revents & POLLOUT) != 0) pause_for(kPauseNs);
+  return ready <= 0 || (p.revents & (POLLHUP | POLLERR)) == 0;
+}
+
+// Looks at the packet before it takes it: if this process can open no more files now,
+// the kernel would drop those that come with it.
+bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience patience) {
+  const int most_tries = tries_of(patience);
+  Descriptors found;
+  bool was_reset = false;
+  answer.resize(kMaxInline);
+  for (int tries = 0;;) {
+    iovec part{answer.data(), answer.size()};
+    alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    const ssize_t n = recvmsg(fd_, &message, MSG_PEEK | MSG_CMSG_CLOEXEC);
+    if (n < 0 && errno == EINTR) continue;
+    // It ended with something of ours unread: said once, ahead of what it had answered.
+    if (n < 0 && errno == ECONNRESET && !std::exchange(was_reset, true)) continue;
+    if (n < 0 && is_short(errno)) {
+      if (++tries < most_tries) {
+        pause_for(kPauseNs);
+        continue;
+      }
+      ++unread_answers_;  // it will come before the answer to the next question
+      return false;
+    }
+    if (n <= 0) {
+      errno = EPIPE;
+      return false;
+    }
+    found.add_from(message);
+    const bool cut = (message.msg_flags & MSG_CTRUNC) != 0;
+    if (cut && ++tries < most_tries) {
+      found.close_all();
+      pause_for(kPauseNs);  // another thread may close one
+      continue;
+    }
+    char rest;
+    while (recv(fd_, &rest, 1, 0) < 0 && (errno == EINTR || is_short(errno)))
+      if (errno != EINTR) pause_for(kPauseNs);
+    if (cut) {
+      found.close_all();
+      errno = EMFILE;
+      return false;
+    }
+    answer.resize(static_cast<std::size_t>(n));
+    break;
+  }
+  if (answer.size() == 1 && answer[0] == kBoxed && found.count != 0) {
+    const int box = found.take_first();
+    const bool whole = read_box(box, answer);
+    ::close(box);
+    if (!whole) {
+      found.close_all();
+      errno = ENOMEM;
+      return false;
+    }
+  }
+  if (descriptor != nullptr) *descriptor = found.take_first();
+  found.close_all();
+  return true;
+}
+
+// What is kept goes first. mu_ is held.
+bool SupervisorLink::ask_locked(Note note, std::string_view question,
+                                std::string& answer, int* descriptor,
+                                Patience patience) {
+  Packet packet;
+  packet.bytes.reserve(question.size() + 1);
+  packet.bytes.push_back(static_cast<char>(note));
+  packet.bytes.append(question);
+  if (must_be_boxed(packet.bytes)) {
+    packet.box = make_box(packet.bytes);
+    if (packet.box < 0) return false;  // nothing was asked
+  }
+  const auto give_up = [&](int error) {
+    if (packet.box >= 0) ::close(packet.box);
+    errno = error;
+    return false;
+  };
+  while (unread_answers_ > 0) {
+    std::string unwanted;
+    const int before = unread_answers_--;
+    if (receive(unwanted, nullptr, patience)) continue;
+    if (errno == EPIPE || unread_answers_ == before) return give_up(errno);
+  }
+  bool is_asked = false;
+  for (int tries = 0; !is_asked;) {
+    Sent sent;
+    int error = 0;
+    {
+      std::lock_guard out(out_mu_);
+      if (fd_ < 0) {
+        sent = Sent::kGone;
+      } else if ((sent = send_kept()) == Sent::kAll) {
+        error = send_packet(packet);
+        is_asked = error == 0;
+        if (is_short(error))
+          sent = Sent::kShort;
+        else if (error != 0 && error != EAGAIN)
+          sent = Sent::kGone;
+      } else {
+        error = errno;
+      }
+    }
+    if (sent == Sent::kGone) return give_up(EPIPE);
+    // What is kept stays kept, and nothing was asked.
+    if (sent == Sent::kShort && ++tries >= tries_of(patience)) return give_up(error);
+    if (!is_asked && !wait_for_room(kLookAgainMs)) return give_up(EPIPE);
+  }
+  return receive(answer, descriptor, patience);
 }
 
 bool SupervisorLink::ask(std::string_view question, std::string& answer,
                          int* descriptor) {
   if (descriptor != nullptr) *descriptor = -1;
+  errno = ECHILD;
+  if (!is_own()) return false;
   std::lock_guard lock(mu_);
-  return tell(Note::kAsk, question) && receive(answer, descriptor);
+  if (!ask_locked(Note::kAsk, question, answer, descriptor, Patience::kUsual))
+    return false;
+  i32 error = 0;
+  if (answer.size() != 1 + sizeof error || answer[0] != kCannotAnswer) return true;
+  std::memcpy(&error, answer.data() + 1, sizeof error);
+  errno = error;
+  return false;
+}
+
+int SupervisorLink::fetch_segment(ProcId proc, Patience patience) {
+  return fetch(Note::kMap, proc, patience);
+}
+
+int SupervisorLink::fetch_spill_file(ProcId proc, Patience patience) {
+  return fetch(Note::kSpillFile, proc, patience);
+}
+
+int SupervisorLink::fetch(Note note, ProcId proc, Patience patience) {
+  errno = ECHILD;
+  if (!is_own()) return -1;
+  std::lock_guard lock(mu_);
+  int fd = -1;
+  std::string answer;
+  const std::string_view name{reinterpret_cast<const char*>(&proc), sizeof proc};
+  if (!ask_locked(note, name, answer, &fd, patience)) return -1;
+  if (fd >= 0) return fd;
+  // The note again, then why there is none.
+  i32 error = 0;
+  if (answer.size() == 1 + sizeof error)
+    std::memcpy(&error, answer.data() + 1, sizeof error);
+  errno = error != 0 ? error : ENOENT;
+  return -1;
 }
 
 bool SupervisorLink::broken() {
+  if (!is_own()) return false;
   pollfd p{fd_, POLLRDHUP, 0};
   return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }

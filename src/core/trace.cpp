@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace skate {
 
@@ -13,10 +12,10 @@ namespace {
 constexpr u64 kFirstBucket = 256;
 constexpr u64 kWorthMeasuring = 100'000;  // ns: the thread's clock is a system call
 
-std::atomic<u16> g_threads{0};
+std::atomic<u32> g_threads{0};
 
-u16 this_thread() {
-  thread_local const u16 index = g_threads.fetch_add(1, std::memory_order_relaxed);
+u32 this_thread() {
+  thread_local const u32 index = g_threads.fetch_add(1, std::memory_order_relaxed);
   return index;
 }
 
@@ -34,11 +33,7 @@ struct CpuClock {
 };
 thread_local CpuClock t_cpu;
 
-void copy_name(char* out, std::size_t size, std::string_view name) {
-  const std::size_t n = std::min(size - 1, name.size());
-  std::memcpy(out, name.data(), n);
-  out[n] = '\0';
-}
+constexpr const char* kOthers = "(others)";
 
 }  // namespace
 
@@ -51,7 +46,9 @@ void begin_trace(TracePart& part, ProcId proc, bool is_pool, std::string_view ti
   user.until.store(0);
   user.first_event.store(part.events_written.load());
   user.is_pool.store(is_pool);
-  copy_name(user.title, sizeof user.title, title);
+  copy_text(user.title, title);
+  // The one before may have been killed in the middle of a write.
+  part.waited_version.store((part.waited_version.load() + 1) & ~1U);
   part.num_waited.store(0);
   part.stack_fd.store(0);
   part.stack_count.store(0);
@@ -67,8 +64,7 @@ void begin_trace(TracePart& part, ProcId proc, bool is_pool, std::string_view ti
 
 void end_trace(TracePart& part) {
   const u32 n = part.num_users.load(std::memory_order_relaxed);
-  if (n != 0)
-    part.users[(n - 1) % kTraceUsers].until.store(static_cast<u64>(now_ns()));
+  if (n != 0) part.users[(n - 1) % kTraceUsers].until.store(static_cast<u64>(now_ns()));
 }
 
 u32 histogram_bucket(u64 ns) {
@@ -83,84 +79,247 @@ u64 histogram_value(u32 bucket) {
   return low + (1ULL << (bucket / 4 + 6)) / 2;
 }
 
-u64 hash_name(std::string_view name, u64 salt) {
-  u64 h = salt ^ (name.size() * 0x9e3779b97f4a7c15ULL);
-  std::size_t at = 0;
-  while (at < name.size()) {
-    u64 word = 0;
-    std::memcpy(&word, name.data() + at, std::min<std::size_t>(8, name.size() - at));
-    h = (h ^ word) * 0xff51afd7ed558ccdULL;
-    h ^= h >> 32;
-    at += 8;
+std::optional<SeenEvent> read_event(const TracePart& part, u64 position) {
+  const TraceEvent& event = part.events[position % kTraceEvents];
+  SeenEvent seen;
+  seen.position = position;
+  // The end before the word, which says whether it ended well. Acquire: see TraceEvent.
+  seen.end = event.end.load(std::memory_order_acquire);
+  seen.start = event.start.load(std::memory_order_acquire);
+  seen.id.high = event.id_high.load(std::memory_order_acquire);
+  seen.id.low = event.id_low.load(std::memory_order_acquire);
+  const u64 word = event.word.load(std::memory_order_acquire);
+  if (part.events_written.load(std::memory_order_relaxed) >= position + kTraceEvents)
+    return std::nullopt;
+  seen.kind = static_cast<TraceEvent::Kind>(word & 0xff);
+  seen.failed = (word & kTraceFailed) != 0;
+  seen.label = static_cast<u32>((word >> 16) & 0xffff);
+  seen.thread = static_cast<u32>(word >> 32);
+  return seen;
+}
+
+Waited read_waited(const TracePart& part) {
+  constexpr int kTries = 4;
+  Waited waited;
+  for (int i = 0; i < kTries; ++i) {
+    // Pairs with the release stores of Trace::waits_for: whoever reads a field from
+    // there sees the version that was stored before it, below.
+    const u32 version = part.waited_version.load(std::memory_order_acquire);
+    waited.ids.clear();
+    const u32 n = std::min(part.num_waited.load(std::memory_order_acquire), kMaxNamed);
+    for (u32 k = 0; k < n; ++k)
+      waited.ids.push_back({part.waited_high[k].load(std::memory_order_acquire),
+                            part.waited_low[k].load(std::memory_order_acquire)});
+    waited.since = part.waited_since.load(std::memory_order_acquire);
+    waited.kind = part.waited_kind.load(std::memory_order_acquire);
+    if (version % 2 == 0 &&
+        part.waited_version.load(std::memory_order_relaxed) == version)
+      return waited;
   }
-  return h;
+  return {};
+}
+
+std::string_view label_text(const TracePart& part, u32 label) {
+  // Pairs with the release store in Trace::add_label: the name is there first.
+  const u32 n = std::min(part.num_labels.load(std::memory_order_acquire), kTraceLabels);
+  return label < n ? text_in(part.labels[label].name) : kOthers;
 }
 
 Trace::Trace(TracePart& part) : part_(part) {
-  for (u32 i = 0; i < part.num_labels.load(); ++i) names_.emplace(part.labels[i].name, i);
-  if (names_.empty()) {
-    copy_name(part.labels[0].name, sizeof part.labels[0].name, "(others)");
+  classes_.assign({"", "", "?", ""});  // as the constants for them say
+  const u32 known = std::min(part.num_labels.load(), kTraceLabels);
+  for (u32 i = 0; i < known; ++i) labels_.emplace(text_in(part.labels[i].name), i);
+  if (labels_.empty()) {
+    copy_text(part.labels[0].name, kOthers);
     part.num_labels.store(1, std::memory_order_release);
-    names_.emplace("(others)", 0);
+    labels_.emplace(kOthers, 0);
   }
   const u32 n = part.num_users.load();
   if (n == 0) return;
   TraceUser& user = part.users[(n - 1) % kTraceUsers];
   user.pid.store(static_cast<u32>(getpid()));
-  title_ = user.title;
+  classes_[kOwnClass] = text_in(user.title);
 }
 
-u32 Trace::find_slowly(u64 key) const {
-  const auto it = labels_.find(key);
-  if (it == labels_.end()) return 0;
-  cache_[key % kCacheSize] = {key, it->second};
-  return it->second;
-}
-
-u32 Trace::add(u64 key, std::string_view name) {
-  const u32 n = part_.num_labels.load(std::memory_order_relaxed);
-  u32 label = 0;
-  if (const auto it = names_.find(std::string(name)); it != names_.end()) {
-    label = it->second;
-  } else if (n < kTraceLabels) {
-    label = n;
-    names_.emplace(name, label);
-    copy_name(part_.labels[n].name, sizeof part_.labels[n].name, name);
-    // Pairs with the acquire load of readers: the name is there first.
-    part_.num_labels.store(n + 1, std::memory_order_release);
+u32 Trace::find_slowly(ObjectId function) {
+  u32 label;
+  {
+    std::lock_guard lock(mutex_);
+    const u32* found = functions_.find(function);
+    if (found == nullptr) return 0;
+    label = *found;
   }
-  labels_[key] = label;
-  cache_[key % kCacheSize] = {key, label};
+  functions_cache_[slot_of(function)] = {function, label};
   return label;
 }
 
-u32 Trace::label_of_call(u64 actor, std::string_view method) {
-  const auto it = classes_.find(actor);
-  const u64 key = hash_name(method, it == classes_.end() ? kActorSalt : it->second);
-  if (const u32 known = find(key)) return known;
-  const std::string title = it == classes_.end() ? "?" : titles_[it->second];
-  return add(key, title + "." + std::string(method));
+u32 Trace::add(ObjectId function, std::string_view name) {
+  u32 label;
+  std::size_t turns;
+  {
+    std::lock_guard lock(mutex_);
+    label = add_label(kNoClass, name);
+    turns = functions_.turns();
+    functions_.put(function, label);
+    turns = functions_.turns() - turns;
+  }
+  if (turns != 0) forget_caches();
+  functions_cache_[slot_of(function)] = {function, label};
+  return label;
 }
 
-u64 Trace::record(TraceEvent::Kind kind, u32 label, u64 id, u64 start, u64 end) {
+void Trace::name_actor(ObjectId actor, std::string_view title) {
+  // As its own process has it, so that both sides call its methods by one name.
+  char shown[sizeof TraceUser::title];
+  copy_text(shown, title);
+  u32 in_class = kOtherClass;
+  std::size_t turns;
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = classes_by_title_.find(text_in(shown));
+    if (it != classes_by_title_.end()) {
+      in_class = it->second;
+    } else if (classes_.size() < kMaxClasses) {
+      in_class = static_cast<u32>(classes_.size());
+      classes_.emplace_back(text_in(shown));
+      classes_by_title_.emplace(text_in(shown), in_class);
+    }
+    turns = actors_.turns();
+    actors_.put(actor, in_class);
+    turns = actors_.turns() - turns;
+  }
+  if (turns != 0) forget_caches();
+  actors_cache_[slot_of(actor)] = {actor, in_class};
+}
+
+u32 Trace::class_of(ObjectId actor) {
+  u32 in_class;
+  {
+    std::lock_guard lock(mutex_);
+    const u32* known = actors_.find(actor);
+    if (known == nullptr) return kUnknownClass;
+    in_class = *known;
+  }
+  actors_cache_[slot_of(actor)] = {actor, in_class};
+  return in_class;
+}
+
+u32 Trace::label_in(u32 in_class, std::string_view name) {
+  name = cut_text(name, sizeof TraceLabel::name - 1);  // more is not shown
+  if (called_ == nullptr) called_ = std::make_unique<std::array<Called, kCacheSize>>();
+  const std::size_t hash = TextHash{}(name) + in_class * 0x9e3779b97f4a7c15ULL;
+  Called& known = (*called_)[hash % kCacheSize];
+  if (known.in_class == in_class && known.name == name) return known.label;
+  std::lock_guard lock(mutex_);
+  known.name = name;
+  known.in_class = in_class;
+  known.label = add_label(in_class, name);
+  return known.label;
+}
+
+u32 Trace::label_of_call_without_gil(ObjectId actor, std::string_view method) {
+  std::lock_guard lock(mutex_);
+  // A look that moves nothing: to empty the caches is for holders of the GIL.
+  const u32* known = actors_.peek(actor);
+  return add_label(known == nullptr ? kUnknownClass : *known, method);
+}
+
+u32 Trace::add_label(u32 in_class, std::string_view name) {
+  if (in_class == kOtherClass) return 0;
+  std::string full;
+  if (in_class != kNoClass) {
+    full.append(classes_[in_class]).append(".").append(name);
+    name = full;
+  }
+  name = cut_text(name, sizeof TraceLabel::name - 1);
+  if (const auto it = labels_.find(name); it != labels_.end()) return it->second;
+  const u32 n = part_.num_labels.load(std::memory_order_relaxed);
+  if (n >= kTraceLabels) return 0;
+  labels_.emplace(name, n);
+  copy_text(part_.labels[n].name, name);
+  // Pairs with the acquire loads of readers: the name is there first.
+  part_.num_labels.store(n + 1, std::memory_order_release);
+  return n;
+}
+
+void Trace::forget_caches() {
+  functions_cache_.fill({});
+  actors_cache_.fill({});
+}
+
+std::size_t Trace::known() const {
+  std::lock_guard lock(mutex_);
+  return labels_.size() + classes_.size() + functions_.size() + actors_.size() +
+         late_.size();
+}
+
+void Trace::waits_for(u32 kind, u64 since, const std::vector<ObjectId>& ids,
+                      std::size_t first) {
+  std::lock_guard lock(mutex_);
+  const u32 version = part_.waited_version.load(std::memory_order_relaxed) | 1;
+  part_.waited_version.store(version, std::memory_order_relaxed);
+  // Release: whoever reads one of these sees the odd version, or a later one.
+  u32 n = 0;
+  for (std::size_t i = first; i < ids.size() && n < kMaxNamed; ++i, ++n) {
+    part_.waited_high[n].store(ids[i].high, std::memory_order_release);
+    part_.waited_low[n].store(ids[i].low, std::memory_order_release);
+  }
+  part_.waited_since.store(since, std::memory_order_release);
+  part_.waited_kind.store(kind, std::memory_order_release);
+  part_.num_waited.store(n, std::memory_order_release);
+  // Pairs with the acquire load in read_waited.
+  part_.waited_version.store(version + 1, std::memory_order_release);
+}
+
+void Trace::waits_no_more() {
+  std::lock_guard lock(mutex_);
+  const u32 version = part_.waited_version.load(std::memory_order_relaxed) | 1;
+  part_.waited_version.store(version, std::memory_order_relaxed);
+  part_.num_waited.store(0, std::memory_order_release);
+  // Pairs with the acquire load in read_waited.
+  part_.waited_version.store(version + 1, std::memory_order_release);
+}
+
+void Trace::submitted_without_gil(u32 label, ObjectId task) {
+  add_to(part_.labels[label].submitted, 1);
+  std::lock_guard lock(mutex_);
+  // Nobody has run Python code here for so long: the ring would hardly keep more.
+  if (late_.size() < kMaxLate)
+    late_.push_back({label, task, static_cast<u64>(now_ns())});
+  has_late_.store(true, std::memory_order_relaxed);
+}
+
+void Trace::write_late() {
+  std::vector<Late> late;
+  {
+    std::lock_guard lock(mutex_);
+    has_late_.store(false, std::memory_order_relaxed);
+    late.swap(late_);
+  }
+  for (const Late& one : late)
+    record(TraceEvent::kSubmit, one.label, one.task, one.when, one.when);
+}
+
+u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end) {
+  if (has_late_.load(std::memory_order_relaxed)) write_late();
   const u64 position = part_.events_written.load(std::memory_order_relaxed);
   TraceEvent& event = part_.events[position % kTraceEvents];
-  event.word.store(0, std::memory_order_relaxed);
-  // Pairs with the fence in the reader: whoever sees a new field sees the word cleared.
-  std::atomic_thread_fence(std::memory_order_release);
-  event.start.store(start, std::memory_order_relaxed);
+  // Release: see TraceEvent.
+  event.start.store(start, std::memory_order_release);
   event.end.store(end == 0 && kind == TraceEvent::kSubmit ? start : end,
-                  std::memory_order_relaxed);
-  event.id.store(id, std::memory_order_relaxed);
-  event.word.store(static_cast<u64>(kind) | static_cast<u64>(this_thread()) << 8 |
-                       static_cast<u64>(label) << 32,
+                  std::memory_order_release);
+  event.id_high.store(id.high, std::memory_order_release);
+  event.id_low.store(id.low, std::memory_order_release);
+  event.word.store(static_cast<u64>(kind) | static_cast<u64>(label) << 16 |
+                       static_cast<u64>(this_thread()) << 32,
                    std::memory_order_release);
+  // Pairs with the acquire loads of readers: the event is there first.
   part_.events_written.store(position + 1, std::memory_order_release);
   last_ = std::max(start, end);
   return position;
 }
 
-Trace::Running Trace::started(u32 label, u64 task, u64 arg_bytes) {
+Trace::Running Trace::started(u32 label, ObjectId task, u64 arg_bytes) {
   Running call;
   call.start = static_cast<u64>(now_ns());
   call.label = label;
@@ -172,12 +331,12 @@ Trace::Running Trace::started(u32 label, u64 task, u64 arg_bytes) {
   return call;
 }
 
-void Trace::finished(const Running& call, u64 task, u64 result_bytes, bool failed) {
+void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
+                     bool failed) {
   if (call.start == 0) return;  // it failed before it could be started
   const u64 now = static_cast<u64>(now_ns());
   const u64 duration = now - call.start;
   TraceLabel& counters = part_.labels[call.label];
-  add_to(counters.finished, 1);
   add_to(counters.total_ns, duration);
   add_to(counters.result_bytes, result_bytes);
   std::atomic<u32>& bucket = counters.histogram[histogram_bucket(duration)];
@@ -195,14 +354,22 @@ void Trace::finished(const Running& call, u64 task, u64 result_bytes, bool faile
   }
   add_to(counters.cpu_ns, cpu);
   TraceEvent& event = part_.events[call.position % kTraceEvents];
-  if (event.id.load(std::memory_order_relaxed) == task &&
-      event.start.load(std::memory_order_relaxed) == call.start) {
-    if (failed) event.word.fetch_or(kTraceFailed, std::memory_order_relaxed);
-    event.end.store(now, std::memory_order_relaxed);
+  if (part_.events_written.load(std::memory_order_relaxed) <
+      call.position + kTraceEvents) {
+    if (failed)
+      event.word.store(event.word.load(std::memory_order_relaxed) | kTraceFailed,
+                       std::memory_order_release);
+    // Pairs with the acquire load in read_event: who sees the end sees whether it
+    // failed.
+    event.end.store(now, std::memory_order_release);
     last_ = now;
   } else {  // so long ago that its place was used again
     record(TraceEvent::kRun, call.label, task, call.start, now);
   }
+  // Pairs with the acquire load in for_each_running: whoever counts it as finished sees
+  // that its event has an end.
+  counters.finished.store(counters.finished.load(std::memory_order_relaxed) + 1,
+                          std::memory_order_release);
 }
 
 void Trace::slept() { t_cpu = {thread_cpu_ns(), 0}; }

@@ -200,7 +200,7 @@ class ActorHandle(Generic[T]):
     @property
     def _actor_id(self) -> ActorId:
         """Of Ray's handles, too: programs read it to tell actors apart."""
-        return ActorId(f"{int(self._skate_actor._id):016x}")
+        return ActorId(f"{int(self._skate_actor._id):032x}")
 
     _ray_actor_id = _actor_id
 

@@ -141,7 +141,7 @@ class RuntimeContext:
 
     @staticmethod
     def _hex(number: int) -> str | None:
-        return f"{number:016x}" if number else None
+        return f"{number:032x}" if number else None
 
 
 def get_runtime_context() -> RuntimeContext:

@@ -3,6 +3,7 @@ The C++ core of skate's embedded engine. Use the names in skate instead.
 """
 
 from collections.abc import Sequence
+import enum
 from typing import Annotated
 
 import numpy
@@ -14,6 +15,231 @@ from typing import Any
 from skate._ref import ActorRef, ObjectRef
 
 build_type: str = 'Release'
+
+is_small: bool = False
+
+MAX_PROCS: int = 4096
+
+MAX_CPUS: int = 1024
+
+FIRST_EPOCH: int = 1
+
+DRIVER: int = 1
+
+class SystemError(enum.IntEnum):
+    """Why there is no value."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    NONE = 0
+
+    WORKER_CRASHED = 1
+
+    ACTOR_DIED = 2
+
+    OWNER_DIED = 3
+
+    ACTOR_UNAVAILABLE = 4
+
+    CANCELLED = 5
+
+    NO_RESOURCES = 6
+
+class DeathCause(enum.IntEnum):
+    """Why a process ended."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    UNKNOWN = 0
+
+    EXITED = 1
+
+    SIGNALED = 2
+
+    KILLED = 3
+
+    OUT_OF_SCOPE = 4
+
+    CONSTRUCTOR_FAILED = 5
+
+    ACTOR_EXIT = 6
+
+    OWNER_ENDED = 7
+
+    RUNTIME_ENV_FAILED = 8
+
+    NO_PROCESS = 9
+
+    OUT_OF_MEMORY = 16
+
+class Notice(enum.IntEnum):
+    """Of a call given earlier."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    NONE = 0
+
+    CANCELLED = 1
+
+    ITEMS_READ = 2
+
+class NextItem(enum.IntEnum):
+    """What Node.look_at_stream says."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    ITEM = 0
+
+    END = 1
+
+    NOT_YET = 2
+
+class ProcState(enum.IntEnum):
+    """What a process does."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    NONE = 0
+
+    STARTING = 1
+
+    PARKED = 2
+
+    SEARCHING = 3
+
+    RUNNING = 4
+
+    BLOCKED = 5
+
+class WhyState(enum.IntEnum):
+    """Why an object has no value yet: see core/explain.hpp."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    UNKNOWN = 0
+
+    READY = 1
+
+    FAILED = 2
+
+    NEEDS = 3
+
+    QUEUED = 4
+
+    TAKEN = 5
+
+    LEASE = 6
+
+    SENT = 7
+
+    BEHIND = 8
+
+    RECEIVED = 9
+
+EVENT_SUBMIT: int = 1
+
+EVENT_RUN: int = 2
+
+EVENT_GET: int = 3
+
+EVENT_GOT: int = 4
+
+EVENT_SPAN: int = 5
+
+EVENT_WAIT: int = 6
+
+class BlockState(enum.IntEnum):
+    """Where a block of Node.list_blocks is: see core/blocks.hpp."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    FIXED = 0
+
+    RESIDENT = 1
+
+    LEAVING = 2
+
+    EMPTYING = 3
+
+    ON_DISK = 4
+
+    DROPPED = 5
+
+    HOLED = 6
+
+    FREE = 7
+
+class Forget(enum.IntEnum):
+    """How much of a dead process can go."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    BORROWS = 0
+
+    OBJECTS = 1
+
+    ALL = 2
+
+HOLDS_OBJECTS: int = 1
+
+HOLDS_BLOCKS: int = 2
+
+CAME_BY_OBJECTS: int = 4
+
+CAME_BY_BLOCKS: int = 8
+
+MAX_PACKET: int = 65536
+
+NOTE_BOXED: bytes = ...
+
+NOTE_CANNOT_ANSWER: bytes = ...
+
+NOTE_MAP: bytes = ...
+
+NOTE_ASK: bytes = ...
+
+NOTE_TELL: bytes = ...
+
+NOTE_WANT_WORKER: bytes = ...
+
+NOTE_WANT_LEASE: bytes = ...
+
+NOTE_DROP_LEASE: bytes = ...
+
+NOTE_LEASE_DONE: bytes = ...
+
+NOTE_BLOCKED: bytes = ...
+
+NOTE_RUNNING: bytes = ...
+
+NOTE_TOKEN_FREE: bytes = ...
+
+NOTE_SPILL_FILE: bytes = ...
+
+NOTE_CONFIRM: bytes = ...
+
+NOTE_LET_GO: bytes = ...
+
+NOTE_UNWANTED: bytes = ...
+
+def owner_of(id: int) -> tuple[int, int]:
+    """Index and epoch of the process that owns an object."""
 
 def configure(engine: object, object_ref: object, actor_ref: object, dumps: object, loads: object, load_error: object, load_failure: object) -> None: ...
 
@@ -29,17 +255,6 @@ def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
     Call report() once a second in waits that last longer, until it returns True.
     """
 
-class Watch:
-    from collections.abc import Callable, Generator, Sequence
-    from typing import Any
-    from skate._ref import ActorRef, ObjectRef
-
-    def add(self, ref: object, tag: int) -> None: ...
-
-    def next(self, timeout: float | None) -> list[int]: ...
-
-    def close(self) -> None: ...
-
 class Node:
     """One process of the engine; see src/core/node.hpp."""
 
@@ -49,7 +264,14 @@ class Node:
 
     def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
 
+    @property
+    def in_forked_child(self) -> bool:
+        """Nothing of the session may be touched: it is the parent's."""
+
     def next_task(self) -> Call | None: ...
+
+    def next_notice(self) -> Call | None:
+        """Of calls that still run after next_task has given None."""
 
     def next_call(self, timeout: float | None) -> Call | None:
         """None if no call came in time; StopIteration if none will come."""
@@ -58,19 +280,35 @@ class Node:
 
     def serve_calls(self, object: Any, title: str, others: set[str], variable: Any, actor: int, failed: Any) -> Call | None: ...
 
-    def holds_error(self, object: int) -> bool: ...
+    def explain(self, object: int, process: int) -> dict[str, Any] | None:
+        """
+        What a process knows of why an object has no value; None if it is silent.
+        """
 
-    def put(self, value: Any) -> ObjectRef[Any]: ...
+    def list_objects(self) -> list[dict[str, Any]]:
+        """What this process owns or borrows, apart from code."""
 
-    def lend(self, value: Any) -> ObjectRef[Any]: ...
+    def list_blocks(self) -> list[dict[str, Any]]:
+        """
+        The blocks in use in all arenas; in the driver, those of dead processes too.
+        """
 
-    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
+    def statistics(self) -> dict[str, int]: ...
 
-    def wait(self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+    def processes(self) -> list[dict[str, int]]:
+        """What the session directory says of each live process."""
 
-    def watch(self) -> Watch: ...
+    def name_function(self, function: int, name: str) -> None:
+        """What the trace, and a full store, call an exported function."""
 
-    def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
+    def name_actor(self, actor: int, title: str) -> None:
+        """What the trace calls an actor's class."""
+
+    def name_process(self, name: str) -> None:
+        """What made its blocks that no function or line is known for."""
+
+    def record_span(self, name: str, start_ns: int) -> None:
+        """Something of the user's, from then to now."""
 
     def submit(self, function: int, holds_refs: bool, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, max_retries: int, resources: bytes | None, window: int, parent: int) -> list[ObjectRef[Any]]: ...
 
@@ -92,38 +330,6 @@ class Node:
 
     def place_actor(self, actor: ActorRef, index: int, epoch: int) -> None: ...
 
-    def release(self, id: int) -> None: ...
-
-    def adopt(self, id: int) -> int:
-        """Count a ref that is being decoded; its id, which may be a new one."""
-
-    def name_function(self, function: int, name: str) -> None:
-        """What the trace, and a full store, call an exported function."""
-
-    def name_actor(self, actor: int, title: str) -> None:
-        """What the trace calls an actor's class."""
-
-    def record_span(self, name: str, start_ns: int) -> None:
-        """Something of the user's, from then to now."""
-
-    def explain(self, object: int, process: int) -> dict[str, Any] | None:
-        """
-        What a process knows of why an object has no value; None if it is silent.
-        """
-
-    def list_objects(self) -> list[dict[str, Any]]:
-        """What this process owns or borrows, apart from code."""
-
-    def list_blocks(self) -> list[dict[str, Any]]:
-        """The blocks in use in all arenas, those of dead processes too."""
-
-    def catch_up(self) -> None: ...
-
-    def stop_serving(self) -> None: ...
-
-    def name_process(self, name: str) -> None:
-        """What made its blocks that no function or line is known for."""
-
     def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
         """The next item of a stream, or None at its end."""
 
@@ -131,27 +337,33 @@ class Node:
         """A ref that is ready once next_item does not block."""
 
     def look_at_stream(self, task: int) -> int:
-        """0: an item is there; 1: it has ended; 2: neither."""
+        """A NextItem: what next_item would do now."""
 
     def close_stream(self, task: int) -> None: ...
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
         """False: it is a call of an actor, which is not to be killed."""
 
-    def is_cancelled(self, task: int) -> bool: ...
+    def put(self, value: Any) -> ObjectRef[Any]: ...
 
-    def interrupt_by(self, signal: int) -> None: ...
+    def lend(self, value: Any) -> ObjectRef[Any]: ...
 
-    def take_interrupt(self) -> bool: ...
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, writable: bool) -> list[Any]: ...
 
-    def postpone_interrupt(self) -> None: ...
+    def wait(self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
 
-    def want_notices(self) -> None: ...
+    def watch(self) -> Watch: ...
 
-    def wait_sent(self, timeout: float) -> None:
-        """Wait until all that was said to others has been sent."""
+    def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> numpy.ndarray: ...
 
-    def report_blocking(self, on: bool) -> None: ...
+    def release(self, id: int) -> None: ...
+
+    def adopt(self, id: int) -> int:
+        """Count a ref that is being decoded; its id, which may be a new one."""
+
+    def holds_error(self, object: int) -> bool: ...
+
+    def catch_up(self) -> None: ...
 
     def ask(self, question: bytes) -> tuple[bytes, int]:
         """The answer, and the descriptor that came with it or -1."""
@@ -159,12 +371,9 @@ class Node:
     def tell(self, note: bytes) -> None: ...
 
     def alive_word(self, index: int) -> int:
-        """Address of the word that is not 0 while the process lives."""
-
-    def statistics(self) -> dict[str, int]: ...
-
-    def processes(self) -> list[dict[str, int]]:
-        """What the session directory says of each live process."""
+        """
+        Address of two words: not 0 while there is a process, and that one's epoch.
+        """
 
     @property
     def index(self) -> int: ...
@@ -182,6 +391,20 @@ class Node:
     def engine_died(self) -> bool: ...
 
     def close(self) -> None: ...
+
+    def stop_serving(self) -> None: ...
+
+    def is_cancelled(self, task: int) -> bool: ...
+
+    def interrupt_by(self, signal: int) -> None: ...
+
+    def take_interrupt(self) -> bool: ...
+
+    def postpone_interrupt(self) -> None: ...
+
+    def want_notices(self) -> None: ...
+
+    def report_blocking(self, on: bool) -> None: ...
 
 class Call:
     """A task that this worker was given."""
@@ -247,7 +470,16 @@ class Call:
 
     def fail(self, error: bytes, refs: list[ObjectRef[Any]], retryable: bool) -> None: ...
 
-MAX_PROCS: int = 1024
+class Watch:
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+
+    def add(self, ref: object, tag: int) -> None: ...
+
+    def next(self, timeout: float | None) -> list[int]: ...
+
+    def close(self) -> None: ...
 
 class Control:
     """The supervisor's hand on the session directory."""
@@ -273,8 +505,6 @@ class Control:
     def running_tasks(self) -> list[tuple[int, str, int, bool]]:
         """Process id, name, start and whether it may be tried again, of each."""
 
-    def retire(self, index: int) -> None: ...
-
     def active_workers(self) -> int: ...
 
     def any_starting(self) -> bool: ...
@@ -289,13 +519,17 @@ class Control:
 
     def free_cpus(self) -> int: ...
 
-    def send_died(self, to: int, to_epoch: int, index: int, epoch: int, cause: int, detail: int, successor: int, successor_epoch: int) -> None: ...
+    def send_died(self, to: int, to_epoch: int, index: int, epoch: int, cause: int, detail: int, successor: int, successor_epoch: int, place_is_free: bool) -> None: ...
 
     def send_forget(self, to: int, to_epoch: int, index: int, epoch: int, step: int) -> None: ...
 
     def send_lease(self, to: int, to_epoch: int, task: int, index: int, epoch: int) -> None: ...
 
-    def flush(self) -> int: ...
+    def send_lease_refused(self, to: int, to_epoch: int, task: int, detail: int) -> None: ...
+
+    def has_mail(self, to: int, from_: int) -> bool: ...
+
+    def collect(self) -> int: ...
 
     def close_session(self) -> None: ...
 
@@ -320,9 +554,9 @@ class Group:
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
 
-    def __init__(self, fd: int, bytes: int, rank: int, world_size: int, alive: Sequence[int] = [], spin_us: float | None = None) -> None:
+    def __init__(self, fd: int, bytes: int, rank: int, world_size: int, alive: Sequence[tuple[int, int]] = [], spin_us: float | None = None) -> None:
         """
-        Map the segment `fd`, which stays the caller's. `alive` holds for each rank the address of a 32-bit word that is non-zero while its process lives; 0 stands for a rank that always does. The words must outlive the group.
+        Map the segment `fd`, which stays the caller's. `alive` holds for each rank the address of two 32-bit words, and an epoch: its process lives while the first is not zero and the second is the epoch. Address 0 stands for a rank that always does. The words must outlive the group.
         """
 
     @property
@@ -416,18 +650,6 @@ def line_buffer_stdout() -> None:
 def spin_ping_pong(rounds: int) -> float:
     """Seconds for a round trip between two spinning processes."""
 
-EVENT_SUBMIT: int = 1
-
-EVENT_RUN: int = 2
-
-EVENT_GET: int = 3
-
-EVENT_GOT: int = 4
-
-EVENT_SPAN: int = 5
-
-EVENT_WAIT: int = 6
-
 def announce_stacks(node: Node, signal_number: int, fd: int) -> None:
     """
     After faulthandler.register(signal_number, fd): lets others ask for stacks.
@@ -470,8 +692,8 @@ class Statistics:
         (process, pid, kind, thread, label, start, end, id, failed); end 0: it goes on.
         """
 
-    def users(self) -> list[tuple[int, int, str, bool]]:
-        """(process, pid, title, is of the pool), oldest first."""
+    def users(self) -> list[tuple[int, int, str, bool, int]]:
+        """(process, pid, title, is of the pool, epoch), oldest first."""
 
     def labels(self, process: int) -> list[str]: ...
 

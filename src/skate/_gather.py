@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._actor import ActorMethod
 from ._ref import ObjectRef
-from ._runtime import cancel_interrupted, current
+from ._runtime import cancel_interrupted, current, peek
 from ._stream import ObjectRefGenerator
 from ._task import RemoteFunction
 from .exceptions import GetTimeoutError
@@ -134,7 +134,7 @@ class AsCompleted(Generic[W]):
 
     def _watch_for(self, watch: Watch, ref: Any, tag: int) -> None:
         if isinstance(ref, ObjectRefGenerator):
-            ref = self._peeks[tag] = current().peek_item(ref._completed._id)
+            ref = self._peeks[tag] = peek(current(), ref)
         watch.add(ref, tag)
 
     def _check(self, ref: Any, where: str) -> None:

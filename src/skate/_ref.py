@@ -62,7 +62,7 @@ class ObjectRef(Generic[T_co]):
         return self
 
     def hex(self) -> str:
-        return f"{self._counter.session}{self._id:016x}"
+        return f"{self._counter.session}{self._id:032x}"
 
     def binary(self) -> bytes:
         return bytes.fromhex(self.hex())

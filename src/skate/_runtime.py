@@ -403,9 +403,7 @@ def wait(
             if not any(isinstance(ref, ObjectRefGenerator) for ref in refs):
                 raise
         peeks = [
-            engine.peek_item(ref._completed._id)
-            if isinstance(ref, ObjectRefGenerator)
-            else ref
+            peek(engine, ref) if isinstance(ref, ObjectRefGenerator) else ref
             for ref in refs
         ]
         ready = {id(ref) for ref in engine.wait(peeks, num_returns, timeout)[0]}
@@ -420,6 +418,14 @@ def wait(
         [ref for ref, peek in pairs if id(peek) in ready],
         [ref for ref, peek in pairs if id(peek) not in ready],
     )
+
+
+def peek(engine: Engine, stream: ObjectRefGenerator[Any]) -> ObjectRef[Any]:
+    """A ref that is ready once the stream's next item, or its end, is there."""
+    completed = stream._completed
+    if completed._counter is not engine:
+        engine.wait([completed], 1, 0)  # refuses the refs of an ended session
+    return engine.peek_item(completed._id)
 
 
 def cancel(

@@ -104,14 +104,12 @@ def test_why_shows_the_users_frames_and_no_others(job: Job) -> None:
     skate.get(ref)
 
 
+@pytest.mark.differs(inline="it is not about speed", ray="Ray gives advice of its own")
 def test_advice_names_the_users_line(
-    engine_name: str,
     start: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     job: Job,
 ) -> None:
-    if engine_name != "embedded":
-        pytest.skip("inline is not about speed; Ray gives advice of its own")
     monkeypatch.setenv("SKATE_ADVICE", "1")
     start(num_cpus=2)
     file, names = job

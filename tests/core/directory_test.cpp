@@ -15,6 +15,13 @@ constexpr int kSenders = 3;
 constexpr u32 kReceiver = 100;  // any process that is not one of the senders
 constexpr i64 kForever = -1;
 
+// Of senders that wait for room in the ring: nothing goes to a chain.
+struct NoMemory : OverflowMemory {
+  bool allocate(u64, u64&, u64&) override { return false; }
+  std::byte* at(u64) override { return nullptr; }
+  void free(u64, u64) override {}
+};
+
 // Senders that are not neighbours, so that they use several words of the inbox.
 u32 proc_of(int sender) { return 1 + 63 * static_cast<u32>(sender); }
 
@@ -31,9 +38,10 @@ void pause_a_while(std::mt19937& random) {
 
 void send_all(Shared& shared, int sender, u64 count) {
   RingProducer producer(&shared.rings[sender]);
+  NoMemory none;
   std::mt19937 random(static_cast<unsigned>(sender));
   for (u64 i = 0; i < count;) {
-    if (producer.push(1, &i, sizeof i)) ++i;
+    if (producer.push(1, &i, sizeof i, none)) ++i;
     mark_inbox(shared.session, kReceiver, proc_of(sender));
     if (ring_doorbell(shared.session.procs[kReceiver].doorbell))
       shared.wakes.fetch_add(1);
@@ -48,6 +56,7 @@ void receive_all(Shared& shared, u64 count) {
   std::vector<u64> received(kSenders);
   ProcEntry& me = shared.session.procs[kReceiver];
   std::mt19937 random(99);
+  const auto no_chain = [](u64, u64) -> const std::byte* { return nullptr; };
   u64 sleeps = 0;
   for (u64 left = count * kSenders; left > 0;) {
     u64 words = me.inbox_summary.exchange(0, std::memory_order_seq_cst);
@@ -59,7 +68,7 @@ void receive_all(Shared& shared, u64 count) {
         if (proc / 64 != static_cast<u32>(w) || (bits >> proc % 64 & 1) == 0) continue;
         RingConsumer& consumer = consumers[static_cast<std::size_t>(sender)];
         Record record;
-        while (consumer.peek(record)) {
+        while (consumer.peek(record, no_chain) == Peek::kRecord) {
           u64 value;
           std::memcpy(&value, record.payload, sizeof value);
           CHECK(value == received[static_cast<std::size_t>(sender)]++);

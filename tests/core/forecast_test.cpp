@@ -19,7 +19,8 @@ Forecast after(std::initializer_list<i64> waits) {
 TEST(nothing_is_expected_before_five_waits) {
   CHECK(after({}).expected().latest == 0);
   CHECK(after({5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs}).expected().latest == 0);
-  CHECK(after({5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs}).expected().latest == 5 * kMs);
+  CHECK(after({5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs}).expected().latest ==
+        5 * kMs);
 }
 
 TEST(what_is_expected_spans_those_that_are_alike) {
@@ -37,8 +38,8 @@ TEST(waits_that_differ_give_no_expectation) {
 }
 
 TEST(some_that_are_unlike_change_nothing_and_most_of_them_do) {
-  Forecast forecast = after({5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs,
-                             5 * kMs, 5 * kMs});
+  Forecast forecast =
+      after({5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs, 5 * kMs});
   forecast.add(9 * kMs);
   forecast.add(1 * kMs);
   forecast.add(30 * kMs);

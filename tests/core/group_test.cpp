@@ -592,8 +592,7 @@ TEST(ranks_that_wait_for_each_other_are_told) {
           outcome = mailer.receive(x, (group.rank() + 1) % 3);
           break;
         case 1:  // a receiver, and the others at a barrier
-          outcome =
-              group.rank() == 1 ? mailer.receive(x, 0) : group.barrier(kForever);
+          outcome = group.rank() == 1 ? mailer.receive(x, 0) : group.barrier(kForever);
           break;
         case 2:  // a row of receivers that ends at a barrier
           outcome = group.rank() == 2 ? group.barrier(kForever)
@@ -643,8 +642,8 @@ TEST(labels_are_compared_and_shown_from_where_they_differ) {
           GroupStatus::kMismatch);
     CHECK(x[0] == 1.0f);
     const std::string own = group.describe_call(group.rank(), 1 - group.rank());
-    const std::string start = group.rank() == 1 ? "float32 (7,), float32 (3,)"
-                                                : "float32 (3,), float32 (3,)";
+    const std::string start =
+        group.rank() == 1 ? "float32 (7,), float32 (3,)" : "float32 (3,), float32 (3,)";
     CHECK(own.find("allreduce(..., " + start) == 0);
     array.label = "all the same";
     CHECK(group.allreduce(array, ReduceOp::kSum, kForever).status == GroupStatus::kOk);

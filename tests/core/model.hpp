@@ -1,19 +1,24 @@
 // A small explicit-state model checker for protocols of a few threads and atomics.
 //
 // A model is a set of threads, each a function that reads like the code that it stands
-// for. The checker runs every interleaving of their atomic operations, and for every load
-// every value that the C++ memory model allows it to see: a location keeps the history of
-// its values, a thread has a *view* (how far in each history it is known to be), a release
-// carries the writer's view along, an acquire joins it, and seq_cst operations meet in one
-// more view. A load may return anything from the thread's view on.
+// for. The checker runs every interleaving of their atomic operations, and for every
+// load every value that the C++ memory model allows it to see: a location keeps the
+// history of its values, a thread has a *view* (how far in each history it is known to
+// be), a release carries the writer's view along, an acquire joins it, and seq_cst
+// operations meet in one more view. A load may return anything from the thread's view
+// on.
 //
-// It is stricter than the standard in two ways, both of no weight for what is checked here:
-// the order of writes to one location is that in which the threads made them, and a load
-// never sees a value that is written later (no load buffering).
+// It is stricter than the standard in two ways, both of no weight for what is checked
+// here: the order of writes to one location is that in which the threads made them, and
+// a load never sees a value that is written later (no load buffering).
 //
-// Time does not pass: a futex wait without a wake sleeps for ever, so a wake-up that only
-// a time-out would repair shows as a state in which nothing can run. There, `settled` is
-// asked whether everything is as it should be.
+// Time does not pass: a futex wait without a wake sleeps for ever, so a wake-up that
+// only a time-out would repair shows as a state in which nothing can run. There,
+// `settled` is asked whether everything is as it should be; `always`, if there is one,
+// in every state.
+//
+// A thread may be killed between any two steps, by another. Who knows of a death knows
+// all that the dead one did before: the kernel tells of it.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +32,8 @@
 #include <utility>
 #include <vector>
 
+#include "check.hpp"
+
 namespace model {
 
 using Byte = std::uint8_t;
@@ -34,12 +41,20 @@ using Place = std::uint16_t;  // in a thread's function
 
 enum Order : Byte { relaxed, acquire, release, acq_rel, seq_cst };
 
-constexpr int kLocations = 16;
-constexpr int kHistory = 10;
+// A test may need more of these: states become larger, and fewer are looked at in a
+// second.
+#ifndef MODEL_LOCATIONS
+#define MODEL_LOCATIONS 16
+#endif
+#ifndef MODEL_HISTORY
+#define MODEL_HISTORY 10
+#endif
+constexpr int kLocations = MODEL_LOCATIONS;
+constexpr int kHistory = MODEL_HISTORY;
 constexpr int kThreads = 4;
-constexpr int kDepth = 4;  // of calls
-constexpr int kLocals = 4;     // registers of each call
-constexpr int kRegisters = 8;  // those of the thread; they follow the call's
+constexpr int kDepth = 4;       // of calls
+constexpr int kLocals = 4;      // registers of each call
+constexpr int kRegisters = 12;  // those of the thread; they follow the call's
 constexpr int kShared = 8;  // variables that a mutex guards, or that only the model has
 
 // For each location, a place in its history.
@@ -112,7 +127,8 @@ class Machine {
     append(at, value, order, order >= release ? me_.now : View{});
   }
 
-  // Read-modify-writes see the last value; the new one carries the old one's view along.
+  // Read-modify-writes see the last value; the new one carries the old one's view
+  // along.
   Byte exchange(int at, Byte value, Order order) {
     const Byte old = see(at, state_.locations[at].count - 1, order);
     replace(at, value, order);
@@ -137,7 +153,8 @@ class Machine {
     for (int i = first_visible(at, order); i < last; ++i)
       if (location.history[i].value != expected) seen.push_back(i);
     seen.push_back(last);
-    const int which = seen[static_cast<std::size_t>(pick(static_cast<int>(seen.size())))];
+    const int which =
+        seen[static_cast<std::size_t>(pick(static_cast<int>(seen.size())))];
     const Byte found = see(at, which, order);
     if (which == last && found == expected) {
       replace(at, value, order);
@@ -181,10 +198,26 @@ class Machine {
     exchange(at, location.history[location.count - 1].value + 1, acq_rel);
   }
 
-  // A time-out: the thread goes on once no other does anything by itself.
+  // It has nothing more to do, but lives, until it is killed.
+  bool idle() { return wait(); }
+  // False: not yet.
+  bool wait_for(bool condition) { return condition || wait(); }
+
+  // It does nothing more, whatever it was about to do. It has not ended by itself: of
+  // one that has, nothing is known any more.
+  void kill(int thread) {
+    Thread& dead = state_.threads[thread];
+    join(me_.now, dead.now);
+    dead.done = true;
+    dead.sleeps_on = 0;
+  }
+
+  // A time-out: the thread goes on once no other does anything by itself. By then all
+  // that they did has long become visible.
   bool others_rest() {
     for (const Thread& thread : state_.threads)
       if (&thread != &me_ && !thread.done && thread.sleeps_on == 0) return wait();
+    for (const Thread& thread : state_.threads) join(me_.now, thread.now);
     return true;
   }
 
@@ -278,12 +311,12 @@ class Machine {
   friend class Checker;
 };
 
-// A thread's function: BEGIN, code in which every atomic operation stands in a STEP (one
-// that may have to wait in a WAIT), calls of other such functions in CALL, END. Locals
-// live in registers, since the function returns at each step and resumes there: those of
-// the call are 0 when it begins (and the arguments of a CALL must not use them: they are
-// the called function's there).
-#define BEGIN          \
+// A thread's function: BEGIN, code in which every atomic operation stands in a STEP
+// (one that may have to wait in a WAIT), calls of other such functions in CALL, END.
+// Locals live in registers, since the function returns at each step and resumes there:
+// those of the call are 0 when it begins (and the arguments of a CALL must not use
+// them: they are the called function's there).
+#define BEGIN             \
   switch (machine.pc()) { \
     case 0:
 #define END \
@@ -294,20 +327,19 @@ class Machine {
     machine.end(); \
     return;        \
   } while (false)
-#define STEP_AT(place, text, ...)  \
-  do {                             \
-    machine.stop_at(place, text);  \
-    return;                        \
-    case place:                    \
-      __VA_ARGS__;                 \
+#define STEP_AT(place, text, ...) \
+  do {                            \
+    machine.stop_at(place, text); \
+    return;                       \
+    case place:                   \
+      __VA_ARGS__;                \
   } while (false)
 #define STEP(...) STEP_AT(__COUNTER__ + 1, #__VA_ARGS__, __VA_ARGS__)
-#define WAIT(...) \
-  STEP_AT(__COUNTER__ + 1, #__VA_ARGS__, if (!(__VA_ARGS__)) return)
-#define CALL_AT(place, ...)                                        \
-  do {                                                             \
-    case place:                                                    \
-      if (!machine.call(place, [&] { __VA_ARGS__; })) return;      \
+#define WAIT(...) STEP_AT(__COUNTER__ + 1, #__VA_ARGS__, if (!(__VA_ARGS__)) return )
+#define CALL_AT(place, ...)                                   \
+  do {                                                        \
+    case place:                                               \
+      if (!machine.call(place, [&] { __VA_ARGS__; })) return; \
   } while (false)
 #define CALL(...) CALL_AT(__COUNTER__ + 1, __VA_ARGS__)
 
@@ -319,6 +351,8 @@ struct Model {
   std::vector<std::pair<int, Byte>> shared;     // the same for shared variables
   // In a state in which nothing can run: nullptr, or what is wrong.
   std::function<const char*(const State&)> settled;
+  // In every state: the same.
+  std::function<const char*(const State&)> always = nullptr;
 };
 
 inline Byte last_value(const State& state, int at) {
@@ -356,8 +390,8 @@ class Checker {
   struct Step {
     State state;
     const char* next[kThreads];  // what each thread does next
-    int moved = 0;  // the thread that led here
-    int thread = 0;  // what to try next
+    int moved = 0;               // the thread that led here
+    int thread = 0;              // what to try next
     int choice = 0;
   };
 
@@ -400,9 +434,11 @@ class Checker {
       advance(next, machine, top.thread);
       next.moved = top.thread;
       if (!machine.waits()) stuck.back() = false;
-      if (machine.error() != nullptr) {
+      const char* wrong = machine.error();
+      if (wrong == nullptr && model_.always) wrong = model_.always(next.state);
+      if (wrong != nullptr) {
         path.push_back(std::move(next));
-        tell(outcome, path, machine.error());
+        tell(outcome, path, wrong);
         return outcome;
       }
       if (++top.choice >= machine.alternatives()) {
@@ -517,5 +553,27 @@ class Checker {
 };
 
 inline Outcome run(const Model& model) { return Checker(model).run(); }
+
+// A sanitizer would learn nothing: the checker has one thread, and takes ten times as
+// long.
+constexpr bool kSkip = check::kLoad == 1;
+
+inline void expect_right(const char* what, const Model& model) {
+  if (kSkip) return;
+  const Outcome outcome = run(model);
+  std::printf("  %s: %zu states\n", what, outcome.states);
+  if (!outcome.error.empty()) outcome.print();
+  std::fflush(stdout);
+  CHECK(outcome.error.empty());
+}
+
+inline void expect_wrong(const char* without, const Model& model) {
+  if (kSkip) return;
+  const Outcome outcome = run(model);
+  std::printf("  without %s: %s\n", without,
+              outcome.error.empty() ? "nothing was found" : outcome.error.c_str());
+  std::fflush(stdout);
+  CHECK(!outcome.error.empty());
+}
 
 }  // namespace model

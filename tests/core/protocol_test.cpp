@@ -1,12 +1,13 @@
-// The protocols by which work is published and sleepers are woken, model-checked: in every
-// interleaving, and with every value that a load may see, nothing is lost and nobody
-// sleeps while there is something to do. Time-outs, which would repair what is lost, do
-// not happen here.
+// The protocols by which work is published and sleepers are woken, model-checked: in
+// every interleaving, and with every value that a load may see, nothing is lost and
+// nobody sleeps while there is something to do. Time-outs, which would repair what is
+// lost, do not happen here. What must not be lost with a process that dies is the
+// matter of protocol_loss_test.cpp.
 //
 // Each program below is one function of src/core, reduced to its atomic operations and
 // what decides about them; the comment says which. A change there belongs here too. The
-// switches of `Rules` turn a safeguard off: with each of them the checker must find what
-// goes wrong, which shows that it can.
+// switches of `Rules` turn a safeguard off: with each of them the checker must find
+// what goes wrong, which shows that it can.
 #include "check.hpp"
 #include "core/directory.hpp"
 #include "model.hpp"
@@ -27,17 +28,17 @@ using skate::kAwake;
 // A safeguard that is on unless a test turns it off.
 struct Rules {
   // Queue and CPUs.
-  bool publish_seq_cst = true;     // QueueProducer::push ends in a seq_cst store
-  bool sleep_seq_cst = true;       // the doorbell says kAsleep by a seq_cst store
-  bool look_again_for_work = true; // after saying so, before sleeping
-  bool running_before_look = true; // a claimer stops counting as searching, then looks
-  bool wake_the_next = true;       // a claimer that leaves work behind wakes one more
-  bool wake_when_blocking = true;  // whoever gives its CPU back wakes somebody for it
-  bool say_token_is_free = true;   // ... when it goes to sleep, and a lease waits
-  bool release_seq_cst = true;     // ... having put it back by a seq_cst store
-  bool look_again_for_cpus = true; // the supervisor, after it has asked for CPUs
-  bool ring_when_giving = true;    // the supervisor, giving CPUs back
-  bool leave_it_to_keeper = true;  // a busy submitter tells its housekeeper to look
+  bool publish_seq_cst = true;      // QueueProducer::push ends in a seq_cst store
+  bool sleep_seq_cst = true;        // the doorbell says kAsleep by a seq_cst store
+  bool look_again_for_work = true;  // after saying so, before sleeping
+  bool running_before_look = true;  // a claimer stops counting as searching, then looks
+  bool wake_the_next = true;        // a claimer that leaves work behind wakes one more
+  bool wake_when_blocking = true;   // whoever gives its CPU back wakes somebody for it
+  bool say_token_is_free = true;    // ... when it goes to sleep, and a lease waits
+  bool release_seq_cst = true;      // ... having put it back by a seq_cst store
+  bool look_again_for_cpus = true;  // the supervisor, after it has asked for CPUs
+  bool ring_when_giving = true;     // the supervisor, giving CPUs back
+  bool leave_it_to_keeper = true;   // a busy submitter tells its housekeeper to look
   bool watch_under_the_lock = true;  // ... which sets its doorbell under mu_
   // Messages.
   bool look_again_for_messages = true;
@@ -47,31 +48,10 @@ struct Rules {
   bool level_under_the_lock = true;    // the housekeeper's doorbell is set under mu_
   bool wake_keeper_on_leaving = true;  // the last thread to leave tells the housekeeper
   bool look_again_for_any = true;      // ... and looks whether it came too late
-  bool mark_before_counting = true;    // a result: first its mark, then the count of them
-  bool end_patience = true;            // a thread that submits tells the one that waits
-  bool look_when_ending_it = true;     // ... and looks whether it came too late
-  bool mark_when_full = true;          // a producer without room marks the inbox
-  bool ring_when_room = true;          // a consumer tells the producer that waits
+  bool mark_before_counting = true;  // a result: first its mark, then the count of them
+  bool end_patience = true;          // a thread that submits tells the one that waits
+  bool look_when_ending_it = true;   // ... and looks whether it came too late
 };
-
-// A sanitizer would learn nothing: the checker has one thread, and takes ten times as long.
-constexpr bool kSkip = check::kLoad == 1;
-
-void expect_right(const char* what, const Model& model) {
-  if (kSkip) return;
-  const Outcome outcome = run(model);
-  std::printf("  %s: %zu states\n", what, outcome.states);
-  if (!outcome.error.empty()) outcome.print();
-  CHECK(outcome.error.empty());
-}
-
-void expect_wrong(const char* without, const Model& model) {
-  if (kSkip) return;
-  const Outcome outcome = run(model);
-  std::printf("  without %s: %s\n", without,
-              outcome.error.empty() ? "nothing was found" : outcome.error.c_str());
-  CHECK(!outcome.error.empty());
-}
 
 // Registers that the functions below share.
 enum { kLevel = 0, kWoke = kLocals };
@@ -91,7 +71,8 @@ void ring(Machine& machine, int bell, Byte level = kAsleep) {
   END;
 }
 
-// Publishing tasks, looking for them, CPU tokens ---------------------------------------
+// Publishing tasks, looking for them, CPU tokens
+// ---------------------------------------
 
 namespace pool {
 
@@ -106,8 +87,8 @@ enum At {
   kBell = kState + kMaxWorkers,
   kToken = kBell + kMaxWorkers,
   kWanted = kToken + kMaxWorkers,
-  kNotes,  // at the supervisor's socket: "a CPU is free"
-  kMutex,  // of the submitter, if it has a housekeeper
+  kNotes,   // at the supervisor's socket: "a CPU is free"
+  kMutex,   // of the submitter, if it has a housekeeper
   kKeeper,  // that one's doorbell
 };
 enum Reg { kI, kX, kSeen, kFlag = kLocals, kFound, kTask, kHasToken, kWasIdle, kWho };
@@ -121,9 +102,9 @@ struct Setting {
   int workers = 2;
   int tokens = 2;
   int tasks = 2;
-  bool tasks_end = false;   // else each occupies its worker and CPU for ever
+  bool tasks_end = false;     // else each occupies its worker and CPU for ever
   bool first_blocks = false;  // the first task blocks in a skate call for ever
-  bool leases = false;        // the supervisor wants a CPU for a lease, then gives it back
+  bool leases = false;  // the supervisor wants a CPU for a lease, then gives it back
   // A submitter with a housekeeper, a worker that is busy when the task comes (with the
   // submitter it keeps both cores busy), and one that sleeps.
   bool busy = false;
@@ -145,9 +126,9 @@ void token_free(Machine& machine, const Setting& setting) {
 constexpr Byte kSeenParked = 1;
 constexpr Byte kSeenRunning = 2;
 
-// Node::wake_for_work, called by worker `self` or another process (-1). There is no worker
-// to start: one that exists has to be woken. `unless_busy`: Wake::kUnlessBusy, by a submitter
-// that runs, on two cores; its housekeeper is told once.
+// Node::wake_for_work, called by worker `self` or another process (-1). There is no
+// worker to start: one that exists has to be woken. `unless_busy`: Wake::kUnlessBusy,
+// by a submitter that runs, on two cores; its housekeeper is told once.
 void wake_for_work(Machine& machine, const Setting& setting, int self,
                    bool unless_busy = false) {
   BEGIN;
@@ -197,8 +178,8 @@ void producer(Machine& machine, const Setting& setting) {
   END;
 }
 
-// The same for a process that is busy beside one busy worker; it then goes on computing, or
-// blocks in a call of skate (Node::leave_cpu).
+// The same for a process that is busy beside one busy worker; it then goes on
+// computing, or blocks in a call of skate (Node::leave_cpu).
 void busy_producer(Machine& machine, const Setting& setting) {
   BEGIN;
   WAIT(machine.lock(kMutex));
@@ -282,8 +263,8 @@ void take_token(Machine& machine, const Setting& setting, int self) {
   for (machine[kI] = 0; machine[kI] < setting.tokens; ++machine[kI]) {
     STEP(machine[kX] = machine.load(kToken + machine[kI], seq_cst));
     if (machine[kX] != 0) continue;
-    STEP(machine[kFlag] = machine.compare_exchange(kToken + machine[kI], machine[kX],
-                                                   static_cast<Byte>(1 + self), seq_cst));
+    STEP(machine[kFlag] = machine.compare_exchange(
+             kToken + machine[kI], machine[kX], static_cast<Byte>(1 + self), seq_cst));
     if (machine[kFlag] == 0) continue;
     machine[kHasToken] = machine[kI] + 1;
     RETURN;
@@ -304,8 +285,8 @@ void release_token(Machine& machine, const Setting& setting, bool says_so) {
   END;
 }
 
-// Node::next_task of a pool worker, and what it runs: tasks that end, or never do, or the
-// first one blocks in a call of skate (Node::leave_cpu).
+// Node::next_task of a pool worker, and what it runs: tasks that end, or never do, or
+// the first one blocks in a call of skate (Node::leave_cpu).
 void worker(Machine& machine, const Setting& setting, int self) {
   const Rules& rules = setting.rules;
   BEGIN;
@@ -344,8 +325,8 @@ void worker(Machine& machine, const Setting& setting, int self) {
     }
     machine[kWasIdle] = 1;
     if (machine[kHasToken] != 0) {
-      // Fewer look for work than there are cores: what it sees of the others only decides
-      // whether it looks, so both are tried.
+      // Fewer look for work than there are cores: what it sees of the others only
+      // decides whether it looks, so both are tried.
       if (setting.workers > 1) STEP(machine[kX] = static_cast<Byte>(machine.choose(2)));
       if (machine[kX] == 0) {
         STEP(machine.store(kState + self, kSearching, seq_cst));
@@ -400,8 +381,8 @@ void supervisor(Machine& machine, const Setting& setting) {
   for (;;) {
     for (machine[kI] = 0; machine[kI] < setting.tokens; ++machine[kI]) {
       machine[kX] = 0;
-      STEP(machine[kFlag] = machine.compare_exchange(kToken + machine[kI], machine[kX],
-                                                     9, seq_cst));
+      STEP(machine[kFlag] =
+               machine.compare_exchange(kToken + machine[kI], machine[kX], 9, seq_cst));
       if (machine[kFlag] != 0) break;
     }
     if (machine[kFlag] != 0) break;
@@ -438,13 +419,14 @@ Model make(const Setting& setting) {
   } else {
     model.threads.push_back({"producer", [=](Machine& m) { producer(m, setting); }});
     for (int i = 0; i < setting.workers; ++i) {
-      model.threads.push_back({"worker " + std::to_string(i),
-                               [=](Machine& m) { worker(m, setting, i); }});
+      model.threads.push_back(
+          {"worker " + std::to_string(i), [=](Machine& m) { worker(m, setting, i); }});
       model.initially.push_back({kState + i, kRunning});
     }
   }
   if (setting.leases)
-    model.threads.push_back({"supervisor", [=](Machine& m) { supervisor(m, setting); }});
+    model.threads.push_back(
+        {"supervisor", [=](Machine& m) { supervisor(m, setting); }});
   const int all = (1 << setting.tasks) - 1;
   model.settled = [=](const State& state) -> const char* {
     if (setting.leases && state.shared[kLeased] == 0)
@@ -470,8 +452,12 @@ const Setting kBusyThenBlocks{.rules = {},
                               .busy = true,
                               .submitter_blocks = true,
                               .time_passes = false};
-const Setting kLease{
-    .rules = {}, .workers = 1, .tokens = 1, .tasks = 1, .tasks_end = true, .leases = true};
+const Setting kLease{.rules = {},
+                     .workers = 1,
+                     .tokens = 1,
+                     .tasks = 1,
+                     .tasks_end = true,
+                     .leases = true};
 const Setting kLeaseBlocking{.rules = {},
                              .workers = 1,
                              .tokens = 1,
@@ -481,7 +467,8 @@ const Setting kLeaseBlocking{.rules = {},
 
 }  // namespace pool
 
-// Messages: rings, inbox bits, doorbells, the housekeeper ------------------------------
+// Messages: rings, inbox bits, doorbells, the housekeeper
+// ------------------------------
 
 namespace messages {
 
@@ -504,12 +491,12 @@ enum Var {
 struct Setting {
   Rules rules;
   int messages = 2;
-  Byte urgent = 0;         // bit i: message i is
-  bool waits = true;       // the receiver's thread waits for message 0 ...
-  bool submits = false;    // ... and then submits a task that waits for the last one
-  bool has_task = false;   // ... which was submitted before
-  bool results = false;    // the messages are results, ...
-  int awaited = 1;         // ... and the receiver's thread waits for so many
+  Byte urgent = 0;        // bit i: message i is
+  bool waits = true;      // the receiver's thread waits for message 0 ...
+  bool submits = false;   // ... and then submits a task that waits for the last one
+  bool has_task = false;  // ... which was submitted before
+  bool results = false;   // the messages are results, ...
+  int awaited = 1;        // ... and the receiver's thread waits for so many
   bool other_submits = false;  // another thread submits a task that waits for the last
 };
 
@@ -545,8 +532,7 @@ void sender(Machine& machine, const Setting& setting) {
       CALL(wake_for_result(machine));
     if (machine[kFlag] == 0)
       CALL(ring(machine, kKeeperBell,
-                      (setting.urgent >> machine[kSent] & 1) != 0 ? kAsleep
-                                                                  : kAsleepAny));
+                (setting.urgent >> machine[kSent] & 1) != 0 ? kAsleep : kAsleepAny));
   }
   END;
 }
@@ -587,8 +573,8 @@ void wake_keeper_for_any(Machine& machine, const Rules& rules) {
   END;
 }
 
-// A thread of the receiver: Node::wait for message 0, with spin and park; then it computes,
-// outside of skate, for ever. Node::submit may come between.
+// A thread of the receiver: Node::wait for message 0, with spin and park; then it
+// computes, outside of skate, for ever. Node::submit may come between.
 void user(Machine& machine, const Setting& setting) {
   const Rules& rules = setting.rules;
   BEGIN;
@@ -637,8 +623,8 @@ void user(Machine& machine, const Setting& setting) {
   END;
 }
 
-// Another thread of the receiver: Node::submit of a task that waits for the last message,
-// with wake_for_any.
+// Another thread of the receiver: Node::submit of a task that waits for the last
+// message, with wake_for_any.
 void other(Machine& machine, const Setting& setting) {
   const Rules& rules = setting.rules;
   BEGIN;
@@ -650,7 +636,8 @@ void other(Machine& machine, const Setting& setting) {
     } else if (rules.end_patience) {
       STEP(machine.store(kAwaited, 1, seq_cst));
       machine[kX] = 0;
-      if (rules.look_when_ending_it) STEP(machine[kX] = machine.load(kSummary, seq_cst));
+      if (rules.look_when_ending_it)
+        STEP(machine[kX] = machine.load(kSummary, seq_cst));
       if (machine[kX] != 0) CALL(ring(machine, kBell));
     }
   }
@@ -714,104 +701,6 @@ const Setting kOtherSubmits{
 
 }  // namespace messages
 
-// A ring without room ------------------------------------------------------------------
-
-namespace full {
-
-enum At {
-  kTail,  // of a ring that has room for one message
-  kHead,
-  kProducerWaits,
-  kSummary,  // the consumer's inbox and doorbell
-  kBell,
-  kBackSummary,  // the same of the producer, whose own thread computes
-  kBackBell,
-};
-enum Reg { kX, kSeen, kFlag = kLocals, kSent, kHeadSeen };
-constexpr int kMessages = 3;
-
-// Node::send, push and flush_unsent, by the producer's housekeeper: what does not fit waits
-// until the consumer says that there is room.
-void producer(Machine& machine, const Rules& rules) {
-  BEGIN;
-  while (machine[kSent] < kMessages) {
-    STEP(machine[kX] = machine.load(kBackSummary, acquire));
-    if (machine[kX] != 0) STEP(machine.exchange(kBackSummary, 0, seq_cst));
-    while (machine[kSent] < kMessages) {
-      if (machine[kSent] - machine[kHeadSeen] == 1)
-        STEP(machine[kHeadSeen] = machine.load(kHead, acquire));
-      if (machine[kSent] - machine[kHeadSeen] == 1) {
-        STEP(machine.store(kProducerWaits, 1, seq_cst));
-        if (rules.mark_when_full) {
-          STEP(machine.fetch_or(kSummary, 1, seq_cst));
-          CALL(ring(machine, kBell, kAsleep));
-        }
-        break;
-      }
-      ++machine[kSent];
-      STEP(machine.store(kTail, machine[kSent], release));
-      STEP(machine.fetch_or(kSummary, 1, seq_cst));
-      CALL(ring(machine, kBell, kAsleep));
-    }
-    if (machine[kSent] == kMessages) RETURN;
-    STEP(machine.store(kBackBell, kAsleepAny, seq_cst));
-    STEP(machine[kX] = machine.load(kBackSummary, seq_cst));
-    if (machine[kX] == 0) STEP(machine.futex_wait(kBackBell, kAsleepAny));
-    STEP(machine.store(kBackBell, kAwake, seq_cst));
-  }
-  END;
-}
-
-// Node::drain_ring in the consumer, which waits for the last message.
-void consumer(Machine& machine, const Rules& rules) {
-  BEGIN;
-  while (machine[kSent] < kMessages) {
-    STEP(machine[kX] = machine.load(kSummary, acquire));
-    if (machine[kX] != 0) {
-      STEP(machine.exchange(kSummary, 0, seq_cst));
-      for (;;) {
-        STEP(machine[kSeen] = machine.load(kTail, acquire));
-        if (machine[kSent] == machine[kSeen]) break;
-        ++machine[kSent];
-        STEP(machine.store(kHead, machine[kSent], release));
-      }
-      if (rules.ring_when_room) {
-        STEP(machine[kX] = machine.load(kProducerWaits, seq_cst));
-        if (machine[kX] != 0)
-          STEP(machine[kX] = machine.exchange(kProducerWaits, 0, seq_cst));
-        if (machine[kX] != 0) {
-          STEP(machine.fetch_or(kBackSummary, 1, seq_cst));
-          CALL(ring(machine, kBackBell, kAsleep));
-        }
-      }
-      continue;
-    }
-    STEP(machine.store(kBell, kAsleep, seq_cst));
-    STEP(machine[kX] = machine.load(kSummary, seq_cst));
-    if (machine[kX] == 0) STEP(machine.futex_wait(kBell, kAsleep));
-    STEP(machine.store(kBell, kAwake, seq_cst));
-  }
-  END;
-}
-
-Model make(const Rules& rules) {
-  Model model;
-  model.threads = {{"producer", [=](Machine& m) { producer(m, rules); }},
-                   {"consumer", [=](Machine& m) { consumer(m, rules); }}};
-  model.settled = [](const State& state) -> const char* {
-    if (!state.threads[1].done) return "a message did not fit and is never sent";
-    return nullptr;
-  };
-  return model;
-}
-
-Model make(bool Rules::*off) {
-  Rules rules;
-  rules.*off = false;
-  return make(rules);
-}
-
-}  // namespace full
 }  // namespace
 
 TEST(no_task_waits_while_a_worker_sleeps_and_a_cpu_is_free) {
@@ -884,15 +773,10 @@ TEST(who_waits_for_several_results_is_woken_once_they_are_there) {
   expect_right("another thread that needs the first", make(kOtherSubmits));
   expect_wrong("marking the inbox before counting",
                make(kTwoResults, &Rules::mark_before_counting));
-  expect_wrong("telling the thread that waits", make(kOtherSubmits, &Rules::end_patience));
+  expect_wrong("telling the thread that waits",
+               make(kOtherSubmits, &Rules::end_patience));
   expect_wrong("looking whether that came too late",
                make(kOtherSubmits, &Rules::look_when_ending_it));
-}
-
-TEST(what_does_not_fit_into_a_ring_is_sent_when_there_is_room) {
-  expect_right("one ring", full::make(Rules{}));
-  expect_wrong("marking the inbox", full::make(&Rules::mark_when_full));
-  expect_wrong("telling the producer", full::make(&Rules::ring_when_room));
 }
 
 TEST_MAIN()

@@ -12,13 +12,17 @@ using namespace skate;
 
 namespace {
 
+// As in a TaskHeader, the name comes first.
 struct Task {
+  ObjectId id;
   u64 number;
   u64 checks[4];
 };
 
+ObjectId id_of(u64 number) { return ObjectId::make({7, 9}, 3, number + 1); }
+
 Task task_of(u64 number) {
-  Task task{number, {}};
+  Task task{id_of(number), number, {}};
   for (u64 i = 0; i < 4; ++i) task.checks[i] = number * 0x9e3779b97f4a7c15u + i;
   return task;
 }
@@ -29,6 +33,7 @@ u64 number_in(const std::byte* payload, u32 size) {
   CHECK(size == sizeof task);
   std::memcpy(&task, payload, sizeof task);
   const Task whole = task_of(task.number);
+  CHECK(task.id == whole.id);
   CHECK(std::equal(std::begin(task.checks), std::end(task.checks), whole.checks));
   return task.number;
 }
@@ -42,9 +47,27 @@ i64 claim(QueueMemory& queue, u32 proc) {
   return size == 0 ? -1 : static_cast<i64>(number_in(out, size));
 }
 
-bool push(QueueProducer& producer, u64 number) {
+std::optional<u64> place(QueueProducer& producer, u64 number) {
   const Task task = task_of(number);
   return producer.push(&task, sizeof task);
+}
+
+bool push(QueueProducer& producer, u64 number) {
+  return place(producer, number).has_value();
+}
+
+constexpr u32 kSelf = 40;
+
+// Takes task `number`, pushed to `position`, back. `claimer` says who copies it.
+bool withdraw(QueueProducer& producer, u64 position, u64 number,
+              std::optional<u32>& claimer) {
+  claimer.reset();
+  const auto is_it = [&](const std::byte* payload) {
+    ObjectId id;
+    std::memcpy(&id, payload, sizeof id);
+    return id == id_of(number);
+  };
+  return producer.withdraw(position, kSelf, is_it, claimer);
 }
 
 void pause_a_while(std::mt19937& random) {
@@ -124,6 +147,118 @@ TEST(a_dead_claimers_task_is_found_in_its_cell_and_only_there) {
   }
   for (u64 i = 0; i < kQueueCells; ++i) CHECK(push(producer, i));
   CHECK(!push(producer, 0));
+}
+
+TEST(a_task_is_taken_back_by_its_position_unless_somebody_has_it) {
+  check::SharedMemory memory(sizeof(QueueMemory));
+  QueueMemory& queue = *memory.as<QueueMemory>();
+  QueueProducer producer(&queue);
+  std::optional<u32> claimer;
+  u64 next = 0;
+  for (int lap = 0; lap < 5; ++lap) {
+    std::vector<u64> positions;
+    const u64 first = next;
+    for (u32 i = 0; i < kQueueCells; ++i) {
+      const std::optional<u64> position = place(producer, next++);
+      CHECK(position == next - 1);
+      positions.push_back(*position);
+    }
+    CHECK(!place(producer, next));
+    CHECK(claim(queue, 1) == static_cast<i64>(first));
+    CHECK(!withdraw(producer, positions[0], first, claimer) && !claimer);
+    // While it is being copied, its claimer can be asked for it; then no more.
+    std::byte out[kCellPayload];
+    claim_task(queue, 23, out, [&](const std::byte*, u32) {
+      CHECK(!withdraw(producer, positions[1], first + 1, claimer) && claimer == 23);
+    });
+    CHECK(!withdraw(producer, positions[1], first + 1, claimer) && !claimer);
+    // Every third of the others, once.
+    for (u32 i = 2; i < kQueueCells; i += 3) {
+      CHECK(!withdraw(producer, positions[i], first + i + 1, claimer) && !claimer);
+      CHECK(withdraw(producer, positions[i], first + i, claimer) && !claimer);
+      CHECK(!withdraw(producer, positions[i], first + i, claimer) && !claimer);
+    }
+    for (u32 i = 2; i < kQueueCells; ++i)
+      if (i % 3 != 2) CHECK(claim(queue, 1) == static_cast<i64>(first + i));
+    CHECK(claim(queue, 1) == -1);
+    CHECK(!producer.maybe_waiting());
+    // A cell that has another task by now is not that of the old one.
+    const std::optional<u64> position = place(producer, next);
+    CHECK(position && !withdraw(producer, *position - kQueueCells, next, claimer));
+    // Nor has its claimer anything to do with that one.
+    claim_task(queue, 23, out, [&](const std::byte*, u32) {
+      CHECK(!producer.withdraw(
+          *position - kQueueCells, kSelf, [](const std::byte*) { return true; },
+          claimer));
+      CHECK(!claimer);
+    });
+    CHECK(number_in(out, sizeof(Task)) == next++);
+  }
+}
+
+TEST(how_many_are_ahead_of_a_task_is_known_by_its_position) {
+  check::SharedMemory memory(sizeof(QueueMemory));
+  QueueMemory& queue = *memory.as<QueueMemory>();
+  QueueProducer producer(&queue);
+  for (u64 lap = 0; lap < 3; ++lap) {
+    std::vector<u64> positions;
+    for (u64 i = 0; i < kQueueCells; ++i)
+      positions.push_back(*place(producer, lap * kQueueCells + i));
+    CHECK(producer.ahead_of(positions[0]) == 0);
+    CHECK(producer.ahead_of(positions[kQueueCells - 1]) == kQueueCells - 1);
+    CHECK(claim(queue, 1) >= 0 && claim(queue, 1) >= 0);
+    std::optional<u32> claimer;
+    CHECK(withdraw(producer, positions[5], lap * kQueueCells + 5, claimer));
+    CHECK(!producer.ahead_of(positions[1]) && !producer.ahead_of(positions[5]));
+    CHECK(producer.ahead_of(positions[2]) == 0);
+    CHECK(producer.ahead_of(positions[6]) == 3);
+    for (u64 i = 3; i < kQueueCells; ++i) CHECK(claim(queue, 1) >= 0);
+    CHECK(claim(queue, 1) == -1 && !producer.ahead_of(positions[6]));
+  }
+}
+
+TEST(a_task_that_is_taken_back_while_others_claim_goes_one_way_only) {
+  constexpr u64 kTasks = 20'000 * check::kLoad;
+  struct Shared {
+    QueueMemory queue;
+    std::atomic<u64> gone;
+    std::atomic<u8> times[kTasks];
+  };
+  check::in_both(3, [] {
+    auto memory = std::make_shared<check::SharedMemory>(sizeof(Shared));
+    return [memory](int who) {
+      Shared& shared = *memory->as<Shared>();
+      if (who != 0) {
+        while (shared.gone.load() < kTasks) {
+          const i64 number = claim(shared.queue, static_cast<u32>(who));
+          if (number < 0) continue;
+          shared.times[number].fetch_add(1);
+          shared.gone.fetch_add(1);
+        }
+        return;
+      }
+      std::mt19937 random(7);
+      QueueProducer producer(&shared.queue);
+      u64 back = 0;
+      for (u64 next = 0; next < kTasks;) {
+        if (push(producer, next)) ++next;
+        if (random() % 4 != 0) continue;
+        // Mostly one of those that are about to be claimed.
+        const u64 position = producer.claimed() + random() % 3;
+        std::optional<u32> claimer;
+        if (position >= next) continue;
+        const bool taken_back = withdraw(producer, position, position, claimer);
+        CHECK(!claimer || (!taken_back && (*claimer == 1 || *claimer == 2)));
+        if (!taken_back) continue;
+        shared.times[position].fetch_add(1);
+        shared.gone.fetch_add(1);
+        ++back;
+      }
+      while (shared.gone.load() < kTasks) cpu_pause();
+      for (const std::atomic<u8>& times : shared.times) CHECK(times.load() == 1);
+      CHECK(back > 0);
+    };
+  });
 }
 
 TEST(several_claimers_take_every_task_exactly_once) {

@@ -28,9 +28,9 @@ void run_rounds(int rounds, i64 spin_ns) {
       Rounds mine(board->words, kWorkers, spin_ns);
       if (who != 0) {
         const u32 worker = static_cast<u32>(who) - 1;
-        u32 seen = 0;
+        u64 seen = 0;
         for (bool ends = false; !ends;) {
-          const u32 now = mine.next(seen, kLong);
+          const u64 now = mine.next(seen, kLong);
           CHECK(now == seen + 1);
           seen = now;
           ends = board->ends;
@@ -42,7 +42,7 @@ void run_rounds(int rounds, i64 spin_ns) {
       for (int i = 1; i <= rounds; ++i) {
         board->asked = static_cast<u64>(i) * 1000;
         board->ends = i == rounds;
-        CHECK(mine.begin() == static_cast<u32>(i));
+        CHECK(mine.begin() == static_cast<u64>(i));
         CHECK(mine.wait(kLong));
         for (u32 w = 0; w < kWorkers; ++w) {
           CHECK(mine.has_ended(w));
@@ -90,6 +90,114 @@ TEST(an_end_of_an_earlier_round_ends_no_later_one) {
   CHECK(!rounds.wait(2'000'000));
   rounds.end(1, 2);
   CHECK(rounds.wait(kLong));
+}
+
+// Begins rounds until the number of the next one is `number`, at no cost.
+void age(u32* words, u64 number) {
+  reinterpret_cast<std::atomic<u64>*>(words)->store(number - 1);
+}
+
+TEST(numbers_do_not_come_back_where_fewer_bits_would_wrap) {
+  for (const int bits : {16, 32}) {
+    alignas(64) u32 words[Rounds::words(2)] = {};
+    Rounds rounds(words, 2, 0);
+    const u64 first = 7;
+    const u64 second = first + (u64{1} << bits);
+    age(words, first);
+    CHECK(rounds.begin() == first);
+    CHECK(rounds.next(0, 0) == first);
+    rounds.end(0, first);
+    age(words, second);
+    CHECK(rounds.begin() == second);
+    CHECK(rounds.next(first, kLong) == second);
+    CHECK(!rounds.has_ended(0));
+    rounds.end(1, first, true);  // of a round that was given up long ago
+    CHECK(!rounds.has_ended(1) && rounds.num_odd() == 0);
+    rounds.end(0, second);
+    CHECK(!rounds.wait(0));
+    rounds.end(1, second, true);
+    CHECK(rounds.wait(0) && rounds.num_odd() == 1);
+  }
+}
+
+TEST(waits_sleep_and_wake_at_numbers_of_any_size) {
+  for (const u64 start : {u64{0xfffe}, u64{0xffff'fffe}, u64{0xffff'ffff'fff0}}) {
+    alignas(64) u32 words[Rounds::words(2)] = {};
+    age(words, start);
+    check::in_threads(3, [&](int who) {
+      Rounds rounds(words, 2, 0);
+      for (u64 i = 0; i < 8; ++i) {
+        if (who == 2) {
+          CHECK(rounds.begin() == start + i);
+          CHECK(rounds.wait(kLong));
+          continue;
+        }
+        CHECK(rounds.next(start + i - 1, kLong) == start + i);
+        rounds.end(static_cast<u32>(who), start + i);
+      }
+    });
+  }
+}
+
+TEST(as_many_workers_as_can_be_counted_and_no_more) {
+  check::SharedMemory memory(Rounds::words(Rounds::kMaxWorkers + 1) * sizeof(u32));
+  u32* words = memory.as<u32>();
+  Rounds rounds(words, Rounds::kMaxWorkers, 0);
+  for (u64 number = 1; number <= 2; ++number) {
+    CHECK(rounds.begin() == number);
+    for (u32 w = 0; w < Rounds::kMaxWorkers; ++w) {
+      if (w % 8192 == 0) CHECK(!rounds.wait(0));
+      rounds.end(w, number, true);
+    }
+    CHECK(rounds.wait(0) && rounds.num_odd() == Rounds::kMaxWorkers);
+  }
+  const auto refuses = [](u32* at, u32 workers) {
+    try {
+      Rounds(at, workers, 0);
+      return false;
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+  };
+  CHECK(refuses(words, Rounds::kMaxWorkers + 1));
+  CHECK(refuses(words + 1, 1));
+}
+
+TEST(a_part_that_was_ended_but_not_counted_is_found_when_time_is_up) {
+  alignas(64) u32 words[Rounds::words(2)] = {};
+  Rounds rounds(words, 2, 0);
+  rounds.begin();
+  rounds.end(0, 1);
+  CHECK(!rounds.wait(0));
+  // What a worker leaves that is killed within end().
+  std::atomic_ref<u64>(*reinterpret_cast<u64*>(words + Rounds::words(1))).store(1);
+  CHECK(rounds.has_ended(1) && rounds.wait(0));
+  CHECK(rounds.begin() == 2);
+  CHECK(!rounds.wait(0));
+}
+
+TEST(a_worker_killed_at_any_moment_costs_the_chief_its_patience_at_most) {
+  if (!check::kCanFork) return;
+  check::SharedMemory memory(Rounds::words(1) * sizeof(u32));
+  Rounds rounds(memory.as<u32>(), 1, 0);
+  u32 random = 1;
+  u64 seen = 0;
+  for (int i = 0; i < 200 * check::kLoad; ++i) {
+    const pid_t child = check::spawn([&, seen] {
+      Rounds mine(memory.as<u32>(), 1, 0);
+      for (u64 last = seen;;) mine.end(0, last = mine.next(last, kLong));
+    });
+    random = random * 1664525 + 1013904223;
+    for (u32 left = random >> 28; left > 0; --left) {
+      seen = rounds.begin();
+      CHECK(rounds.wait(kLong));
+    }
+    seen = rounds.begin();
+    for (u32 left = random >> 18 & 1023; left > 0; --left) cpu_pause();
+    kill(child, SIGKILL);
+    CHECK(!check::reap(child));
+    CHECK(rounds.wait(0) == rounds.has_ended(0));
+  }
 }
 
 TEST(what_is_odd_is_counted_for_each_round) {

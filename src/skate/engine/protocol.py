@@ -447,8 +447,8 @@ class Engine(StreamSource, Protocol):
         or an actor's ``ActorDiedError``.
         """
 
-    def placement_groups(self) -> dict[str, GroupInfo]:
-        """Every group of the session by its id."""
+    def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:
+        """Every group of the session by its id; with ``group``, at most that one."""
 
     # the session ------------------------------------------------------------
     def context(self) -> TaskContext: ...

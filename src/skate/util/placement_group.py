@@ -165,7 +165,7 @@ def get_current_placement_group() -> PlacementGroup | None:
     group = group_of(engine.assigned_resources())
     if group is None:
         return None
-    return PlacementGroup(group, engine.placement_groups()[group].bundles)
+    return PlacementGroup(group, engine.placement_groups(group)[group].bundles)
 
 
 def placement_group_table(
@@ -198,7 +198,7 @@ def _row(group: str, info: GroupInfo) -> dict[str, Any]:
 
 
 def _info(group: PlacementGroup) -> GroupInfo:
-    found = current().placement_groups().get(group.id)
+    found = current().placement_groups(group.id).get(group.id)
     if found is None:
         raise ValueError(f"{group!r} is of an earlier session.")
     return found

@@ -126,7 +126,7 @@ def list_actors() -> Iterable[Mapping[str, Any]]:
     context = skate.get_runtime_context()
     for actor in current().list_actors():
         yield {
-            "actor_id": f"{actor.actor_id:016x}",
+            "actor_id": f"{actor.actor_id:032x}",
             "class_name": actor.class_name.rpartition(".")[2],
             "state": actor.state.value,
             "job_id": context.get_job_id(),

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
 from skate._runtime_env import check_runtime_env
 from skate.engine.embedded.actors import ActorRequest
-from skate.engine.embedded.lifecycle import (
+from skate.engine.embedded.events import (
     ActorConstructed,
     ActorKilled,
     ActorUnwanted,
     ActorWanted,
     Blocked,
+    Command,
     Confirmed,
     CpuFree,
     CpusTaken,
     Died,
     Fork,
+    Forked,
     GiveCpus,
     GrantLease,
+    GroupRemoved,
+    GroupWanted,
+    KeepNote,
     Kill,
     LeaseDone,
+    LeaseDropped,
     LeaseWanted,
     LetGo,
-    Lifecycle,
+    NotForked,
     Prepare,
     Recycle,
+    RefuseLease,
+    Retire,
+    RoomAgain,
     TakeCpus,
     TellDied,
     TellForget,
@@ -37,6 +47,7 @@ from skate.engine.embedded.lifecycle import (
     WantCpus,
     WorkerWanted,
 )
+from skate.engine.embedded.lifecycle import Lifecycle
 from skate.engine.embedded.processes import Cause, Proc
 from skate.engine.protocol import ActorState
 
@@ -47,6 +58,20 @@ def new_process(life: Lifecycle, kind: str = "pool") -> Proc:
     proc = life.allocate(kind)
     assert proc is not None
     return proc
+
+
+def new_worker(life: Lifecycle) -> Proc:
+    (fork,) = life.handle(WorkerWanted(active=0, starting=False))
+    assert isinstance(fork, Fork)
+    return fork.proc
+
+
+def lease(life: Lifecycle, owner: Proc, task: int, *needs: Any) -> Fork:
+    """A task that gets a new worker at once."""
+    commands = life.handle(LeaseWanted(owner, task, *needs))
+    (fork,) = [c for c in commands if isinstance(c, Fork)]
+    assert life.handle(Forked(fork.proc)) == [GrantLease(owner, task, fork.proc)]
+    return fork
 
 
 @pytest.fixture
@@ -68,19 +93,20 @@ def test_a_worker_is_forked_while_fewer_than_the_cpus_are_active(
 
 def test_a_lease_that_needs_no_cpu_is_granted_at_once(life: Lifecycle) -> None:
     driver = Proc(1, 1)
-    fork, grant = life.handle(LeaseWanted(driver, 7, {"robot": 1.0}))
+    (fork,) = life.handle(LeaseWanted(driver, 7, {"robot": 1.0}))
     assert isinstance(fork, Fork)
     assert fork.kind == "lease"
-    assert grant == GrantLease(driver, 7, fork.proc)
+    # Only of a process that has been made: else the task would be lost with it.
+    assert life.handle(Forked(fork.proc)) == [GrantLease(driver, 7, fork.proc)]
 
 
 def test_leases_share_a_resource_and_the_third_waits(life: Lifecycle) -> None:
     driver = Proc(1, 1)
-    first = life.handle(LeaseWanted(driver, 1, {"robot": 1.0}))
-    life.handle(LeaseWanted(driver, 2, {"robot": 1.0}))
+    first = lease(life, driver, 1, {"robot": 1.0})
+    lease(life, driver, 2, {"robot": 1.0})
     assert life.handle(LeaseWanted(driver, 3, {"robot": 1.0})) == []
-    (grant,) = life.handle(LeaseDone(first[0].proc))
-    assert grant == GrantLease(driver, 3, first[0].proc)  # the idle worker is reused
+    (grant,) = life.handle(LeaseDone(first.proc))
+    assert grant == GrantLease(driver, 3, first.proc)  # the idle worker is reused
 
 
 def test_a_lease_takes_cpus_from_the_pool_and_gives_them_back(
@@ -106,15 +132,15 @@ def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
 
 
 def test_a_worker_that_saw_a_gpu_is_not_reused(life: Lifecycle) -> None:
-    fork, _ = life.handle(LeaseWanted(Proc(1, 1), 1, {"GPU": 1.0}))
-    assert Kill(fork.proc) in life.handle(LeaseDone(fork.proc))
+    fork = lease(life, Proc(1, 1), 1, {"GPU": 1.0})
+    assert Retire(fork.proc) in life.handle(LeaseDone(fork.proc))
 
 
 def test_gpus_are_handed_out_by_id_and_come_back() -> None:
     life = Lifecycle({"CPU": 1.0, "GPU": 2.0}, max_procs=64, gpus=["a", "b"])
     driver = new_process(life, "driver")
-    first, _ = life.handle(LeaseWanted(driver, 1, {"GPU": 1.0}))
-    second, _ = life.handle(LeaseWanted(driver, 2, {"GPU": 1.0}))
+    first = lease(life, driver, 1, {"GPU": 1.0})
+    second = lease(life, driver, 2, {"GPU": 1.0})
     assert (first.gpus, second.gpus) == (("a",), ("b",))
     assert life.handle(LeaseWanted(driver, 3, {"GPU": 0.5})) == []
     commands = life.handle(LeaseDone(first.proc))
@@ -125,10 +151,10 @@ def test_gpus_are_handed_out_by_id_and_come_back() -> None:
 def test_an_idle_worker_is_reused_in_its_own_environment_only(life: Lifecycle) -> None:
     driver = Proc(1, 1)
     env = check_runtime_env("runtime_env", {"env_vars": {"A": "1"}})
-    fork, _ = life.handle(LeaseWanted(driver, 1, {"robot": 1.0}, env))
+    fork = lease(life, driver, 1, {"robot": 1.0}, env)
     assert fork.runtime_env == env
     life.handle(LeaseDone(fork.proc))
-    plain, _ = life.handle(LeaseWanted(driver, 2, {"robot": 1.0}))
+    plain = lease(life, driver, 2, {"robot": 1.0})
     assert plain.proc != fork.proc
     (grant,) = life.handle(LeaseWanted(driver, 3, {"robot": 1.0}, env))
     assert grant == GrantLease(driver, 3, fork.proc)
@@ -139,16 +165,16 @@ def test_of_idle_workers_the_longest_idle_goes_first(life: Lifecycle) -> None:
     forks = []
     for number in range(5):
         env = check_runtime_env("runtime_env", {"env_vars": {"A": f"{number}"}})
-        fork, _ = life.handle(LeaseWanted(driver, number, {"robot": 1.0}, env))
+        fork = lease(life, driver, number, {"robot": 1.0}, env)
         forks.append(fork)
         commands = life.handle(LeaseDone(fork.proc))
-    assert commands == [Kill(forks[0].proc)]
+    assert commands == [Retire(forks[0].proc)]
 
 
 def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
     life: Lifecycle,
 ) -> None:
-    driver, dead, other = Proc(1, 1), new_process(life), new_process(life)
+    driver, dead, other = Proc(1, 1), new_worker(life), new_worker(life)
     assert life.handle(Died(dead, 2, 9)) == [
         TellDied(driver, dead, 2, 9),
         TellDied(other, dead, 2, 9),
@@ -157,8 +183,8 @@ def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
     assert life.handle(Confirmed(other, dead, False, False)) == [
         TellForget(driver, dead, 0),
         TellForget(other, dead, 0),
-        TellDied(driver, dead, 2, 9),
-        TellDied(other, dead, 2, 9),
+        TellDied(driver, dead, 2, 9, place_is_free=True),
+        TellDied(other, dead, 2, 9, place_is_free=True),
     ]
     assert life.handle(Confirmed(driver, dead, False, False)) == []
     assert life.handle(Confirmed(other, dead, False, False)) == [
@@ -166,17 +192,20 @@ def test_borrows_of_the_dead_go_only_when_all_have_drained_its_rings(
         TellForget(other, dead, 2),
         Recycle(dead),
     ]
-    again = new_process(life)
-    assert again.index == dead.index
-    assert again.epoch != dead.epoch
 
 
-def test_an_index_is_kept_while_somebody_reads_its_memory(life: Lifecycle) -> None:
-    driver, dead = Proc(1, 1), new_process(life)
+def test_memory_is_kept_while_somebody_reads_it_and_the_place_is_not(
+    life: Lifecycle,
+) -> None:
+    driver, dead = Proc(1, 1), new_worker(life)
     life.handle(Died(dead, 1, 0))
+    assert (
+        new_process(life).index != dead.index
+    )  # its rings may have been drained, or not
     told = life.handle(Confirmed(driver, dead, True, True))
     assert told == [TellForget(driver, dead, 0)]
-    asked = [TellDied(driver, dead, 1, 0)]
+    assert new_process(life) == Proc(dead.index, dead.epoch + 1)
+    asked = [TellDied(driver, dead, 1, 0, place_is_free=True)]
     assert life.handle(LetGo(dead)) == asked
     assert life.handle(Confirmed(driver, dead, False, True)) == asked
     assert life.handle(Confirmed(driver, dead, False, True)) == [
@@ -193,14 +222,14 @@ def test_an_index_is_kept_while_somebody_reads_its_memory(life: Lifecycle) -> No
 def test_what_passed_to_a_process_that_had_answered_is_still_held(
     life: Lifecycle,
 ) -> None:
-    giver, taker, dead = Proc(1, 1), new_process(life), new_process(life)
+    giver, taker, dead = Proc(1, 1), new_worker(life), new_worker(life)
     life.handle(Died(dead, 1, 0))
 
     def answers(by: Proc, *, came_by: bool = False) -> list[object]:
         return life.handle(Confirmed(by, dead, False, False, came_by))
 
     assert answers(taker) == []
-    asked = [TellDied(giver, dead, 1, 0), TellDied(taker, dead, 1, 0)]
+    asked = [TellDied(by, dead, 1, 0, place_is_free=True) for by in (giver, taker)]
     assert answers(giver)[-2:] == asked  # it has just passed on what it held
     assert answers(giver) == []
     assert answers(taker, came_by=True) == asked
@@ -213,7 +242,7 @@ def test_what_passed_to_a_process_that_had_answered_is_still_held(
 def test_who_held_the_last_of_the_dead_lets_go_of_it_by_dying(
     life: Lifecycle,
 ) -> None:
-    driver, dead, holder = Proc(1, 1), new_process(life), new_process(life)
+    driver, dead, holder = Proc(1, 1), new_worker(life), new_worker(life)
     life.handle(Died(dead, 2, 9))
     life.handle(Confirmed(driver, dead, False, False))
     told = life.handle(Confirmed(holder, dead, True, True))
@@ -221,7 +250,7 @@ def test_who_held_the_last_of_the_dead_lets_go_of_it_by_dying(
     # The news of its own death goes ahead: what it passed on is counted by then.
     assert life.handle(Died(holder, 2, 9)) == [
         TellDied(driver, holder, 2, 9),
-        TellDied(driver, dead, 2, 9),
+        TellDied(driver, dead, 2, 9, place_is_free=True),
     ]
     life.handle(Confirmed(driver, holder, False, False))
     life.handle(Confirmed(driver, dead, False, False))
@@ -231,7 +260,7 @@ def test_who_held_the_last_of_the_dead_lets_go_of_it_by_dying(
 def test_the_death_of_one_who_held_nothing_of_the_dead_asks_nobody(
     life: Lifecycle,
 ) -> None:
-    driver, dead, other = Proc(1, 1), new_process(life), new_process(life)
+    driver, dead, other = Proc(1, 1), new_worker(life), new_worker(life)
     life.handle(Died(dead, 2, 9))
     life.handle(Confirmed(driver, dead, False, True))
     life.handle(Confirmed(other, dead, False, False))
@@ -243,7 +272,7 @@ def test_the_death_of_one_who_held_nothing_of_the_dead_asks_nobody(
 def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
     life: Lifecycle,
 ) -> None:
-    driver, first, second = Proc(1, 1), new_process(life), new_process(life)
+    driver, first, second = Proc(1, 1), new_worker(life), new_worker(life)
     life.handle(Died(first, 2, 9))
     life.handle(Confirmed(driver, first, False, False))
     commands = life.handle(Died(second, 2, 9))
@@ -251,7 +280,7 @@ def test_a_death_does_not_wait_for_the_word_of_one_who_dies_as_well(
 
 
 def test_what_a_dead_owner_had_asked_for_is_not_started(life: Lifecycle) -> None:
-    owner = new_process(life)
+    owner = new_worker(life)
     life.handle(LeaseWanted(owner, 1, {"CPU": 4.0}))
     life.handle(Died(owner, Cause.SIGNALED, 9))
     assert not [c for c in life.handle(CpusTaken(4)) if isinstance(c, Fork)]
@@ -343,187 +372,355 @@ def test_actors_end_with_their_owner_unless_they_are_detached(
 def test_a_worker_that_owns_actors_is_kept_until_they_have_ended(
     life: Lifecycle,
 ) -> None:
-    fork, _ = life.handle(LeaseWanted(DRIVER, 1, {"GPU": 1.0}))
-    assert isinstance(fork, Fork)
+    fork = lease(life, DRIVER, 1, {"GPU": 1.0})
     actor = start_actor(life, fork.proc)
-    assert Kill(fork.proc) not in life.handle(LeaseDone(fork.proc))
-    assert Kill(fork.proc) in life.handle(Died(actor, Cause.OUT_OF_SCOPE, 0))
+    assert Retire(fork.proc) not in life.handle(LeaseDone(fork.proc))
+    assert Retire(fork.proc) in life.handle(Died(actor, Cause.OUT_OF_SCOPE, 0))
 
 
-class Machine(RuleBasedStateMachine):
-    """Random events; tokens are kept as the session directory would."""
+# Limits -------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.life = Lifecycle(TOTALS, max_procs=64, gpus=[0])
-        self.driver = new_process(self.life, "driver")
-        self.free_tokens = 4
-        self.held_tokens = 0
-        self.running: dict[Proc, dict[str, float]] = {}
-        self.blocked: set[Proc] = set()
-        self.wanted: dict[int, dict[str, float]] = {}
-        self.unconfirmed: set[tuple[Proc, Proc]] = set()
-        self.dead: set[Proc] = set()
-        self.tasks = 0
-        self.left: dict[int, int] = {}  # actor -> restarts; negative: no limit
-        self.prepared: set[Proc] = set()
 
-    def carry_out(self, commands: list[object]) -> None:
-        for command in commands:
-            if isinstance(command, TakeCpus):
-                taken = min(command.cpus, self.free_tokens)
-                self.free_tokens -= taken
-                self.held_tokens += taken
-                self.carry_out(self.life.handle(CpusTaken(taken)))
-            elif isinstance(command, GiveCpus):
-                self.free_tokens += command.cpus
-                self.held_tokens -= command.cpus
-            elif isinstance(command, GrantLease):
-                needs = self.wanted.pop(command.task)
-                self.running[command.worker] = needs
-                # Going on after a wait may oversubscribe for a moment, starting may
-                # not.
-                if needs.get("CPU"):
-                    assert self.used("CPU") <= self.held_tokens
-            elif isinstance(command, Prepare):
-                assert command.proc not in self.prepared
-                self.prepared.add(command.proc)
-            elif isinstance(command, Fork) and command.kind == "actor":
-                assert command.proc in self.prepared
-                assert self.life.actors.at(command.proc) is not None
-            elif isinstance(command, TellDied):
-                assert command.successor is None or command.successor in self.prepared
-                self.unconfirmed.add((command.to, command.dead))
-            elif isinstance(command, Recycle):
-                assert command.proc in self.dead
-                self.dead.discard(command.proc)
+def small(places: int, limit: Any = lambda kind: "") -> Lifecycle:
+    life = Lifecycle({"CPU": 8.0, "robot": 1e6}, places, limit=limit)
+    new_process(life, "driver")
+    return life
 
-    @rule(
-        cpus=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
-        robots=st.sampled_from([0.0, 1.0, 2.0]),
-    )
-    def want_lease(self, cpus: float, robots: float) -> None:
-        self.tasks += 1
-        needs = {k: v for k, v in {"CPU": cpus, "robot": robots}.items() if v}
-        self.wanted[self.tasks] = needs
-        self.carry_out(self.life.handle(LeaseWanted(self.driver, self.tasks, needs)))
 
-    @rule()
-    def free_a_cpu(self) -> None:
-        self.carry_out(self.life.handle(CpuFree()))
+def forks(commands: list[Command]) -> list[Proc]:
+    return [command.proc for command in commands if isinstance(command, Fork)]
 
-    @rule(
-        data=st.data(),
-        max_restarts=st.sampled_from([0, 1, -1]),
-        is_detached=st.booleans(),
-        robots=st.sampled_from([0.0, 1.0]),
-    )
-    def want_actor(
-        self, data: st.DataObject, max_restarts: int, is_detached: bool, robots: float
-    ) -> None:
-        owner = data.draw(st.sampled_from(sorted(self.life.members, key=str)))
-        proc = self.life.allocate("actor")
-        if proc is None:
-            return
-        self.tasks += 1
-        request = ActorRequest(
-            self.tasks,
-            "A",
-            name=("", str(self.tasks)),
-            resources={"robot": robots} if robots else {},
-            max_restarts=max_restarts,
-            is_detached=is_detached,
-        )
-        self.left[self.tasks] = max_restarts
-        self.carry_out(self.life.handle(ActorWanted(owner, proc, request)))
 
-    @precondition(lambda self: self.left)
-    @rule(data=st.data(), no_restart=st.booleans())
-    def kill_actor(self, data: st.DataObject, no_restart: bool) -> None:
-        actor = data.draw(st.sampled_from(sorted(self.left)))
-        self.carry_out(self.life.handle(ActorKilled(actor, no_restart)))
-        if no_restart and self.life.actors.get(actor) is not None:
-            self.left[actor] = 0
+def confirm_all(life: Lifecycle, commands: list[Command], *, holds: bool) -> None:
+    """Everybody who is asked answers, until nobody is asked any more."""
+    while asked := [c for c in commands if isinstance(c, TellDied)]:
+        commands = []
+        for told in asked:
+            held = holds and told.to == DRIVER
+            commands += life.handle(Confirmed(told.to, told.dead, held, held))
 
-    @precondition(lambda self: self.left)
-    @rule(data=st.data())
-    def drop_last_handle(self, data: st.DataObject) -> None:
-        actor_id = data.draw(st.sampled_from(sorted(self.left)))
-        actor = self.life.actors.get(actor_id)
-        if actor is not None:
-            self.carry_out(self.life.handle(ActorUnwanted(actor_id, actor.proc)))
-            self.left[actor_id] = 0
 
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def end_lease(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.running, key=str)))
-        del self.running[worker]
-        self.blocked.discard(worker)
-        self.carry_out(self.life.handle(LeaseDone(worker)))
+def test_places_are_enough_for_any_number_of_processes_one_after_the_other() -> None:
+    life = small(8)
+    seen = set()
+    for task in range(3_000):
+        fork = lease(life, DRIVER, task, {"robot": 1.0})
+        assert fork.proc not in seen
+        assert fork.proc.index <= 3  # the directory stays short
+        seen.add(fork.proc)
+        # Its memory is held for ever: that is no reason to be short of places.
+        confirm_all(life, life.handle(Died(fork.proc, Cause.SIGNALED, 9)), holds=True)
 
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def block_or_go_on(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.running, key=str)))
-        event = Unblocked if worker in self.blocked else Blocked
-        self.blocked ^= {worker}
-        self.carry_out(self.life.handle(event(worker)))
 
-    @precondition(lambda self: len(self.life.members) > 1)
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
-        mortal = sorted(set(self.life.members) - {self.driver}, key=str)
-        proc = data.draw(st.sampled_from(mortal))
-        self.running.pop(proc, None)
-        self.blocked.discard(proc)
-        self.dead.add(proc)
-        self.unconfirmed = {(to, d) for to, d in self.unconfirmed if to != proc}
-        actor = self.life.actors.at(proc)
-        self.tell_died(proc)
-        if actor is not None:
-            actor_id = actor.request.actor_id
-            restarted = self.life.actors.get(actor_id) is not None
-            assert restarted == (self.left[actor_id] != 0)
-            if restarted:
-                self.left[actor_id] -= 1
-            else:
-                assert self.life.actors.named(("", str(actor_id))) is None
-
-    def tell_died(self, proc: Proc) -> None:
-        self.carry_out(self.life.handle(Died(proc, Cause.SIGNALED, 9)))
-
-    @precondition(lambda self: self.unconfirmed)
-    @rule(data=st.data())
-    def confirm(self, data: st.DataObject) -> None:
-        to, dead = data.draw(st.sampled_from(sorted(self.unconfirmed, key=str)))
-        self.unconfirmed.discard((to, dead))
-        self.carry_out(self.life.handle(Confirmed(to, dead, False, False)))
-
-    @invariant()
-    def no_resource_is_given_twice(self) -> None:
-        assert self.used("robot") <= TOTALS["robot"]
-        assert self.free_tokens + self.held_tokens == 4
-
-    def used(self, name: str) -> float:
-        """What running leases use; while one is blocked, its CPUs are not used."""
-        return sum(
-            needs.get(name, 0.0)
-            for worker, needs in self.running.items()
-            if name != "CPU" or worker not in self.blocked
-        )
-
-    @invariant()
-    def a_live_actor_has_a_live_process(self) -> None:
-        for actor in self.life.actors:
-            assert (actor.proc in self.life.members) == (
-                actor.state is not ActorState.DEAD
+def test_a_death_costs_the_same_however_many_of_the_dead_are_held() -> None:
+    def calls_of_a_death(held: int) -> int:
+        life = small(64)
+        for task in range(held):
+            proc = lease(life, DRIVER, task, {"robot": 1.0}).proc
+            confirm_all(life, life.handle(Died(proc, Cause.SIGNALED, 9)), holds=True)
+        proc = lease(life, DRIVER, held, {"robot": 1.0}).proc
+        return count_calls(
+            lambda: confirm_all(
+                life, life.handle(Died(proc, Cause.SIGNALED, 9)), holds=True
             )
+        )
 
-    @invariant()
-    def every_death_is_settled_once_all_have_confirmed(self) -> None:
-        waiting = {dead for _, dead in self.unconfirmed}
-        assert self.dead <= waiting
+    assert calls_of_a_death(2_000) <= calls_of_a_death(2) + 5
 
 
-TestMachine = Machine.TestCase
+def count_calls(action: Any) -> int:
+    """Functions entered, and lines of this package run: a cost that no clock blurs."""
+    count = 0
+
+    def trace(frame: Any, event: str, arg: object) -> Any:
+        nonlocal count
+        count += "embedded" in frame.f_code.co_filename
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def test_a_lease_costs_the_same_however_many_wait() -> None:
+    def cost(waiting: int) -> int:
+        life = Lifecycle({"CPU": 2.0}, 64)
+        new_process(life, "driver")
+        needs = {"CPU": 0.5}
+        commands = life.handle(LeaseWanted(DRIVER, 0, needs))
+        assert commands == [TakeCpus(1)]
+        commands = life.handle(CpusTaken(2))
+        (worker,) = forks(commands)
+        life.handle(Forked(worker))
+        for task in range(1, waiting):
+            for proc in forks(life.handle(LeaseWanted(DRIVER, task, needs))):
+                life.handle(Forked(proc))
+
+        def one_more() -> None:
+            life.handle(LeaseWanted(DRIVER, waiting, needs))
+            life.handle(LeaseDropped(DRIVER, waiting // 2))
+            (grant,) = (
+                c for c in life.handle(LeaseDone(worker)) if isinstance(c, GrantLease)
+            )
+            assert grant.worker == worker
+
+        return count_calls(one_more)
+
+    assert cost(20_000) <= cost(250) + 5
+
+
+def test_the_death_of_an_owner_costs_what_it_had_asked_for() -> None:
+    def cost(others: int) -> int:
+        life = small(64)
+        owner = new_worker(life)
+        life.totals["robot"] = 0.0
+        for task in range(others):
+            life.handle(LeaseWanted(DRIVER, task, {"robot": 1.0}))
+        life.handle(LeaseWanted(owner, 1, {"robot": 1.0}))
+        died = count_calls(lambda: life.handle(Died(owner, Cause.SIGNALED, 9)))
+        assert len(life.waiting()) == others
+        return died
+
+    assert cost(5_000) <= cost(50) + 5
+
+
+def test_at_the_limit_an_actor_is_refused_and_a_restart_is_not() -> None:
+    life = small(16)
+    procs = []
+    while not life.room_for("actor"):
+        procs.append(new_process(life, "actor"))
+        request = ActorRequest(len(procs), "A", max_restarts=1)
+        life.handle(ActorWanted(DRIVER, procs[-1], request))
+    assert "at most 13" in life.room_for("actor")
+    assert life.allocate("actor") is None
+    commands = life.handle(Died(procs[0], Cause.SIGNALED, 9))
+    assert len(forks(commands)) == 1
+    new_worker(life)  # there is room for the pool as well
+
+
+def test_an_actor_that_cannot_be_restarted_says_why() -> None:
+    why = ""
+    life = small(16, lambda kind: why)
+    first = start_actor(life, max_restarts=-1)
+    why = "no descriptors"
+    commands = life.handle(Died(first, Cause.SIGNALED, 9))
+    (note,) = [c for c in commands if isinstance(c, KeepNote)]
+    assert why in note.text
+    assert TellDied(DRIVER, first, Cause.NO_PROCESS, note.detail) in commands
+
+
+def test_a_lease_waits_for_a_process_while_one_will_end() -> None:
+    life = small(16)
+    workers = []
+    while not life.room_for("lease"):
+        workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
+    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0})) == []
+    assert life.handle(LeaseDone(workers[0])) == [GrantLease(DRIVER, 100, workers[0])]
+
+
+def test_an_idle_worker_makes_room_for_one_of_another_environment() -> None:
+    life = small(16)
+    workers = []
+    while not life.room_for("lease"):
+        workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
+    life.handle(LeaseDone(workers[0]))
+    env = check_runtime_env("runtime_env", {"env_vars": {"A": "1"}})
+    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0}, env)) == [
+        Retire(workers[0])
+    ]
+    commands = life.handle(Died(workers[0], Cause.KILLED, 0))
+    assert forks(commands) == []
+    for told in [c for c in commands if isinstance(c, TellDied)]:
+        commands = life.handle(Confirmed(told.to, told.dead, False, False))
+    assert [proc.index for proc in forks(commands)] == [workers[0].index]
+
+
+def test_a_lease_is_refused_if_no_process_will_end() -> None:
+    life = small(16)
+    while not life.room_for("actor"):
+        proc = new_process(life, "actor")
+        life.handle(ActorWanted(DRIVER, proc, ActorRequest(proc.index, "A")))
+    (refusal,) = life.handle(LeaseWanted(DRIVER, 1, {"robot": 1.0}))
+    assert isinstance(refusal, RefuseLease)
+    assert "at most 13" in refusal.why
+
+
+def test_leases_that_wait_for_each_other_are_refused_too() -> None:
+    life = small(16)
+    workers = []
+    while not life.room_for("lease"):
+        workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
+    assert life.handle(LeaseWanted(workers[0], 100, {"robot": 1.0})) == []
+    refused = [c for w in workers for c in life.handle(Blocked(w))]
+    assert [c.task for c in refused if isinstance(c, RefuseLease)] == [100]
+
+
+def test_a_lease_whose_worker_cannot_be_made_waits_or_is_refused() -> None:
+    why = ""
+    life = small(64, lambda kind: why)
+    first = lease(life, DRIVER, 1, {"robot": 1.0}).proc
+    (second,) = forks(life.handle(LeaseWanted(DRIVER, 2, {"robot": 1.0})))
+    why = "no process can be made"
+    commands = life.handle(NotForked(second, why))
+    assert not [c for c in commands if isinstance(c, (RefuseLease, GrantLease))]
+    confirm_all(life, commands, holds=False)
+    assert [r.task for r in life.waiting()] == [2]  # the first one will end
+    commands = life.handle(Died(first, Cause.SIGNALED, 9))
+    confirm_all(life, commands, holds=False)
+    assert life.waiting() == []
+
+
+def test_what_waits_for_a_process_goes_on_when_there_are_some_again() -> None:
+    why = ""
+    life = small(64, lambda kind: why)
+    lease(life, DRIVER, 1, {"robot": 1.0})
+    why = "none"
+    assert life.handle(LeaseWanted(DRIVER, 2, {"robot": 1.0})) == []
+    why = ""
+    assert len(forks(life.handle(RoomAgain()))) == 1
+
+
+def test_an_actor_whose_process_cannot_be_made_is_dead_and_says_why(
+    life: Lifecycle,
+) -> None:
+    proc = start_actor(life, max_restarts=-1)
+    commands = life.handle(NotForked(proc, "too many"))
+    assert commands[0] == KeepNote(proc.packed, "too many")
+    assert TellDied(DRIVER, proc, Cause.NO_PROCESS, proc.packed) in commands
+    assert next(iter(life.actors)).state is ActorState.DEAD
+
+
+def test_a_task_cancelled_while_its_worker_is_made_leaves_it_to_the_next(
+    life: Lifecycle,
+) -> None:
+    (worker,) = forks(life.handle(LeaseWanted(DRIVER, 1, {"robot": 2.0})))
+    life.handle(LeaseWanted(DRIVER, 2, {"robot": 2.0}))
+    assert life.handle(LeaseDropped(DRIVER, 1)) == []
+    assert life.handle(Forked(worker)) == [GrantLease(DRIVER, 2, worker)]
+
+
+def test_a_process_that_does_not_run_holds_up_no_death(life: Lifecycle) -> None:
+    """It has nothing in its memory, and may wait for its resources for ever."""
+    waits = new_process(life, "actor")
+    request = ActorRequest(1, "A", resources={"robot": 3.0})
+    life.handle(ActorWanted(DRIVER, waits, request))
+    assert life.pending() == [waits]
+    dead = new_worker(life)
+    commands = life.handle(Died(dead, Cause.SIGNALED, 9))
+    assert [c.to for c in commands if isinstance(c, TellDied)] == [DRIVER]
+
+
+def test_what_the_dead_had_sent_to_it_is_kept_until_it_runs(life: Lifecycle) -> None:
+    (worker,) = forks(life.handle(LeaseWanted(DRIVER, 1, {"robot": 2.0})))
+    waits = new_process(life, "actor")
+    life.handle(
+        ActorWanted(DRIVER, waits, ActorRequest(1, "A", resources={"robot": 1.0}))
+    )
+    dead = new_worker(life)
+    commands = life.handle(Died(dead, Cause.SIGNALED, 9, unread_by=frozenset([waits])))
+    assert {c.to for c in commands if isinstance(c, TellDied)} == {
+        DRIVER,
+        worker,
+        waits,
+    }
+    for by in (DRIVER, worker):
+        life.handle(Confirmed(by, dead, False, False))
+    assert new_process(life).index > dead.index
+    commands = life.handle(Confirmed(waits, dead, False, False))
+    assert [c for c in commands if isinstance(c, TellForget)]
+    assert new_process(life).index == dead.index
+
+
+# Placement groups ---------------------------------------------------------------------
+
+
+def test_a_task_of_a_removed_group_gets_a_worker_that_says_so(life: Lifecycle) -> None:
+    life.handle(GroupWanted("g1", ({"robot": 1.0},)))
+    assert life.is_created("g1")
+    needs = {"bundle_group_g1": 0.001}
+    fork = lease(life, DRIVER, 1, needs)
+    assert life.handle(GroupRemoved("g1")) == [Kill(fork.proc)]
+    (late,) = life.handle(LeaseWanted(DRIVER, 2, needs))
+    assert isinstance(late, Fork)
+    assert late.refuses
+
+
+def test_what_waits_for_a_group_is_refused_when_it_is_removed(life: Lifecycle) -> None:
+    life.handle(GroupWanted("g1", ({"robot": 9.0},), never=True))
+    assert life.handle(LeaseWanted(DRIVER, 1, {"bundle_group_g1": 0.001})) == []
+    (fork,) = life.handle(GroupRemoved("g1"))
+    assert isinstance(fork, Fork)
+    assert fork.refuses
+
+
+def test_removed_groups_leave_nothing(life: Lifecycle) -> None:
+    before = table_sizes(life)
+    for number in range(100):
+        life.handle(GroupWanted(f"g{number}", ({"robot": 1.0, "GPU": 1.0},)))
+        life.handle(GroupRemoved(f"g{number}"))
+    assert table_sizes(life) == before
+
+
+def table_sizes(life: Lifecycle) -> dict[str, int]:
+    """How much is kept, but for what is kept of the dead on purpose."""
+    parts = {
+        "lifecycle": life,
+        "waiting": life._waiting,
+        "deaths": life._deaths,
+        "actors": life.actors,
+    }
+    kept = {"_free", "_epochs", "_dead"}
+    return {
+        f"{part}.{name}": len(value)
+        for part, thing in parts.items()
+        for name, value in vars(thing).items()
+        if name not in kept and isinstance(value, (dict, list, set))
+    }
+
+
+def test_deaths_at_once_are_told_once_to_those_that_live() -> None:
+    life = Lifecycle({"CPU": 4.0}, 200)
+    driver = new_process(life, "driver")
+    actors = [new_process(life, "actor") for _ in range(100)]
+    for number, actor in enumerate(actors):
+        life.handle(ActorWanted(driver, actor, ActorRequest(number, "A")))
+    taken: list[Command] = []
+    for actor in actors[:90]:
+        taken += life.take(Died(actor, Cause.OUT_OF_SCOPE, 0))
+    assert not [c for c in taken if isinstance(c, TellDied)]
+    told = [(c.to, c.dead) for c in life.news() if isinstance(c, TellDied)]
+    assert sorted(told) == [
+        (to, dead) for to in (driver, *actors[90:]) for dead in actors[:90]
+    ]
+    assert life.news() == []
+
+
+def test_what_many_let_go_of_in_one_turn_is_asked_for_once() -> None:
+    life = Lifecycle({"CPU": 4.0}, 200)
+    driver, actor = new_process(life, "driver"), new_process(life, "actor")
+    life.handle(ActorWanted(driver, actor, ActorRequest(1, "A")))
+    life.handle(Died(actor, Cause.SIGNALED, 9))
+    life.handle(Confirmed(driver, actor, True, True))
+    for _ in range(3):
+        assert life.take(LetGo(actor)) == []
+    assert [c for c in life.news() if isinstance(c, TellDied)] == [
+        TellDied(driver, actor, Cause.SIGNALED, 9)
+    ]
+
+
+def test_who_was_killed_is_waited_for_but_not_told() -> None:
+    life = Lifecycle({"CPU": 4.0}, 200)
+    driver = new_process(life, "driver")
+    actor, other = new_process(life, "actor"), new_process(life, "actor")
+    for number, proc in enumerate((actor, other)):
+        life.handle(ActorWanted(driver, proc, ActorRequest(number, "A")))
+    assert life.handle(ActorKilled(1, no_restart=True)) == [Kill(other)]
+    commands = life.handle(Died(actor, Cause.SIGNALED, 9))
+    assert commands == [TellDied(driver, actor, Cause.SIGNALED, 9)]
+    # It may still read what the dead one had sent: the place is not free.
+    assert life.handle(Confirmed(driver, actor, False, False)) == []
+    commands = life.handle(Died(other, Cause.KILLED, 0))
+    assert TellForget(driver, actor, 0) in commands

@@ -6,10 +6,14 @@ is ``async def``, all on one asyncio loop; or as its receiver pleases.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
 import pickle
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 
-_CANCELLED = 1  # Call.notice, as in bindings/bind_node.cpp
+_CANCELLED = _core.Notice.CANCELLED
 
 
 class ActorProcess:
@@ -86,7 +90,6 @@ class ActorProcess:
     def runs_many(self) -> None:
         """Several calls are under way at once: hear which of them are cancelled."""
         self.node.want_notices()
-        self._worker.engine.runs_many = True
 
     def _tell(self, *note: Any) -> None:
         self.node.tell(pickle.dumps(note))
@@ -114,6 +117,8 @@ class ActorProcess:
             self._leave()
             return None
         except BaseException as error:
+            if self.node.in_forked_child:
+                self._worker.fail(call, error, name)
             cause, text = Cause.CONSTRUCTOR_FAILED, _describe(error, name)
             if error is self._worker.refusal:
                 text = str(error)
@@ -168,6 +173,8 @@ class ActorProcess:
 
     def _leave(self) -> None:
         """End on purpose: what runs still ends, the rest fails with the process."""
+        if self.node.in_forked_child:
+            os._exit(0)
         self.leaving = True
         self._tell("ends", Cause.ACTOR_EXIT)
         self.node.stop_serving()
@@ -315,8 +322,15 @@ class _Threads:
 
     def _run(self, task_id: int) -> None:
         call = self._waiting.pop(task_id, None)
-        if call is not None:  # else it was cancelled
+        if call is None:  # it was cancelled
+            return
+        try:
             self._actor.run_call(call)
+        except BaseException:
+            # The call cannot be answered: its caller learns it from the process's end.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 class _Loop:
@@ -346,10 +360,16 @@ class _Loop:
         ended = asyncio.Event()
 
         def bring() -> None:
-            while (call := self._actor.node.next_task()) is not None:
+            node = self._actor.node
+            while (call := node.next_task()) is not None:
                 loop.call_soon_threadsafe(self._start, call)
                 del call
-            loop.call_soon_threadsafe(ended.set)
+            # Calls that still run may be cancelled, and their streams read.
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(ended.set)
+                while (call := node.next_notice()) is not None:
+                    loop.call_soon_threadsafe(self._start, call)
+                    del call
 
         threading.Thread(target=bring, name="skate-calls", daemon=True).start()
         await ended.wait()

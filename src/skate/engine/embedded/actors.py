@@ -24,6 +24,7 @@ _FINAL = {
     Cause.RUNTIME_ENV_FAILED,
     Cause.ACTOR_EXIT,
     Cause.OWNER_ENDED,
+    Cause.NO_PROCESS,
 }
 
 
@@ -68,6 +69,7 @@ class Actors:
         self._live: dict[int, Actor] = {}
         self._by_proc: dict[Proc, Actor] = {}
         self._names: dict[Name, Actor] = {}
+        self._owned: dict[Proc, dict[int, Actor]] = {}  # that end with their owner
         self._dead: deque[Actor] = deque(maxlen=_MAX_DEAD)
 
     def __iter__(self) -> Iterator[Actor]:
@@ -77,6 +79,8 @@ class Actors:
     def add(self, request: ActorRequest, owner: Proc, proc: Proc) -> None:
         actor = Actor(request, owner, proc)
         self._live[request.actor_id] = self._by_proc[proc] = actor
+        if not request.is_detached:
+            self._owned.setdefault(owner, {})[request.actor_id] = actor
         if request.name is not None:
             assert request.name not in self._names
             self._names[request.name] = actor
@@ -98,11 +102,7 @@ class Actors:
 
     def owned_by(self, owner: Proc) -> list[Actor]:
         """Those that end with ``owner``."""
-        return [
-            actor
-            for actor in self._live.values()
-            if actor.owner == owner and not actor.request.is_detached
-        ]
+        return list(self._owned.get(owner, {}).values())
 
     def move(self, actor: Actor, to: Proc) -> None:
         """Its process has died, and ``to`` takes its place."""
@@ -115,7 +115,11 @@ class Actors:
     def end(self, actor: Actor) -> None:
         """It is dead for good; its name is free."""
         del self._by_proc[actor.proc]
-        del self._live[actor.request.actor_id]
+        actor_id = actor.request.actor_id
+        del self._live[actor_id]
+        owned = self._owned.get(actor.owner, {})
+        if owned.pop(actor_id, None) is not None and not owned:
+            del self._owned[actor.owner]
         if actor.request.name is not None:
             del self._names[actor.request.name]
         actor.state = ActorState.DEAD

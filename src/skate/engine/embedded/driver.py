@@ -23,6 +23,9 @@ _MAX_SPILLED = 64 << 30  # address space of one arena for what is on disk
 _SPIN_NS = 50_000  # about what sleeping and being woken costs
 _SPIN_BUSY_NS = 10_000  # when more processes can run than there are cores
 _END_TIMEOUT_S = 5.0
+_MAX_PROCESSES = "SKATE_MAX_PROCESSES"
+_LEAST_PROCESSES = 8
+_HANG_REPORT = "SKATE_HANG_REPORT_S"
 
 
 def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
@@ -38,6 +41,13 @@ def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
             "Reinstall skate with a C++20 compiler present (g++), or use "
             "skate.init(engine='inline')."
         )
+    from ... import _core
+
+    if config.num_cpus > _core.MAX_CPUS:
+        raise ValueError(
+            f"num_cpus must be at most {_core.MAX_CPUS} on the embedded engine, not "
+            f"{config.num_cpus}."
+        )
     return _Driver(config).engine
 
 
@@ -45,7 +55,11 @@ class _Driver:
     """Owns the supervisor's process; the engine calls ``end`` when it is shut down."""
 
     def __init__(self, config: EngineConfig) -> None:
+        self._pid = os.getpid()
         session_id = os.urandom(4).hex()
+        # What is wrong in the environment is said before anything is started.
+        settings = pickle.dumps(_settings(config, session_id))
+        hang_report_s = _hang_report_s()
         sock, theirs = wire.socket_pair()
         self._process = subprocess.Popen(
             [
@@ -61,7 +75,6 @@ class _Driver:
         )
         theirs.close()
         output, theirs = wire.socket_pair()
-        settings = pickle.dumps(_settings(config, session_id))
         wire.send(sock, settings, [theirs.fileno()])
         theirs.close()
         # While it starts, import what this side needs.
@@ -90,19 +103,21 @@ class _Driver:
         self.engine.end_session = self.end
         self._terminal = Terminal()
         self._printer = Printer(output, self._on_packet)
-        _core.on_long_wait(self.engine.report_hang, _hang_report_s())
+        _core.on_long_wait(self.engine.report_hang, hang_report_s)
 
     def end(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child: the session is its parent's
         engine = self.engine
         if engine.node.closed:
             return
         clean = False
         with contextlib.suppress(Exception):  # it may have died before
-            engine.ask("shutdown")
+            engine.node.tell(pickle.dumps(("shutdown",)))  # it may not answer either
             clean = True
         engine.end()
         try:
-            self._process.wait(_END_TIMEOUT_S)
+            clean &= self._process.wait(_END_TIMEOUT_S) == 0
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -112,12 +127,19 @@ class _Driver:
             leftovers.end_all(engine.session, {os.getpid()})
 
     def _on_packet(self, packet: bytes, fds: list[int]) -> None:
-        self._terminal.stopped(packet[1:].decode(), fds[0])
+        if fds:
+            self._terminal.stopped(packet[1:].decode(errors="replace"), fds[0])
 
 
 def _hang_report_s() -> float:
     """After how many seconds to look whether anything runs; 0: never."""
-    return float(os.environ.get("SKATE_HANG_REPORT_S", "10"))
+    text = os.environ.get(_HANG_REPORT, "10")
+    try:
+        return float(text)
+    except ValueError:
+        raise EngineError(
+            f"{_HANG_REPORT}={text!r} must be a number of seconds; 0 for no report."
+        ) from None
 
 
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
@@ -140,6 +162,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
         "totals": totals,
         "spill_directory": spill.directory,
         "memory_threshold": memory_threshold,
+        "max_processes": _max_processes(),
         "python_flags": _python_flags(),
         "sys_path": [os.path.abspath(p) if p else os.getcwd() for p in sys.path],
         "preload": list(config.preload),
@@ -155,6 +178,19 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
             "session_id": session_id,
         },
     }
+
+
+def _max_processes() -> int | None:
+    """Places for processes, if fewer are wanted than there are."""
+    text = os.environ.get(_MAX_PROCESSES, "")
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < _LEAST_PROCESSES:
+        raise EngineError(
+            f"{_MAX_PROCESSES}={text!r} must be an integer of {_LEAST_PROCESSES} or "
+            "more: how many processes the session may have at a time."
+        )
+    return int(text)
 
 
 def _arena_bytes(store: int, spill_limit: int) -> int:

@@ -20,6 +20,7 @@ from ..._options import ActorOptions, TaskOptions
 from ..._placement import GroupInfo
 from ..._ref import ActorRef, ObjectRef, set_default_counter
 from ..._runtime_env import RuntimeEnv
+from ..._stream import END, ITEM, NOT_YET
 from ...exceptions import (
     ActorAlreadyExistsError,
     ActorDiedError,
@@ -50,7 +51,7 @@ from ..protocol import (
     this_machine,
 )
 from . import group as groups
-from . import stacks
+from . import refusals, stacks
 from .actors import ActorRequest
 from .observe import OwnObserver
 from .processes import Cause
@@ -63,9 +64,12 @@ if TYPE_CHECKING:
 
     from ..protocol import Group
 
-# As in core/message.hpp.
-_WORKER_CRASHED, _ACTOR_DIED, _OWNER_DIED = 1, 2, 3
-_ACTOR_UNAVAILABLE, _CANCELLED = 4, 5
+_Error = _core.SystemError
+_STREAM_STATES: dict[int, int] = {
+    _core.NextItem.ITEM: ITEM,
+    _core.NextItem.END: END,
+    _core.NextItem.NOT_YET: NOT_YET,
+}
 
 
 class Exported:
@@ -129,11 +133,7 @@ class EmbeddedEngine:
         self.watch = node.watch
         self.next_item = node.next_item
         self.peek_item = node.peek_item
-        self.look_at_stream = node.look_at_stream
         self.close_stream = node.close_stream
-        # In a process that runs several calls at once, only the context tells which of
-        # them makes a call; elsewhere the core knows.
-        self.runs_many = False
         self.is_async = False  # the process of an async actor
         _core.configure(
             self,
@@ -168,7 +168,7 @@ class EmbeddedEngine:
                 options.max_retries,
                 exported.resources,
                 options.window,
-                self.context_var.get()[0] if self.runs_many else 0,
+                self.context_var.get()[0],
             )
         except TypeError as error:
             raise serialize.explain_arguments(
@@ -270,8 +270,8 @@ class EmbeddedEngine:
                 )
             if answer == "full":
                 raise ResourceError(
-                    f"cannot start actor {spec.name}: a session has at most {value} "
-                    "processes. Drop handles of actors that are no longer needed."
+                    f"cannot start actor {spec.name}: {value}. Drop handles of actors "
+                    "that are no longer needed."
                 )
             index, epoch = value
             if by_driver:
@@ -285,9 +285,9 @@ class EmbeddedEngine:
                 )
         except BaseException as error:
             # What raised may be Ctrl-C, or skate.cancel: nothing may wait for its call.
+            # Its name was there for others, who may have called it.
+            self.node.drop_reserved(actor)
             self.kill_actor(actor, no_restart=True)
-            if by_driver:
-                self.node.drop_reserved(actor)
             if not isinstance(error, TypeError):
                 raise
             raise serialize.explain_arguments(
@@ -325,7 +325,7 @@ class EmbeddedEngine:
                 method.max_task_retries,
                 method.out_of_order,
                 method.window,
-                self.context_var.get()[0] if self.runs_many else 0,
+                self.context_var.get()[0],
                 _retry_on(method),
             )
         except TypeError as error:
@@ -334,7 +334,7 @@ class EmbeddedEngine:
             ) from error.__cause__
 
     def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
-        self._ask("kill", actor._id, no_restart)
+        self._ask("kill", self._own_id(actor), no_restart)
         self.node.catch_up()  # calls from now on go to where it restarts
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
@@ -416,6 +416,9 @@ class EmbeddedEngine:
     def ready_future(self, ref: ObjectRef[Any]) -> Future[None]:
         return self._futures.submit(ref, with_value=False)
 
+    def look_at_stream(self, task: int) -> int:
+        return _STREAM_STATES[self.node.look_at_stream(task)]
+
     # cancelling -------------------------------------------------------------
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
@@ -441,7 +444,7 @@ class EmbeddedEngine:
 
     def context(self) -> TaskContext:
         task_id, actor_id, name = self.context_var.get()
-        worker_id = 0 if self._is_driver else self.node.index
+        worker_id = 0 if self._is_driver else self.node.epoch << 32 | self.node.index
         return TaskContext(
             task_id, actor_id, worker_id, name, self._is_driver, self.num_restarts
         )
@@ -456,7 +459,10 @@ class EmbeddedEngine:
     def remove_placement_group(self, group: str) -> None:
         self._ask("remove_placement_group", group)
 
-    def placement_groups(self) -> dict[str, GroupInfo]:
+    def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:
+        if group is not None:
+            info: GroupInfo | None = self._ask("placement_group", group)
+            return {} if info is None else {group: info}
         groups: dict[str, GroupInfo] = self._ask("placement_groups")
         return groups
 
@@ -492,7 +498,7 @@ class EmbeddedEngine:
         return self.node.engine_died
 
     def failed(self, ref: ObjectRef[Any]) -> bool:
-        return self.node.holds_error(ref._id)
+        return self.node.holds_error(self._own_id(ref))
 
     def report_hang(self) -> bool:
         """Say on stderr, once, that nothing runs and why. True: it has been said."""
@@ -506,7 +512,7 @@ class EmbeddedEngine:
     def why(self, ref: ObjectRef[Any]) -> str:
         from .why import Explainer
 
-        return Explainer(self).explain(ref._id)
+        return Explainer(self).explain(self._own_id(ref))
 
     def observer(self) -> OwnObserver:
         return OwnObserver(self.node)
@@ -528,6 +534,12 @@ class EmbeddedEngine:
 
     # inner ------------------------------------------------------------------
 
+    def _own_id(self, ref: ObjectRef[Any]) -> int:
+        """The ids of another session are those of other things here."""
+        if ref._counter is not self:
+            raise refusals.ref_of_an_ended_session(ref)
+        return ref._id
+
     def ask(self, *question: Any) -> tuple[Any, int]:
         """The supervisor's answer, and the descriptor that came with it or -1."""
         data, fd = self.node.ask(pickle.dumps(question))
@@ -542,41 +554,52 @@ class EmbeddedEngine:
     def _failure(self, error: int, cause: int, detail: int) -> SkateError:
         """The exception for what the core reports in numbers."""
         how = _how_it_ended(cause, detail)
-        if error == _WORKER_CRASHED and cause == Cause.OUT_OF_MEMORY:
-            text = self._ask("note", detail & 0xFFFF, detail >> 16)
+        if error == _Error.WORKER_CRASHED and cause == Cause.OUT_OF_MEMORY:
+            text = self._ask("note", detail)
             return OutOfMemoryError(
                 f"{text} Its max_retries are used up. Give it less to do at a time, "
                 "run fewer such tasks at once (num_cpus), or raise "
                 "SKATE_MEMORY_MONITOR."
             )
-        if error == _WORKER_CRASHED:
+        if error == _Error.WORKER_CRASHED and cause == Cause.NO_PROCESS:
+            return ResourceError(self._ask("note", detail))
+        if error == _Error.WORKER_CRASHED:
             return WorkerCrashedError(
                 f"the worker that ran this task died: {how}, and max_retries are used "
                 "up. A crash in native code, os._exit or the kernel's memory limit do "
                 "this; see the worker's output above."
             )
-        if error == _ACTOR_DIED:
+        if error == _Error.ACTOR_DIED:
             if cause == Cause.CONSTRUCTOR_FAILED:
-                text = self._ask("note", detail & 0xFFFF, detail >> 16)
+                text = self._ask("note", detail)
                 return ActorDiedError(f"{how}.\n\n{text}")
+            if cause == Cause.NO_PROCESS:
+                return ResourceError(self._ask("note", detail))
             if cause == Cause.RUNTIME_ENV_FAILED:
-                text = self._ask("note", detail & 0xFFFF, detail >> 16)
+                text = self._ask("note", detail)
                 return RuntimeEnvSetupError(text)
             return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
-        if error == _ACTOR_UNAVAILABLE:
+        if error == _Error.ACTOR_UNAVAILABLE:
             return ActorUnavailableError(
                 f"the actor restarts, for {how}. This call had been sent, and may or "
                 "may not have run; later calls wait for the restart. With "
                 "max_task_retries, such calls are sent again."
             )
-        if error == _CANCELLED:
+        if error == _Error.CANCELLED:
             if detail:
                 return TaskKilledError(
                     "the task was cancelled by skate.cancel(..., force=True), which "
                     "ended its worker."
                 )
             return TaskCancelledError("the task was cancelled by skate.cancel.")
-        if error == _OWNER_DIED:
+        if error == _Error.NO_RESOURCES:
+            return ResourceError(
+                self._ask("note", detail)
+                or "the arguments of the task could not be sent, or read by its "
+                "worker: a process has no memory, address space or file descriptor "
+                "left (ulimit -v, ulimit -n)."
+            )
+        if error == _Error.OWNER_DIED:
             return OwnerDiedError(
                 f"the value is gone with the process that owned it: {how}. The task "
                 "that called put or .remote for it must be run again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import time
@@ -13,6 +14,7 @@ from ...exceptions import (
     CollectiveTimeoutError,
     EngineDiedError,
     RankDiedError,
+    ResourceError,
     ShapeMismatchError,
 )
 
@@ -31,17 +33,42 @@ def join(
     engine: EmbeddedEngine, name: str, rank: int, world_size: int, timeout: float | None
 ) -> EmbeddedGroup:
     """Wait for all ranks, then map the group's segment."""
+    joined: list[bool] = []
+    try:
+        core = _join(engine, name, rank, world_size, timeout, joined)
+    except BaseException:
+        if joined:  # the rank is free for others, and the memory goes with the last
+            with contextlib.suppress(Exception):  # the session may have ended
+                engine.node.tell(pickle.dumps(("leave_newest_group", name, rank)))
+        raise
+    return EmbeddedGroup(engine, core, name)
+
+
+def _join(
+    engine: EmbeddedEngine,
+    name: str,
+    rank: int,
+    world_size: int,
+    timeout: float | None,
+    joined: list[bool],
+) -> _core.Group:
+    """``joined``: gets an item as soon as the supervisor has this rank in the group."""
     deadline = None if timeout is None else time.monotonic() + timeout
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
     while True:
         (answer, value), fd = engine.ask("group", name, rank, world_size, size)
         if answer == "ok":
+            joined.append(True)
             break
+        if answer == "waiting":
+            joined.append(True)
         if answer == "mismatch":
             raise ShapeMismatchError(
                 f"group {name!r} has world_size {value}, not {world_size}: all ranks "
                 "must give the same."
             )
+        if answer == "full":
+            raise ResourceError(f"{value}.")
         if answer == "taken":
             raise ValueError(f"rank {rank} of group {name!r} is another process.")
         if deadline is not None and time.monotonic() >= deadline:
@@ -49,10 +76,11 @@ def join(
                 f"group {name!r}: ranks {value} did not join within {timeout} s.", value
             )
         time.sleep(_JOIN_POLL_S)
-    alive = [engine.node.alive_word(index) for index in value]
-    core = _core.Group(fd, size, rank, world_size, alive)
-    os.close(fd)
-    return EmbeddedGroup(engine, core, name)
+    alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
+    try:
+        return _core.Group(fd, size, rank, world_size, alive)
+    finally:
+        os.close(fd)
 
 
 def _plain(x: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -146,7 +174,8 @@ class EmbeddedGroup:
             return
         self._closed = True
         self._core.close()
-        self._engine.node.tell(pickle.dumps(("leave_group", self._name)))
+        note = ("leave_group", self._name, self.rank)
+        self._engine.node.tell(pickle.dumps(note))
 
     def _check(
         self, problem: tuple[str, list[int], str] | None, timeout: float | None

@@ -1,7 +1,8 @@
 """Who lives, who may run, who holds what: the supervisor's policy, without acting.
 
 Events in, commands out. No clock, no process, no socket: ``supervisor`` feeds this and
-carries out what it says, and a test can feed it anything.
+carries out what it says, and a test can feed it anything. Deaths are news for
+everybody, and are told together: once after all the events that were there.
 
 CPUs. A CPU is a token in the session directory. Pool workers take and return tokens by
 themselves; tasks and actors with resources of their own (leases) get theirs here, so
@@ -11,230 +12,62 @@ Actors. One whose process dies, and that may be restarted, gets a new process at
 its name goes out with the news of the death, so that calls can be sent to it before it
 runs, and before it has the resources that it must take again. An actor ends with the
 process that created it, unless it is detached.
+
+Places. A session has so many places for processes at a time; a dead one's is free again
+when all have drained its rings. The lowest free one is used first, so the directory is
+as short as it can be. Epochs only grow, so a name is used once.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 from ..._placement import group_of, lends, set_aside, total
 from ..._runtime_env import NO_ENV, RuntimeEnv
 from ..gpus import NO_GPUS, Gpus, Id, Share
 from ..protocol import ActorState
-from .actors import Actor, ActorRequest, Actors
+from .actors import Actor, Actors
+from .deaths import Deaths
+from .events import (
+    ActorConstructed,
+    ActorKilled,
+    ActorUnwanted,
+    ActorWanted,
+    Blocked,
+    Command,
+    Confirmed,
+    CpuFree,
+    CpusTaken,
+    Died,
+    Event,
+    Fork,
+    Forked,
+    GiveCpus,
+    GrantLease,
+    GroupRemoved,
+    GroupWanted,
+    KeepNote,
+    Kill,
+    LeaseDone,
+    LeaseDropped,
+    LeaseWanted,
+    LetGo,
+    NotForked,
+    Prepare,
+    RefuseLease,
+    Retire,
+    RoomAgain,
+    TakeCpus,
+    Unblocked,
+    WantCpus,
+    WorkerWanted,
+)
 from .processes import Cause, Kind, Proc
-
-# Events ------------------------------------------------------------------------------
-
-
-class WorkerWanted(NamedTuple):
-    """Tasks wait and no idle worker does. ``active``: pool workers not blocked."""
-
-    active: int
-    starting: bool
-
-
-class LeaseWanted(NamedTuple):
-    owner: Proc
-    task: int
-    resources: Mapping[str, float]
-    runtime_env: RuntimeEnv = NO_ENV
-
-
-class LeaseDropped(NamedTuple):
-    """The task was cancelled before it had got what it needs."""
-
-    owner: Proc
-    task: int
-
-
-class LeaseDone(NamedTuple):
-    worker: Proc
-
-
-class ActorWanted(NamedTuple):
-    owner: Proc
-    proc: Proc  # from ``allocate``
-    request: ActorRequest
-
-
-class ActorConstructed(NamedTuple):
-    proc: Proc
-
-
-class ActorUnwanted(NamedTuple):
-    """Its last handle is gone; ``told`` was told to finish and end."""
-
-    actor_id: int
-    told: Proc
-
-
-class ActorKilled(NamedTuple):
-    actor_id: int
-    no_restart: bool
-
-
-class GroupWanted(NamedTuple):
-    """A placement group: set the sum of its bundles aside, under names of its own."""
-
-    group: str
-    bundles: tuple[Mapping[str, float], ...]
-
-
-class GroupRemoved(NamedTuple):
-    group: str
-
-
-class Blocked(NamedTuple):
-    """User code in a leased process waits, and needs no CPU meanwhile."""
-
-    proc: Proc
-
-
-class Unblocked(NamedTuple):
-    proc: Proc
-
-
-class CpuFree(NamedTuple):
-    """A pool worker has put a token back because one is wanted."""
-
-
-class CpusTaken(NamedTuple):
-    """The outcome of ``TakeCpus``."""
-
-    cpus: int
-
-
-class Died(NamedTuple):
-    proc: Proc
-    cause: Cause
-    detail: int
-
-
-class Confirmed(NamedTuple):
-    """``by`` has drained the rings of ``dead``, and says what it still holds of it.
-
-    ``came_by``: it has come to hold something of it since it last said so.
-    """
-
-    by: Proc
-    dead: Proc
-    holds_objects: bool
-    holds_blocks: bool
-    came_by: bool = False
-
-
-class LetGo(NamedTuple):
-    """A process has let go of the last it held of ``dead``, or of its memory."""
-
-    dead: Proc
-
-
-Event = (
-    WorkerWanted
-    | LeaseWanted
-    | LeaseDropped
-    | LeaseDone
-    | ActorWanted
-    | ActorConstructed
-    | ActorUnwanted
-    | ActorKilled
-    | GroupWanted
-    | GroupRemoved
-    | Blocked
-    | Unblocked
-    | CpuFree
-    | CpusTaken
-    | Died
-    | Confirmed
-    | LetGo
-)
-
-# Commands ----------------------------------------------------------------------------
-
-
-class Prepare(NamedTuple):
-    """Make the memory of a process that runs later: others may send to it now."""
-
-    proc: Proc
-    kind: Kind
-
-
-class Fork(NamedTuple):
-    proc: Proc
-    kind: Kind
-    runtime_env: RuntimeEnv = NO_ENV
-    gpus: tuple[Id, ...] = ()
-    refuses: bool = False  # its task, or actor, is of a group that was removed
-
-
-class Kill(NamedTuple):
-    proc: Proc
-    cause: Cause = Cause.KILLED  # what others are told
-
-
-class GrantLease(NamedTuple):
-    owner: Proc
-    task: int
-    worker: Proc
-
-
-class TellDied(NamedTuple):
-    to: Proc
-    dead: Proc
-    cause: Cause
-    detail: int
-    successor: Proc | None = None  # where the actor lives that it was
-
-
-class TellForget(NamedTuple):
-    """Forget ``dead``: its borrows; ``step`` 1: what it owned; 2: its memory too."""
-
-    to: Proc
-    dead: Proc
-    step: int
-
-
-class Recycle(NamedTuple):
-    """Nobody can name ``proc`` any more: its segment may go."""
-
-    proc: Proc
-
-
-class TakeCpus(NamedTuple):
-    """Take up to ``cpus`` tokens from the pool; answer with ``CpusTaken``."""
-
-    cpus: int
-
-
-class GiveCpus(NamedTuple):
-    cpus: int
-
-
-class WantCpus(NamedTuple):
-    """Ask pool workers for ``cpus`` tokens as they end their tasks."""
-
-    cpus: int
-
-
-Command = (
-    Prepare
-    | Fork
-    | Kill
-    | GrantLease
-    | TellDied
-    | TellForget
-    | Recycle
-    | TakeCpus
-    | GiveCpus
-    | WantCpus
-)
-
-# -------------------------------------------------------------------------------------
+from .requests import PROCESS, Line, Request, Waiting
 
 
 @dataclass(slots=True)
@@ -244,48 +77,20 @@ class _Member:
     granted: bool = False  # it holds ``resources``
     blocked: bool = False  # ... but not the CPUs among them
     lease_owner: Proc | None = None
+    request: Request | None = None  # what it is being made for, and was not told yet
     refuses: bool = False
     runtime_env: RuntimeEnv = NO_ENV
     gpus: Share = NO_GPUS
+    placement: str | None = None  # the group whose resources it holds
 
 
-@dataclass(slots=True)
-class _Death:
-    cause: Cause
-    detail: int
-    successor: Proc | None
-    waiting: set[Proc]  # have not answered in this round of asking
-    objects_held: bool = False
-    blocks_held: bool = False
-    came_by: bool = False
-    # Who said so, when asked last. One that dies lets go without another word.
-    holders: set[Proc] = field(default_factory=set)
-    let_go: bool = False  # somebody did, after it had answered in this round
-    # Rounds in a row in which nobody held anything. What one process holds may pass to
-    # another that has just answered; it says so in the next round. So after two rounds
-    # without, nobody does.
-    objects_clean: int = 0
-    blocks_clean: int = 0
-    step: int = -1  # the last one that was told
-
-
-@dataclass(slots=True)
-class _Request:
-    """A lease, an actor or a placement group that waits for resources."""
-
-    resources: Mapping[str, float]
-    runtime_env: RuntimeEnv = NO_ENV
-    owner: Proc | None = None  # lease
-    task: int = 0
-    actor: Proc | None = None
-    group: GroupWanted | None = None
-
-
-_MAX_EPOCH = 1 << 14
-_CLEAN_ROUNDS = 2
 _DRIVER_INDEX = 1
 # Workers for tasks with resources of their own, kept for the next such task.
 _MAX_IDLE_LEASED = 4
+# Places that only workers of the pool and actors that restart may have: they were there
+# before, or others may wait for them for ever.
+_KEPT_PLACES = 16
+_REMOVED = "its placement group was removed, and no process can be had that says so"
 
 
 class Lifecycle:
@@ -293,9 +98,11 @@ class Lifecycle:
 
     Args:
         totals: the session's resources, CPU included.
-        max_procs: how many processes there may be.
+        max_procs: places for processes, that of the supervisor included.
         gpus: the ids of ``totals["GPU"]`` GPUs.
         runtime_env: of the session: that of the pool's workers.
+        limit: why the machine gives no process of a kind now; "": it does.
+        first_epoch: of the first user of each place.
     """
 
     def __init__(
@@ -304,42 +111,76 @@ class Lifecycle:
         max_procs: int,
         gpus: Sequence[Id] = (),
         runtime_env: RuntimeEnv = NO_ENV,
+        limit: Callable[[Kind], str] = lambda kind: "",
+        first_epoch: int = 1,
     ) -> None:
         self.totals = dict(totals)
         self.members: dict[Proc, _Member] = {}
+        self._limit = limit
         self._max_procs = max_procs
+        self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
-        self._free: deque[Proc] = deque()
+        self._free: list[int] = []  # a heap
+        self._epochs: dict[int, int] = {}  # index -> that of its last user
+        self._first_epoch = first_epoch
         self._used: dict[str, float] = dict.fromkeys(totals, 0.0)
         self._gpus = Gpus(gpus, totals.get("GPU", 0.0))
         self._runtime_env = runtime_env
         self._tokens = 0  # CPU tokens that this machine holds
         self._cpus_wanted = 0
-        self._queue: deque[_Request] = deque()
+        self._waiting = Waiting()
+        self._running: dict[Proc, None] = {}  # or about to: see Deaths
         self._idle_leased: list[Proc] = []
-        self._deaths: dict[Proc, _Death] = {}
+        self._leases: dict[Proc, set[Proc]] = {}  # owner -> workers
+        self._making: dict[tuple[Proc, int], Proc] = {}  # task -> its worker to be
+        self._busy_leases = 0  # that run, and do not wait for others
+        self._ending: set[Proc] = set()  # have been told to
+        self._deaths = Deaths(self._running, self._free_place)
         self._retiring: set[Proc] = set()  # end with the last actor that they own
         self.actors = Actors()
-        self._created: dict[str, GroupWanted] = {}  # placement groups
-        self._removed: set[str] = set()
+        self._groups: dict[str, GroupWanted] = {}  # placement groups not yet removed
+        self._created: set[str] = set()
+        self._placed: dict[str, set[Proc]] = {}  # placement group -> who holds of it
 
     # Queries -----------------------------------------------------------------
 
-    def allocate(self, kind: Kind) -> Proc | None:
-        """A name for a new process; None when there are too many."""
-        if self._free:
-            proc = self._free.popleft()
-        elif self._next_index < self._max_procs:
-            proc = Proc(self._next_index, 1)
-            self._next_index += 1
-        else:
+    def room_for(self, kind: Kind) -> str:
+        """Why there can be no further process of the kind now; "": there can."""
+        free = len(self._free) + self._max_procs - self._next_index
+        if free <= (self._kept if kind in ("actor", "lease") else 0):
+            most = self._max_procs - 1 - self._kept
+            return (
+                f"a session has at most {most} workers, actors and tasks with "
+                "resources of their own at a time. Drop handles of actors that are no "
+                "longer needed, or put the work of several actors into one"
+            )
+        return self._limit(kind)
+
+    def allocate(self, kind: Kind, *, restart: bool = False) -> Proc | None:
+        """A name for a new process; None: ``room_for`` says why."""
+        if self.room_for("pool" if restart else kind):
             return None
+        if self._free:
+            index = heapq.heappop(self._free)
+        else:
+            index = self._next_index
+            self._next_index += 1
+        proc = Proc(index, self._epochs.get(index, self._first_epoch - 1) + 1)
+        self._epochs[index] = proc.epoch
         self.members[proc] = _Member(kind)
+        if kind == "driver":
+            self._running[proc] = None
         return proc
 
     def kind(self, proc: Proc) -> Kind | None:
         member = self.members.get(proc)
         return member.kind if member else None
+
+    def pending(self) -> list[Proc]:
+        """Processes that others may send to, and that do not run yet."""
+        if len(self.members) == len(self._running):
+            return []
+        return [proc for proc in self.members if proc not in self._running]
 
     def assigned(self, proc: Proc) -> dict[str, float]:
         """What the task or the actor in ``proc`` holds."""
@@ -356,9 +197,9 @@ class Lifecycle:
         left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
         return left
 
-    def waiting(self) -> list[_Request]:
+    def waiting(self) -> list[Request]:
         """Requests that were not granted yet, oldest first."""
-        return list(self._queue)
+        return list(self._waiting)
 
     def holders(self) -> dict[int, dict[str, float]]:
         """What processes with resources of their own hold, by index."""
@@ -379,6 +220,23 @@ class Lifecycle:
     # Events ------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:
+        """``take`` and ``news``, for one event alone."""
+        return [*self.take(event), *self.news()]
+
+    def news(self) -> list[Command]:
+        """Of all the deaths that were taken since the last time."""
+        commands = self._deaths.ask()
+        return self._with_places(commands) if commands else []
+
+    def take(self, event: Event) -> list[Command]:
+        """What to do at once; others hear of deaths with the next ``news``."""
+        commands = self._take(event)
+        for command in commands:
+            if isinstance(command, Kill) and command.proc in self.members:
+                self._deaths.doom(command.proc)
+        return commands
+
+    def _take(self, event: Event) -> list[Command]:
         match event:
             case WorkerWanted(active, starting):
                 if starting or active >= max(1, int(self.totals["CPU"])):
@@ -387,14 +245,14 @@ class Lifecycle:
             case LeaseWanted(owner, task, resources, env):
                 if owner not in self.members:
                     return []
-                self._queue.append(_Request(resources, env, owner=owner, task=task))
-                return self._schedule()
+                self._waiting.add(Request(resources, env, owner=owner, task=task))
+                return self._schedule(cpus_as_before=True)
             case ActorWanted(owner, proc, request):
                 self.actors.add(request, owner, proc)
-                self._queue.append(
-                    _Request(request.resources, request.runtime_env, actor=proc)
+                self._waiting.add(
+                    Request(request.resources, request.runtime_env, actor=proc)
                 )
-                return [Prepare(proc, "actor"), *self._schedule()]
+                return [Prepare(proc, "actor"), *self._schedule(cpus_as_before=True)]
             case ActorConstructed(proc):
                 actor = self.actors.at(proc)
                 if actor is not None:
@@ -415,119 +273,196 @@ class Lifecycle:
                 actor.may_restart &= not no_restart
                 return [Kill(actor.proc)]
             case GroupWanted():
-                wanted = total(event.bundles)
-                self._queue.append(_Request(wanted, group=event))
-                return self._schedule()
+                self._groups[event.group] = event
+                if not event.never:
+                    self._waiting.add(Request(total(event.bundles), group=event))
+                return self._schedule(cpus_as_before=True)
             case GroupRemoved(group):
                 return self._remove_group(group)
             case LeaseDropped(owner, task):
-                self._queue = deque(
-                    r for r in self._queue if (r.owner, r.task) != (owner, task)
-                )
+                self._waiting.drop_task(owner, task)
+                worker = self._making.pop((owner, task), None)
+                if worker is not None:  # it is used for another, when it has been made
+                    self.members[worker].request = None
                 return self._schedule()
             case LeaseDone(worker):
                 return self._end_lease(worker)
             case Blocked(proc) | Unblocked(proc):
                 return self._set_blocked(proc, isinstance(event, Blocked))
             case CpuFree():
+                self._waiting.wake("CPU")
                 return self._schedule()
             case CpusTaken(count):
                 self._tokens += count
+                if count:
+                    self._waiting.wake("CPU")
                 return self._schedule(took=True)
+            case Forked(proc):
+                return self._forked(proc)
+            case NotForked():
+                return self._not_forked(event)
+            case RoomAgain():
+                self._waiting.wake(PROCESS)
+                return self._schedule()
             case Died():
                 return self._died(event)
             case Confirmed():
-                return self._confirmed(event)
+                return self._with_places(self._deaths.confirmed(event))
             case LetGo(dead):
-                death = self._deaths.get(dead)
-                if death is None:
-                    return []
-                death.let_go = True
-                return [] if death.waiting else self._ask_again(dead, death)
+                self._deaths.let_go(dead)
+                return []
 
-    # Leases ------------------------------------------------------------------
+    # Granting ----------------------------------------------------------------
 
-    def _schedule(self, took: bool = False) -> list[Command]:
-        """Grant what fits, in order; a request that does not fit lets others pass."""
+    def _schedule(
+        self, *, took: bool = False, cpus_as_before: bool = False
+    ) -> list[Command]:
+        """Grant what fits, in order; a request that does not fit lets others pass.
+
+        ``cpus_as_before``: none can have become free.
+        """
         commands: list[Command] = []
-        missing = 0
-        waiting: deque[_Request] = deque()
-        for request in self._queue:
-            if group_of(request.resources) in self._removed:
-                commands += self._grant(request, refuse=True) or []
-                continue
-            others = {k: v for k, v in request.resources.items() if k != "CPU"}
-            if any(
-                self._used.get(k, 0.0) + v > self.totals.get(k, 0.0) + 1e-9
-                for k, v in others.items()
-            ):
-                waiting.append(request)
-                continue
-            if not self._has_gpus(request):
-                waiting.append(request)
-                continue
-            cpus = request.resources.get("CPU", 0.0)
-            lacking = math.ceil(self._used["CPU"] + cpus - 1e-9) - self._tokens
-            if cpus > 0 and lacking > 0:
-                missing = missing or lacking
-                waiting.append(request)
-                continue
-            granted = self._grant(request)
-            if granted is None:
-                waiting.append(request)
-            else:
-                commands += granted
-        self._queue = waiting
-        if missing and not took:
+        while due := self._waiting.due():
+            heads = [(line.head.number, place) for place, line in enumerate(due)]
+            heapq.heapify(heads)
+            while heads:
+                _, place = heads[0]
+                line = due[place]
+                if self._look_at(line, commands) and line.requests:
+                    heapq.heapreplace(heads, (line.head.number, place))
+                else:
+                    heapq.heappop(heads)
+        first = self._waiting.first_lacking("CPU")
+        missing = self._lacking_cpus(first.resources) if first is not None else 0
+        # Whoever puts one back tells us, once we have said that we want it.
+        asked = cpus_as_before and missing == self._cpus_wanted
+        if missing and not took and not asked:
             return [*commands, TakeCpus(missing)]
         if missing != self._cpus_wanted:
             self._cpus_wanted = missing
             commands.append(WantCpus(missing))
         return commands + self._give_back(keep=missing)
 
-    def _grant(self, request: _Request, refuse: bool = False) -> list[Command] | None:
-        """None: there are too many processes to start another.
+    def _look_at(self, line: Line, commands: list[Command]) -> bool:
+        """Grant to the head of the line; False: it must wait, and the line with it."""
+        request = line.head
+        removed = line.placement is not None and line.placement not in self._groups
+        lacks = "" if removed else self._lacks(request)
+        if not lacks and not self._grant(request, removed, commands):
+            lacks = PROCESS
+        if lacks:
+            self._waiting.block(line, lacks)
+            return False
+        self._waiting.take(request)
+        return True
 
-        ``refuse``: the task gets a worker that says no instead of running it.
-        """
-        commands: list[Command] = []
+    def _lacks(self, request: Request) -> str:
+        """The first resource of which too little is free; "": none."""
+        for name, amount in request.resources.items():
+            if name == "CPU":
+                continue
+            there = self.totals.get(name)
+            if there is None or self._used[name] + amount > there + 1e-9:
+                return name
         if request.group is not None:
-            return self._create_group(request.group)
-        if request.actor is not None:
-            proc: Proc | None = request.actor
-            if proc not in self.members:
-                return []  # it was killed before it could start
-            assert proc is not None
+            has_gpus = self._gpus.can_open(request.group.bundles)
         else:
-            proc = self._idle_for(request) if not refuse else None
-        share = NO_GPUS if refuse else self._gpus.find(request.resources)
+            has_gpus = self._gpus.find(request.resources) is not None
+        if not has_gpus:
+            group = group_of(request.resources)
+            return "GPU" if group is None else f"GPU_group_{group}"
+        return "CPU" if self._lacking_cpus(request.resources) > 0 else ""
+
+    def _lacking_cpus(self, resources: Mapping[str, float]) -> int:
+        cpus = resources.get("CPU", 0.0)
+        if cpus <= 0:
+            return 0
+        return max(0, math.ceil(self._used["CPU"] + cpus - 1e-9) - self._tokens)
+
+    def _grant(self, request: Request, removed: bool, commands: list[Command]) -> bool:
+        """False: it must wait for a process.
+
+        ``removed``: its placement group was. It gets a worker that says so.
+        """
+        if request.group is not None:
+            self._create_group(request.group)
+            return True
+        if request.actor is not None:
+            commands.append(self._make(request.actor, request, removed))
+            return True
+        assert request.owner is not None
+        idle = None if removed else self._idle_for(request)
+        if idle is not None:
+            self._hold(idle, request, self._gpus.find(request.resources), removed)
+            commands.append(GrantLease(request.owner, request.task, idle))
+            return True
+        worker = self.allocate("lease")
+        if worker is not None:
+            commands.append(self._make(worker, request, removed))
+            self._making[request.owner, request.task] = worker
+            return True
+        if self._some_worker_will_end(commands):
+            return False
+        why = _REMOVED if removed else self.room_for("lease")
+        commands.append(RefuseLease(request.owner, request.task, why))
+        return True
+
+    def _some_worker_will_end(self, commands: list[Command]) -> bool:
+        """Whether there will be room for another. An idle one is made to end."""
+        while self._idle_leased and not self._ending:
+            commands += self._end(self._idle_leased.pop(0))
+        return bool(self._ending or self._busy_leases or self._places_of_the_dead())
+
+    def _make(self, proc: Proc, request: Request, removed: bool) -> Fork:
+        share = NO_GPUS if removed else self._gpus.find(request.resources)
+        self._hold(proc, request, share, removed)
+        member = self.members[proc]
+        member.request = request
+        self._running[proc] = None
+        return Fork(proc, member.kind, request.runtime_env, member.gpus.ids, removed)
+
+    def _hold(
+        self, proc: Proc, request: Request, share: Share | None, removed: bool
+    ) -> None:
         assert share is not None
-        if proc is None or request.actor is not None:
-            kind: Kind = "lease" if proc is None else "actor"
-            proc = proc or self.allocate("lease")
-            if proc is None:
-                return None
-            commands.append(Fork(proc, kind, request.runtime_env, share.ids, refuse))
         member = self.members[proc]
         member.runtime_env = request.runtime_env
         member.gpus = share
         self._gpus.take(share)
-        member.refuses = refuse
-        member.resources = {} if refuse else request.resources
+        member.refuses = removed
+        member.resources = {} if removed else request.resources
         member.granted = True
-        member.lease_owner = request.owner
+        member.placement = group_of(member.resources)
+        if member.placement is not None:
+            self._placed.setdefault(member.placement, set()).add(proc)
         for name, amount in member.resources.items():
             self._used[name] += amount
         if request.owner is not None:
-            commands.append(GrantLease(request.owner, request.task, proc))
-        return commands
+            member.lease_owner = request.owner
+            self._leases.setdefault(request.owner, set()).add(proc)
+            self._busy_leases += 1
 
-    def _has_gpus(self, request: _Request) -> bool:
-        if request.group is not None:
-            return self._gpus.can_open(request.group.bundles)
-        return self._gpus.find(request.resources) is not None
+    def _forked(self, proc: Proc) -> list[Command]:
+        member = self.members.get(proc)
+        if member is None or member.kind != "lease":
+            return []
+        if proc in self._ending:  # its request will wait again
+            return []
+        request, member.request = member.request, None
+        if request is None:  # the task was cancelled meanwhile
+            return self._end_lease(proc)
+        assert request.owner is not None
+        del self._making[request.owner, request.task]
+        return [GrantLease(request.owner, request.task, proc)]
 
-    def _idle_for(self, request: _Request) -> Proc | None:
+    def _not_forked(self, event: NotForked) -> list[Command]:
+        if event.proc not in self.members:
+            return []
+        detail = event.proc.packed
+        died = Died(event.proc, Cause.NO_PROCESS, detail)
+        return [KeepNote(detail, event.why), *self._died(died)]
+
+    def _idle_for(self, request: Request) -> Proc | None:
         """An idle worker with the request's runtime environment."""
         if any(name.startswith("GPU") for name in request.resources):
             return None
@@ -537,7 +472,7 @@ class Lifecycle:
                 return proc
         return None
 
-    def _release(self, member: _Member) -> None:
+    def _release(self, proc: Proc, member: _Member) -> None:
         if not member.granted:
             return
         member.granted = False
@@ -546,6 +481,14 @@ class Lifecycle:
             lent = member.blocked and lends(name)
             if not lent and name in self._used:  # else of a group that was removed
                 self._used[name] -= amount
+                self._waiting.wake(name)
+        if member.lease_owner is not None:
+            self._busy_leases -= not member.blocked
+            _discard(self._leases, member.lease_owner, proc)
+            member.lease_owner = None
+        if member.placement is not None:
+            _discard(self._placed, member.placement, proc)
+            member.placement = None
         member.blocked = False
 
     def _give_back(self, keep: int) -> list[Command]:
@@ -557,195 +500,175 @@ class Lifecycle:
 
     def _end_lease(self, worker: Proc) -> list[Command]:
         member = self.members.get(worker)
-        if member is None or not member.granted:
+        if member is None or not member.granted or member.kind != "lease":
             return []
-        self._release(member)
-        member.lease_owner = None
+        self._release(worker, member)
+        self._waiting.wake(PROCESS)
         commands: list[Command] = []
-        if member.gpus.ids or member.refuses:
+        if worker in self._ending:
+            pass
+        elif member.gpus.ids or member.refuses:
             # Its CUDA_VISIBLE_DEVICES was for one task.
-            self._retiring.add(worker)
-            commands += self._retire(worker)
+            commands += self._end(worker)
         else:
             self._idle_leased.append(worker)
+        commands += self._schedule()
         if len(self._idle_leased) > _MAX_IDLE_LEASED:
-            longest_idle = self._idle_leased.pop(0)
-            self._retiring.add(longest_idle)
-            commands += self._retire(longest_idle)
-        return [*commands, *self._schedule()]
+            commands += self._end(self._idle_leased.pop(0))
+        return commands
+
+    def _end(self, worker: Proc) -> list[Command]:
+        """End a worker that is of no use, now or with the last actor that it owns."""
+        self._retiring.add(worker)
+        return self._retire(worker)
 
     def _retire(self, worker: Proc) -> list[Command]:
-        """End a worker that is of no use, unless actors would end with it."""
         if worker not in self._retiring or self.actors.owned_by(worker):
             return []
         self._retiring.discard(worker)
-        return [Kill(worker)]
+        self._ending.add(worker)
+        return [Retire(worker)]
+
+    def _kill(self, procs: Collection[Proc]) -> list[Command]:
+        self._ending.update(procs)
+        return [Kill(proc) for proc in sorted(procs)]
 
     def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
         member = self.members.get(proc)
         if member is None or not member.granted or member.blocked == blocked:
             return []
         member.blocked = blocked
+        if member.lease_owner is not None:
+            self._busy_leases += -1 if blocked else 1
+            self._waiting.wake(PROCESS)  # it may not end any more, while it waits
         for name, amount in member.resources.items():
             if lends(name) and name in self._used:
                 # Going on may use more CPUs than there are for a moment: as Ray does.
                 self._used[name] += -amount if blocked else amount
+                if blocked:
+                    self._waiting.wake(name)
         return self._schedule()
 
     # Placement groups --------------------------------------------------------
 
-    def _create_group(self, wanted: GroupWanted) -> list[Command]:
+    def _create_group(self, wanted: GroupWanted) -> None:
         for name, amount in total(wanted.bundles).items():
             self._used[name] += amount
         self._gpus.open(wanted.group, wanted.bundles)
         added = set_aside(wanted.group, wanted.bundles)
         self.totals.update(added)
         self._used.update(dict.fromkeys(added, 0.0))
-        self._created[wanted.group] = wanted
-        return []
+        self._created.add(wanted.group)
+        for name in added:
+            self._waiting.wake(name)
 
     def _remove_group(self, group: str) -> list[Command]:
-        self._removed.add(group)
-        self._queue = deque(
-            r for r in self._queue if r.group is None or r.group.group != group
-        )
-        wanted = self._created.pop(group, None)
-        if wanted is not None:
+        wanted = self._groups.pop(group, None)
+        if wanted is None:
+            return []
+        self._waiting.drop_group(group)
+        if group in self._created:
+            self._created.discard(group)
             self._gpus.close(group)
             for name, amount in total(wanted.bundles).items():
                 self._used[name] -= amount
+                self._waiting.wake(name)
             for name in set_aside(group, wanted.bundles):
                 del self.totals[name], self._used[name]
-        commands: list[Command] = [
-            Kill(proc)
-            for proc, member in self.members.items()
-            if group_of(member.resources) == group
-        ]
-        return [*commands, *self._schedule()]
+        self._waiting.wake_placement(group)
+        kills = self._kill(self._placed.get(group, ()))
+        return [*kills, *self._schedule()]
 
     # Deaths ------------------------------------------------------------------
 
     def _fork_pool(self) -> list[Command]:
         proc = self.allocate("pool")
-        return [] if proc is None else [Fork(proc, "pool", self._runtime_env)]
+        if proc is None:
+            return []
+        self._running[proc] = None
+        return [Fork(proc, "pool", self._runtime_env)]
 
     def _died(self, event: Died) -> list[Command]:
         dead = event.proc
         member = self.members.pop(dead, None)
         if member is None:
             return []
-        self._release(member)
-        if dead in self._idle_leased:
-            self._idle_leased.remove(dead)
-        self._queue = deque(
-            r for r in self._queue if r.owner != dead and r.actor != dead
-        )
-        commands: list[Command] = [
-            Kill(proc)  # it runs a task whose result nobody wants
-            for proc, other in self.members.items()
-            if other.lease_owner == dead
-        ]
-        self._retiring.discard(dead)
+        self._running.pop(dead, None)
+        commands = self._give_up_work_of(dead, member)
         commands += [
             Kill(actor.proc, Cause.OWNER_ENDED) for actor in self.actors.owned_by(dead)
         ]
-        others = list(self.members)
         actor = self.actors.at(dead)
         successor = None
         if actor is not None:
-            successor = self._restart_or_end(actor, event)
-            if successor is not None:
-                commands.append(Prepare(successor, "actor"))
-            else:
-                commands += self._retire(actor.owner)
-        death = _Death(event.cause, event.detail, successor, waiting=set(others))
-        self._deaths[dead] = death
-        commands += [self._news(to, dead) for to in others]
-        for earlier in list(self._deaths):
-            if earlier != dead:
-                commands += self._without_word_of(dead, earlier)
-        if not others:
-            commands += self._settle(dead)
+            successor, event = self._restart_or_end(actor, event, commands)
+        commands += self._deaths.add(event, successor)
+        self._waiting.wake(PROCESS)
         return [*commands, *self._schedule()]
 
-    def _without_word_of(self, silent: Proc, dead: Proc) -> list[Command]:
-        """``silent`` has died as well: what it held of ``dead`` it holds no more."""
-        death = self._deaths[dead]
-        was_asked = silent in death.waiting
-        death.let_go |= was_asked or silent in death.holders
-        death.waiting.discard(silent)
-        death.holders.discard(silent)
-        if death.waiting:
-            return []
-        if was_asked:
-            return self._settle(dead)
-        return self._ask_again(dead, death) if death.let_go else []
+    def _give_up_work_of(self, dead: Proc, member: _Member) -> list[Command]:
+        """What it held is free, and what it asked for is of no use."""
+        owner = member.lease_owner
+        self._release(dead, member)
+        if dead in self._idle_leased:
+            self._idle_leased.remove(dead)
+        self._retiring.discard(dead)
+        self._ending.discard(dead)
+        self._waiting.drop_owner(dead)
+        self._waiting.drop_actor(dead)
+        request = member.request
+        if request is not None and owner is not None:  # its owner was told nothing yet
+            del self._making[owner, request.task]
+            if owner in self.members:
+                self._waiting.add(request, first=True)
+        # They run tasks whose results nobody wants, or are being made for them.
+        workers = self._leases.get(dead, ())
+        for worker in workers:
+            request = self.members[worker].request
+            if request is not None:
+                del self._making[dead, request.task]
+                self.members[worker].request = None
+        return self._kill(workers)
 
-    def _restart_or_end(self, actor: Actor, event: Died) -> Proc | None:
-        actor.cause, actor.detail = event.cause, event.detail
+    def _restart_or_end(
+        self, actor: Actor, event: Died, commands: list[Command]
+    ) -> tuple[Proc | None, Died]:
+        """The process that takes its place, and what to tell of the death."""
         if actor.restarts_after(event.cause):
-            successor = self.allocate("actor")
+            successor = self.allocate("actor", restart=True)
             if successor is not None:
+                actor.cause, actor.detail = event.cause, event.detail
                 self.actors.move(actor, successor)
-                # It had them before.
-                self._queue.appendleft(
-                    _Request(
-                        actor.request.resources,
-                        actor.request.runtime_env,
-                        actor=successor,
-                    )
+                request = actor.request
+                # It had its resources before.
+                self._waiting.add(
+                    Request(request.resources, request.runtime_env, actor=successor),
+                    first=True,
                 )
-                return successor
+                commands.append(Prepare(successor, "actor"))
+                return successor, event
+            detail = event.proc.packed
+            why = f"it cannot be restarted: {self.room_for('pool')}."
+            commands.append(KeepNote(detail, why))
+            event = event._replace(cause=Cause.NO_PROCESS, detail=detail)
+        actor.cause, actor.detail = event.cause, event.detail
         self.actors.end(actor)
-        return None
+        commands += self._retire(actor.owner)
+        return None, event
 
-    def _confirmed(self, event: Confirmed) -> list[Command]:
-        death = self._deaths.get(event.dead)
-        if death is None:
-            return []
-        death.waiting.discard(event.by)
-        death.objects_held |= event.holds_objects
-        death.blocks_held |= event.holds_blocks
-        death.came_by |= event.came_by
-        if event.holds_objects or event.holds_blocks or event.came_by:
-            death.holders.add(event.by)
-        return [] if death.waiting else self._settle(event.dead)
+    def _places_of_the_dead(self) -> int:
+        return self._next_index - _DRIVER_INDEX - len(self._free) - len(self.members)
 
-    def _ask_again(self, dead: Proc, death: _Death) -> list[Command]:
-        """Ask everybody once more what they still hold of ``dead``."""
-        death.waiting = set(self.members)
-        death.objects_held = death.blocks_held = False
-        death.came_by = death.let_go = False
-        death.holders.clear()
-        return [self._news(to, dead) for to in self.members]
+    def _free_place(self, dead: Proc) -> None:
+        heapq.heappush(self._free, dead.index)
+        self._waiting.wake(PROCESS)
 
-    def _news(self, to: Proc, dead: Proc) -> TellDied:
-        death = self._deaths[dead]
-        return TellDied(to, dead, death.cause, death.detail, death.successor)
+    def _with_places(self, commands: list[Command]) -> list[Command]:
+        return [*commands, *self._schedule(cpus_as_before=True)]
 
-    def _settle(self, dead: Proc) -> list[Command]:
-        """Everybody has answered: its borrows may go, then more; or ask again."""
-        death = self._deaths[dead]
-        objects_held = death.objects_held or death.came_by
-        blocks_held = death.blocks_held or death.came_by
-        death.objects_clean = 0 if objects_held else death.objects_clean + 1
-        death.blocks_clean = 0 if blocks_held else death.blocks_clean + 1
-        step = 0
-        if death.objects_clean >= _CLEAN_ROUNDS:
-            step = 2 if death.blocks_clean >= _CLEAN_ROUNDS else 1
-        commands: list[Command] = []
-        if step > death.step:
-            death.step = step
-            commands += [TellForget(to, dead, step) for to in self.members]
-        if step == 2:
-            del self._deaths[dead]
-            self._free.append(Proc(dead.index, dead.epoch % (_MAX_EPOCH - 2) + 1))
-            commands.append(Recycle(dead))
-        elif (
-            death.let_go
-            or death.came_by
-            or 0 < death.objects_clean < _CLEAN_ROUNDS
-            or 0 < death.blocks_clean < _CLEAN_ROUNDS
-        ):
-            commands += self._ask_again(dead, death)
-        return commands
+
+def _discard(table: dict[Any, set[Proc]], key: Any, proc: Proc) -> None:
+    values = table[key]
+    values.discard(proc)
+    if not values:
+        del table[key]

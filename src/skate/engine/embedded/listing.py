@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_DRIVER = 1
-_OWNER_SHIFT = 54  # of the owner's index in an id: as in core/ids.hpp
+_NOT_KNOWN = "NIL"  # as Ray says
 _STATES = {
     State.READY: "FINISHED",
     State.FAILED: "FAILED",
@@ -36,7 +35,7 @@ _STATES = {
 
 def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
     statistics = _core.Statistics.of(engine.node)
-    titles = {(index, pid): title for index, pid, title, _ in statistics.users()}
+    users = {user[:2]: user[2:] for user in statistics.users()}  # by index and pid
     actors = {actor.pid: actor for actor in engine.list_actors() if actor.pid}
     labels: dict[int, list[str]] = {}
     submitted: dict[int, tuple[int, str]] = {}  # task -> when, name
@@ -50,6 +49,7 @@ def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
             submitted[task] = start, name
         else:
             runs.setdefault(task, []).append((start, end, failed, index, pid, name))
+    pending = _Pending(engine, statistics)
     began = {task: attempts[0][0] for task, attempts in runs.items()}
     began.update((task, when) for task, (when, _) in submitted.items())
     for task in sorted(began, key=lambda task: began[task]):
@@ -57,14 +57,15 @@ def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
         for attempt, run in enumerate(sorted(runs.get(task, ()))):
             start, end, failed, index, pid, name = run
             actor = actors.get(pid)
+            title, _, epoch = users.get((index, pid), ("", False, 0))
             yield _task(
                 task,
                 name,
                 "RUNNING" if end == 0 else "FAILED" if failed else "FINISHED",
                 attempt=attempt,
-                is_actor=bool(titles.get((index, pid))),
-                actor_id=f"{actor.actor_id:016x}" if actor is not None else None,
-                worker_id=f"{index:016x}",
+                is_actor=bool(title),
+                actor_id=f"{actor.actor_id:032x}" if actor is not None else None,
+                worker_id=_worker_id(index, epoch),
                 pid=pid,
                 made=made,
                 start=_ms(start),
@@ -72,15 +73,30 @@ def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
             )
         if task not in runs:
             name = submitted[task][1]
-            yield _task(task, name, _pending(engine, task), made=made)
+            yield _task(task, name, pending.state(task), made=made)
 
 
-def _pending(engine: EmbeddedEngine, task: int) -> str:
-    """The state of a call that no process has begun to run."""
-    found = engine.node.explain(task, task >> _OWNER_SHIFT)
-    state = State.UNKNOWN if found is None else State(found["state"])
-    # One that its owner does not know any more has ended before it could run.
-    return _STATES.get(state, "FAILED")
+class _Pending:
+    """States of calls that no process has begun to run, as their owners tell."""
+
+    def __init__(self, engine: EmbeddedEngine, statistics: _core.Statistics) -> None:
+        self._engine = engine
+        live = statistics.processes()
+        self._owners = {(process["index"], process["epoch"]) for process in live}
+        self._silent: set[tuple[int, int]] = set()
+
+    def state(self, task: int) -> str:
+        owner = _core.owner_of(task)
+        if owner in self._silent:
+            return _NOT_KNOWN
+        if owner not in self._owners:
+            return "FAILED"  # with its owner
+        found = self._engine.node.explain(task, owner[0])
+        if found is None:  # it is stopped, say: it is not asked for each of its calls
+            self._silent.add(owner)
+            return _NOT_KNOWN
+        # One that its owner does not know any more has ended before it could run.
+        return _STATES.get(State(found["state"]), "FAILED")
 
 
 def _task(
@@ -103,7 +119,7 @@ def _task(
     if is_actor and name.endswith(".__init__"):
         kind = "ACTOR_CREATION_TASK"
     return {
-        "task_id": f"{task:016x}",
+        "task_id": f"{task:032x}",
         "attempt_number": attempt,
         "name": name,
         "state": state,
@@ -120,14 +136,15 @@ def _task(
 
 
 def list_objects(engine: EmbeddedEngine) -> Iterator[Row]:
-    kind = "DRIVER" if engine.node.index == _DRIVER else "WORKER"
+    kind = "DRIVER" if engine.node.index == _core.DRIVER else "WORKER"
+    pending = _Pending(engine, _core.Statistics.of(engine.node))
     for found in engine.node.list_objects():
         if found["failed"]:
             state = "FAILED"
         elif found["ready"]:
             state = "FINISHED"
         else:
-            state = _pending(engine, found["object_id"])
+            state = pending.state(found["object_id"])
         if found["is_actor"]:
             held = "ACTOR_HANDLE"
         elif found["local"]:
@@ -135,7 +152,7 @@ def list_objects(engine: EmbeddedEngine) -> Iterator[Row]:
         else:
             held = "PINNED_IN_MEMORY"  # for other processes
         yield {
-            "object_id": f"{engine.session}{found['object_id']:016x}",
+            "object_id": f"{engine.session}{found['object_id']:032x}",
             "object_size": found["size"],
             "task_status": state,
             "attempt_number": 0,
@@ -152,9 +169,9 @@ def list_workers(engine: EmbeddedEngine) -> Iterator[Row]:
     for process in _core.Statistics.of(engine.node).processes():
         index = process["index"]
         yield {
-            "worker_id": f"{index:016x}",
+            "worker_id": _worker_id(index, process["epoch"]),
             "is_alive": True,
-            "worker_type": "DRIVER" if index == _DRIVER else "WORKER",
+            "worker_type": "DRIVER" if index == _core.DRIVER else "WORKER",
             "exit_type": None,
             "pid": process["pid"],
             "start_time_ms": _ms(process["since"]),
@@ -162,6 +179,11 @@ def list_workers(engine: EmbeddedEngine) -> Iterator[Row]:
             "tasks_done": process["tasks_done"],
             "store_bytes": process["store_bytes"],
         }
+
+
+def _worker_id(index: int, epoch: int) -> str:
+    """A process's name; its index alone goes to others after its death."""
+    return f"{epoch << 32 | index:032x}"
 
 
 def _ms(monotonic_ns: int) -> int:

@@ -90,8 +90,10 @@ class Observer:
         statistics = self._statistics
         names = {}
         titles = {}
-        for index, pid, title, pool in statistics.users():
-            role = "driver" if index == 1 else "worker" if pool else "leased worker"
+        for index, pid, title, pool, _ in statistics.users():
+            role = "worker" if pool else "leased worker"
+            if index == _core.DRIVER:
+                role = "driver"
             titles[index, pid] = f"{title or role} pid={pid}"
             if index not in names:
                 names[index] = statistics.labels(index)
@@ -115,13 +117,15 @@ class Observer:
         parts = []
         for process in statistics.processes():
             index = process["index"]
-            title = process["title"] or ("driver" if index == 1 else "worker")
+            title = process["title"] or (
+                "driver" if index == _core.DRIVER else "worker"
+            )
             doing = ", ".join(running.get(index, ())) or "nothing"
-            what = "" if index == 1 else f", runs {doing}"
+            what = "" if index == _core.DRIVER else f", runs {doing}"
             stack = found.get(index)
             if stack is None:
                 body = "  (did not answer)"
-            elif index == 1 or running.get(index):
+            elif index == _core.DRIVER or running.get(index):
                 body = stack.rstrip()
             else:
                 body = "  (waits for work)"

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,9 @@ STDOUT, STDERR = 1, 2
 _MARK = re.compile(rb"\x1e\x02([^\x03\n]*)\x03")
 _LINE_END = re.compile(r"\r?\n|\r")
 _HEADER = struct.Struct("=cBIH")  # kind, stream, pid, length of the name
-_CHUNK = 32 << 10  # of text, in one packet
+_CHUNK = 32 << 10  # of text, that is read at a time
+_MAX_TEXT = 48 << 10  # bytes of text in one packet
+_MAX_NAME = 1 << 10  # bytes of a task's name
 _MAX_LINE = 64 << 10  # a longer one is cut
 _MAX_KEPT = 4 << 20  # bytes that wait for the driver; then workers wait
 _PARTIAL_S = 0.1  # text without a line's end leaves its process after this
@@ -111,11 +113,18 @@ class _Marked(io.RawIOBase):
         whole = bytes(data)
         if name != self._last:
             self._last = name
-            whole = b"\x1e\x02%s\x03" % name.encode() + whole
+            whole = b"\x1e\x02%s\x03" % _encode_name(name) + whole
         rest = memoryview(whole)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
         return len(data)
+
+
+def _encode_name(name: str) -> bytes:
+    """As a mark has it: on one line, not too long, and cut at a character."""
+    plain = name.translate({3: " ", 10: " "})[:_MAX_NAME]
+    data = plain.encode(errors="replace")[:_MAX_NAME]
+    return data.decode(errors="ignore").encode()
 
 
 # In the supervisor --------------------------------------------------------------------
@@ -150,7 +159,13 @@ class Collector:
 
     def open(self) -> tuple[list[int], list[int]]:
         """Pipes for a new worker: the ends to keep here, and the worker's."""
-        pipes = [os.pipe(), os.pipe()]
+        pipes = [os.pipe()]
+        try:
+            pipes.append(os.pipe())
+        except OSError:
+            for fd in pipes[0]:
+                os.close(fd)
+            raise
         out, err = (
             _Source(fd, stream)
             for (fd, _), stream in zip(pipes, (STDOUT, STDERR), strict=True)
@@ -187,7 +202,7 @@ class Collector:
     def call_driver(self, packet: bytes, fds: list[int]) -> bool:
         """Something else for the driver's thread. False: it cannot hear it now."""
         try:
-            wire.send(self._driver, packet, fds)
+            wire.send(self._driver, packet, fds, block=False)
         except OSError:
             return False
         return True
@@ -237,10 +252,11 @@ class Collector:
     def _pass_on(self, source: _Source, text: bytes) -> None:
         if text and not self._gone:
             other = source.other.name if source.other is not None else None
-            name = source.name or other or b"worker"
-            head = _HEADER.pack(b"O", source.stream, source.pid, len(name))
-            self._kept.append(head + name + text)
-            self._kept_bytes += len(text)
+            name = (source.name or other or b"worker")[:_MAX_NAME]
+            head = _HEADER.pack(b"O", source.stream, source.pid, len(name)) + name
+            for part in _parts(text):
+                self._kept.append(head + part)
+                self._kept_bytes += len(head) + len(part)
             self._flush()
 
     def _flush(self) -> None:
@@ -249,12 +265,14 @@ class Collector:
                 self._driver.send(self._kept[0])
             except (BlockingIOError, TimeoutError):
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno in wire.SHORT:
+                    break
                 self._gone = True
                 self._kept.clear()
+                self._kept_bytes = 0
                 break
-            self._kept.popleft()
-        self._kept_bytes = sum(map(len, self._kept)) if self._kept else 0
+            self._kept_bytes -= len(self._kept.popleft())
         if bool(self._kept) != self._waits_for_room and self._driver.gettimeout() == 0:
             self._waits_for_room = bool(self._kept)
             if self._waits_for_room:
@@ -267,6 +285,20 @@ class Collector:
     def _on_room(self) -> None:
         self._flush()
         self._settle()
+
+
+def _parts(text: bytes) -> Iterator[bytes]:
+    """The text in parts for one packet each, cut between lines if it can be."""
+    while len(text) > _MAX_TEXT:
+        end = max(text.rfind(b"\n", 0, _MAX_TEXT), text.rfind(b"\r", 0, _MAX_TEXT)) + 1
+        if not end:  # a line that long: between two characters
+            end = _MAX_TEXT
+            while end > _MAX_TEXT - 4 and text[end] & 0xC0 == 0x80:
+                end -= 1
+        yield text[:end]
+        text = text[end:]
+    if text:
+        yield text
 
 
 # In the driver ------------------------------------------------------------------------
@@ -299,6 +331,9 @@ class Printer:
                     packet, fds = wire.receive(self._sock)
                 except TimeoutError:
                     packet, fds = b"", []
+                except wire.OutOfDescriptorsError:  # it is there when there are some
+                    time.sleep(_PARTIAL_S)
+                    continue
                 else:
                     if not packet:
                         break

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal
+import signal
+from typing import Literal, NamedTuple
+
+from ... import _core
 
 SUPERVISOR = "skate-superviso"  # as the kernel cuts it
+RETIRE = signal.SIGRTMIN + 8  # tells a leased worker that it gets no more tasks
 
 Kind = Literal["driver", "pool", "lease", "actor"]
 
 
-@dataclass(frozen=True, slots=True)
-class Proc:
-    """A process of the session; an index has a new epoch for each user."""
+class Proc(NamedTuple):
+    """A process of the session: its place in the directory, and which user of that.
 
-    index: int
+    A place is used again soon after a death; a name, both together, never is.
+    """
+
+    index: int  # type: ignore[assignment]  # not what a tuple calls so
     epoch: int
 
+    @property
+    def packed(self) -> int:
+        """The same as one number, for where there is room for one."""
+        return self.index | self.epoch << 16
 
-class Cause(IntEnum):
-    """Why a process ended: ``DeathCause`` of core/message.hpp."""
 
-    UNKNOWN = 0
-    EXITED = 1  # detail: exit status
-    SIGNALED = 2  # detail: signal number
-    KILLED = 3
-    OUT_OF_SCOPE = 4
-    CONSTRUCTOR_FAILED = 5  # detail: the process, for the text that it left
-    ACTOR_EXIT = 6
-    OWNER_ENDED = 7
-    RUNTIME_ENV_FAILED = 8  # detail: as above
-    OUT_OF_MEMORY = 16  # detail: as above
+# ``detail`` of EXITED is the status, of SIGNALED the signal; of those for which the
+# supervisor keeps a text, the note's number.
+Cause = _core.DeathCause
+Forget = _core.Forget
 
 
 def set_name(name: str) -> None:

@@ -4,11 +4,17 @@ It is started by exec from the driver (see ``boot``), and carries out what ``lif
 decides. It holds the descriptor of every process's memory, so results outlive the
 worker that made them; and when the driver ends, in whatever way, it ends everything
 else.
+
+It waits for nobody: what a process does not read is kept (``wire.Outbox``), what the
+machine does not give is tried again (``forker``), and a message that it cannot make
+sense of is answered, or dropped, with a line on standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import heapq
 import itertools
 import os
 import pickle
@@ -16,59 +22,30 @@ import resource
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ... import _core
-from ..._placement import GroupInfo, lends
 from .. import limits
 from ..protocol import EngineConfig
-from . import boot, memory_monitor, spilling, wire
-from . import lifecycle as life
-from .actors import ActorRequest, Name
+from . import events as life
+from . import memory_monitor, packets, wire
+from .children import Children
+from .collectives import Collectives
+from .forker import Forker, Process
 from .lifecycle import Lifecycle
+from .notes import Notes
 from .output import Collector
+from .placements import Placements
 from .processes import SUPERVISOR, Cause, Proc, set_name
+from .questions import LATER, Questions, Refusal
 
-_PROC = struct.Struct("=HH")
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
-_MAX_NOTES = 1000
-_ACTORS_AT_ONCE = 200
-_LATER = object()  # instead of an answer that is given when something has happened
-_MAX_ZYGOTE_FAILURES = 5
-_MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
-# Of these ends, ``_notes`` holds the reason in words.
-_WITH_A_NOTE = {Cause.CONSTRUCTOR_FAILED, Cause.RUNTIME_ENV_FAILED, Cause.OUT_OF_MEMORY}
+_WATCH_AGAIN_S = 0.05
 _LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
-
-
-@dataclass(slots=True)
-class _Process:
-    proc: Proc
-    segment: int
-    sock: socket.socket | None = None
-    pid: int = 0
-    pidfd: int = -1
-    fork: life.Fork | None = None  # how it is to be started
-    forking: bool = False  # the zygote was asked and has not answered
-    ready: bool = False  # it has started: what fails now is its task's affair
-    failure: str = ""  # the traceback of why it could not start
-    output: list[int] = field(default_factory=list)  # pipes that it prints to
-    killed_for: Cause | None = None  # we have ended it, or shall when it is forked
-    cause: Cause | None = None  # what it told about its own end
-    killers: list[_Process] = field(default_factory=list)  # wait until it is dead
-
-
-@dataclass(slots=True)
-class _Group:
-    segment: int
-    world_size: int
-    ranks: dict[int, int]  # rank -> process index
-    left: int = 0
 
 
 class Supervisor:
@@ -79,81 +56,107 @@ class Supervisor:
         zygote: tuple[int, socket.socket],
         settings: dict[str, Any],
     ):
-        self._settings = settings
         self._driver_pid = settings["driver_pid"]
-        self._control = _core.Control(**settings["session"])
+        self.control = _core.Control(**settings["session"])
         config: EngineConfig = settings["config"]
-        self._life = Lifecycle(
-            settings["totals"], _core.MAX_PROCS, config.gpus, config.runtime_env
+        self.life = Lifecycle(
+            settings["totals"],
+            min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS),
+            config.gpus,
+            config.runtime_env,
+            lambda kind: self._children.limit(kind),
+            _core.FIRST_EPOCH,
         )
         self._selector = selectors.DefaultSelector()
-        self._output = Collector(driver_output, self._selector)
-        self._processes: dict[Proc, _Process] = {}
-        self._segments: dict[Proc, int] = {}  # of the dead that are still read
-        self._spill_files: dict[Proc, int] = {}  # they outlive their processes
-        self._groups: dict[str, _Group] = {}
-        self._placements: dict[str, GroupInfo] = {}
-        self._notes: dict[Proc, str] = {}  # why constructors failed, tasks were ended
+        self.output = Collector(driver_output, self._selector)
+        self.outbox = wire.Outbox()
+        self._children = Children(self, settings)
+        self.collectives = Collectives(self._children.make_group_segment)
+        self.placements = Placements(settings["session_id"], self.life.is_created)
+        self.notes = Notes()
+        self._questions = Questions(self)
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._timer_numbers = itertools.count()
         self._memory_threshold: float | None = settings["memory_threshold"]
         self._next_look_at_memory = 0.0
         self._running = True
         self._unsent = 0
-        self._zygote_failures = 0
-        self._worker_failures = 0
-        self._zygote_pid, self._zygote_sock = zygote
-        self._greet_zygote()
+        self._said: set[str] = set()
+        names = ("sys_path", "preload", "config", "session_id")
+        self.forker = Forker(
+            self._children,
+            zygote,
+            self._selector,
+            pickle.dumps({name: settings[name] for name in names}),
+            self.control.session_fd,
+            settings["python_flags"],
+        )
         self._start_driver(driver)
 
     # Start and end -----------------------------------------------------------
 
-    def _greet_zygote(self) -> None:
-        names = ("sys_path", "preload", "config", "session_id")
-        wanted = {name: self._settings[name] for name in names}
-        # Killed already: replaced when its end is noticed.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            wire.send(
-                self._zygote_sock, pickle.dumps(wanted), [self._control.session_fd]
-            )
-        self._watch(self._zygote_sock.fileno(), self._on_zygote)
-
     def _start_driver(self, sock: socket.socket) -> None:
-        proc = self._life.allocate("driver")
+        proc = self.life.allocate("driver")
         assert proc is not None
-        process = self._new_process(proc, is_pool=False)
-        process.sock = sock
-        process.pid = self._driver_pid
-        process.pidfd = os.pidfd_open(self._driver_pid)
+        process = self._children.add_driver(proc, sock)
         wire.send(
             sock,
             pickle.dumps((proc.index, proc.epoch)),
-            [self._control.session_fd, process.segment],
+            [self.control.session_fd, process.segment],
         )
-        self._watch(sock.fileno(), lambda: self._on_packet(process))
-        self._watch(process.pidfd, self._stop)
+        self.watch_packets(process)
+        self.watch(process.pidfd, self.stop)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         self._running = False
 
     def run(self) -> None:
         try:
             # One worker is made ahead: most drivers want one soon.
-            self._do(self._life.handle(life.WorkerWanted(active=0, starting=False)))
+            self.tell(life.WorkerWanted(active=0, starting=False))
             while self._running:
                 for key, _ in self._selector.select(self._pause()):
                     # One event may have closed what the next is about.
                     if self._selector.get_map().get(key.fd) is key:
                         key.data()
-                if self._unsent:
-                    self._unsent = self._control.flush()
-                if self._memory_threshold is not None:
-                    self._watch_memory(self._memory_threshold)
+                self._on_time(time.monotonic())
+        except BaseException:
+            text = traceback.format_exc()
+            self.control.say_why(f"the session has ended by a fault of skate:\n{text}")
+            raise
         finally:
-            self._end_all()
+            self.control.close_session()
+            self._children.end_all()
+            self.output.finish(_LAST_OUTPUT_S)
+
+    def _on_time(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+        if self.forker.look(now):
+            self.tell(life.RoomAgain())
+        self._tell_news()
+        if self.outbox:
+            self.outbox.flush()
+        if self._unsent:
+            self._unsent = self.control.collect()
+        if self._memory_threshold is not None:
+            self._watch_memory(self._memory_threshold)
 
     def _pause(self) -> float | None:
-        if self._unsent:
+        """How long to wait for an event, at most."""
+        if self._unsent or self.outbox:
             return _FLUSH_S
-        return None if self._memory_threshold is None else memory_monitor.PERIOD_S
+        times = [self._timers[0][0]] if self._timers else []
+        if (at := self.forker.next_time()) is not None:
+            times.append(at)
+        pause = max(0.0, min(times) - time.monotonic()) if times else None
+        if self._memory_threshold is None:
+            return pause
+        return min(memory_monitor.PERIOD_S, pause or memory_monitor.PERIOD_S)
+
+    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+        at = time.monotonic() + seconds
+        heapq.heappush(self._timers, (at, next(self._timer_numbers), action))
 
     def _watch_memory(self, threshold: float) -> None:
         """End a task if memory is short, and no other while that one is ending."""
@@ -161,13 +164,13 @@ class Supervisor:
         if now < self._next_look_at_memory:
             return
         self._next_look_at_memory = now + memory_monitor.PERIOD_S
-        by_pid = {p.pid: p for p in self._processes.values() if p.pid}
+        by_pid = self._children.by_pid()
         dying = any(p.killed_for == Cause.OUT_OF_MEMORY for p in by_pid.values())
         if dying or limits.memory_use() <= threshold:
             return
         running = [
             memory_monitor.RunningTask(pid, name, since, may_retry)
-            for pid, name, since, may_retry in self._control.running_tasks()
+            for pid, name, since, may_retry in self.control.running_tasks()
             if pid in by_pid
         ]
         victim = memory_monitor.choose(running)
@@ -176,472 +179,203 @@ class Supervisor:
         text = memory_monitor.describe(victim, threshold)
         print(f"skate: {text}", file=sys.stderr, flush=True)
         process = by_pid[victim.pid]
-        process.killed_for = Cause.OUT_OF_MEMORY
-        self._note(process.proc, text)
-        _kill(process.pid)
+        self.notes.keep(process.proc.packed, text)
+        self._children.kill(process.proc, Cause.OUT_OF_MEMORY)
 
-    def _note(self, proc: Proc, text: str) -> None:
-        self._notes[proc] = text
-        if len(self._notes) > _MAX_NOTES:
-            self._notes.pop(next(iter(self._notes)))
+    def give_up(self, why: str) -> None:
+        """End the session: calls that wait raise EngineDiedError with ``why``."""
+        self.control.say_why(f"the session has ended: {why}")
+        print(f"skate: {why}", file=sys.stderr, flush=True)
+        self.stop()
 
-    def _end_all(self) -> None:
-        """Kill and reap everything that was started, and what that left behind."""
-        self._control.close_session()
-        _kill(self._zygote_pid)
-        for process in self._processes.values():
-            if process.pid and process.pid != self._driver_pid:
-                _kill(process.pid)
-        self._reap_all()
-        self._output.finish(_LAST_OUTPUT_S)
+    def say_once(self, text: str, about: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            print(f"skate: {text}", file=sys.stderr, flush=True)
 
-    def _reap_all(self) -> None:
-        while True:
-            # A worker's own children come to us when it ends: we are their subreaper.
-            for pid in _children():
-                _kill(pid)
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
+    def process(self, proc: Proc) -> Process | None:
+        return self._children.get(proc)
 
-    # Events ------------------------------------------------------------------
-
-    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
+    def watch(self, fd: int, callback: Callable[[], object]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
-    def _on_zygote(self) -> None:
-        data, _ = wire.receive(self._zygote_sock)
-        if not data:
-            self._replace_zygote()
-            return
-        self._zygote_failures = 0
-        index, epoch, pid = pickle.loads(data)
-        process = self._processes.get(Proc(index, epoch))
-        if process is None:
-            return
-        process.forking = False
-        if pid == 0:
-            self._died(process, Cause.EXITED, 1)
-            return
-        process.pid = pid
-        self._output.name_process(process.output, pid)
-        # It is our child, or about to be: its id cannot name another process yet.
-        process.pidfd = os.pidfd_open(pid)
-        self._watch(process.pidfd, lambda: self._on_exit(process))
-        if process.killed_for is not None:
-            _kill(pid)
-        elif process.sock is not None:
-            # The worker waits for this: see zygote._may_start.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                wire.send(process.sock, b"go")
+    def unwatch(self, fd: int) -> None:
+        self._selector.unregister(fd)
 
-    def _replace_zygote(self) -> None:
-        self._selector.unregister(self._zygote_sock.fileno())
-        self._zygote_sock.close()
-        _, status = os.waitpid(self._zygote_pid, 0)
-        self._zygote_failures += 1
-        if self._zygote_failures > _MAX_ZYGOTE_FAILURES:
-            code = os.waitstatus_to_exitcode(status)
-            self._give_up(
-                f"the process that starts workers ended {self._zygote_failures} times "
-                f"before it had started one, {_describe_end(code)} the last time. It "
-                "imports skate and the modules of SKATE_PRELOAD: see what it printed, "
-                "or import them in a plain Python."
-            )
-            return
-        # A worker may have been made, or be in the making, whose name did not reach us.
-        while self._kill_unknown(lambda pid: True):
-            pass
-        lost = [p for p in self._processes.values() if p.forking]
-        self._zygote_pid, self._zygote_sock = boot.spawn_zygote(
-            self._settings["python_flags"]
-        )
-        self._greet_zygote()
-        for process in lost:
-            if process.sock is not None:
-                self._selector.unregister(process.sock.fileno())
-                process.sock.close()
-            self._output.close(process.output)
-            self._order_fork(process)
-
-    def _on_exit(self, process: _Process) -> None:
-        try:
-            result = os.waitid(os.P_PID, process.pid, os.WEXITED)
-        except ChildProcessError:
-            result = None  # not our child yet: the kernel is handing it over
-        if result is None:
-            cause, detail = Cause.EXITED, 1
-        elif result.si_code == os.CLD_EXITED:
-            cause, detail = Cause.EXITED, result.si_status
-        else:
-            cause, detail = Cause.SIGNALED, result.si_status
-        self._died(process, cause, detail)
-
-    def _died(self, process: _Process, cause: Cause, detail: int) -> None:
-        proc = process.proc
-        self._read_last_words(process)
-        cause = process.cause or process.killed_for or cause
-        if cause in _WITH_A_NOTE:
-            detail = proc.index | proc.epoch << 16
-        code = -detail if cause == Cause.SIGNALED else detail
-        if not (process.ready or process.killed_for or code == -signal.SIGKILL):
-            self._count_failure(process, code)
-        del self._processes[proc]
-        for fd in (process.pidfd, process.sock.fileno() if process.sock else -1):
-            if fd >= 0:
-                self._selector.unregister(fd)
+    def watch_packets(self, process: Process) -> None:
         if process.sock is not None:
-            process.sock.close()
-        if process.pidfd >= 0:
-            os.close(process.pidfd)
-        self._segments[proc] = process.segment
-        self._control.mark_dead(proc.index, proc.epoch)
-        self._kill_orphans(process.pid)
-        self._output.close(process.output)
-        self._do(self._life.handle(life.Died(proc, cause, detail)))
-        for killer in process.killers:
-            with contextlib.suppress(OSError):
-                if killer.sock is not None:
-                    wire.send(killer.sock, pickle.dumps(None))
+            self.watch(process.sock.fileno(), lambda: self._on_packet(process))
 
-    def _count_failure(self, process: _Process, code: int) -> None:
-        """It ended before it was ready for a task: one more may fare no better."""
-        if not process.pid:
-            return  # there was no process to be had; that may change
-        self._worker_failures += 1
-        if self._worker_failures < _MAX_WORKER_FAILURES:
-            return
-        self._give_up(
-            f"{self._worker_failures} workers in a row ended before they could take a "
-            f"task, {_describe_end(code)} the last time. "
-            + (
-                f"What it raised:\n\n{process.failure}\n"
-                if process.failure
-                else "What it printed is on the driver's standard error. "
-            )
-            + "Workers import skate, and what SKATE_PRELOAD names, from this program's "
-            "sys.path: see that they can."
-        )
-
-    def _give_up(self, why: str) -> None:
-        """End the session: calls that wait raise EngineDiedError with ``why``."""
-        self._control.say_why(f"the session has ended: {why}")
-        print(f"skate: {why}", file=sys.stderr, flush=True)
-        self._stop()
-
-    def _read_last_words(self, process: _Process) -> None:
+    def read_last_words(self, process: Process) -> None:
         """Notes that it sent before it died."""
         if process.sock is None:
             return
-        with contextlib.suppress(BlockingIOError):
-            while self._on_packet(process, last=True):
+        with contextlib.suppress(BlockingIOError, wire.OutOfDescriptorsError):
+            while self._take_packet(process, last=True):
                 pass
-
-    def _kill_orphans(self, dead_pid: int) -> None:
-        """End what a dead worker had started: it is our child now.
-
-        A worker leads a session of its own, so its offspring is known by that; one that
-        made yet another session is whatever child we do not know, unless a worker is
-        just being handed to us.
-        """
-        forking = any(p.forking for p in self._processes.values())
-        self._kill_unknown(lambda pid: not forking or _session_of(pid) == dead_pid)
-
-    def _kill_unknown(self, which: Callable[[int], bool]) -> int:
-        """End the children that we do not know and that ``which`` accepts; how many."""
-        known = {p.pid for p in self._processes.values()} | {self._zygote_pid}
-        ended = 0
-        for pid in _children():
-            if pid in known or not which(pid):
-                continue
-            _kill(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            ended += 1
-        return ended
 
     # Packets -----------------------------------------------------------------
 
-    def _on_packet(self, process: _Process, last: bool = False) -> bool:
-        assert process.sock is not None
-        data, _ = wire.receive(process.sock, block=False)
+    def _on_packet(self, process: Process) -> None:
+        try:
+            self._take_packet(process)
+        except BlockingIOError:
+            pass
+        except wire.OutOfDescriptorsError:
+            # The whole system is short of them. The packet is still there.
+            assert process.sock is not None
+            self._selector.unregister(process.sock.fileno())
+            self._later(_WATCH_AGAIN_S, lambda: self.watch_packets(process))
+
+    def _take_packet(self, process: Process, last: bool = False) -> bool:
+        if process.sock is None:
+            return False
+        data, fds = wire.receive(process.sock, block=False)
+        for fd in fds:  # nobody sends us any
+            os.close(fd)
         if not data:
             if process.pid == self._driver_pid and not last:
-                self._stop()
+                self.stop()
             elif not last:
-                self._selector.unregister(process.sock.fileno())
-                process.sock.close()
-                process.sock = None
+                self._children.close_socket(process)
             return False
         kind, payload = data[:1], data[1:]
         try:
             self._on_note(process, kind, payload)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died while we answered; its pidfd tells
+        except Exception as error:
+            # One message must not end the session of all; who asked waits for a word.
+            text = traceback.format_exc()
+            self.say_once(f"a message could not be handled:\n{text}", f"note {kind!r}")
+            self._answer_anyway(process, kind, error)
         return True
 
-    def _on_note(self, process: _Process, kind: bytes, payload: bytes) -> None:
-        proc = process.proc
-        match kind:
-            case b"M":
-                self._send_segment(process, Proc(*_PROC.unpack(payload)))
-            case b"S":
-                self._send_spill_file(process, Proc(*_PROC.unpack(payload)))
-            case b"A":
-                self._answer(process, pickle.loads(payload))
-            case b"T":
-                self._told(process, pickle.loads(payload))
-            case b"W":
-                self._control.clear_worker_request()
-                wanted = life.WorkerWanted(
-                    self._control.active_workers(), self._control.any_starting()
-                )
-                self._do(self._life.handle(wanted))
-            case b"L":
-                task = int.from_bytes(payload[:8], "little")
-                needs, env = pickle.loads(payload[8:])
-                self._do(self._life.handle(life.LeaseWanted(proc, task, needs, env)))
-            case b"X":
-                task = int.from_bytes(payload, "little")
-                self._do(self._life.handle(life.LeaseDropped(proc, task)))
-            case b"D":
-                worker = Proc(*_PROC.unpack(payload))
-                self._do(self._life.handle(life.LeaseDone(worker)))
-            case b"H":
-                actor_id = int.from_bytes(payload[:8], "little")
-                told = Proc(*_PROC.unpack(payload[8:]))
-                self._do(self._life.handle(life.ActorUnwanted(actor_id, told)))
-            case b"B":
-                self._do(self._life.handle(life.Blocked(proc)))
-            case b"R":
-                self._do(self._life.handle(life.Unblocked(proc)))
-            case b"F":
-                self._do(self._life.handle(life.CpuFree()))
-            case b"C":
-                dead = Proc(*_PROC.unpack(payload[:4]))
-                held = payload[4]  # see message.hpp
-                self._do(
-                    self._life.handle(
-                        life.Confirmed(
-                            proc, dead, bool(held & 1), bool(held & 2), held > 3
-                        )
-                    )
-                )
-            case b"U":
-                self._do(self._life.handle(life.LetGo(Proc(*_PROC.unpack(payload)))))
+    def _answer_anyway(self, process: Process, kind: bytes, error: Exception) -> None:
+        if kind == packets.ASK:
+            refusal = Refusal(f"the supervisor could not answer: {error!r}")
+            self.send(process, pickle.dumps(refusal))
+        elif kind in (packets.MAP, packets.SPILL_FILE):
+            self.send(process, packets.descriptor_answer(kind, errno.EINVAL))
 
-    def _send_segment(self, process: _Process, wanted: Proc) -> None:
-        assert process.sock is not None
-        if wanted.index == 0:
-            fd = self._control.segment_fd
-        elif wanted in self._processes:
-            fd = self._processes[wanted].segment
-        else:
-            fd = self._segments.get(wanted, -1)
-        wire.send(process.sock, b"M", [fd] if fd >= 0 else [])
-
-    def _send_spill_file(self, process: _Process, wanted: Proc) -> None:
-        """The file of ``wanted``. There is one once it, or the driver, has asked."""
-        assert process.sock is not None
-        directory = self._settings["spill_directory"]
-        may_make = wanted == process.proc or process.pid == self._driver_pid
-        known = wanted in self._processes or wanted in self._segments
-        if may_make and known and wanted not in self._spill_files and directory:
-            with contextlib.suppress(OSError):
-                self._spill_files[wanted] = spilling.open_file(directory)
-        fd = self._spill_files.get(wanted, -1)
-        wire.send(process.sock, b"S", [fd] if fd >= 0 else [])
-
-    def _answer(self, process: _Process, question: tuple[Any, ...]) -> None:
-        assert process.sock is not None
-        name, *arguments = question
-        fds: list[int] = []
-        if name == "group":
-            answer, fds = self._join_group(process, *arguments)
-        elif name == "breakpoint":
-            answer, fds = self._stop_at_breakpoint(*arguments)
-        else:
-            answer = getattr(self, f"_ask_{name}")(process, *arguments)
-        if answer is _LATER:
+    def send(self, process: Process, data: bytes, fds: list[int] | None = None) -> None:
+        if process.sock is None:
             return
-        wire.send(process.sock, pickle.dumps(answer), fds)
-        if name == "breakpoint":
+        try:
+            self.outbox.send(process.sock, data, fds or [])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it died while we answered; its pidfd tells
+        except OSError as error:
+            # No memfd for a long answer: say that, which needs none.
+            self.say_once(f"an answer could not be sent: {error}", "answer")
+            with contextlib.suppress(OSError):
+                self.outbox.send(process.sock, packets.cannot_answer(error), [])
+
+    def _on_note(self, process: Process, kind: bytes, payload: bytes) -> None:
+        match kind:
+            case packets.MAP:
+                found = self._children.segment_of(packets.proc_of(payload))
+                self._send_descriptor(process, kind, *found)
+            case packets.SPILL_FILE:
+                wanted = packets.proc_of(payload)
+                found = self._children.spill_file_of(wanted, process)
+                self._send_descriptor(process, kind, *found)
+            case packets.ASK:
+                self._answer(process, pickle.loads(payload))
+            case packets.TELL:
+                self._told(process, pickle.loads(payload))
+            case packets.WANT_WORKER:
+                self._want_worker()
+            case _:
+                event = packets.event_of(process.proc, kind, payload)
+                if event is not None:
+                    self.tell(event)
+
+    def _send_descriptor(
+        self, process: Process, kind: bytes, fd: int, error: int
+    ) -> None:
+        packet = packets.descriptor_answer(kind, error)
+        self.send(process, packet, [fd] if fd >= 0 else [])
+
+    def _want_worker(self) -> None:
+        self.control.clear_worker_request()
+        wanted = life.WorkerWanted(
+            self.control.active_workers(), self.control.any_starting()
+        )
+        why = self.life.room_for("pool")
+        if why and not wanted.starting:
+            self._children.no_worker(why)
+        self.tell(wanted)
+
+    def _answer(self, process: Process, question: tuple[Any, ...]) -> None:
+        answer, fds = self._questions.answer(process, *question)
+        try:
+            if answer is not LATER:
+                self.send(process, pickle.dumps(answer), fds)
+        finally:
             for fd in fds:
                 os.close(fd)
 
-    def _told(self, process: _Process, note: tuple[Any, ...]) -> None:
+    def _told(self, process: Process, note: tuple[Any, ...]) -> None:
         match note:
             case ("constructed",):
-                self._do(self._life.handle(life.ActorConstructed(process.proc)))
+                self.tell(life.ActorConstructed(process.proc))
+            case ("shutdown",):
+                self.stop()
             case ("ready",):
                 process.ready = True
-                self._worker_failures = 0
+                self._children.has_started()
             case ("cannot_start", text):
                 process.failure = text
             case ("ends", cause):
                 process.cause = cause
             case ("constructor_failed", text, cause):
                 process.cause = cause
-                self._note(process.proc, text)
-            case ("leave_group", name):
-                group = self._groups.get(name)
-                if group is not None:
-                    group.left += 1
-                    if group.left >= group.world_size:
-                        os.close(group.segment)
-                        del self._groups[name]
-
-    # Questions ---------------------------------------------------------------
-
-    def _ask_create_actor(self, process: _Process, request: ActorRequest) -> Any:
-        if request.name is not None and self._life.actors.named(request.name):
-            return "exists", None
-        proc = self._life.allocate("actor")
-        if proc is None:
-            return "full", _core.MAX_PROCS
-        self._do(self._life.handle(life.ActorWanted(process.proc, proc, request)))
-        return "ok", (proc.index, proc.epoch)
-
-    def _ask_get_actor(self, process: _Process, name: Name) -> Any:
-        actor = self._life.actors.named(name)
-        if actor is None:
-            names = self._life.actors.names()
-            return "unknown", [known for space, known in names if space == name[0]]
-        return "ok", (actor.request.actor_id, actor.request.interface)
-
-    def _ask_kill(self, process: _Process, actor_id: int, no_restart: bool) -> Any:
-        """Answered once the process is dead: later calls do not reach it any more."""
-        actor = self._life.actors.get(actor_id)
-        victim = self._processes.get(actor.proc) if actor is not None else None
-        if victim is None or victim is process:
-            self._do(self._life.handle(life.ActorKilled(actor_id, no_restart)))
-            return None
-        victim.killers.append(process)
-        self._do(self._life.handle(life.ActorKilled(actor_id, no_restart)))
-        return _LATER
-
-    def _ask_list_actors(self, process: _Process, start: int) -> Any:
-        """Some at a time: an answer is one packet."""
-        part = itertools.islice(self._life.actors, start, start + _ACTORS_AT_ONCE)
-        answer = []
-        for actor in part:
-            now = self._processes.get(actor.proc)
-            request = actor.request
-            answer.append(
-                (
-                    request.actor_id,
-                    request.class_name,
-                    actor.state,
-                    request.name,
-                    actor.num_restarts,
-                    now.pid if now is not None else 0,
-                    request.is_detached,
-                    actor.cause,
-                    actor.detail,
-                )
-            )
-        return answer
-
-    def _ask_available(self, process: _Process) -> Any:
-        return self._life.available(self._control.free_cpus())
-
-    def _ask_create_placement_group(self, process: _Process, info: GroupInfo) -> str:
-        group = os.urandom(8).hex()
-        self._placements[group] = info
-        if not info.reason:
-            self._do(self._life.handle(life.GroupWanted(group, info.bundles)))
-        return group
-
-    def _ask_remove_placement_group(self, process: _Process, group: str) -> Any:
-        info = self._placements.get(group)
-        if info is not None and info.state != "REMOVED":
-            self._placements[group] = info._replace(state="REMOVED", reason="")
-            self._do(self._life.handle(life.GroupRemoved(group)))
-
-    def _ask_placement_groups(self, process: _Process) -> dict[str, GroupInfo]:
-        return {
-            group: info._replace(state="CREATED")
-            if self._life.is_created(group)
-            else info
-            for group, info in self._placements.items()
-        }
-
-    def _ask_assigned(self, process: _Process) -> Any:
-        return self._life.assigned(process.proc)
-
-    def _stop_at_breakpoint(self, title: str) -> tuple[str, list[int]]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with ours:
-            heard = self._output.call_driver(b"B" + title.encode(), [ours.fileno()])
-        fd = theirs.detach()
-        if heard:
-            return "", [fd]
-        os.close(fd)
-        return "the driver, which does not answer,", []
-
-    def _ask_waiting(self, process: _Process) -> Any:
-        """Requests for resources that were not granted yet, oldest first."""
-        return [
-            (
-                (r.owner.index, r.task) if r.owner is not None else None,
-                r.actor.index if r.actor is not None else None,
-                dict(r.resources),
-            )
-            for r in self._life.waiting()
-        ]
-
-    def _ask_holders(self, process: _Process) -> Any:
-        """Who holds resources: process index -> what."""
-        return self._life.holders()
-
-    def _ask_note(self, process: _Process, index: int, epoch: int) -> Any:
-        return self._notes.get(Proc(index, epoch), "")
-
-    def _ask_shutdown(self, process: _Process) -> Any:
-        self._stop()
-        return "ok"
-
-    def _join_group(
-        self, process: _Process, name: str, rank: int, world_size: int, size: int
-    ) -> tuple[Any, list[int]]:
-        group = self._groups.get(name)
-        if group is None:
-            segment = _core.make_memfd("skate-group", size)
-            group = self._groups[name] = _Group(segment, world_size, {})
-        if group.world_size != world_size:
-            return ("mismatch", group.world_size), []
-        holder = group.ranks.setdefault(rank, process.proc.index)
-        if holder != process.proc.index:
-            return ("taken", rank), []
-        if len(group.ranks) < world_size:
-            missing = sorted(set(range(world_size)) - group.ranks.keys())
-            return ("waiting", missing), []
-        members = [group.ranks[r] for r in range(world_size)]
-        return ("ok", members), [group.segment]
+                self.notes.keep(process.proc.packed, text)
+            case ("leave_newest_group", name, rank):
+                self.collectives.leave(process.proc, name, rank, newest=True)
+            case ("leave_group", name, *rank):
+                self.collectives.leave(process.proc, name, *rank)
 
     # Commands ----------------------------------------------------------------
+
+    def tell(self, event: life.Event) -> None:
+        """Let the policy hear of it, and do what it says."""
+        self._do(self.life.take(event))
+
+    def _tell_news(self) -> None:
+        while commands := self.life.news():
+            self._do(commands)
+        for killer in self._children.take_killers():
+            self.send(killer, pickle.dumps(None))
 
     def _do(self, commands: list[life.Command]) -> None:
         for command in commands:
             match command:
                 case life.Fork(proc, kind):
-                    process = self._processes.get(proc)
+                    process = self._children.get(proc)
                     if process is None:
-                        process = self._new_process(proc, is_pool=kind == "pool")
+                        process = self._children.new(proc, is_pool=kind == "pool")
                     process.fork = command
-                    self._order_fork(process)
+                    self.forker.order(process)
                 case life.Prepare(proc, kind):
-                    self._new_process(proc, is_pool=kind == "pool")
+                    self._children.new(proc, is_pool=kind == "pool")
                 case life.Kill(proc, cause):
-                    self._kill(proc, cause)
+                    self._children.kill(proc, cause)
+                case life.Retire(proc):
+                    self._children.retire(proc)
                 case life.GrantLease(owner, task, worker):
-                    self._control.send_lease(
+                    self.control.send_lease(
                         owner.index, owner.epoch, task, worker.index, worker.epoch
                     )
-                case life.TellDied(to, dead, cause, detail, successor):
+                case life.RefuseLease(owner, task, why):
+                    number = self.notes.number_of(f"no process can be had: {why}.")
+                    self.control.send_lease_refused(
+                        owner.index, owner.epoch, task, number
+                    )
+                case life.KeepNote(number, text):
+                    self.notes.keep(number, text)
+                case life.TellDied(to, dead, cause, detail, successor, free):
                     heir = successor or Proc(0, 0)
-                    self._control.send_died(
+                    self.control.send_died(
                         to=to.index,
                         to_epoch=to.epoch,
                         index=dead.index,
@@ -650,110 +384,24 @@ class Supervisor:
                         detail=detail,
                         successor=heir.index,
                         successor_epoch=heir.epoch,
+                        place_is_free=free,
                     )
                 case life.TellForget(to, dead, step):
-                    self._control.send_forget(
+                    self.control.send_forget(
                         to.index, to.epoch, dead.index, dead.epoch, step
                     )
                 case life.Recycle(proc):
-                    os.close(self._segments.pop(proc))
-                    if (spilled := self._spill_files.pop(proc, -1)) >= 0:
-                        os.close(spilled)
-                    self._control.retire(proc.index)
+                    self._children.recycle(proc)
                 case life.TakeCpus(count):
-                    taken = self._control.take_cpus(count)
-                    self._do(self._life.handle(life.CpusTaken(taken)))
+                    self.tell(life.CpusTaken(self.control.take_cpus(count)))
                 case life.GiveCpus(count):
-                    self._control.give_cpus(count)
+                    self.control.give_cpus(count)
                 case life.WantCpus(count):
-                    self._control.want_cpus(count)
+                    self.control.want_cpus(count)
                     # One that was put back just before tells nobody.
-                    if count and self._control.free_cpus():
-                        self._do(self._life.handle(life.CpuFree()))
-        self._unsent = self._control.flush()
-
-    def _new_process(self, proc: Proc, is_pool: bool) -> _Process:
-        actor = self._life.actors.at(proc)
-        title = "" if actor is None else actor.request.class_name.rpartition(".")[2]
-        process = _Process(proc, self._control.make_segment())
-        self._processes[proc] = process
-        self._control.prepare(proc.index, proc.epoch, is_pool, title)
-        return process
-
-    def _order_fork(self, process: _Process) -> None:
-        fork = process.fork
-        assert fork is not None
-        is_pool = fork.kind == "pool"
-        mine, theirs = wire.socket_pair()
-        process.sock = mine
-        self._watch(mine.fileno(), lambda: self._on_packet(process))
-        proc = process.proc
-        actor = self._life.actors.at(proc)
-        resources = self._life.members[proc].resources
-        order = {
-            "index": proc.index,
-            "epoch": proc.epoch,
-            "is_pool": is_pool,
-            "actor_id": 0 if actor is None else actor.request.actor_id,
-            "num_restarts": 0 if actor is None else actor.num_restarts,
-            # A leased worker's next task may have CPUs to lend, if this one has none.
-            "counts_cpus": not is_pool
-            and (actor is None or any(map(lends, resources))),
-            "refuses": fork.refuses,
-            "runtime_env": fork.runtime_env,
-            "gpus": fork.gpus,
-        }
-        printed: list[int] = []
-        if self._settings["config"].log_to_driver:
-            process.output, printed = self._output.open()
-        process.forking = True
-        # A zygote that has just been killed is noticed later, and replaced: the new one
-        # gets the order again.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            wire.send(
-                self._zygote_sock,
-                pickle.dumps(order),
-                [process.segment, theirs.fileno(), *printed],
-            )
-        theirs.close()
-        for fd in printed:
-            os.close(fd)
-
-    def _kill(self, proc: Proc, cause: Cause) -> None:
-        process = self._processes.get(proc)
-        if process is None:
-            return
-        process.killed_for = process.killed_for or cause
-        if process.pid:
-            _kill(process.pid)
-        elif not process.forking:  # it waits for resources: nothing runs yet
-            self._died(process, cause, 0)
-
-
-def _describe_end(code: int) -> str:
-    return f"by signal {-code}" if code < 0 else f"with status {code}"
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return []
-
-
-def _session_of(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
+                    if count and self.control.free_cpus():
+                        self.tell(life.CpuFree())
+        self._unsent = self.control.collect()
 
 
 def main(fd: int, zygote: tuple[int, socket.socket]) -> None:

@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 import threading
+import traceback
 
 # The driver's first word to a task that stopped: whether it gets the terminal.
 YES, NO = b"y", b"n"
@@ -38,17 +39,21 @@ class Terminal:
                 _thread.start_new_thread(self._serve, ())
 
     def _serve(self) -> None:
-        while True:
+        more = True
+        while more:
             title, connection = self._waiting.get()
-            with connection:
-                if _answer(connection, YES):
-                    _say(f"\n{title} has stopped; c lets it go on.\n")
-                    _converse(connection)
-                    _say(f"{title.partition(')')[0]}) goes on.\n")
-            with self._lock:
-                self._serving -= 1
-                if self._serving == 0:
-                    return
+            try:
+                with connection:
+                    if _answer(connection, YES):
+                        _say(f"\n{title} has stopped; c lets it go on.\n")
+                        _converse(connection)
+                        _say(f"{title.partition(')')[0]}) goes on.\n")
+            except Exception:  # the next task gets the terminal all the same
+                traceback.print_exc()
+            finally:
+                with self._lock:
+                    self._serving -= 1
+                    more = self._serving > 0
 
 
 def _has_terminal() -> bool:
@@ -74,9 +79,11 @@ def _say(text: str) -> None:
 def _converse(connection: socket.socket) -> None:
     """Until the task goes on, or its process ends."""
     keyboard = sys.stdin.fileno()
-    sources = [connection.fileno(), keyboard]
+    sources = select.poll()  # select() takes no descriptor over 1023
+    sources.register(connection, select.POLLIN)
+    sources.register(keyboard, select.POLLIN)
     while True:
-        ready, _, _ = select.select(sources, [], [])
+        ready = [fd for fd, _ in sources.poll()]
         try:
             if connection.fileno() in ready:
                 data = connection.recv(_CHUNK)
@@ -89,6 +96,6 @@ def _converse(connection: socket.socket) -> None:
                     connection.sendall(typed)
                 else:  # Ctrl-D
                     connection.shutdown(socket.SHUT_WR)
-                    sources.remove(keyboard)
+                    sources.unregister(keyboard)
         except OSError:
             return

@@ -1,8 +1,12 @@
-"""Why a ref has no value yet: who makes it, what that waits for, and so on down."""
+"""Why a ref has no value yet: who makes it, what that waits for, and so on down.
+
+The session changes while it is looked at: a process that a ref, a call or a list names
+may have ended, and its place may have gone to another. So each is looked up by the
+whole id, and "it is not there any more" is one of the answers.
+"""
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
@@ -12,36 +16,23 @@ if TYPE_CHECKING:
     from .engine import EmbeddedEngine
 
 
-class State(enum.IntEnum):
-    """As in core/explain.hpp."""
-
-    UNKNOWN = 0
-    READY = 1
-    FAILED = 2
-    NEEDS = 3
-    QUEUED = 4
-    TAKEN = 5
-    LEASE = 6
-    SENT = 7
-    BEHIND = 8
-    RECEIVED = 9
-
-
-_STATE_STARTING, _STATE_PARKED, _STATE_BLOCKED = 1, 2, 5  # as in core/directory.hpp
-_DRIVER = 1
+State = _core.WhyState
+_ProcState = _core.ProcState
 _QUIET_NS = 500_000_000
 _MAX_DEPTH = 12
 _MAX_BRANCHES = 4
 _MAX_FRAMES = 4
+_MAX_LINES = 120
 _INDENT = "  "
 
 
 def nothing_runs(engine: EmbeddedEngine) -> str:
     """A report, if the driver waits and nothing that could end this is running."""
-    explainer = Explainer(engine)
-    if not explainer.all_wait():
-        return ""
-    return explainer.report()
+    try:
+        explainer = Explainer(engine)
+        return explainer.report() if explainer.all_wait() else ""
+    except Exception as error:  # whatever it is: the call that waits goes on
+        return f"skate: the driver waits; a look at why failed: {error!r}."
 
 
 class Explainer:
@@ -50,7 +41,8 @@ class Explainer:
     def __init__(self, engine: EmbeddedEngine) -> None:
         self._engine = engine
         self._statistics = _core.Statistics.of(engine.node)
-        self._processes = {p["index"]: p for p in self._statistics.processes()}
+        self._processes: dict[int, dict[str, Any]] = {}
+        self._look()
         self._now = _core.monotonic_ns()
         self._running: dict[int, list[tuple[int, int, str]]] = {}
         self._runs: dict[int, tuple[int, int, str]] = {}  # task -> process, since, name
@@ -59,8 +51,31 @@ class Explainer:
             self._runs[task] = index, since, name
         self._lines: list[str] = []
         self._path: list[tuple[int, str]] = []  # objects on the way down, their tasks
-        self._told: set[int] = set()
+        self._told: set[int] = set()  # tasks
+        self._silent: set[int] = set()  # processes that did not answer
+        self._stood: dict[int, list[list[str]]] = {}  # process -> frames, by thread
         self.found_cycle = False
+
+    def _look(self) -> None:
+        self._processes.update((p["index"], p) for p in self._statistics.processes())
+
+    def _process(self, index: int, epoch: int | None = None) -> dict[str, Any] | None:
+        """What it says of itself; None if it has ended."""
+        for _ in range(2):
+            process = self._processes.get(index)
+            if process is not None and epoch in (None, process["epoch"]):
+                return process
+            self._look()  # it may have started since
+        return None
+
+    def _ask(self, object_id: int, index: int) -> dict[str, Any] | None:
+        """What a live process knows of an object; None if it does not answer."""
+        if index in self._silent:
+            return None
+        found = self._engine.node.explain(object_id, index)
+        if found is None:
+            self._silent.add(index)
+        return found
 
     def explain(self, object_id: int) -> str:
         self._object(object_id, 0)
@@ -72,14 +87,16 @@ class Explainer:
         A process of several threads or coroutines may run something that nobody sees;
         it counts as running.
         """
+        driver = self._processes.get(_core.DRIVER)
+        # A thread that serves futures waits for ever.
+        if driver is None or not driver["waited"]:
+            return False
         for index, process in self._processes.items():
-            if index == _DRIVER:
-                if not process["waited"]:
-                    return False  # a thread that serves futures waits for ever
+            if index == _core.DRIVER:
                 continue
             running = len(self._running.get(index, ()))
-            blocked = process["state"] == _STATE_BLOCKED
-            if process["state"] not in (_STATE_PARKED, _STATE_BLOCKED):
+            blocked = process["state"] == _ProcState.BLOCKED
+            if process["state"] not in (_ProcState.PARKED, _ProcState.BLOCKED):
                 return False
             if running > 1 or (running == 1 and not blocked):
                 return False
@@ -88,9 +105,9 @@ class Explainer:
         return True
 
     def report(self) -> str:
-        driver = self._processes[_DRIVER]
+        driver = self._processes.get(_core.DRIVER)
         lines = "the driver waits, and nothing runs that could end it:"
-        self._branches(driver["waited"], 1)
+        self._branches(driver["waited"] if driver is not None else [], 1)
         text = "\n".join(self._lines)
         advice = (
             "Break the circle."
@@ -114,19 +131,22 @@ class Explainer:
                 )
                 self.found_cycle = True
                 return
-        if depth > _MAX_DEPTH:
+        if depth > _MAX_DEPTH or len(self._lines) > _MAX_LINES:
             self._say(depth, "... and so on")
             return
-        owner = object_id >> 54
-        found = self._engine.node.explain(object_id, owner)
+        owner, epoch = _core.owner_of(object_id)
+        process = self._process(owner, epoch)
+        found = self._ask(object_id, owner) if process is not None else None
         if found is None or found["state"] == State.UNKNOWN:
             runs = self._runs.get(object_id)
             if runs is not None:
-                self._task(object_id, runs[2], found, depth)
-            elif owner not in self._processes:
+                self._task(object_id, runs[2], None, depth)
+            elif process is None:
                 self._say(depth, "its owner's process has ended: get raises an error.")
-            else:
+            elif found is None:
                 self._say(depth, f"{self._title(owner)} owns it, and does not answer.")
+            else:
+                self._say(depth, f"{self._title(owner)} does not know it any more.")
             return
         if found["state"] == State.READY:
             self._say(depth, "it has its value now.")
@@ -154,13 +174,12 @@ class Explainer:
                 self._not_running(object_id, task, name + again, found, depth)
         finally:
             self._path.pop()
-            self._told.discard(task)
 
     def _not_running(
         self, object_id: int, task: int, name: str, found: dict[str, Any], depth: int
     ) -> None:
         state, ahead = found["state"], found["ahead"]
-        owner = object_id >> 54
+        owner = _core.owner_of(object_id)[0]
         match state:
             case State.NEEDS:
                 missing = found["missing"]
@@ -183,7 +202,7 @@ class Explainer:
             case State.TAKEN:
                 self._say(depth, f"{name} was taken by a worker, and is about to run.")
             case State.LEASE:
-                self._lease(owner, task, name, depth)
+                self._lease(task, name, depth)
             case State.SENT:
                 self._sent(task, name, found["target"], depth)
             case State.BEHIND:
@@ -214,13 +233,16 @@ class Explainer:
 
     def _doing(self, index: int, depth: int) -> None:
         """Where a process's code stands, and what it waits for in skate."""
-        process = self._processes[index]
+        process = self._process(index)
+        if process is None:
+            self._say(depth, "its process has just ended.")
+            return
         for frames in self._frames(index)[:_MAX_BRANCHES]:
             self._say(depth, "it stands at")
             for frame in frames[:_MAX_FRAMES]:
                 self._say(depth + 1, frame)
         waited = process["waited"]
-        if process["state"] == _STATE_BLOCKED and waited:
+        if process["state"] == _ProcState.BLOCKED and waited:
             seconds = (self._now - process["waited_since"]) * 1e-9
             how = "get" if process["waits_for_all"] else "wait"
             what = "a ref" if len(waited) == 1 else f"{len(waited)} refs"
@@ -228,19 +250,21 @@ class Explainer:
             self._branches(waited, depth + 1)
 
     def _frames(self, index: int) -> list[list[str]]:
-        found = stacks.read_stacks(self._statistics, [index])
-        return stacks.users_frames(found.get(index, ""))
+        if index not in self._stood:
+            found = stacks.read_stacks(self._statistics, [index])
+            self._stood[index] = stacks.users_frames(found.get(index, ""))
+        return self._stood[index]
 
     def _sent(self, task: int, name: str, index: int, depth: int) -> None:
-        process = self._processes.get(index)
+        process = self._process(index)
         if process is None:
             self._say(depth, f"{name} was sent to a process that has just ended.")
             return
-        if process["state"] == _STATE_STARTING or process["pid"] == 0:
+        if process["state"] == _ProcState.STARTING or process["pid"] == 0:
             self._starting(index, name, depth)
             return
         running = self._running.get(index, [])
-        found = self._engine.node.explain(task, index)
+        found = self._ask(task, index)
         ahead = (
             found["ahead"]
             if found is not None and found["state"] == State.RECEIVED
@@ -280,10 +304,10 @@ class Explainer:
                 return
         self._say(depth, f"{name}: its actor's process is starting.")
 
-    def _lease(self, owner: int, task: int, name: str, depth: int) -> None:
+    def _lease(self, task: int, name: str, depth: int) -> None:
         requests = self._engine.ask("waiting")[0]
         for place, (asker, _, resources) in enumerate(requests):
-            if asker == (owner, task):
+            if asker is not None and asker[1] == task:
                 self._say(
                     depth,
                     f"{name} is queued for {_amounts(resources)}, with "
@@ -326,8 +350,8 @@ class Explainer:
             self._say(depth, f"{_amounts(held)}: {self._title(index)} {what}.")
 
     def _title(self, index: int) -> str:
-        process = self._processes.get(index)
-        if index == 1:
+        process = self._process(index)
+        if index == _core.DRIVER:
             return "the driver"
         if process is None:
             return "a process that has ended"

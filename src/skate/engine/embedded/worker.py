@@ -6,15 +6,18 @@ A pool worker and a leased one run functions; what an actor's process does is in
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import os
 import pickle
 import signal
 import socket
 import sys
+import time
+import traceback
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ... import _core, _ref, _runtime
 from ...exceptions import (
@@ -30,10 +33,11 @@ from . import wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
+from .processes import RETIRE
 from .streaming import check_generator
 
 _MAX_CACHED_FUNCTIONS = 512
-_LAST_WORDS_S = 5.0
+_LOOK_AGAIN_S = 0.02
 _MT_WORDS = 624  # the state of NumPy's global generator
 # Tells a worker that its task was cancelled: none that programs use for themselves.
 _INTERRUPT = signal.SIGRTMIN + 7
@@ -49,6 +53,9 @@ def main(
     segment_fd, supervisor_fd, *printed = fds
     if not _may_start(supervisor_fd):
         return 1
+    is_leased = not (order["is_pool"] or order["actor_id"])
+    if is_leased:  # before there are threads, which all have this from here
+        signal.pthread_sigmask(signal.SIG_BLOCK, [RETIRE])
     node = _core.Node(
         session_fd=os.dup(session_fd),
         segment_fd=segment_fd,
@@ -73,14 +80,16 @@ def main(
     redirect_worker(printed, worker.printing_name)
     _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
+    if is_leased:
+        _thread.start_new_thread(_end_when_told, (node,))
     node.tell(pickle.dumps(("ready",)))
     if order["actor_id"]:
         engine.num_restarts = order["num_restarts"]
         ActorProcess(worker, order["actor_id"]).run()
     else:
         worker.run()
-    node.wait_sent(_LAST_WORDS_S)
     _run_exit_handlers()
+    node.close()  # after its last words
     return 0
 
 
@@ -161,6 +170,15 @@ def _let_cancel_interrupt(node: _core.Node) -> None:
 
     signal.signal(_INTERRUPT, interrupted)
     node.interrupt_by(_INTERRUPT)
+
+
+def _end_when_told(node: _core.Node) -> None:
+    """Tasks that it has started and that still run would end with it."""
+    signal.sigwait([RETIRE])
+    while node.statistics()["pending_tasks"]:
+        time.sleep(_LOOK_AGAIN_S)
+    _flush()
+    os._exit(0)
 
 
 def _run_exit_handlers() -> None:
@@ -274,6 +292,8 @@ class Worker:
         name: str,
         retry_on: bool | tuple[type[Exception], ...] = False,
     ) -> None:
+        if self.node.in_forked_child:
+            end_forked_child(error)
         if isinstance(error, KeyboardInterrupt) and call.cancelled:
             call.fail_cancelled()
             return
@@ -333,6 +353,17 @@ class Code:
             retry_on = serialize.loads(retry_on)
         self.retry_on: bool | tuple[type[Exception], ...] = retry_on
         self.calls = 0
+
+
+def end_forked_child(error: BaseException) -> NoReturn:
+    """A child that a task has forked raised: its parent answers for the task."""
+    status = 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif error.code is None or isinstance(error.code, int):
+        status = error.code or 0
+    _flush()
+    os._exit(status)
 
 
 def _flush() -> None:

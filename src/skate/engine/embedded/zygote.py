@@ -31,7 +31,8 @@ from .processes import set_name
 
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
-_IDLE_S = 0.1
+_IDLE_MS = 100
+_SHORT_S = 0.05
 
 
 def main(fd: int, supervisor_pid: int) -> None:
@@ -50,12 +51,18 @@ def main(fd: int, supervisor_pid: int) -> None:
         _preload(settings["preload"])
         _freeze()
     idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
+    orders = select.poll()  # select() takes no descriptor over 1023
+    orders.register(sock, select.POLLIN)
     while True:
-        if idle_imports and not select.select([sock], [], [], _IDLE_S)[0]:
+        if idle_imports and not orders.poll(_IDLE_MS):
             _preload(idle_imports)
             _freeze()
             idle_imports = []
-        request, fds = wire.receive(sock)
+        try:
+            request, fds = wire.receive(sock)
+        except wire.OutOfDescriptorsError:  # of the whole system; it is still there
+            time.sleep(_SHORT_S)
+            continue
         if not request:
             # The supervisor was killed: it ends its zygote before it ends itself.
             session_id: str = settings["session_id"]
@@ -67,6 +74,7 @@ def main(fd: int, supervisor_pid: int) -> None:
             sock.close()
             _become_worker(session_fd, fds, supervisor_pid, settings, order)
         pid = max(pid, 0)  # 0: it could not be forked
+        # The supervisor has few orders on their way, so there is room for an answer.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(sock, pickle.dumps((order["index"], order["epoch"], pid)))
         for received in fds:

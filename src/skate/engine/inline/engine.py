@@ -659,10 +659,11 @@ class InlineEngine:
                     actor.die("its placement group was removed.")
             self.baton.kick()
 
-    def placement_groups(self) -> dict[str, GroupInfo]:
+    def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:
         self._settle()
         with self.lock:
-            return self.groups.infos()
+            infos = self.groups.infos()
+        return {k: v for k, v in infos.items() if group in (None, k)}
 
     def assigned_resources(self) -> dict[str, float]:
         self.enter()

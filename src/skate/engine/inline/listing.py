@@ -52,7 +52,7 @@ def _object(
     engine: InlineEngine, object_id: int, size: int, state: str, held: str
 ) -> Row:
     return {
-        "object_id": f"{engine.session}{object_id:016x}",
+        "object_id": f"{engine.session}{object_id:032x}",
         "object_size": size,
         "task_status": state,
         "attempt_number": 0,
@@ -69,7 +69,7 @@ def list_workers(engine: InlineEngine) -> list[Row]:
     """One: this process does all the work."""
     return [
         {
-            "worker_id": f"{0:016x}",
+            "worker_id": f"{0:032x}",
             "is_alive": True,
             "worker_type": "DRIVER",
             "exit_type": None,

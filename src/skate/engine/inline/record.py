@@ -59,14 +59,14 @@ class _Task:
 
     def row(self) -> dict[str, Any]:
         return {
-            "task_id": f"{self.call_id:016x}",
+            "task_id": f"{self.call_id:032x}",
             "attempt_number": self.attempt,
             "name": self.name,
             "state": self.state,
-            "actor_id": f"{self.actor_id:016x}" if self.actor_id else None,
+            "actor_id": f"{self.actor_id:032x}" if self.actor_id else None,
             "type": self.kind,
             "func_or_class_name": self.name,
-            "worker_id": f"{self.actor_id or 1:016x}" if self.start else None,
+            "worker_id": f"{self.actor_id or 1:032x}" if self.start else None,
             "worker_pid": os.getpid() if self.start else None,
             "error_type": (
                 "TASK_EXECUTION_EXCEPTION" if self.state == "FAILED" else None

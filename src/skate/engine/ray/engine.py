@@ -501,14 +501,15 @@ class RayEngine:
                 f"{name} cannot run in placement group {group}, which was removed."
             )
 
-    def placement_groups(self) -> dict[str, GroupInfo]:
+    def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:
         self.enter()
         nodes = [n["Resources"] for n in self.nodes() if n["Alive"]]
         found = placement.table(nodes)
         return {  # Ray keeps those that were removed, of earlier sessions too
-            group: info
-            for group, info in found.items()
-            if info.state != "REMOVED" or group in self._removed
+            known: info
+            for known, info in found.items()
+            if group in (None, known)
+            and (info.state != "REMOVED" or known in self._removed)
         }
 
     # groups ---------------------------------------------------------------------------

@@ -1,0 +1,308 @@
+// Calls that a process makes: tasks, actors, streams, and cancelling them.
+#include "advice.hpp"
+#include "arguments.hpp"
+#include "common.hpp"
+#include "wait_list.hpp"
+
+using namespace skate;
+
+void bind_tasks(nb::class_<Node>& node);
+
+namespace {
+
+nb::list submit_task(Node& node, Task* task, std::string_view method, nb::handle args,
+                     nb::handle kwargs, std::string_view retry_on = {}) {
+  return guarded([&] {
+    std::vector<ObjectId> returns;
+    {
+      Arguments arguments(node, *task);
+      try {
+        arguments.encode(method, args, kwargs, retry_on);
+      } catch (...) {
+        node.tasks.discard(task);
+        throw;
+      }
+      node.tasks.submit(task, returns);
+    }
+    nb::list refs;
+    for (ObjectId id : returns) refs.append(take_ref(codec_types().object_ref, id));
+    return refs;
+  });
+}
+
+void set_function(Node& node, Task& task, ObjectId function, bool holds_refs) {
+  task.header.function_id = function;
+  task.header.function = node.objects.value_of(function).block;
+  if (holds_refs) task.header.flags |= kFunctionHoldsRefs;
+  task.pins.push_back(function);
+}
+
+// The numbers of a call, as they travel. Each is made before the task is, as it may not
+// fit.
+struct Numbers {
+  u32 num_returns;
+  u32 window;
+  i32 max_retries;
+  u16 group;
+  bool is_stream;
+
+  // A negative number of returns: the task's items are streamed. Negative retries: for
+  // ever.
+  Numbers(nb::int_ returns, nb::int_ window, nb::int_ retries, u16 group)
+      : window(whole<u32>(window, "the window of a stream")),
+        max_retries(whole<i32>(retries, "max_retries")),
+        group(group) {
+    const i32 n = whole<i32>(returns, "num_returns");
+    is_stream = n < 0;
+    num_returns = is_stream ? 1 : static_cast<u32>(n);
+  }
+
+  void give(Task& task) const {
+    task.header.num_returns = num_returns;
+    if (is_stream) task.header.flags |= kStreaming;
+    task.header.window = window;
+    task.header.group = group;
+    task.retries = max_retries;
+  }
+
+ private:
+  // Throws PythonError (ValueError) for what does not fit in a T.
+  template <class T>
+  static T whole(nb::int_ number, const char* what) {
+    int overflow = 0;
+    const long long x = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    constexpr i64 kLeast = std::numeric_limits<T>::min();
+    constexpr i64 kMost = std::numeric_limits<T>::max();
+    if (overflow == 0 && x >= kLeast && x <= kMost) return static_cast<T>(x);
+    PyErr_Format(PyExc_ValueError, "%s must be from %lld to %lld, not %R.", what,
+                 static_cast<long long>(kLeast), static_cast<long long>(kMost),
+                 number.ptr());
+    throw PythonError{};
+  }
+};
+
+// `name` is what the worker calls the task, if not by its function's name. `parent` is
+// the task that calls, where this process runs several at once.
+nb::list submit(Node& node, ObjectId function, bool holds_refs, const Text& name,
+                nb::tuple args, nb::dict kwargs, nb::int_ num_returns,
+                nb::int_ max_retries, std::optional<nb::bytes> resources,
+                nb::int_ window, ObjectId parent) {
+  check_alive(node);
+  const Numbers numbers(num_returns, window, max_retries, 0);
+  Task* task = node.tasks.make();
+  set_function(node, *task, function, holds_refs);
+  numbers.give(*task);
+  task->label = label_of_task(node, function, name);
+  task->parent = parent;
+  if (resources) {
+    task->route = Task::Route::kLease;
+    task->resources.assign(resources->c_str(), resources->size());
+  }
+  // For people: of one that is longer, its beginning.
+  constexpr std::size_t kMostShown = 1024;
+  nb::list refs = submit_task(node, task, cut_text(name, kMostShown), args, kwargs);
+  if (refs.size() != 0) g_advice.submitted(id_of(refs[0].ptr()));
+  return refs;
+}
+
+Task* new_call(Node& node, nb::handle actor) {
+  const ObjectId id = id_of(actor.ptr());  // throws: before there is a task to lose
+  Task* task = node.tasks.make();
+  task->route = Task::Route::kActor;
+  task->actor = id;
+  task->pins.push_back(task->actor);
+  return task;
+}
+
+void construct_actor(Node& node, nb::handle actor, ObjectId code, bool holds_refs,
+                     bool restartable, nb::tuple args, nb::dict kwargs) {
+  check_alive(node);
+  Task* task = new_call(node, actor);
+  set_function(node, *task, code, holds_refs);
+  task->header.flags |= kConstructor;
+  task->label = node.home.trace.label_of_call(task->actor, "__init__");
+  if (restartable) task->header.flags |= kRestartable;
+  submit_task(node, task, "__init__", args, kwargs);
+}
+
+// For a detached actor that a worker creates: the driver constructs it.
+void hand_to_driver(Node& node, nb::handle actor, u32 index, u32 epoch, ObjectId code,
+                    bool holds_refs, bool restartable, nb::tuple args,
+                    nb::dict kwargs) {
+  check_alive(node);
+  Task* task = new_call(node, actor);
+  set_function(node, *task, code, holds_refs);
+  task->header.flags |= kConstructor;
+  if (restartable) task->header.flags |= kRestartable;
+  guarded([&] {
+    Arguments arguments(node, *task);
+    try {
+      arguments.encode("__init__", args, kwargs);
+    } catch (...) {
+      node.tasks.discard(task);
+      throw;
+    }
+    bool adopted;
+    {
+      nb::gil_scoped_release release;
+      adopted = node.detached.hand_over(task, ProcId{index, epoch});
+    }
+    if (!adopted) raise_engine_died(node);
+  });
+}
+
+nb::list call_actor(Node& node, nb::handle actor, const Text& method, nb::tuple args,
+                    nb::dict kwargs, nb::int_ num_returns, u16 group,
+                    nb::int_ max_retries, bool out_of_order, nb::int_ window,
+                    ObjectId parent, nb::bytes retry_on) {
+  check_alive(node);
+  const Numbers numbers(num_returns, window, max_retries, group);
+  Task* task = new_call(node, actor);
+  numbers.give(*task);
+  task->parent = parent;
+  task->label = node.home.trace.label_of_call(task->actor, method);
+  if (out_of_order) task->header.flags |= kOutOfOrder;
+  return submit_task(node, task, method, args, kwargs,
+                     {retry_on.c_str(), retry_on.size()});
+}
+
+ObjectId export_function(Node& node, nb::bytes code, nb::list refs) {
+  check_alive(node);
+  const std::vector<ObjectId> held = ids_of(refs);  // throws: before there is a block
+  const auto block = node.store.allocate_beyond(code.size(), kNobody);
+  if (!block) refuse("no_room_for_code");
+  std::memcpy(node.store.own_data(*block), code.c_str(), code.size());
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = *block;
+  for (const ObjectId id : held) {
+    value.contained.push_back({id, id});
+    node.objects.acquire(id);
+  }
+  return node.objects.put(std::move(value), Object::Kind::kFunction);
+}
+
+}  // namespace
+
+void bind_tasks(nb::class_<Node>& node) {
+  node.def("submit", &submit, "function"_a, "holds_refs"_a, "name"_a, "args"_a,
+           "kwargs"_a, "num_returns"_a, "max_retries"_a, "resources"_a.none(),
+           "window"_a, "parent"_a,
+           nb::sig("def submit(self, function: int, holds_refs: bool, name: str, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
+                   "max_retries: int, resources: bytes | None, window: int, "
+                   "parent: int) -> list[ObjectRef[Any]]"))
+      .def("construct_actor", &construct_actor, "actor"_a, "code"_a, "holds_refs"_a,
+           "restartable"_a, "args"_a, "kwargs"_a,
+           nb::sig("def construct_actor(self, actor: ActorRef, code: int, "
+                   "holds_refs: bool, restartable: bool, args: tuple[Any, ...], "
+                   "kwargs: dict[str, Any]) -> None"))
+      .def("hand_to_driver", &hand_to_driver, "actor"_a, "index"_a, "epoch"_a, "code"_a,
+           "holds_refs"_a, "restartable"_a, "args"_a, "kwargs"_a,
+           nb::sig("def hand_to_driver(self, actor: ActorRef, index: int, epoch: int, "
+                   "code: int, holds_refs: bool, restartable: bool, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any]) -> None"))
+      .def(
+          "reserve_actor",
+          [](Node& node) {
+            check_alive(node);
+            ObjectId id;
+            {
+              nb::gil_scoped_release release;
+              id = node.detached.reserve();
+            }
+            if (!id) raise_engine_died(node);
+            return guarded([&] { return take_ref(codec_types().actor_ref, id); });
+          },
+          nb::sig("def reserve_actor(self) -> ActorRef"))
+      .def(
+          "drop_reserved",
+          [](Node& node, nb::handle actor) { node.detached.drop(id_of(actor.ptr())); },
+          "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
+      .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
+           "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a, "window"_a,
+           "parent"_a, "retry_on"_a,
+           nb::sig("def call_actor(self, actor: ActorRef, method: str, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
+                   "group: int, max_retries: int, out_of_order: bool, window: int, "
+                   "parent: int, retry_on: bytes) -> list[ObjectRef[Any]]"))
+      .def(
+          "unanswered_calls",
+          [](Node& node, nb::handle actor) {
+            return node.actors.unanswered(id_of(actor.ptr()));
+          },
+          "actor"_a, nb::sig("def unanswered_calls(self, actor: ActorRef) -> int"))
+      .def("export_function", &export_function, "code"_a, "refs"_a,
+           nb::sig("def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) "
+                   "-> int"))
+      .def(
+          "new_actor",
+          [](Node& node) {
+            check_alive(node);
+            return guarded(
+                [&] { return take_ref(codec_types().actor_ref, node.actors.make()); });
+          },
+          nb::sig("def new_actor(self) -> ActorRef"))
+      .def(
+          "place_actor",
+          [](Node& node, nb::handle actor, u32 index, u32 epoch) {
+            node.actors.place(id_of(actor.ptr()), ProcId{index, epoch});
+          },
+          "actor"_a, "index"_a, "epoch"_a,
+          nb::sig("def place_actor(self, actor: ActorRef, index: int, epoch: int) "
+                  "-> None"))
+      .def(
+          "next_item",
+          [](Node& node, ObjectId task, std::optional<double> timeout) -> nb::object {
+            check_alive(node);
+            const i64 deadline = deadline_of(timeout);
+            ObjectId item;
+            NextItem next = NextItem::kEnd;
+            const WaitResult result = wait_patiently(node, [&] {
+              return node.streams.next_item(task, item, next, deadline);
+            });
+            if (result == WaitResult::kTimeout) refuse("item_timed_out");
+            if (next == NextItem::kEnd) return nb::none();
+            return guarded([&] { return take_ref(codec_types().object_ref, item); });
+          },
+          "task"_a, "timeout"_a.none(),
+          "The next item of a stream, or None at its end.",
+          nb::sig("def next_item(self, task: int, timeout: float | None) "
+                  "-> ObjectRef[Any] | None"))
+      .def(
+          "peek_item",
+          [](Node& node, ObjectId task) {
+            check_alive(node);
+            return guarded([&] {
+              return take_ref(codec_types().object_ref, node.streams.peek_item(task));
+            });
+          },
+          "task"_a, "A ref that is ready once next_item does not block.",
+          nb::sig("def peek_item(self, task: int) -> ObjectRef[Any]"))
+      .def(
+          "look_at_stream",
+          [](Node& node, ObjectId task) {
+            check_alive(node);
+            return static_cast<int>(node.streams.look_at(task));
+          },
+          "task"_a, "A NextItem: what next_item would do now.")
+      .def(
+          "close_stream",
+          [](Node& node, ObjectId task) {
+            if (!node.in_forked_child() &&
+                !node.home.stopping.load(std::memory_order_relaxed))
+              node.streams.close(task);
+          },
+          "task"_a)
+      .def(
+          "cancel",
+          [](Node& node, nb::handle ref, bool force, bool recursive) {
+            check_alive(node);
+            return guarded(
+                [&] { return node.tasks.cancel(id_of(ref.ptr()), force, recursive); });
+          },
+          "ref"_a, "force"_a, "recursive"_a,
+          "False: it is a call of an actor, which is not to be killed.",
+          nb::sig("def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) "
+                  "-> bool"));
+}

@@ -1,0 +1,184 @@
+// Values: put, get, wait, watches.
+#include "advice.hpp"
+#include "common.hpp"
+#include "wait_list.hpp"
+
+using namespace skate;
+
+void bind_values(nb::module_& m, nb::class_<Node>& node);
+
+namespace {
+
+nb::object put(Node& node, nb::handle object) {
+  check_alive(node);
+  return guarded([&] {
+    Unsealed unsealed;
+    if (find_unsealed(node, object.ptr(), unsealed)) {
+      const ObjectId id = object_of(node, unsealed);
+      seal(node, object.ptr(), unsealed, id);
+      return take_ref(codec_types().object_ref, id);
+    }
+    Encoder encoder(node);
+    encoder.encode(object.ptr());
+    return take_ref(codec_types().object_ref,
+                    node.objects.put(encoder.finish(), Object::Kind::kData));
+  });
+}
+
+// A ref to an array of skate.empty that stays writable; anything else is put.
+nb::object lend_array(Node& node, nb::handle object) {
+  check_alive(node);
+  Unsealed unsealed;
+  if (!guarded([&] { return find_unsealed(node, object.ptr(), unsealed); }))
+    return put(node, object);
+  return guarded([&] {
+    return take_ref(codec_types().object_ref, lend(node, object.ptr(), unsealed));
+  });
+}
+
+// In the trace: the call, and which tasks' values it brought.
+void record_get(Node& node, const std::vector<ObjectId>& ids) {
+  constexpr std::size_t kMost = kTraceEvents / 8;
+  Trace& trace = node.home.trace;
+  const u64 since = Waits::take_start();
+  trace.waited(TraceEvent::kGet, since, ids.size());
+  for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i]);
+  if (since != 0) trace.waits_no_more();
+  g_advice.got(ids, since != 0);
+}
+
+nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
+             bool writable) {
+  check_alive(node);
+  // Another thread may change the list meanwhile: this one keeps its refs, and so the
+  // values.
+  const nb::object kept = nb::steal(PySequence_Tuple(refs.ptr()));
+  if (!kept.is_valid()) throw nb::python_error();
+  const std::vector<ObjectId> ids = ids_of(kept);
+  const i64 deadline = deadline_of(timeout);
+  std::size_t next = 0;
+  const WaitResult result =
+      wait_patiently(node, [&] { return node.objects.wait_all(ids, next, deadline); });
+  record_get(node, ids);
+  if (result == WaitResult::kTimeout)
+    refuse("get_timed_out", ids.size() - next, ids.size());
+  return guarded([&] {
+    if (next < ids.size())
+      raise_value(node, node.objects.value_of(ids[next]), ids[next]);
+    nb::list values;
+    for (ObjectId id : ids) {
+      const Value& value = node.objects.value_of(id);
+      values.append(nb::steal(decode(node, value, id, writable)));
+    }
+    return values;
+  });
+}
+
+class PyWatch {
+ public:
+  explicit PyWatch(Node& node) : node_(node), watch_(node.watches.open()) {}
+  ~PyWatch() { close(); }
+  void add(nb::handle ref, u32 tag) {
+    check_alive(node_);
+    check_open();
+    node_.watches.add(watch_, id_of(ref.ptr()), tag);
+  }
+  nb::list next(std::optional<double> timeout) {
+    check_alive(node_);
+    check_open();
+    const i64 deadline = deadline_of(timeout);
+    std::vector<u32> tags;
+    {
+      const Use use(*this);
+      wait_patiently(node_, [&] { return node_.watches.wait(watch_, tags, deadline); });
+    }
+    if (const u64 since = Waits::take_start())
+      node_.home.trace.waited(TraceEvent::kWait, since, tags.size());
+    nb::list out;
+    for (u32 tag : tags) out.append(tag);
+    return out;
+  }
+  void close() {
+    is_closed_ = true;
+    if (uses_ != 0) return;  // the last wait ends it
+    if (watch_ != nullptr && !node_.in_forked_child()) node_.watches.close(watch_);
+    watch_ = nullptr;
+  }
+
+ private:
+  // Another thread may close the watch while this one waits without the GIL.
+  class Use {
+   public:
+    explicit Use(PyWatch& watch) : watch_(watch) { ++watch_.uses_; }
+    ~Use() {
+      if (--watch_.uses_ == 0 && watch_.is_closed_) watch_.close();
+    }
+    Use(const Use&) = delete;
+
+   private:
+    PyWatch& watch_;
+  };
+
+  void check_open() const {
+    if (is_closed_) throw nb::value_error("the watch is closed");
+  }
+  Node& node_;
+  Watch* watch_;
+  u32 uses_ = 0;
+  bool is_closed_ = false;
+};
+
+}  // namespace
+
+void bind_values(nb::module_& m, nb::class_<Node>& node) {
+  nb::class_<PyWatch>(m, "Watch")
+      .def("add", &PyWatch::add, "ref"_a, "tag"_a)
+      .def("next", &PyWatch::next, "timeout"_a.none(),
+           nb::sig("def next(self, timeout: float | None) -> list[int]"))
+      .def("close", &PyWatch::close);
+
+  node.def("put", &put, "value"_a.none(),
+           nb::sig("def put(self, value: Any) -> ObjectRef[Any]"))
+      .def("lend", &lend_array, "value"_a.none(),
+           nb::sig("def lend(self, value: Any) -> ObjectRef[Any]"))
+      .def("get", &get, "refs"_a, "timeout"_a.none(), "writable"_a,
+           nb::sig("def get(self, refs: Sequence[ObjectRef[Any]], "
+                   "timeout: float | None, writable: bool) -> list[Any]"))
+      .def("wait", &wait_for, "refs"_a, "num_returns"_a, "timeout"_a.none(),
+           nb::sig("def wait(self, refs: list[ObjectRef[Any]], num_returns: int, "
+                   "timeout: float | None) "
+                   "-> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]"))
+      .def(
+          "watch", [](Node& n) { return new PyWatch(n); }, nb::keep_alive<0, 1>())
+      .def(
+          "empty",
+          [](Node& node, nb::tuple shape, nb::handle dtype) {
+            check_alive(node);
+            return guarded(
+                [&] { return nb::steal(empty_array(node, shape.ptr(), dtype.ptr())); });
+          },
+          "shape"_a, "dtype"_a,
+          nb::sig("def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) "
+                  "-> numpy.ndarray"))
+      .def(
+          "release",
+          [](Node& node, ObjectId id) {
+            if (!node.in_forked_child() &&
+                !node.home.stopping.load(std::memory_order_relaxed))
+              node.objects.release(id);
+          },
+          "id"_a)
+      .def(
+          "adopt",
+          [](Node& node, ObjectId id) {
+            check_alive(node);
+            const ObjectId now = current_id(id);
+            node.objects.acquire(now);
+            return now;
+          },
+          "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
+      .def(
+          "holds_error",
+          [](Node& node, ObjectId id) { return node.objects.holds_error(id); },
+          "object"_a);
+}

@@ -1,0 +1,364 @@
+#include "actors.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+namespace {
+
+ProcId address_of(const Object& actor) {
+  ProcId address;
+  std::memcpy(&address, actor.value.inline_bytes.data(), sizeof address);
+  return address;
+}
+
+bool has_address(const Object& actor) {
+  return actor.value.kind == Value::Kind::kInline;
+}
+
+}  // namespace
+
+Actors::Actors(Node& node) : node_(node), home_(node.home) {}
+
+ObjectId Actors::make() {
+  std::lock_guard lock(home_.mu);
+  Object& object = node_.objects.create(Object::Kind::kActor);
+  object.local = 1;
+  return object.id;
+}
+
+void Actors::place(ObjectId id, ProcId address) {
+  std::lock_guard lock(home_.mu);
+  Object* actor = node_.objects.find(id);
+  if (actor == nullptr) return;
+  settle_in(*actor, address);
+  node_.tasks.run_ready();
+  node_.waits.announce();
+}
+
+u32 Actors::unanswered(ObjectId actor) {
+  std::lock_guard lock(home_.mu);
+  node_.look_at_inbox();
+  const auto it = links_.find(actor);
+  return it == links_.end() ? 0 : it->second.unanswered;
+}
+
+// Calls
+// ----------------------------------------------------------------------------------
+
+void Actors::line_up(Task* task) {
+  Link& link = links_[task->actor];
+  task->order = link.made++;
+  link.unanswered += (task->header.flags & kConstructor) == 0;
+  link.waiting.push_back(task);
+  if ((task->header.flags & kRestartable) != 0) keep_recipe(*task);
+}
+
+bool Actors::leave_line(Task* task) {
+  const auto it = links_.find(task->actor);
+  if (it == links_.end() || !it->second.waiting.erase(task)) return false;
+  // Those behind it may go now. (The task itself keeps the actor until it is ended.)
+  if (!it->second.waiting.empty()) flush_later(task->actor);
+  return true;
+}
+
+void Actors::call_ended(const Task& task) {
+  if ((task.header.flags & kConstructor) == 0)
+    if (const auto it = links_.find(task.actor); it != links_.end())
+      --it->second.unanswered;
+  if ((task.header.flags & kRestartable) != 0)
+    if (const auto it = recipes_.find(task.actor); it != recipes_.end())
+      it->second.under_way = false;
+}
+
+const Task* Actors::first_before(const Task& task, u32& ahead) const {
+  ahead = 0;
+  const auto it = links_.find(task.actor);
+  if (it == links_.end()) return nullptr;
+  for (const Task* other = it->second.waiting.front();
+       other != nullptr && other != &task; other = WaitingTasks::next(other))
+    ++ahead;
+  return it->second.waiting.front();
+}
+
+bool Actors::flush_next() {
+  if (flushes_.empty()) return false;
+  const ObjectId actor = flushes_.back();
+  flushes_.pop_back();
+  flush(actor);
+  return true;
+}
+
+void Actors::flush(ObjectId id) {
+  const auto it = links_.find(id);
+  if (it == links_.end() || it->second.waiting.empty()) return;
+  Link& link = it->second;
+  node_.objects.hold(id);  // the last of the calls may be all that keeps the actor
+  Object* actor = node_.objects.find(id);
+  for (Task* next = link.waiting.front(); next != nullptr;) {
+    Task* const task = next;
+    next = WaitingTasks::next(task);
+    if (task->missing != 0) {
+      if ((task->header.flags & kOutOfOrder) == 0) break;
+      continue;
+    }
+    if (actor != nullptr && actor->ready && has_address(*actor) &&
+        address_of(*actor) != home_.self &&
+        node_.mail.reach(address_of(*actor)) == nullptr) {
+      // The owner of the handle knows what has become of it; if that is this process, a
+      // message that says so is on its way.
+      actor->ready = false;
+    }
+    if (actor != nullptr && !actor->ready) {
+      ask_address(link, *actor);
+      if (!actor->ready) break;
+    }
+    link.waiting.erase(task);
+    const Value* error = nullptr;
+    // A constructor reports it as the reason why there is no actor.
+    if ((task->header.flags & kConstructor) == 0) {
+      for (ObjectId dep : task->deps) {
+        const Object* object = node_.objects.find(dep);
+        if (error == nullptr && object != nullptr && object->value.is_error)
+          error = &object->value;
+      }
+    }
+    if (error != nullptr) {
+      node_.tasks.fail_with(task, *error);
+    } else if (actor == nullptr || !has_address(*actor)) {
+      Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
+      failure.error = SystemError::kActorDied;
+      node_.tasks.fail(task, failure);
+    } else if (!send_call(task, address_of(*actor))) {
+      const bool constructs = (task->header.flags & kConstructor) != 0;
+      node_.tasks.fail_for_room(task);
+      if (constructs) give_up(id, {});
+    }
+  }
+  node_.objects.drop(id);
+}
+
+bool Actors::send_call(Task* task, ProcId address) {
+  const bool is_own = address == home_.self;
+  const std::string* const bytes =
+      node_.tasks.encode(task, is_own ? kMaxRecord : SIZE_MAX);
+  if (bytes == nullptr) return false;
+  if (is_own) {
+    node_.work.receive(reinterpret_cast<const std::byte*>(bytes->data()), bytes->size(),
+                       home_.self);
+    return true;
+  }
+  node_.tasks.fly(task, *node_.mail.reach(address));
+  node_.mail.send(address, Message::kCall, *bytes);
+  return true;
+}
+
+// Has the link flushed once the address is known.
+void Actors::ask_address(Link& link, Object& actor) {
+  if (link.asks) return;
+  if (const ProcId owner = actor.id.owner(); owner != home_.self) {
+    if (node_.mail.reach(owner) == nullptr) {
+      node_.objects.set_value(actor, lost_value(DeathCause::kOwnerEnded));
+      actor.ready = true;
+      return;
+    }
+    actor.subscribed = false;
+    node_.objects.subscribe(actor);
+  }
+  link.asks = true;
+  ++asking_;
+  node_.objects.add_waiter(actor, {Waiter::Kind::kLink});
+  node_.waits.wake_for_any();
+  ring_doorbell(home_.me->housekeeper_doorbell);
+}
+
+void Actors::address_is_known(ObjectId actor) {
+  if (const auto it = links_.find(actor); it != links_.end() && it->second.asks) {
+    it->second.asks = false;
+    --asking_;
+  }
+  flush_later(actor);
+}
+
+void Actors::forget_link(ObjectId actor) {
+  const auto it = links_.find(actor);
+  if (it == links_.end()) return;
+  if (it->second.asks) --asking_;
+  links_.erase(it);
+}
+
+void Actors::lose(Task* task, Failure failure, bool restarts) {
+  if (task->cancelled) {
+    node_.tasks.fail(task, {SystemError::kCancelled, failure.cause, 0});
+    return;
+  }
+  const bool constructs = (task->header.flags & kConstructor) != 0;
+  if (!restarts || (task->retries == 0 && !constructs)) {
+    failure.error = restarts ? SystemError::kActorUnavailable : SystemError::kActorDied;
+    node_.tasks.fail(task, failure);
+    return;
+  }
+  call_again(task);
+}
+
+void Actors::call_again(Task* task) {
+  if (task->retries > 0) --task->retries;
+  node_.tasks.next_attempt(task);
+  // Ahead of all that was not sent, and in order.
+  WaitingTasks& waiting = links_[task->actor].waiting;
+  Task* after = waiting.front();
+  while (after != nullptr && after->order <= task->order)
+    after = WaitingTasks::next(after);
+  waiting.insert_before(after, task);
+  flush_later(task->actor);
+}
+
+// Addresses
+// ------------------------------------------------------------------------------
+
+void Actors::lives_at(ObjectId actor, ProcId address) {
+  residents_[address].insert(actor);
+}
+
+void Actors::lives_nowhere(const Object& actor) {
+  if (!has_address(actor)) return;
+  const auto it = residents_.find(address_of(actor));
+  if (it == residents_.end()) return;
+  it->second.erase(actor.id);
+  if (it->second.empty()) residents_.erase(it);
+}
+
+// An owned actor has been given a process. That may have died, and its death have been
+// dealt with here, before its address came: it is not told again.
+void Actors::settle_in(Object& actor, ProcId address) {
+  lives_nowhere(actor);
+  actor.value.kind = Value::Kind::kInline;
+  while (!home_.lives(address)) {
+    const auto death = std::find_if(deaths_.rbegin(), deaths_.rend(),
+                                    [&](const Death& d) { return d.dead == address; });
+    if (death == deaths_.rend()) break;  // it will be told
+    address = death->successor;
+    if (address) continue;
+    actor.value.kind = Value::Kind::kFailure;
+    actor.value.failure = death->failure;
+    actor.value.failure.error = SystemError::kActorDied;
+    break;
+  }
+  if (has_address(actor)) {
+    actor.value.inline_bytes.assign(view_of(address));
+    lives_at(actor.id, address);
+  }
+  node_.objects.resolve(actor);
+}
+
+void Actors::handle_gone(Object& actor) {
+  if (has_address(actor)) {
+    const ProcId address = address_of(actor);
+    lives_nowhere(actor);
+    node_.mail.send(address, Message::kEndActor, {}, Ring::kUrgent);
+    // If it is no longer there, it must not be restarted for nobody.
+    std::string note(view_of(actor.id));
+    note += view_of(address);
+    home_.link.tell(Note::kUnwanted, note);
+  }
+  forget_link(actor.id);
+  forget_recipe(actor.id);
+}
+
+void Actors::process_died(const Death& death) {
+  constexpr std::size_t kDeathsKept = 1024;
+  deaths_.push_back(death);
+  if (deaths_.size() > kDeathsKept) deaths_.pop_front();
+  const auto it = residents_.find(death.dead);
+  if (it == residents_.end()) return;
+  const std::unordered_set<ObjectId> residents = std::move(it->second);
+  residents_.erase(it);
+  for (const ObjectId id : residents)
+    if (Object* actor = node_.objects.find(id)) moved(*actor, death);
+}
+
+void Actors::give_up(ObjectId id, const Failure& failure) {
+  Object* actor = node_.objects.find(id);
+  if (actor == nullptr) return;
+  // It may have a process, which waits for its constructor: the supervisor ends it,
+  // since nobody there was told.
+  std::string note(view_of(id));
+  note += view_of(ProcId{});
+  home_.link.tell(Note::kUnwanted, note);
+  lives_nowhere(*actor);
+  moved(*actor, {{}, failure, {}});
+}
+
+// An owned actor's process has died: its handle's value becomes the address of the
+// process that takes its place, or the reason why there is none.
+void Actors::moved(Object& actor, const Death& death) {
+  const ObjectId id = actor.id;
+  ++actor.local;
+  actor.value.clear();
+  if (death.successor) {
+    actor.value.kind = Value::Kind::kInline;
+    actor.value.inline_bytes.assign(view_of(death.successor));
+    lives_at(id, death.successor);
+    construct_again(id);
+  } else {
+    actor.value.kind = Value::Kind::kFailure;
+    actor.value.failure = death.failure;
+    actor.value.failure.error = SystemError::kActorDied;
+  }
+  node_.objects.resolve(actor);
+  flush_later(id);
+  if (!death.successor) {
+    forget_recipe(id);
+    node_.detached.actor_ended(id);
+  }
+  node_.objects.drop(id);
+}
+
+// Recipes
+// --------------------------------------------------------------------------------
+
+void Actors::keep_recipe(const Task& task) {
+  Recipe& recipe = recipes_[task.actor];
+  recipe.header = task.header;
+  recipe.args = task.args;
+  recipe.deps = task.deps;
+  recipe.label = task.label;
+  recipe.under_way = true;
+  for (ObjectId id : task.pins) {
+    if (id == task.actor) continue;
+    recipe.pins.push_back(id);
+    node_.objects.hold(id);
+  }
+}
+
+void Actors::forget_recipe(ObjectId actor) {
+  const auto it = recipes_.find(actor);
+  if (it == recipes_.end()) return;
+  const std::vector<ObjectId> pins = std::move(it->second.pins);
+  recipes_.erase(it);
+  for (ObjectId id : pins) node_.objects.drop(id);
+}
+
+// Calls the constructor once more, unless the last call of it still waits to be sent.
+void Actors::construct_again(ObjectId actor) {
+  const auto it = recipes_.find(actor);
+  if (it == recipes_.end() || it->second.under_way) return;
+  Recipe& recipe = it->second;
+  recipe.under_way = true;
+  Task* task = node_.tasks.take();
+  task->header = recipe.header;
+  task->args = recipe.args;
+  task->deps = recipe.deps;
+  task->pins = recipe.pins;
+  task->pins.push_back(actor);
+  task->label = recipe.label;
+  task->route = Task::Route::kActor;
+  task->actor = actor;
+  node_.tasks.start_hidden(task);
+  links_[actor].waiting.push_front(task);  // its order is 0
+}
+
+}  // namespace skate

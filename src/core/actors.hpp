@@ -1,0 +1,108 @@
+// This process's calls to actors: in order, to where the actor lives now, through its
+// restarts.
+//
+// Duty: one caller's calls reach an actor in the order in which they were made.
+// Invariant: an actor's handle is an object whose value is the actor's address. The
+// owner of the handle alone is told by the supervisor where a restarted actor lives.
+// Whoever finds an address dead asks the owner again; an owner that is asked about a
+// dead address answers once it has dealt with that death. So there is one way to learn
+// an address, at the first call and after any number of restarts.
+#pragma once
+
+#include <deque>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "home.hpp"
+#include "object.hpp"
+#include "task.hpp"
+
+namespace skate {
+
+class Node;
+
+// The end of a process that has been dealt with here.
+struct Death {
+  ProcId dead;
+  Failure failure;
+  ProcId successor;  // where the actor lives that it was
+};
+
+class Actors {
+ public:
+  explicit Actors(Node& node);
+
+  // For the program; each takes the lock.
+
+  // An object of kind kActor whose value will be the actor's address.
+  ObjectId make();
+  void place(ObjectId actor, ProcId address);
+  // Calls of this process that the actor has not answered.
+  u32 unanswered(ObjectId actor);
+
+  // For the other parts, with the lock held.
+
+  void line_up(Task* task);     // a call that was made
+  bool leave_line(Task* task);  // false: it is not in line
+  void call_again(Task* task);
+  void call_ended(const Task& task);
+  void flush(ObjectId actor);  // sends the calls that lack nothing, in order
+  void flush_later(ObjectId actor) { flushes_.push_back(actor); }
+  bool flush_next();  // false: there is nothing to flush
+  void address_is_known(ObjectId actor);
+  bool asks_for_addresses() const { return asking_ != 0; }
+  // How many calls are before it in its line, and the first of them.
+  const Task* first_before(const Task& task, u32& ahead) const;
+
+  void settle_in(Object& actor, ProcId address);
+  void handle_gone(Object& actor);
+  void forget_link(ObjectId actor);
+  // A process has died: the actors that lived there have moved, or ended.
+  void process_died(const Death& death);
+  // There will be no such actor, whatever of it has been made: an owned handle whose
+  // constructor nobody will call.
+  void give_up(ObjectId actor, const Failure& failure);
+  // A call that it had got and not answered.
+  void lose(Task* task, Failure failure, bool restarts);
+
+ private:
+  // This process's calls to one actor.
+  struct Link {
+    WaitingTasks waiting;  // not sent, by `order`: the first lacks something
+    u64 made = 0;          // calls so far
+    u32 unanswered = 0;
+    bool asks = false;  // waits for the actor's address
+  };
+  // What an actor that is restarted is made from: its constructor's call, kept by the
+  // owner of its handle for as long as it may be needed.
+  struct Recipe {
+    TaskHeader header;
+    std::string args;
+    std::vector<ObjectId> deps;
+    std::vector<ObjectId> pins;
+    u32 label = 0;
+    bool under_way = false;  // a call of the constructor has not been answered
+  };
+
+  void ask_address(Link& link, Object& actor);
+  bool send_call(Task* task, ProcId address);  // false: there is no room for it
+  void moved(Object& actor, const Death& death);
+  void lives_at(ObjectId actor, ProcId address);
+  void lives_nowhere(const Object& actor);
+  void keep_recipe(const Task& task);
+  void forget_recipe(ObjectId actor);
+  void construct_again(ObjectId actor);
+
+  Node& node_;
+  Home& home_;
+  std::unordered_map<ObjectId, Link> links_;
+  std::unordered_map<ObjectId, Recipe> recipes_;
+  // Owned handles by where their actors live.
+  std::unordered_map<ProcId, std::unordered_set<ObjectId>> residents_;
+  std::vector<ObjectId> flushes_;  // links that may be able to send
+  std::deque<Death> deaths_;       // the last ones; see settle_in
+  u64 asking_ = 0;
+};
+
+}  // namespace skate

@@ -1,0 +1,45 @@
+// Which processes run: CPU tokens, and waking a worker for what waits in a queue.
+//
+// Duty: as many workers run as there are CPUs, and a task does not wait while one is
+// free. Invariant: a token has one holder, or none; it is taken by compare-and-swap,
+// and the supervisor frees those of the dead. Whoever publishes a task, or puts a token
+// back, sees to it that somebody looks: a worker that looks already, one that is woken,
+// or one that is asked for.
+#pragma once
+
+#include "home.hpp"
+
+namespace skate {
+
+class Node;
+
+class Cpus {
+ public:
+  explicit Cpus(Node& node);
+
+  // With the lock held.
+  bool take_token();
+  void release_token();
+  bool has_token() const { return has_token_; }
+  enum class Wake : u8 { kNow, kUnlessBusy };
+  void wake_for_work(Wake when = Wake::kNow);
+  // Of the housekeeper: whether it should wake others for what is in the queue.
+  bool should_wake_others();
+
+  // Without the lock, too.
+  bool token_free() const;
+
+ private:
+  Node& node_;
+  Home& home_;
+  bool has_token_ = false;
+  u32 token_ = 0;
+  // Whether the queue is served while this process computes: see should_wake_others.
+  bool watched_ = false;
+  bool watching_ = false;
+  i64 watched_time_ns_ = 0;
+  i64 watched_cpu_ns_ = 0;
+  u64 watched_claims_ = 0;
+};
+
+}  // namespace skate

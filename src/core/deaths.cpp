@@ -1,0 +1,165 @@
+#include "deaths.hpp"
+
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+
+Deaths::Deaths(Node& node) : node_(node), home_(node.home) {}
+
+void Deaths::process_died(Reader& reader) {
+  const ProcId dead = reader.pod<ProcId>();
+  const Failure failure = reader.pod<Failure>();
+  const ProcId successor = reader.pod<ProcId>();
+  const News news{dead, failure, successor, reader.pod<u8>() != 0};
+  if (settle(news))
+    confirm(dead);
+  else
+    postponed_.push_back(news);
+}
+
+void Deaths::retry_postponed() {
+  // One by one: a message that has no memory ends this, and the others stay.
+  for (std::size_t left = postponed_.size(); left != 0; --left) {
+    const News news = postponed_.front();
+    if (settle(news))
+      confirm(news.dead);
+    else
+      postponed_.push_back(news);
+    postponed_.erase(postponed_.begin());
+  }
+}
+
+// Takes all that it has said, then settles what it was doing for us. False: what it
+// said cannot be read now.
+bool Deaths::settle(const News& news) {
+  const auto& [dead, failure, successor, place_is_free] = news;
+  if (place_is_free) {
+    settle_late(news);
+    return true;
+  }
+  Peer& from = node_.mail.meet(dead, false);
+  if (from.settled) return true;
+  if (!node_.mail.drain_ring(from)) return false;
+  from.settled = true;
+  told_[dead].settled = true;
+  from.dead = true;
+  from.failure = failure;
+  // What it had not read about blocks in its arena is for the driver now.
+  std::vector<Location> freed;
+  std::vector<Handing> handed;
+  node_.mail.for_each_unread(from, [&](Message kind, Reader reader) {
+    if (kind == Message::kFreeBlock) freed.push_back(reader.pod<Location>());
+    if (kind == Message::kGiveBlock) handed.push_back(reader.pod<Handing>());
+  });
+  node_.mail.close(from);
+  if (home_.is_driver()) node_.estate.take_over(dead);
+  for (const Handing& handing : handed)
+    if (handing.block.proc == dead) node_.estate.hand(handing);
+  for (const Location& block : freed)
+    if (block.proc == dead) node_.estate.free(block);
+  node_.waits.changed();  // a producer may wait for it to read
+  const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
+  node_.tasks.recover(dead, crash);
+  node_.tasks.sort_flights(from);  // each that is sent again goes to the front
+  while (!from.in_flight.empty()) {
+    Task* task = from.in_flight.back();
+    if (task->route == Task::Route::kActor)
+      node_.actors.lose(task, failure, static_cast<bool>(successor));
+    else
+      node_.tasks.lose(task, crash);
+  }
+  node_.objects.forget_asker(dead);
+  node_.actors.process_died({dead, failure, successor});
+  node_.detached.maker_died(dead);
+  node_.streams.reader_died(dead);
+  while (!from.untaken.empty()) {
+    const std::vector<ObjectId> ids = std::move(from.untaken.front());
+    from.untaken.pop_front();
+    for (ObjectId id : ids) node_.objects.drop(id);
+  }
+  node_.objects.lose_owner(dead, failure);
+  // It may have been the one that was about to take, or to ask for, what waits here.
+  if (node_.tasks.queue_waits()) node_.cpus.wake_for_work();
+  return true;
+}
+
+// Everybody who was there had settled it, so its place may be another's at any moment:
+// what the place says is not about the dead. Nor did the dead do anything for a process
+// that has begun since; only of its name that may have heard.
+void Deaths::settle_late(const News& news) {
+  const ProcId dead = news.dead;
+  if (told_.contains(dead) && told_[dead].settled) return;
+  told_[dead].settled = true;
+  node_.objects.forget_asker(dead);
+  node_.actors.process_died({dead, news.failure, news.successor});
+  node_.objects.lose_owner(dead, news.failure);
+}
+
+// Says what is held here of the dead. All that was said here before has been sent: what
+// follows from this confirmation, in whatever process, comes after it.
+void Deaths::confirm(ProcId dead) {
+  Told& told = told_[dead];
+  u8 held = held_of(dead);
+  told.said = held;
+  held |= std::exchange(told.acquired, u8{0});
+  std::string note(view_of(dead));
+  note.push_back(static_cast<char>(held));
+  home_.link.tell(Note::kConfirm, note);
+}
+
+u8 Deaths::held_of(ProcId proc) const {
+  u8 held = 0;
+  if (node_.objects.borrows_from(proc)) held |= kHoldsObjects;
+  if (blocks_in_.contains(proc)) held |= kHoldsBlocks;
+  return held;
+}
+
+void Deaths::count_block(ProcId arena) { ++blocks_in_[arena]; }
+
+void Deaths::uncount_block(ProcId arena) {
+  const auto it = blocks_in_.find(arena);
+  if (it == blocks_in_.end() || --it->second != 0) return;
+  blocks_in_.erase(it);
+  let_go(arena);
+}
+
+void Deaths::come_by(ProcId dead, u8 came, u8 holds) {
+  Told& told = told_[dead];
+  told.acquired |= came;
+  told.said |= holds;
+  let_go_ = true;  // it may be gone again by the time somebody looks
+}
+
+void Deaths::look_at_dead() {
+  const i64 now = now_ns();
+  if (now < next_look_) return;
+  next_look_ = now + kSlice;
+  let_go_ = false;
+  for (auto& [dead, told] : told_) {
+    const u8 held = held_of(dead);
+    if ((told.said & ~held) == 0) continue;
+    told.said &= held;
+    home_.link.tell(Note::kLetGo, view_of(dead));
+  }
+}
+
+void Deaths::forget_pending() {
+  for (const auto& [dead, step] : std::exchange(forgets_, {})) forget(dead, step);
+}
+
+// The second step: everybody has drained its rings, so its borrows can go. In time,
+// what it owned and its memory follow; see lifecycle.py.
+void Deaths::forget(ProcId dead, Forget step) {
+  node_.objects.forget_borrower(dead, step != Forget::kBorrows);
+  if (step == Forget::kBorrows) return;
+  node_.store.free_all_of(dead);
+  if (home_.is_driver()) node_.estate.free_all_of(dead);
+  if (step != Forget::kAll) return;
+  told_.erase(dead);
+  node_.arenas.forget(dead);
+  if (home_.is_driver()) node_.estate.forget(dead);
+}
+
+}  // namespace skate

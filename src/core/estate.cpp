@@ -1,0 +1,220 @@
+#include "estate.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include "node.hpp"
+#include "spill.hpp"
+
+namespace skate {
+namespace {
+
+// The driver's words: nobody else writes them.
+void move_account(std::atomic<u64>& word, u64& part, u64 now) {
+  // Pairs with the loads in Store::used.
+  word.store(word.load(std::memory_order_relaxed) + now - part,
+             std::memory_order_seq_cst);
+  part = now;
+}
+
+}  // namespace
+
+Estate::Estate(Node& node) : node_(node), home_(node.home) {}
+
+void Estate::publish(Heritage& heritage, u64 used, u64 spillable, u64 spilled) {
+  move_account(home_.session->dead_used, heritage.used, used);
+  move_account(home_.session->dead_spillable, heritage.spillable, spillable);
+  move_account(home_.session->dead_spilled, heritage.spilled, spilled);
+}
+
+void Estate::publish(Heritage& heritage) {
+  const DeadArena& arena = *heritage.arena;
+  publish(heritage, arena.used_bytes(), arena.spillable_bytes(), arena.spilled_bytes());
+}
+
+void Estate::take_over(ProcId dead) {
+  if (all_.contains(dead)) return;
+  ProcEntry& entry = home_.session->procs[dead.index];
+  const u64 used = entry.store_used.load();
+  const u64 spilled = entry.spilled.load();
+  const u64 spillable = entry.spillable.load();
+  const bool was_spilling = entry.spilling.exchange(0) != 0;
+  entry.spill_error.store(0);
+  // What others add up meanwhile is too much for a moment, never too little.
+  const auto clear = [&] {
+    entry.store_used.store(0);
+    entry.spilled.store(0);
+    entry.spillable.store(0);
+  };
+  if (used == 0 && spilled == 0 && !was_spilling) return clear();
+  const auto heritage = std::make_shared<Heritage>();
+  heritage->id = dead;
+  heritage->pid = entry.pid.load(std::memory_order_relaxed);
+  const LabelTable& table = home_.session->labels[dead.index];
+  const u32 count =
+      table.count.load(std::memory_order_acquire);  // pairs with Labels::add
+  for (u32 i = 0; i < count; ++i) heritage->labels.emplace_back(label_name(table, i));
+  publish(*heritage, used, spillable, spilled);
+  clear();
+  all_.emplace(dead, heritage);
+  map(*heritage);
+}
+
+bool Estate::map(Heritage& heritage) {
+  if (heritage.arena) return true;
+  const Descriptor file(home_.link.fetch_segment(heritage.id));
+  if (!file) return false;
+  try {
+    const Mapping head(file.get(), kArenaOffset, kPage, false);
+    const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
+                               home_.session->arena_bytes);
+    heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
+    heritage.arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+  } catch (const std::system_error&) {
+    return false;
+  }
+  for (const Handing& handing : heritage.handed) heritage.arena->hand(handing);
+  for (const Location& block : heritage.freed)
+    heritage.arena->free(block.offset, block.generation);
+  heritage.handed.clear();
+  heritage.freed.clear();
+  punch(heritage);
+  publish(heritage);
+  return true;
+}
+
+Estate::Heritage* Estate::find(ProcId dead) {
+  if (const auto it = all_.find(dead); it != all_.end()) return it->second.get();
+  // Its death may be still to be dealt with here.
+  if (home_.at(dead.index) != dead) return nullptr;
+  take_over(dead);
+  const auto it = all_.find(dead);
+  return it == all_.end() ? nullptr : it->second.get();
+}
+
+void Estate::free(const Location& location) {
+  node_.deaths.let_go(location.proc);
+  if (!home_.is_driver()) {
+    node_.mail.send(home_.driver(), Message::kFreeBlock, view_of(location));
+    return;
+  }
+  Heritage* const heritage = find(location.proc);
+  if (heritage == nullptr) return;
+  if (!map(*heritage)) {
+    heritage->freed.push_back(location);
+    return;
+  }
+  if (!heritage->arena->free(location.offset, location.generation)) return;
+  punch(*heritage);
+  publish(*heritage);
+}
+
+void Estate::hand(const Handing& handing) {
+  if (!home_.is_driver()) {
+    node_.mail.send(home_.driver(), Message::kGiveBlock, view_of(handing));
+    return;
+  }
+  Heritage* const heritage = find(handing.block.proc);
+  if (heritage == nullptr) return;
+  if (map(*heritage))
+    heritage->arena->hand(handing);
+  else
+    heritage->handed.push_back(handing);
+}
+
+void Estate::free_all_of(ProcId owner) {
+  for (const auto& [id, heritage] : all_) {
+    if (!map(*heritage) || heritage->arena->free_all_of(owner) == 0) continue;
+    punch(*heritage);
+    publish(*heritage);
+  }
+}
+
+void Estate::punch(Heritage& heritage) {
+  for (const Hole& hole : heritage.arena->take_discarded()) {
+    if (!heritage.file)
+      heritage.file = Descriptor(home_.link.fetch_spill_file(heritage.id));
+    if (heritage.file)
+      discard_pages(heritage.file.get(), hole.pages.from, hole.pages.bytes());
+  }
+}
+
+void Estate::forget(ProcId dead) {
+  const auto it = all_.find(dead);
+  if (it == all_.end()) return;
+  publish(*it->second, 0, 0, 0);
+  all_.erase(it);
+}
+
+void Estate::list(std::vector<BlockInfo>& blocks) {
+  for (const auto& [id, heritage] : all_) {
+    if (!map(*heritage)) continue;
+    for_each_block(heritage->memory.data(), heritage->arena->top(),
+                   [&](u64 offset, const BlockHeader& header) {
+                     const bool known = header.label < heritage->labels.size();
+                     blocks.push_back({{id, header.generation, offset, header.size},
+                                       header.block_bytes,
+                                       header.owner,
+                                       static_cast<BlockState>(header.state),
+                                       known ? heritage->labels[header.label] : "",
+                                       heritage->pid});
+                   });
+  }
+}
+
+int Estate::spill(Lock& lock, u64 wanted, u64& done) {
+  std::vector<Shared>
+      with_something;  // forgotten ones stay as long as this looks at them
+  for (const auto& [id, heritage] : all_)
+    if (heritage->spillable != 0) with_something.push_back(heritage);
+  int first_error = 0;
+  for (const Shared& heritage : with_something) {
+    if (done >= wanted || home_.stopping) break;
+    if (!all_.contains(heritage->id) || !map(*heritage)) continue;
+    const int error = spill_one(lock, heritage, wanted - done, done);
+    if (first_error == 0) first_error = error;
+  }
+  return first_error;
+}
+
+int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done) {
+  DeadArena& arena = *heritage->arena;
+  if (!heritage->file)
+    heritage->file = Descriptor(home_.link.fetch_spill_file(heritage->id));
+  if (!heritage->file) return errno == 0 ? ENOENT : errno;
+  std::size_t budget = arena.candidates();
+  const std::vector<Leaving> batch = arena.choose(wanted, budget);
+  const std::optional<std::vector<u64>> pinned =
+      node_.spiller.pinned_of(heritage->id.index);
+  int error = 0;
+  for (const Leaving& block : batch) {
+    const auto [from, to] = block.pages;
+    const bool is_read =
+        !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
+    if (!is_read && error == 0 &&
+        node_.spiller.spilled() + block.pages.bytes() > home_.session->spill_limit)
+      error = EDQUOT;
+    if (is_read || error != 0) {
+      arena.stay(block);
+      continue;
+    }
+    lock.unlock();
+    error = write_pages(heritage->file.get(), arena.at(from), from, to - from);
+    if (error != 0) discard_pages(heritage->file.get(), from, to - from);
+    lock.lock();
+    if (error != 0) {
+      arena.stay(block);
+    } else if (arena.written(block)) {
+      arena.give_back(block);
+      arena.leave(block);
+      done += block.pages.bytes();
+    }
+    punch(*heritage);
+    if (all_.contains(heritage->id)) publish(*heritage);
+  }
+  if (all_.contains(heritage->id)) publish(*heritage);
+  return error;
+}
+
+}  // namespace skate

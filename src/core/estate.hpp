@@ -1,0 +1,74 @@
+// The memory of dead processes. The driver, which outlives everybody, looks after it in
+// their place: it frees blocks in their arenas, and spills them when the store is full.
+//
+// Duty: arenas of the dead are used, spilled and freed as if their processes lived.
+// Invariant: an arena is taken over before this process confirms the death, so its
+// accounts are never lost when another process has that place; they are added up in the
+// session's `dead_*` words, which the driver alone writes. It stays until the session
+// has forgotten its process.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "dead_arena.hpp"
+#include "home.hpp"
+#include "store.hpp"
+
+namespace skate {
+
+class Node;
+
+class Estate {
+ public:
+  explicit Estate(Node& node);
+
+  // With the lock held. In processes other than the driver, `free` and `hand` tell the
+  // driver.
+  void free(const Location& location);
+  void hand(const Handing& handing);
+
+  // The driver's.
+  void take_over(ProcId dead);
+  void free_all_of(ProcId owner);
+  void forget(ProcId dead);
+  void list(std::vector<BlockInfo>& blocks);
+  // The oldest blocks first, with the lock given up while files are written. Adds the
+  // bytes that have left to `done`. Returns the first errno: what cannot be spilled of
+  // one of the dead keeps nobody else's back.
+  int spill(Lock& lock, u64 wanted, u64& done);
+
+ private:
+  struct Heritage {
+    ProcId id;
+    Mapping memory;
+    std::unique_ptr<DeadArena> arena;  // null: it could not be mapped yet
+    Descriptor file;                   // what it has spilled
+    std::vector<std::string> labels;
+    u32 pid = 0;
+    // As they stand in the session's words.
+    u64 used = 0;
+    u64 spillable = 0;
+    u64 spilled = 0;
+    // What was said of it while it could not be mapped.
+    std::vector<Location> freed;
+    std::vector<Handing> handed;
+  };
+  using Shared = std::shared_ptr<Heritage>;
+
+  // Taken over, if it was not yet. Null: there is nothing of it.
+  Heritage* find(ProcId dead);
+  bool map(Heritage& heritage);
+  void publish(Heritage& heritage, u64 used, u64 spillable, u64 spilled);
+  void publish(Heritage& heritage);
+  int spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done);
+  void punch(Heritage& heritage);
+
+  Node& node_;
+  Home& home_;
+  std::unordered_map<ProcId, Shared> all_;
+};
+
+}  // namespace skate

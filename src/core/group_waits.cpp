@@ -1,0 +1,202 @@
+// Waiting for other ranks, and how a group ends.
+//
+// Duty: let a rank go on as soon as what it waits for is true, or tell it why it never
+// will be.
+// Invariant: no wake-up is missed (see sleep_until_met). A group ends once, for all
+// ranks with the same answer.
+#include <algorithm>
+#include <climits>
+
+#include "group_memory.hpp"
+
+namespace skate {
+namespace {
+
+// The header's verdict word: zero, or why the group ended. One word, so that one
+// compare-and-swap both decides who was first and publishes everything.
+struct Verdict {
+  GroupStatus status;
+  int by;    // the rank that found it
+  int rank;  // the rank that it is about
+
+  u64 pack() const {
+    return static_cast<u64>(status) | static_cast<u64>(by) << 16 |
+           static_cast<u64>(rank) << 40;
+  }
+  static Verdict unpack(u64 word) {
+    return {static_cast<GroupStatus>(word & 0xffff),
+            static_cast<int>(word >> 16 & 0xffffff), static_cast<int>(word >> 40)};
+  }
+};
+
+// Says that a rank sleeps, for as long as it stands.
+class Asleep {
+ public:
+  explicit Asleep(std::atomic<u32>& word) : word_(word) {
+    word_.store(1, std::memory_order_seq_cst);  // see sleep_until_met
+  }
+  // A waker that still sees the old value makes one call too many.
+  ~Asleep() { word_.store(0, std::memory_order_relaxed); }
+  Asleep(const Asleep&) = delete;
+  Asleep& operator=(const Asleep&) = delete;
+
+ private:
+  std::atomic<u32>& word_;
+};
+
+}  // namespace
+
+bool Group::is_missing(int rank) const {
+  if (waiting_for_ == For::kMessage)
+    return rank == peer_ && channel(rank, rank_).is_empty();
+  if (waiting_for_ == For::kSpace) {
+    const Channel& out = channel(rank_, rank);
+    return rank == peer_ && out.posted.load(std::memory_order_relaxed) -
+                                    out.taken.load(std::memory_order_seq_cst) ==
+                                kMessages;
+  }
+  return state(rank).arrived.load(std::memory_order_seq_cst) < barrier_;
+}
+
+bool Group::is_met() const {
+  for (int r = 0; r < world_size_; ++r) {
+    if (is_missing(r)) return false;
+  }
+  return true;
+}
+
+GroupOutcome Group::meet(i64 deadline_ns) {
+  ++barrier_;
+  state(rank_).arrived.store(barrier_, std::memory_order_seq_cst);
+  // In the one order of all seq_cst operations, the last rank to store its arrival
+  // finds every other there. It alone wakes the sleepers, so each is woken once.
+  if (is_met()) {
+    wake_all();
+    return {};
+  }
+  if (spin_until_met()) return {};
+  return sleep_until_met(deadline_ns);
+}
+
+bool Group::spin_until_met() const {
+  constexpr int kLooksPerClock = 32;
+  const i64 until = now_ns() + timing_.spin_ns;
+  while (now_ns() < until) {
+    for (int i = 0; i < kLooksPerClock; ++i) {
+      if (is_met()) return true;
+      cpu_pause();
+    }
+    // Only a hint to stop early: sleep_until_met looks again.
+    if (header().verdict.load(std::memory_order_relaxed) != 0) break;
+  }
+  return is_met();
+}
+
+// No wake-up is missed. We say that we sleep, then read the epoch, then look; a waker
+// makes true what we look for, then looks who sleeps, then bumps the epoch. All are
+// seq_cst. If we do not find it true, our look came first, so the waker finds us
+// asleep, and its bump comes after our read: the futex call returns at once, or its
+// wake finds us. A waker killed in between costs a slice.
+GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
+  const Asleep asleep(state(rank_).asleep);
+  for (;;) {
+    const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
+    if (is_met()) return {};
+    end_if_one_is_gone();
+    if (waiting_for_ == For::kMessage && deadline_ns == kNever) end_if_deadlocked();
+    if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+    const i64 left = deadline_ns - now_ns();
+    if (left <= 0 && waiting_for_ != For::kBarrier) {
+      return {GroupStatus::kTimeout, {peer_}, {}};
+    }
+    if (left <= 0) {
+      for (int r = 0; r < world_size_; ++r) {
+        if (is_missing(r)) end(GroupStatus::kTimeout, r);
+      }
+      continue;  // all may have arrived just now
+    }
+    const FutexResult woken =
+        futex_wait(header().epoch, epoch, std::min(left, timing_.slice_ns));
+    const bool nothing_new =
+        woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
+    if (nothing_new && hooks_.interrupted()) {
+      if (waiting_for_ == For::kBarrier) end(GroupStatus::kAborted, rank_);
+      return {GroupStatus::kInterrupted, {}, {}};
+    }
+  }
+}
+
+GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
+  if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+  waiting_for_ = what;
+  peer_ = peer;
+  if (!is_missing(peer)) return {};
+  const i64 deadline = timeout_ns < 0 ? kNever : now_ns() + timeout_ns;
+  GroupOutcome outcome;
+  if (!spin_until_met()) {
+    // A wait that ends by itself makes no deadlock.
+    const bool for_good = what == For::kMessage && deadline == kNever;
+    const u32 wanted = for_good ? static_cast<u32>(peer) + 1 : 0;
+    state(rank_).wants_from.store(wanted, std::memory_order_seq_cst);
+    outcome = sleep_until_met(deadline);
+    state(rank_).wants_from.store(0, std::memory_order_seq_cst);
+  }
+  waiting_for_ = For::kBarrier;
+  return outcome;
+}
+
+void Group::end_if_one_is_gone() {
+  for (int r = 0; r < world_size_; ++r) {
+    if (!is_missing(r)) continue;
+    const u32 membership = state(r).membership.load(std::memory_order_seq_cst);
+    const bool left = membership == RankState::kLeft;
+    if (!left && hooks_.alive(r)) continue;
+    // Only now is its last arrival certain to be visible.
+    if (is_missing(r)) end(left ? GroupStatus::kRankLeft : GroupStatus::kRankDied, r);
+  }
+}
+
+void Group::end(GroupStatus status, int rank) {
+  u64 sound = 0;
+  // The first one stands, for all ranks. Pairs with the load in verdict().
+  header().verdict.compare_exchange_strong(sound, Verdict{status, rank_, rank}.pack(),
+                                           std::memory_order_seq_cst);
+  wake_all();
+}
+
+void Group::wake_all() {
+  bool any = false;
+  for (int r = 0; r < world_size_; ++r) {
+    any = any || state(r).asleep.load(std::memory_order_seq_cst) != 0;
+  }
+  if (!any) return;
+  header().epoch.fetch_add(1, std::memory_order_seq_cst);
+  futex_wake(header().epoch, INT_MAX);
+}
+
+GroupOutcome Group::verdict() const {
+  const u64 word = header().verdict.load(std::memory_order_seq_cst);
+  if (word == 0) return {};
+  const Verdict verdict = Verdict::unpack(word);
+  GroupOutcome outcome{verdict.status, {}, {}};
+  if (verdict.status == GroupStatus::kDeadlock ||
+      verdict.status == GroupStatus::kMessage) {
+    outcome.ranks = {verdict.by, verdict.rank};
+    outcome.detail = state(verdict.by).problem;
+    return outcome;
+  }
+  if (verdict.status != GroupStatus::kTimeout) {
+    outcome.ranks.push_back(verdict.rank);
+    return outcome;
+  }
+  // The rank whose time was up waits no more, so its last barrier tells who was late.
+  // One that came in the meantime was late none the less.
+  const u64 barrier = state(verdict.by).arrived.load(std::memory_order_seq_cst);
+  for (int r = 0; r < world_size_; ++r) {
+    const u64 arrived = state(r).arrived.load(std::memory_order_seq_cst);
+    if (arrived < barrier || r == verdict.rank) outcome.ranks.push_back(r);
+  }
+  return outcome;
+}
+
+}  // namespace skate

@@ -1,0 +1,63 @@
+// An object of the program's, as its owner or a borrower keeps it.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "message.hpp"
+
+namespace skate {
+
+struct Task;
+
+// Which of many objects have become ready.
+struct Watch {
+  std::deque<u32> ready;
+  std::unordered_set<ObjectId> pending;  // objects that it waits for, and holds
+};
+
+// Who is told when an object has its value.
+struct Waiter {
+  enum class Kind : u8 { kTask, kProcess, kWatch, kLink } kind;
+  u32 tag = 0;  // kWatch
+  Watch* watch = nullptr;
+  ObjectId task{};   // kTask: one that has ended meanwhile is not found
+  ProcId process{};  // kProcess
+};
+
+struct Borrow {
+  ProcId proc;
+  u32 count;
+};
+
+struct Object {
+  enum class Kind : u8 { kFree, kData, kFunction, kActor };
+  ObjectId id;
+  Kind kind = Kind::kFree;
+  bool ready = false;
+  bool subscribed = false;  // borrowed: the owner was asked for the value
+  bool shared = false;      // owned: its id has left this process
+  bool given = false;       // owned: kept here too, but the driver frees its value
+  u32 local = 0;            // Python refs, views, tasks in flight, containers
+  u32 stale_waiters = 0;    // tasks among them that were cancelled
+  ObjectId former{};        // owned: what the process that gave it still calls it
+  std::vector<Borrow> borrowers;
+  Value value;
+  Task* task = nullptr;  // owned and not ready: what will make it
+  std::vector<Waiter> waiters;
+};
+
+// One object, as it is listed for people.
+struct ObjectInfo {
+  ObjectId id;
+  Object::Kind kind;
+  bool ready, failed, in_store;
+  u64 size;
+  u32 local, borrowers;
+  ObjectId task;     // that will make it; none: it is there
+  std::string name;  // of that task
+};
+
+}  // namespace skate

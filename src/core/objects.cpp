@@ -1,0 +1,456 @@
+#include "objects.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+
+Value lost_value(DeathCause cause, i64 detail) {
+  Value value;
+  value.kind = Value::Kind::kFailure;
+  value.is_error = true;
+  value.failure = {SystemError::kOwnerDied, cause, detail};
+  return value;
+}
+
+Objects::Objects(Node& node) : node_(node), home_(node.home) {}
+
+// The table
+// ------------------------------------------------------------------------------
+
+Object* Objects::at(u32 slot) const {
+  const u32 place = slot / kObjectsInChunk;
+  if (place >= chunks_.size() || !chunks_[place]) return nullptr;
+  return &chunks_[place]->objects[slot % kObjectsInChunk];
+}
+
+Object* Objects::find(ObjectId id) {
+  if (id.owner() == home_.self) {
+    Object* const object = at(id.slot());
+    return object == nullptr || object->id != id ? nullptr : object;
+  }
+  const auto it = borrowed_.find(id);
+  return it == borrowed_.end() ? nullptr : it->second.get();
+}
+
+Object& Objects::create(Object::Kind kind) {
+  if (chunks_with_room_.empty()) {
+    u32 place = static_cast<u32>(chunks_.size());
+    if (empty_places_.empty()) {
+      chunks_.emplace_back();
+    } else {
+      place = empty_places_.back();
+      empty_places_.pop_back();
+    }
+    chunks_[place] = std::make_unique<Chunk>();
+    Chunk& chunk = *chunks_[place];
+    chunk.free.reserve(kObjectsInChunk);
+    for (u32 i = kObjectsInChunk; i-- > 0;) chunk.free.push_back(i);
+    chunk.listed = true;
+    chunks_with_room_.push_back(place);
+    ++empty_chunks_;
+  }
+  const u32 place = chunks_with_room_.back();
+  Chunk& chunk = *chunks_[place];
+  const u32 in_chunk = chunk.free.back();
+  chunk.free.pop_back();
+  empty_chunks_ -= chunk.used++ == 0;
+  if (chunk.free.empty()) {
+    chunk.listed = false;
+    chunks_with_room_.pop_back();
+  }
+  Object& object = chunk.objects[in_chunk];
+  object.id =
+      ObjectId::make(home_.self, place * kObjectsInChunk + in_chunk, ++next_count_);
+  object.kind = kind;
+  object.ready = false;
+  object.shared = false;
+  object.given = false;
+  object.former = {};
+  object.local = 0;
+  object.stale_waiters = 0;
+  object.task = nullptr;
+  ++owned_;
+  actors_ += kind == Object::Kind::kActor;
+  functions_ += kind == Object::Kind::kFunction;
+  return object;
+}
+
+void Objects::forget(Object& object) {
+  actors_ -= object.kind == Object::Kind::kActor;
+  functions_ -= object.kind == Object::Kind::kFunction;
+  object.kind = Object::Kind::kFree;
+  for (const Waiter& waiter : object.waiters)
+    if (waiter.kind == Waiter::Kind::kProcess) {
+      --asked_values_;
+      if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
+        it->second.erase(object.id);
+        if (it->second.empty()) asked_by_.erase(it);
+      }
+    }
+  object.waiters.clear();
+  const u32 slot = object.id.slot();
+  object.id = {};
+  const u32 place = slot / kObjectsInChunk;
+  Chunk& chunk = *chunks_[place];
+  chunk.free.push_back(slot % kObjectsInChunk);
+  if (!chunk.listed) {
+    chunk.listed = true;
+    chunks_with_room_.push_back(place);
+  }
+  --owned_;
+  if (--chunk.used != 0) return;
+  // One empty chunk in eight is kept: what comes and goes at an edge makes none anew.
+  const std::size_t there = chunks_.size() - empty_places_.size();
+  if (++empty_chunks_ > 1 + there / 8) free_chunks();
+}
+
+// Gives back the chunks that hold nothing, but for one.
+void Objects::free_chunks() {
+  bool kept = false;
+  std::erase_if(chunks_with_room_, [&](u32 place) {
+    if (chunks_[place]->used != 0) return false;
+    if (!std::exchange(kept, true)) return false;
+    chunks_[place].reset();
+    empty_places_.push_back(place);
+    return true;
+  });
+  empty_chunks_ = kept;
+  if (chunks_.back()) return;
+  while (!chunks_.empty() && !chunks_.back()) chunks_.pop_back();
+  std::erase_if(empty_places_, [&](u32 place) { return place >= chunks_.size(); });
+}
+
+// Counts
+// ---------------------------------------------------------------------------------
+
+Object& Objects::borrowed(ObjectId id) {
+  std::unique_ptr<Object>& slot = borrowed_[id];
+  if (slot) return *slot;
+  slot = std::make_unique<Object>();
+  Object& object = *slot;
+  object.id = id;
+  object.kind = Object::Kind::kData;
+  const ProcId owner = id.owner();
+  borrowed_of_[owner].insert(id);
+  if (node_.mail.reach(owner) == nullptr) {
+    object.ready = true;
+    object.value = lost_value();
+    node_.deaths.come_by(owner, kCameByObjects, kHoldsObjects);
+  } else {
+    node_.mail.send(owner, Message::kBorrow, view_of(id), Ring::kNobody);
+  }
+  return object;
+}
+
+void Objects::hold(ObjectId id) {
+  if (id.owner() == home_.self) {
+    if (Object* object = find(id)) ++object->local;
+  } else {
+    ++borrowed(id).local;
+  }
+}
+
+void Objects::drop(ObjectId id) {
+  Object* object = find(id);
+  if (object == nullptr || object->local == 0) return;
+  if (--object->local > 0) return;
+  const ProcId owner = id.owner();
+  if (owner != home_.self) {
+    take_value(*object);
+    borrowed_.erase(id);
+    const auto all = borrowed_of_.find(owner);
+    all->second.erase(id);
+    if (all->second.empty()) {
+      borrowed_of_.erase(all);
+      node_.deaths.let_go(owner);
+    }
+    node_.actors.forget_link(id);
+    node_.mail.send(owner, Message::kReturn, view_of(id));
+  } else if (object->shared) {
+    unheld_.push_back(id);
+  } else {
+    free_object(*object);
+  }
+}
+
+void Objects::acquire(ObjectId id) {
+  std::lock_guard lock(home_.mu);
+  hold(id);
+}
+
+void Objects::release(ObjectId id) {
+  std::lock_guard lock(home_.mu);
+  drop(id);
+  node_.streams.ref_released(id);
+  if (!unheld_.empty()) node_.mail.drain();
+}
+
+ObjectId Objects::put(Value value, Object::Kind kind) {
+  std::lock_guard lock(home_.mu);
+  return keep(std::move(value), kind);
+}
+
+ObjectId Objects::keep(Value value, Object::Kind kind) {
+  Object& object = create(kind);
+  set_value(object, std::move(value));
+  object.ready = true;
+  object.local = 1;
+  if (kind == Object::Kind::kFunction)
+    node_.store.add_code(Arena::block_bytes(object.value.block.size));
+  mark_shared(object.value);
+  return object.id;
+}
+
+// Counts that reached zero may be freed once the inbox has been emptied: drain() calls
+// this when it has.
+void Objects::free_unheld() {
+  while (!unheld_.empty()) {
+    const ObjectId id = unheld_.back();
+    unheld_.pop_back();
+    Object* object = find(id);
+    if (object != nullptr && object->local == 0 && object->borrowers.empty())
+      free_object(*object);
+  }
+}
+
+void Objects::free_object(Object& object) {
+  const ObjectId id = object.id;
+  if (object.kind == Object::Kind::kActor) node_.actors.handle_gone(object);
+  if (object.kind == Object::Kind::kFunction)
+    node_.store.subtract_code(Arena::block_bytes(object.value.block.size));
+  if (object.former) former_names_.erase(object.former);
+  const bool given = object.given;
+  Value value = take_value(object);
+  forget(object);
+  if (given) {
+    // Its new owner frees the block, and counts this name for it as a borrower.
+    for (const Contained& ref : value.contained) drop(ref.id);
+    node_.mail.send(home_.driver(), Message::kReturn, view_of(id));
+  } else {
+    free_value(value);
+  }
+}
+
+void Objects::mark_shared(const Value& value) {
+  for (const Contained& ref : value.contained)
+    if (Object* inner = find(ref.id)) inner->shared = true;
+}
+
+void Objects::set_value(Object& object, Value&& value) {
+  object.value = std::move(value);
+  if (object.value.kind == Value::Kind::kBlock && object.value.block.proc != home_.self)
+    node_.deaths.count_block(object.value.block.proc);
+}
+
+Value Objects::take_value(Object& object) {
+  Value value = std::move(object.value);
+  object.value.clear();
+  if (value.kind == Value::Kind::kBlock && value.block.proc != home_.self)
+    node_.deaths.uncount_block(value.block.proc);
+  return value;
+}
+
+void Objects::free_value(Value& value) {
+  if (value.kind == Value::Kind::kBlock) node_.store.free_block(value.block);
+  for (const Contained& ref : value.contained) drop(ref.id);
+  value.clear();
+}
+
+void Objects::add_borrow(ObjectId id, ProcId by) {
+  Object* object = find(id);
+  if (object == nullptr) return;
+  object->shared = true;
+  for (Borrow& borrow : object->borrowers)
+    if (borrow.proc == by) {
+      ++borrow.count;
+      return;
+    }
+  object->borrowers.push_back({by, 1});
+  lent_to_[by].insert(id);
+}
+
+void Objects::end_borrow(ObjectId id, ProcId by) {
+  id = current_name(id);
+  Object* object = find(id);
+  if (object == nullptr) return;
+  auto& all = object->borrowers;
+  for (auto it = all.begin(); it != all.end(); ++it) {
+    if (it->proc != by) continue;
+    if (--it->count != 0) break;
+    all.erase(it);
+    if (const auto lent = lent_to_.find(by); lent != lent_to_.end()) {
+      lent->second.erase(id);
+      if (lent->second.empty()) lent_to_.erase(lent);
+    }
+    break;
+  }
+  if (object->local == 0 && all.empty()) unheld_.push_back(id);
+}
+
+void Objects::rename(Object& object, ObjectId former, ProcId keeper) {
+  object.former = former;
+  former_names_.emplace(former, object.id);
+  add_borrow(object.id, keeper);
+}
+
+ObjectId Objects::current_name(ObjectId id) const {
+  if (former_names_.empty()) return id;
+  const auto it = former_names_.find(id);
+  return it == former_names_.end() ? id : it->second;
+}
+
+// Values
+// ---------------------------------------------------------------------------------
+
+void Objects::subscribe(Object& object) {
+  if (object.ready || object.subscribed || object.id.owner() == home_.self) return;
+  object.subscribed = true;
+  node_.mail.send(object.id.owner(), Message::kSubscribe, view_of(object.id),
+                  Ring::kUrgent);
+}
+
+void Objects::add_waiter(Object& object, const Waiter& waiter) {
+  object.waiters.push_back(waiter);
+}
+
+void Objects::forget_waiting_task(ObjectId id) {
+  constexpr u32 kFew = 16;
+  Object* object = find(id);
+  if (object == nullptr || object->ready) return;
+  if (++object->stale_waiters <=
+      std::max<std::size_t>(kFew, object->waiters.size() / 2))
+    return;
+  object->stale_waiters = 0;
+  std::erase_if(object->waiters, [&](const Waiter& waiter) {
+    return waiter.kind == Waiter::Kind::kTask &&
+           node_.tasks.pending(waiter.task) == nullptr;
+  });
+}
+
+void Objects::resolve(Object& object) {
+  object.ready = true;
+  errors_ += object.value.is_error;
+  node_.waits.changed();
+  if (object.waiters.empty()) return;
+  std::vector<Waiter> waiters = std::move(object.waiters);
+  object.waiters.clear();
+  object.stale_waiters = 0;
+  const ObjectId id = object.id;
+  ++object.local;  // a watch may be the last to hold it
+  for (const Waiter& waiter : waiters) {
+    switch (waiter.kind) {
+      case Waiter::Kind::kTask:
+        node_.tasks.dependency_is_ready(waiter.task);
+        break;
+      case Waiter::Kind::kProcess: {
+        --asked_values_;
+        if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
+          it->second.erase(id);
+          if (it->second.empty()) asked_by_.erase(it);
+        }
+        std::string payload;
+        Writer writer(payload);
+        writer.pod(id);
+        writer.value(object.value);
+        node_.mail.send(waiter.process, Message::kValue, payload);
+        break;
+      }
+      case Waiter::Kind::kLink:
+        node_.actors.address_is_known(id);
+        break;
+      case Waiter::Kind::kWatch:
+        node_.watches.is_ready(waiter.watch, waiter.tag, id);
+        break;
+    }
+  }
+  drop(id);
+}
+
+void Objects::answer(ObjectId id, ProcId asker) {
+  Object* object = find(id);
+  // An actor's new address, or that there is none, will be known when we have dealt
+  // with the death of its process.
+  if (object != nullptr && object->kind == Object::Kind::kActor && object->ready &&
+      object->value.kind == Value::Kind::kInline &&
+      !home_.lives(Reader(object->value.inline_bytes).pod<ProcId>()))
+    object->ready = false;
+  if (object != nullptr && !object->ready) {
+    Waiter waiter{Waiter::Kind::kProcess};
+    waiter.process = asker;
+    object->waiters.push_back(waiter);
+    asked_by_[asker].insert(id);
+    ++asked_values_;
+    return;
+  }
+  std::string payload;
+  Writer writer(payload);
+  writer.pod(id);
+  writer.value(object == nullptr ? lost_value() : object->value);
+  node_.mail.send(asker, Message::kValue, payload);
+}
+
+void Objects::take_answer(ObjectId id, Value&& value) {
+  Object* object = find(id);
+  if (object == nullptr || object->ready) return;
+  set_value(*object, std::move(value));
+  ++object->local;  // those who are told may let go of it
+  resolve(*object);
+  drop(id);
+}
+
+// Deaths
+// ---------------------------------------------------------------------------------
+
+// What it owned can still be read where the value is known; nobody else will say it.
+void Objects::lose_owner(ProcId dead, const Failure& why) {
+  const auto all = borrowed_of_.find(dead);
+  if (all == borrowed_of_.end()) return;
+  const std::vector<ObjectId> ids(all->second.begin(), all->second.end());
+  for (const ObjectId id : ids) {
+    Object* object = find(id);
+    if (object == nullptr || object->ready) continue;
+    object->value = lost_value(why.cause, why.detail);
+    ++object->local;
+    resolve(*object);
+    drop(id);
+  }
+}
+
+void Objects::forget_asker(ProcId dead) {
+  const auto all = asked_by_.find(dead);
+  if (all == asked_by_.end()) return;
+  const std::unordered_set<ObjectId> ids = std::move(all->second);
+  asked_by_.erase(all);
+  for (const ObjectId id : ids)
+    if (Object* object = find(id))
+      asked_values_ -= std::erase_if(object->waiters, [&](const Waiter& waiter) {
+        return waiter.kind == Waiter::Kind::kProcess && waiter.process == dead;
+      });
+}
+
+void Objects::forget_borrower(ProcId dead, bool all) {
+  const auto lent = lent_to_.find(dead);
+  if (lent == lent_to_.end()) return;
+  std::unordered_set<ObjectId> ids = std::move(lent->second);
+  lent_to_.erase(lent);
+  for (auto it = ids.begin(); it != ids.end();) {
+    Object* object = find(*it);
+    if (object != nullptr && object->former && !all) {
+      ++it;  // what it gave us and kept may still be read by others under its name for
+             // it
+      continue;
+    }
+    if (object != nullptr) {
+      std::erase_if(object->borrowers, [&](const Borrow& b) { return b.proc == dead; });
+      if (object->local == 0 && object->borrowers.empty())
+        unheld_.push_back(object->id);
+    }
+    it = ids.erase(it);
+  }
+  if (!ids.empty()) lent_to_.emplace(dead, std::move(ids));
+}
+
+}  // namespace skate

@@ -1,0 +1,184 @@
+#include "results.hpp"
+
+#include <algorithm>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "node.hpp"
+
+namespace skate {
+
+Results::Results(Node& node) : node_(node), home_(node.home) {}
+
+void Results::take(Reader& reader, ProcId from, std::vector<Value>& values) {
+  Objects& objects = node_.objects;
+  values.resize(std::min<std::size_t>(reader.pod<u32>(), reader.remaining()));
+  for (Value& value : values) reader.value(value);
+  bool holds_others = false;
+  // Objects that come with it are ours from now on, under names of our own.
+  std::unordered_map<ObjectId, ObjectId> given;
+  std::vector<ObjectId> received(
+      std::min<std::size_t>(reader.pod<u32>(), reader.remaining()));
+  for (ObjectId& id : received) {
+    const ObjectId former = reader.pod<ObjectId>();
+    const bool kept = reader.pod<bool>();
+    Object& object = objects.create(Object::Kind::kData);
+    Value value;
+    reader.value(value);
+    objects.set_value(object, std::move(value));
+    object.ready = true;
+    object.shared = true;
+    id = object.id;
+    given.emplace(former, id);
+    if (!kept) continue;
+    objects.rename(object, former, from);
+    holds_others = true;
+  }
+  const auto count = [&](Value& value) {
+    for (Contained& ref : value.contained) {
+      const auto it = given.find(ref.id);
+      if (it != given.end()) {
+        ref.id = it->second;
+      } else {
+        holds_others = true;
+        ref.id = objects.current_name(ref.id);
+      }
+      objects.hold(ref.id);
+    }
+    if (value.kind == Value::Kind::kBlock && value.block.proc != home_.self &&
+        !home_.lives(value.block.proc))
+      node_.deaths.come_by(value.block.proc, kCameByBlocks, kHoldsBlocks);
+  };
+  for (Value& value : values) count(value);
+  for (ObjectId id : received) {
+    Value& value = objects.find(id)->value;
+    count(value);
+    // Where it comes from its maker's own arena, that one knows, or is gone.
+    if (value.kind == Value::Kind::kBlock && value.block.proc != from)
+      tell_arena({value.block, home_.self, kNobody, value.hops});
+  }
+  // After the kBorrow messages that hold() sent.
+  if (holds_others && from != home_.self)
+    node_.mail.send(from, Message::kResultTaken, {});
+}
+
+void Results::send(Message kind, const Incoming& task, std::vector<Value>& values,
+                   std::string& message) {
+  Peer* const owner = node_.mail.reach(task.owner);
+  if (owner == nullptr) {
+    for (Value& value : values) node_.objects.free_value(value);
+    return;
+  }
+  // Only now: blocks of an owner that dies are freed, and these were being written.
+  for (const Value& value : values)
+    if (value.kind == Value::Kind::kBlock && value.block.proc == home_.self)
+      node_.store.set_owner(value.block, task.owner);
+  Writer writer(message);
+  writer.pod(static_cast<u32>(values.size()));
+  for (const Value& value : values) writer.value(value);
+  // Telling arenas about new owners may send messages of its own.
+  std::vector<ObjectId> kept;
+  give_away(values, task.owner, message, kept);
+  if (!kept.empty()) {
+    for (Value& value : values) node_.objects.mark_shared(value);
+    owner->untaken.push_back(std::move(kept));
+  }
+  const bool failed = std::any_of(values.begin(), values.end(),
+                                  [](const Value& value) { return value.is_error; });
+  const bool counts = kind == Message::kResult && !failed;
+  node_.mail.send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
+}
+
+// Gives `to` what only this result still holds, and what only that holds, and so on.
+// Appends it to the message.
+void Results::give_away(std::vector<Value>& values, ProcId to, std::string& message,
+                        std::vector<ObjectId>& kept) {
+  if (std::all_of(values.begin(), values.end(),
+                  [](const Value& value) { return value.contained.empty(); })) {
+    Writer(message).pod(u32{0});
+    return;
+  }
+  std::unordered_map<ObjectId, u32> entries;  // how often the result holds an object
+  std::vector<Object*> given;
+  const auto own = [&](const Contained& ref) -> Object* {
+    Object* object =
+        ref.id.owner() == home_.self ? node_.objects.find(ref.id) : nullptr;
+    const bool can_be_given = object != nullptr && object->ready && !object->given &&
+                              object->kind == Object::Kind::kData;
+    return can_be_given ? object : nullptr;
+  };
+  const auto look = [&](const Value& value) {
+    for (const Contained& ref : value.contained) {
+      Object* object = own(ref);
+      if (object != nullptr && object->borrowers.empty() &&
+          object->local == ++entries[ref.id])
+        given.push_back(object);
+    }
+  };
+  // What could not be read yet may say that somebody else holds one of them.
+  if (!node_.mail.has_unread()) {
+    for (const Value& value : values) look(value);
+    for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
+  }
+  std::unordered_set<ObjectId> given_ids;
+  for (const Object* object : given) given_ids.insert(object->id);
+  std::vector<Object*> lent;  // given and kept
+  if (to.index == kDriver) {
+    std::unordered_set<ObjectId> lent_ids;
+    const auto look_again = [&](const Value& value) {
+      for (const Contained& ref : value.contained) {
+        Object* object = own(ref);
+        if (object != nullptr && !given_ids.contains(ref.id) &&
+            lent_ids.insert(ref.id).second)
+          lent.push_back(object);
+      }
+    };
+    for (const Value& value : values) look_again(value);
+    for (const Object* object : given) look_again(object->value);
+    for (std::size_t i = 0; i < lent.size(); ++i) look_again(lent[i]->value);
+  }
+  const auto keep = [&](const Value& value) {
+    for (const Contained& ref : value.contained)
+      if (!given_ids.contains(ref.id)) kept.push_back(ref.id);
+  };
+  for (const Value& value : values) keep(value);
+  Writer writer(message);
+  writer.pod(static_cast<u32>(given.size() + lent.size()));
+  for (Object* object : given) {
+    keep(object->value);
+    writer.pod(object->id);
+    writer.pod(false);
+    give_block(object->value, to);
+    writer.value(object->value);
+    const Value gone = node_.objects.take_value(*object);
+    node_.objects.forget(*object);
+  }
+  for (Object* object : lent) {
+    writer.pod(object->id);
+    writer.pod(true);
+    give_block(object->value, to);
+    writer.value(object->value);
+    object->given = true;
+    object->shared = true;
+  }
+}
+
+void Results::give_block(Value& value, ProcId to) {
+  if (value.kind != Value::Kind::kBlock) return;
+  ++value.hops;
+  const bool own = value.block.proc == home_.self;
+  tell_arena({value.block, to, own ? kNobody : home_.self, value.hops});
+}
+
+void Results::tell_arena(const Handing& handing) {
+  const ProcId arena = handing.block.proc;
+  if (arena == home_.self) {
+    node_.store.hand(handing);
+  } else if (home_.lives(arena)) {
+    node_.mail.send(arena, Message::kGiveBlock, view_of(handing));
+  } else {
+    node_.estate.hand(handing);
+  }
+}
+
+}  // namespace skate

@@ -1,0 +1,281 @@
+#include "spiller.hpp"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "node.hpp"
+#include "spill.hpp"
+
+namespace skate {
+namespace {
+
+constexpr i64 kMoment = 20'000'000;
+// Without any progress for so long, waiting for room is given up.
+constexpr i64 kPatience = 2'000'000'000;
+constexpr i64 kAskAgain = 200'000'000;
+constexpr u64 kBatch = 64 << 20;
+// Room is made for a while, not for one object: this part of the store at least.
+constexpr u64 kAtOnce = 20;
+
+}  // namespace
+
+Spiller::Spiller(Node& node) : node_(node), home_(node.home) {}
+
+// In a forked child the threads are the parent's: nothing is waited for.
+Spiller::~Spiller() {
+  if (!node_.in_forked_child()) return;
+  static_cast<void>(wake_.release());
+  std::construct_at(&thread_);
+}
+
+void Spiller::stop() {
+  {
+    std::lock_guard lock(home_.mu);
+    wake_->notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+// Waiting for room
+// -----------------------------------------------------------------------
+
+u64 Spiller::spilled() const {
+  const Session& session = *home_.session;
+  u64 sum = session.dead_spilled.load(std::memory_order_relaxed);
+  const u32 n = session.num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 0; p < n; ++p)
+    sum += session.procs[p].spilled.load(std::memory_order_relaxed);
+  return sum;
+}
+
+int Spiller::spill_error() const {
+  const Session& session = *home_.session;
+  const u32 n = session.num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 0; p < n; ++p) {
+    const ProcEntry& entry = session.procs[p];
+    const u32 error = entry.spill_error.load(std::memory_order_relaxed);
+    if (error == 0 || entry.alive.load(std::memory_order_relaxed) == 0) continue;
+    // Of one that has nothing to spill, what went wrong once says nothing.
+    const bool has_some =
+        entry.spillable.load(std::memory_order_relaxed) != 0 ||
+        (p == kDriver && session.dead_spillable.load(std::memory_order_relaxed) != 0);
+    if (has_some) return static_cast<int>(error);
+  }
+  return 0;
+}
+
+bool Spiller::somebody_spills() const {
+  const Session& session = *home_.session;
+  const u32 n = session.num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 0; p < n; ++p)
+    if (session.procs[p].alive.load(std::memory_order_relaxed) != 0 &&
+        session.procs[p].spilling.load(std::memory_order_relaxed) != 0)
+      return true;
+  return false;
+}
+
+Spiller::Room Spiller::wait_for_room(u64 size, RoomWait& seen,
+                                     std::optional<Location>& block) {
+  std::optional<Arena::Block> got;
+  {
+    Lock lock(home_.mu);
+    const i64 now = now_ns();
+    // Only more than ever before counts: what comes and goes may do so for ever.
+    const u64 used = node_.store.used();
+    const u64 on_disk = spilled();
+    if (seen.give_up_at == 0 || used < seen.least_used || on_disk > seen.most_on_disk ||
+        somebody_spills())
+      seen.give_up_at = now + kPatience;
+    seen.least_used = std::min(seen.least_used, used);
+    seen.most_on_disk = std::max(seen.most_on_disk, on_disk);
+    if (now - seen.asked_at >= kAskAgain) {
+      const u64 limit = node_.store.limit();
+      const u64 lacking = used + size > limit ? used + size - limit : size;
+      // At first those who have most; if that does not help, everybody.
+      ask_for_room(std::max(lacking, limit / kAtOnce), seen.asked_at != 0);
+      seen.asked_at = now;
+    }
+    const WaitResult result = node_.waits.wait(lock, now + kMoment, [&] {
+      got = node_.store.allocate_now(size, home_.self);
+      return got.has_value();
+    });
+    if (!got && result == WaitResult::kEngineDied) return Room::kEngineDied;
+  }
+  if (!got) return now_ns() >= seen.give_up_at ? Room::kFull : Room::kWait;
+  node_.store.arena().populate(*got);
+  block = node_.store.name(*got, size);
+  return Room::kGot;
+}
+
+void Spiller::ask_for_room(u64 bytes, bool everybody) {
+  const Session& session = *home_.session;
+  if (session.spill_limit == 0) return;
+  struct Has {
+    u64 spillable;
+    ProcId who;
+  };
+  std::vector<Has> have;
+  if (const u64 spillable = session.dead_spillable.load(std::memory_order_relaxed))
+    have.push_back({spillable, home_.driver()});
+  const u32 n = home_.num_procs();
+  for (u32 p = 0; p < n; ++p)
+    if (const u64 spillable = session.procs[p].spillable.load();
+        spillable != 0 && home_.lives(home_.at(p)))
+      have.push_back({spillable, home_.at(p)});
+  std::sort(have.begin(), have.end(),
+            [](const Has& a, const Has& b) { return a.spillable > b.spillable; });
+  u64 left = bytes;
+  for (const auto& [spillable, who] : have) {
+    if (left == 0) break;
+    const u64 wanted = everybody ? bytes : std::min(left, spillable);
+    if (!everybody) left -= wanted;
+    if (who == home_.self)
+      start(wanted);
+    else
+      node_.mail.send(who, Message::kSpill, view_of(wanted), Ring::kUrgent);
+  }
+}
+
+// Spilling
+// -------------------------------------------------------------------------------
+
+void Spiller::take_wish(u64 bytes, ProcId asker) {
+  askers_.push_back(asker);
+  start(bytes);
+}
+
+void Spiller::start(u64 bytes) {
+  if (home_.stopping) return;
+  wanted_ = std::max(wanted_, bytes);
+  if (thread_.joinable()) {
+    wake_->notify_one();
+    return;
+  }
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    // No thread is to be had now. The next wish tries again.
+    home_.me->spill_error.store(static_cast<u32>(error.code().value()));
+    wanted_ = 0;
+    answer_askers();
+  }
+}
+
+void Spiller::answer_askers() {
+  for (const ProcId asker : std::exchange(askers_, {}))
+    node_.mail.send(asker, Message::kRoom, {});
+  node_.waits.changed();
+  node_.waits.announce();
+}
+
+void Spiller::run() {
+  pthread_setname_np(pthread_self(), "skate-spiller");
+  Lock lock(home_.mu);
+  while (!home_.stopping) {
+    if (const std::vector<Hole> holes = node_.store.arena().take_discarded();
+        !holes.empty()) {
+      lock.unlock();
+      for (const Hole& hole : holes)
+        discard_pages(file_, hole.pages.from, hole.pages.bytes());
+      lock.lock();
+      for (const Hole& hole : holes) node_.store.arena().discarded(hole);
+      node_.store.publish_use();
+    } else if (wanted_ != 0) {
+      home_.me->spilling.store(1, std::memory_order_relaxed);
+      spill_some(lock, std::exchange(wanted_, 0));
+      home_.me->spilling.store(0, std::memory_order_relaxed);
+      answer_askers();
+    } else {
+      wake_->wait(lock);
+    }
+  }
+  if (file_ >= 0) ::close(file_);
+}
+
+void Spiller::spill_some(Lock& lock, u64 wanted) {
+  u64 done = 0;
+  int error = 0;
+  if (home_.is_driver()) error = node_.estate.spill(lock, wanted, done);
+  const int own = spill_own(lock, wanted, done);
+  home_.me->spill_error.store(static_cast<u32>(error != 0 ? error : own));
+}
+
+int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
+  Arena& arena = node_.store.arena();
+  if (done >= wanted || arena.candidates() == 0) return 0;
+  if (file_ < 0) {
+    lock.unlock();
+    const int fd =
+        home_.link.fetch_spill_file(home_.self, SupervisorLink::Patience::kUsual);
+    const int error = errno;
+    lock.lock();
+    file_ = fd;
+    if (fd < 0) return error == 0 ? ENOENT : error;
+  }
+  std::size_t budget = arena.candidates();
+  int error = 0;
+  while (done < wanted && error == 0 && !home_.stopping) {
+    const std::vector<Leaving> batch =
+        arena.choose(std::min(wanted - done, kBatch), budget);
+    if (batch.empty()) break;
+    const std::optional<std::vector<u64>> pinned = pinned_of(home_.self.index);
+    for (const Leaving& block : batch) {
+      const bool is_read =
+          !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
+      if (is_read || error != 0 || home_.stopping) {
+        arena.stay(block);
+        continue;
+      }
+      error = write_block(lock, block);
+      if (error == 0) done += block.pages.bytes();
+      node_.store.publish_use();
+      node_.waits.changed();
+      node_.waits.announce();
+    }
+  }
+  node_.store.publish_use();  // of what stays, too
+  return error;
+}
+
+int Spiller::write_block(Lock& lock, const Leaving& block) {
+  Arena& arena = node_.store.arena();
+  const auto [from, to] = block.pages;
+  if (spilled() + block.pages.bytes() > home_.session->spill_limit) {
+    arena.stay(block);
+    return EDQUOT;
+  }
+  lock.unlock();
+  const int error = write_pages(file_, arena.at(from), from, to - from);
+  if (error != 0) discard_pages(file_, from, to - from);
+  lock.lock();
+  if (error != 0) {
+    arena.stay(block);
+    return error;
+  }
+  if (!arena.written(block)) return 0;  // it was freed meanwhile
+  lock.unlock();
+  arena.give_back(block);
+  lock.lock();
+  arena.leave(block);
+  return 0;
+}
+
+std::optional<std::vector<u64>> Spiller::pinned_of(u32 proc) const {
+  const Session& session = *home_.session;
+  std::vector<u64> offsets;
+  const u32 n = session.num_procs.load(std::memory_order_seq_cst);
+  for (u32 p = 0; p < n; ++p)
+    if (session.procs[p].alive.load(std::memory_order_acquire) != 0 &&
+        !pinned_blocks(session.pins[p], proc, offsets))
+      return std::nullopt;
+  std::sort(offsets.begin(), offsets.end());
+  return offsets;
+}
+
+}  // namespace skate

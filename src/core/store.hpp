@@ -1,0 +1,150 @@
+// The object store, as one process uses it: blocks of its own arena, views of others'
+// blocks, and what blocks are called for people.
+//
+// Duty: to give out and take back memory of this process's arena, within the session's
+// limit. Invariant: what this process publishes of its arena's use is at least what it
+// has; of two processes that allocate at a time, at least one sees the other. A block
+// is written only by the arena's process and only before it is published; a reader pins
+// it before it looks where its bytes are (pins.hpp).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "arena.hpp"
+#include "home.hpp"
+#include "labels.hpp"
+#include "message.hpp"
+#include "pins.hpp"
+
+namespace skate {
+
+class Node;
+
+// One block of the store, in whatever arena.
+struct BlockInfo {
+  Location location;
+  u64 block_bytes;  // with header and rounding
+  ProcId owner;     // as far as its arena has heard
+  BlockState state;
+  std::string label;  // what made it
+  u32 pid;            // of the process that made it
+};
+
+// What a process reads of a block: its bytes where they lie, or a copy of them if they
+// are on disk. No bytes: see `error`; ENOENT says that they are gone, EAGAIN that
+// load_view gets them.
+struct View {
+  const std::byte* bytes = nullptr;
+  std::unique_ptr<std::byte[]> copy;
+  int error = 0;
+  bool is_open = false;  // pinned, until close_view
+  ProcId proc;
+  u32 pin = 0;
+};
+
+class Store {
+ public:
+  explicit Store(Node& node);
+
+  // For the program; each takes the lock ----------------------------------------------
+
+  // A block of this arena, in memory; nullopt when the store is full.
+  std::optional<Location> allocate(u64 size, ProcId owner);
+  // The same past the store's limit: for errors, which must be told, and for code,
+  // which is not counted.
+  std::optional<Location> allocate_beyond(u64 size, ProcId owner);
+  void free_own_block(const Location& location);
+  std::byte* own_data(const Location& location) { return arena_.at(location.offset); }
+  // Bytes of a block, wherever it lies. Valid while the block's object is held. Null:
+  // gone, or it cannot be mapped now (`error`).
+  const std::byte* bytes_at(const Location& location, int& error);
+  // The value in the block is complete: from now on it may be spilled.
+  void seal_block(const Location& location, u32 label);
+
+  View open_view(const Location& location);
+  void load_view(const Location& location, View& view);  // may take long
+  void close_view(ProcId proc, u32 pin);
+  u32 pin_own(const Location& location);
+  // `size` bytes at `data`, in the arena of `proc`, mapped once more: writes into it
+  // stay in this process and change nobody's value. Null: it cannot be had. The block
+  // must be pinned as long as the mapping lives.
+  std::byte* map_private(ProcId proc, const std::byte* data, u64 size);
+  static void unmap_private(std::byte* data, u64 size);
+
+  // What made blocks: functions, or lines of code.
+  static constexpr u32 kDefaultLabel = ~0U;
+  u32 label(ObjectId function);  // 0: not known
+  void add_label(ObjectId function, std::string_view name);
+  u32 label_of_line(std::string_view line);
+  // Of blocks that no label is known for.
+  void set_default_label(std::string_view name);
+
+  // Who holds what is in memory, most first.
+  struct Holder {
+    std::string what;
+    u32 pid =
+        0;  // 0: of processes that have ended, as far as only the driver knows more
+    u64 bytes = 0;
+    u64 blocks = 0;
+  };
+  std::vector<Holder> holders();
+  // In use, in all arenas; of those of the dead only the driver knows.
+  std::vector<BlockInfo> blocks();
+
+  // Without the lock: what all processes together use.
+  u64 used() const;
+  u64 limit() const { return home_.session->store_limit; }
+
+  // For the other parts, with the lock held -------------------------------------------
+
+  std::optional<Arena::Block> allocate_now(u64 size, ProcId owner);
+  std::optional<Location> allocate_past_limit(u64 size, ProcId owner);
+  std::optional<Location> allocate_past_limit(u64 size) {
+    return allocate_past_limit(size, home_.self);
+  }
+  Location name(const Arena::Block& block, u64 size) const {
+    return {home_.self, block.generation, block.offset, size};
+  }
+  void free_block(const Location& location);
+  void set_owner(const Location& location, ProcId owner) {
+    arena_.set_owner(location.offset, owner);
+  }
+  void hand(const Handing& handing);
+  void free_all_of(ProcId owner);
+  void publish_use();
+  // Code is kept as objects too, but is not counted as what the program stores.
+  void add_code(u64 bytes);
+  void subtract_code(u64 bytes);
+  // A copy, in this arena, of an error's bytes; without memory for it `value` becomes
+  // another error.
+  void copy_error(const Location& from, Value& value);
+  Arena& arena() { return arena_; }
+  // Where messages go that do not fit into a ring.
+  OverflowMemory& overflow() { return overflow_; }
+
+ private:
+  struct Overflow : OverflowMemory {
+    explicit Overflow(Store& store) : store(store) {}
+    bool allocate(u64 bytes, u64& offset, u64& generation) override;
+    std::byte* at(u64 offset) override { return store.arena_.at(offset); }
+    void free(u64 offset, u64 generation) override {
+      store.arena_.free(offset, generation);
+    }
+    Store& store;
+  };
+  const std::byte* block_data(const Location& location, int& error);
+
+  Node& node_;
+  Home& home_;
+  Arena arena_;
+  Overflow overflow_{*this};
+  Pins pins_;
+  Labels labels_;
+  u32 default_label_ = 0;
+  u64 code_bytes_ = 0;
+};
+
+}  // namespace skate

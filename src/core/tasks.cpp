@@ -1,0 +1,445 @@
+#include "tasks.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+
+void Task::reset() {
+  header = {};
+  args.clear();
+  deps.clear();
+  pins.clear();
+  returns.clear();
+  has_body = false;
+  missing = 0;
+  retries = 0;
+  route = Route::kQueue;
+  actor = {};
+  order = 0;
+  resources.clear();
+  target = nullptr;
+  position = 0;
+  queued = false;
+  label = 0;
+  parent = {};
+  cancelled = false;
+  killed = false;
+}
+
+Tasks::Tasks(Node& node)
+    : node_(node),
+      home_(node.home),
+      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {}
+
+// What is under way at the end of a session is not told of it.
+Tasks::~Tasks() {
+  for (Task* task : all_) delete task;
+}
+
+// Making
+// ---------------------------------------------------------------------------------
+
+Task* Tasks::make() {
+  std::lock_guard lock(home_.mu);
+  return take();
+}
+
+Task* Tasks::take() {
+  if (spare_.empty()) {
+    Task* const task = new Task;
+    task->place = static_cast<u32>(all_.size());
+    all_.push_back(task);
+    return task;
+  }
+  Task* const task = spare_.back();
+  spare_.pop_back();
+  return task;
+}
+
+void Tasks::give_back(Task* task) {
+  if (spare_.size() < kSpareTasks) {
+    task->reset();
+    spare_.push_back(task);
+    return;
+  }
+  all_.back()->place = task->place;
+  all_[task->place] = all_.back();
+  all_.pop_back();
+  delete task;
+}
+
+void Tasks::discard(Task* task) {
+  std::lock_guard lock(home_.mu);
+  give_back(task);
+}
+
+u64 Tasks::count() {
+  std::lock_guard lock(home_.mu);
+  return count_;
+}
+
+void Tasks::add_waiter(ObjectId id, Task* task) {
+  Object* object = node_.objects.find(id);
+  if (object == nullptr || object->ready) return;
+  node_.objects.subscribe(*object);
+  Waiter waiter{Waiter::Kind::kTask};
+  waiter.task = task->header.task_id;
+  node_.objects.add_waiter(*object, waiter);
+  ++task->missing;
+}
+
+void Tasks::submit(Task* task, std::vector<ObjectId>& out) {
+  std::lock_guard lock(home_.mu);
+  start(task, out);
+}
+
+void Tasks::start(Task* task, std::vector<ObjectId>& out, bool has_gil) {
+  const u32 n = task->header.num_returns;
+  for (u32 i = 0; i < std::max<u32>(n, 1); ++i) {
+    Object& object = node_.objects.create(Object::Kind::kData);
+    object.task = task;
+    object.local = i < n ? 2 : 1;  // the caller's, and the task's own
+    task->returns.push_back(object.id);
+    if (i < n) out.push_back(object.id);
+  }
+  task->header.task_id = task->returns[0];
+  if (task->parent) list_child(task);
+  if ((task->header.flags & kStreaming) != 0) node_.streams.open(task->header.task_id);
+  ++count_;
+  if (has_gil)
+    home_.trace.submitted(task->label, task->header.task_id);
+  else
+    home_.trace.submitted_without_gil(task->label, task->header.task_id);
+  for (ObjectId id : task->pins) {
+    node_.objects.hold(id);
+    if (Object* object = node_.objects.find(id)) object->shared = true;
+  }
+  for (ObjectId id : task->deps) add_waiter(id, task);
+  if (task->route == Task::Route::kActor) node_.actors.line_up(task);
+  if (task->missing != 0) {
+    ++waiting_;
+    node_.waits.wake_for_any();
+  } else {
+    pass_on(task);
+    run_ready();
+  }
+  node_.waits.announce();
+}
+
+void Tasks::start_hidden(Task* task) {
+  Object& result = node_.objects.create(Object::Kind::kData);
+  result.task = task;
+  result.local = 1;
+  task->returns.push_back(result.id);
+  task->header.task_id = result.id;
+  ++count_;
+  home_.trace.submitted_without_gil(task->label, task->header.task_id);
+  for (ObjectId id : task->pins) node_.objects.hold(id);
+}
+
+void Tasks::list_child(Task* task) { children_[task->parent].push_back(task); }
+
+void Tasks::unlist_child(Task* task) {
+  if (!task->siblings.linked) return;
+  const auto it = children_.find(task->parent);
+  it->second.erase(task);
+  if (it->second.empty()) children_.erase(it);
+}
+
+// On its way
+// -----------------------------------------------------------------------------
+
+void Tasks::dependency_is_ready(ObjectId task_id) {
+  Task* const task = pending(task_id);
+  if (task == nullptr || task->missing == 0) return;  // it was cancelled meanwhile
+  if (--task->missing != 0) return;
+  --waiting_;
+  if (task->route == Task::Route::kActor)
+    node_.actors.flush_later(task->actor);
+  else
+    runnable_.push_back(task);
+}
+
+void Tasks::run_ready() {
+  struct Run {
+    u32& runs;
+    explicit Run(u32& of) : runs(of) { ++runs; }
+    ~Run() { --runs; }
+  };
+  const Run run(ready_runs_);
+  while (!runnable_.empty() || node_.actors.flush_next()) {
+    if (runnable_.empty()) continue;
+    Task* task = runnable_.back();
+    runnable_.pop_back();
+    pass_on(task);
+  }
+}
+
+void Tasks::pass_on(Task* task) {
+  if (task->route == Task::Route::kActor) {
+    node_.actors.flush(task->actor);
+    return;
+  }
+  for (ObjectId id : task->deps) {
+    const Object* object = node_.objects.find(id);
+    if (object != nullptr && object->value.is_error) {
+      fail_with(task, object->value);
+      return;
+    }
+  }
+  if (task->route == Task::Route::kLease) {
+    std::string payload(view_of(task->header.task_id));
+    payload += task->resources;
+    home_.link.tell(Note::kWantLease, payload);
+    return;
+  }
+  backlog_.push_back(task);
+  if (backlog_.size() == 1) flush_backlog();
+}
+
+void Tasks::flush_backlog() {
+  bool pushed = false;
+  bool failed = false;
+  while (!backlog_.empty() && queue_.has_room()) {
+    Task* task = backlog_.pop_front();
+    const std::string* const bytes = encode(task, kCellPayload);
+    if (bytes == nullptr) {
+      fail_for_room(task);
+      failed = true;
+      continue;
+    }
+    const auto position = queue_.push(bytes->data(), static_cast<u32>(bytes->size()));
+    task->position = *position;
+    task->queued = true;
+    pushed = true;
+  }
+  // Those that wait for what has failed; whoever runs the ready ones comes to them.
+  if (failed && ready_runs_ == 0) run_ready();
+  if (!pushed) return;
+  if (!submitter_) {
+    submitter_ = true;
+    // Pairs with the loads of who looks for work: the task is there first.
+    home_.session->submitters[home_.self.index / 64].fetch_or(
+        1ULL << (home_.self.index % 64), std::memory_order_seq_cst);
+  }
+  node_.cpus.wake_for_work(Cpus::Wake::kUnlessBusy);
+}
+
+std::optional<u32> Tasks::place_in_queue(const Task& task) const {
+  return task.queued ? queue_.ahead_of(task.position) : std::nullopt;
+}
+
+u32 Tasks::place_in_backlog(const Task& task) const {
+  u32 ahead = kQueueCells;
+  for (const Task* other = backlog_.front(); other != nullptr && other != &task;
+       other = WaitingTasks::next(other))
+    ++ahead;
+  return ahead;
+}
+
+const std::string* Tasks::encode(Task* task, std::size_t limit) {
+  task->header.args_size = static_cast<u32>(task->args.size());
+  task->header.num_deps = static_cast<u32>(task->deps.size());
+  task->header.flags &= static_cast<u16>(~(kBodyInBlock | kMayRetry));
+  if (task->retries != 0) task->header.flags |= kMayRetry;
+  scratch_.clear();
+  Writer writer(scratch_);
+  writer.pod(task->header);
+  scratch_ += task->args;
+  for (ObjectId id : task->deps) {
+    const Object* object = node_.objects.find(id);
+    writer.pod(id);
+    writer.value(object == nullptr ? lost_value() : object->value);
+  }
+  if (scratch_.size() <= limit) return &scratch_;
+  const u64 size = scratch_.size() - sizeof(TaskHeader);
+  // Past the store's limit too: what is small enough to be here was counted already.
+  const auto block = node_.store.allocate_past_limit(size);
+  if (!block) return nullptr;
+  std::memcpy(node_.store.arena().at(block->offset),
+              scratch_.data() + sizeof(TaskHeader), size);
+  task->body = *block;
+  task->has_body = true;
+  task->header.flags |= kBodyInBlock;
+  scratch_.clear();
+  writer.pod(task->header);
+  writer.pod(task->body);
+  return &scratch_;
+}
+
+void Tasks::fail_for_room(Task* task) {
+  task->retries = 0;
+  fail(task, {SystemError::kNoResources, DeathCause::kUnknown, 0});
+}
+
+void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
+  Task* task = pending(task_id);
+  Peer* const to = node_.mail.reach(worker);
+  if (to == nullptr) {  // it died before it could be given the task
+    if (task != nullptr) pass_on(task);
+    return;
+  }
+  if (task == nullptr || task->target != nullptr) {
+    home_.link.tell(Note::kLeaseDone, view_of(worker));
+    return;
+  }
+  task->header.flags |= kLeased;
+  const std::string* const bytes = encode(task, SIZE_MAX);
+  if (bytes == nullptr) {
+    fail_for_room(task);
+    home_.link.tell(Note::kLeaseDone, view_of(worker));
+    return;
+  }
+  fly(task, *to);
+  node_.mail.send(worker, Message::kCall, *bytes);
+}
+
+void Tasks::lease_refused(ObjectId task_id, i64 detail) {
+  if (Task* task = pending(task_id))
+    fail(task, {SystemError::kNoResources, DeathCause::kUnknown, detail});
+}
+
+void Tasks::fly(Task* task, Peer& to) {
+  task->target = &to;
+  task->flight = static_cast<u32>(to.in_flight.size());
+  to.in_flight.push_back(task);
+}
+
+void Tasks::unlist(Task* task) {
+  if (task->target == nullptr) return;
+  std::vector<Task*>& all = task->target->in_flight;
+  all[task->flight] = all.back();
+  all[task->flight]->flight = task->flight;
+  all.pop_back();
+  task->target = nullptr;
+}
+
+void Tasks::sort_flights(Peer& to) {
+  std::vector<Task*>& all = to.in_flight;
+  std::sort(all.begin(), all.end(),
+            [](const Task* a, const Task* b) { return a->order < b->order; });
+  for (std::size_t i = 0; i < all.size(); ++i) all[i]->flight = static_cast<u32>(i);
+}
+
+Task* Tasks::pending(ObjectId task_id) {
+  const Object* object = node_.objects.find(task_id);
+  return object == nullptr ? nullptr : object->task;
+}
+
+// Ending
+// ---------------------------------------------------------------------------------
+
+void Tasks::take_result(Reader& reader, ProcId from) {
+  const ObjectId task_id = reader.pod<ObjectId>();
+  const u64 attempt = reader.pod<u64>();
+  const bool retryable = (reader.pod<u8>() & kRetryable) != 0;
+  std::vector<Value> values;
+  node_.results.take(reader, from, values);
+  Task* task = pending(task_id);
+  if (task == nullptr || task->header.attempt != attempt ||
+      (retryable && retry(task))) {
+    for (Value& value : values) node_.objects.free_value(value);
+  } else {
+    end(task, values);
+  }
+}
+
+void Tasks::end(Task* task, std::vector<Value>& values) {
+  home_.trace.ended(task->label, !values.empty() && values[0].is_error);
+  unlist(task);
+  unlist_child(task);
+  if (task->route == Task::Route::kActor) node_.actors.call_ended(*task);
+  if (task->has_body) node_.store.free_block(task->body);
+  for (std::size_t i = 0; i < task->returns.size(); ++i) {
+    Object* object = node_.objects.find(task->returns[i]);
+    if (object == nullptr) continue;
+    object->task = nullptr;
+    if (i < values.size()) {
+      node_.objects.set_value(*object, std::move(values[i]));
+      node_.objects.mark_shared(object->value);
+    }
+    node_.objects.resolve(*object);
+  }
+  if ((task->header.flags & kStreaming) != 0) {
+    const Object* object = node_.objects.find(task->returns[0]);
+    node_.streams.end(task->header.task_id,
+                      object != nullptr && object->value.is_error);
+  }
+  for (std::size_t i = task->returns.size(); i < values.size(); ++i)
+    node_.objects.free_value(values[i]);
+  for (ObjectId id : task->returns) node_.objects.drop(id);
+  for (ObjectId id : task->pins) node_.objects.drop(id);
+  give_back(task);
+  --count_;
+}
+
+// A dependency is an error: the task does not run, and its returns are that error.
+void Tasks::fail_with(Task* task, const Value& error) {
+  std::vector<Value> values(task->returns.size(), error);
+  for (Value& value : values) {
+    for (const Contained& ref : value.contained) node_.objects.hold(ref.id);
+    if (value.kind == Value::Kind::kBlock) node_.store.copy_error(error.block, value);
+  }
+  end(task, values);
+}
+
+void Tasks::fail(Task* task, const Failure& failure) {
+  Value value;
+  value.kind = Value::Kind::kFailure;
+  value.is_error = true;
+  value.failure = failure;
+  std::vector<Value> values(task->returns.size(), value);
+  end(task, values);
+}
+
+void Tasks::lose(Task* task, const Failure& failure) {
+  if (task->cancelled)
+    fail(task, {SystemError::kCancelled, failure.cause, task->killed});
+  else if (!retry(task))
+    fail(task, failure);
+}
+
+void Tasks::recover(ProcId dead, const Failure& crash) {
+  std::vector<ObjectId> lost;
+  queue_.recover(dead.index, [&](const std::byte* payload, u32 size) {
+    lost.push_back(Reader(payload, size).pod<TaskHeader>().task_id);
+  });
+  const RunningTask running = running_task(home_.session->procs[dead.index]);
+  if (const Task* task = pending(running.id);
+      task != nullptr && task->route == Task::Route::kQueue &&
+      task->header.attempt == running.attempt &&
+      std::find(lost.begin(), lost.end(), running.id) == lost.end())
+    lost.push_back(running.id);
+  for (const ObjectId task_id : lost)
+    if (Task* task = pending(task_id)) lose(task, crash);
+}
+
+bool Tasks::retry(Task* task) {
+  if (task->cancelled || task->retries == 0) return false;
+  if (task->route == Task::Route::kActor) {
+    node_.actors.call_again(task);
+    return true;
+  }
+  if (task->retries > 0) --task->retries;
+  next_attempt(task);
+  if (task->route == Task::Route::kLease) {
+    pass_on(task);
+  } else {
+    task->queued = false;
+    backlog_.push_front(task);  // somebody may already be waiting for it
+    flush_backlog();
+  }
+  return true;
+}
+
+void Tasks::next_attempt(Task* task) {
+  unlist(task);
+  ++task->header.attempt;
+  if (task->has_body) node_.store.free_block(task->body);
+  task->has_body = false;
+}
+
+}  // namespace skate

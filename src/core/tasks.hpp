@@ -1,0 +1,111 @@
+// The tasks that this process has submitted: dependencies, routes, results, retries.
+//
+// Duty: each task ends exactly once, with values or an error in its returns.
+// Invariant: a task that has not ended is in exactly one place: it lacks a dependency,
+// waits in `backlog_` or in its actor's line (actors.hpp), is in the queue, waits for a
+// lease, or is in flight to a process. The returns hold it (`Object::task`), so its id
+// finds it until it ends, and nothing afterwards.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "home.hpp"
+#include "peer.hpp"
+#include "task.hpp"
+#include "waits.hpp"
+
+namespace skate {
+
+class Node;
+
+class Tasks {
+ public:
+  explicit Tasks(Node& node);
+  ~Tasks();
+
+  // For the program; each takes the lock ----------------------------------------------
+
+  // A cleared task to fill in and submit.
+  Task* make();
+  // Counts what the task needs. Returns ids that the caller holds once each.
+  void submit(Task* task, std::vector<ObjectId>& out);
+  void discard(Task* task);  // instead of submitting it
+  // Ends the task that makes `id`, if it has not ended. False: refused, because it is a
+  // call of an actor and `force` is set.
+  bool cancel(ObjectId id, bool force, bool recursive);
+  u64 count();
+
+  // For the other parts, with the lock held -------------------------------------------
+
+  Task* take();
+  void give_back(Task* task);
+  void start(Task* task, std::vector<ObjectId>& out, bool has_gil = true);
+  // A task without a caller who waits for its result. Without the GIL, too.
+  void start_hidden(Task* task);
+  Task* pending(ObjectId task_id);
+  void dependency_is_ready(ObjectId task_id);
+  void run_ready();
+  void flush_backlog();
+  // Of the task queue.
+  bool queue_waits() const { return queue_.maybe_waiting(); }
+  u64 num_claimed() const { return queue_.claimed(); }
+  bool lack_dependencies() const { return waiting_ != 0; }
+  bool has_backlog() const { return !backlog_.empty(); }
+  // How many tasks are before it, if it waits to be claimed.
+  std::optional<u32> place_in_queue(const Task& task) const;
+  u32 place_in_backlog(const Task& task) const;
+
+  // The bytes of a task as they travel, valid until the next call. Null: its body has
+  // no room in the arena, and it cannot travel.
+  const std::string* encode(Task* task, std::size_t limit);
+  void fail_for_room(Task* task);
+  void fly(Task* task, Peer& to);  // it is sent there
+  void unlist(Task* task);         // it is no longer in flight
+  // The last one in flight is that which was made last: see Actors::call_again.
+  void sort_flights(Peer& to);
+
+  void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
+  void fail_with(Task* task, const Value& error);
+  void fail(Task* task, const Failure& failure);
+  // The process that ran it has died without a result.
+  void lose(Task* task, const Failure& failure);
+  bool retry(Task* task);  // false: it must not be tried again
+  void next_attempt(Task* task);
+  void cancel_task(Task* task, bool force, bool recursive);
+  void cancel_children(ObjectId parent, bool force);
+  // Takes it out of wherever it waits in this process. If a worker is just copying it,
+  // that is `claimer`. False: it has been sent somewhere, or taken.
+  bool withdraw(Task* task, std::optional<u32>& claimer);
+  // What the dead process had claimed and did not answer.
+  void recover(ProcId dead, const Failure& crash);
+
+  // Messages.
+  void take_result(Reader& reader, ProcId from);
+  void lease_granted(ObjectId task_id, ProcId worker);
+  void lease_refused(ObjectId task_id, i64 detail);
+
+ private:
+  void pass_on(Task* task);  // all dependencies have values
+  void add_waiter(ObjectId id, Task* task);
+  void list_child(Task* task);
+  void unlist_child(Task* task);
+
+  Node& node_;
+  Home& home_;
+  QueueProducer queue_;
+  std::vector<Task*> spare_;
+  std::vector<Task*> all_;       // in use or spare: see take()
+  std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
+  WaitingTasks backlog_;         // ready, but the queue was full
+  std::unordered_map<ObjectId, SiblingTasks> children_;
+  u64 count_ = 0;
+  u64 waiting_ = 0;  // lack a dependency
+  bool submitter_ = false;
+  u32 ready_runs_ = 0;  // of run_ready, under way
+  std::string scratch_;
+};
+
+}  // namespace skate

@@ -1,0 +1,110 @@
+// Cancelling, as the owner of a task: taking back what has not started.
+//
+// The owner decides. What nobody has been given it ends itself; else it sends kCancel
+// to the process that has it, which does something only if it still has that attempt.
+#include <algorithm>
+
+#include "node.hpp"
+
+namespace skate {
+
+bool Tasks::cancel(ObjectId id, bool force, bool recursive) {
+  std::lock_guard lock(home_.mu);
+  node_.mail.drain();
+  if (id.owner() != home_.self) {
+    std::string message(view_of(id));
+    message +=
+        view_of(static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));
+    node_.mail.send(id.owner(), Message::kCancelObject, message, Ring::kUrgent);
+    return true;
+  }
+  Task* task = pending(id);
+  if (task == nullptr) return true;
+  if (force && task->route == Task::Route::kActor) return false;
+  cancel_task(task, force, recursive);
+  run_ready();
+  node_.waits.announce();
+  return true;
+}
+
+void Tasks::cancel_task(Task* task, bool force, bool recursive) {
+  if (task->route == Task::Route::kActor) force = false;
+  task->cancelled = true;
+  task->retries = 0;
+  const ObjectId task_id = task->header.task_id;
+  const u64 attempt = task->header.attempt;
+  std::optional<u32> runner;
+  if (withdraw(task, runner)) {
+    fail(task, {SystemError::kCancelled});
+    return;
+  }
+  task->killed |= force;
+  const u8 flags = static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0));
+  if (task->route == Task::Route::kActor && task->target == nullptr) {
+    node_.work.cancel_here(task_id, attempt, flags);  // a call of this actor by itself
+    return;
+  }
+  std::string message(view_of(task_id));
+  message += view_of(attempt);
+  message += view_of(flags);
+  if (task->target != nullptr) {
+    node_.mail.send(task->target->id, Message::kCancel, message, Ring::kUrgent);
+    return;
+  }
+  // A pool worker has claimed it. It says so in its directory entry, or still in the
+  // cell; if neither names one, the result is on its way.
+  const u32 n = home_.num_procs();
+  for (u32 p = kDriver; p < n && !runner; ++p)
+    if (home_.lives(home_.at(p)) && running_task(home_.session->procs[p]).id == task_id)
+      runner = p;
+  if (runner)
+    node_.mail.send(node_.mail.peer(*runner).id, Message::kCancel, message,
+                    Ring::kUrgent);
+}
+
+bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
+  if (task->missing != 0) {
+    for (ObjectId id : task->deps) node_.objects.forget_waiting_task(id);
+    task->missing = 0;
+    --waiting_;
+    if (task->route != Task::Route::kActor) return true;
+  } else if (std::erase(runnable_, task) != 0) {
+    return true;
+  } else if (task->target != nullptr) {
+    return false;
+  }
+  switch (task->route) {
+    case Task::Route::kActor:
+      return node_.actors.leave_line(task);
+    case Task::Route::kLease:
+      home_.link.tell(Note::kDropLease, view_of(task->header.task_id));
+      return true;
+    case Task::Route::kQueue:
+      if (backlog_.erase(task)) return true;
+      return task->queued &&
+             queue_.withdraw(
+                 task->position, home_.self.index,
+                 [&](const std::byte* payload) {
+                   return Reader(payload, sizeof(ObjectId)).pod<ObjectId>() ==
+                          task->header.task_id;
+                 },
+                 claimer);
+  }
+  return false;
+}
+
+// Not constructors: an actor that is never constructed would keep whoever calls it
+// waiting, and ends with its handles.
+void Tasks::cancel_children(ObjectId parent, bool force) {
+  const auto it = children_.find(parent);
+  if (it == children_.end()) return;
+  std::vector<ObjectId> ids;
+  for (const Task* task = it->second.front(); task != nullptr;
+       task = SiblingTasks::next(task))
+    if (!task->cancelled && (task->header.flags & kConstructor) == 0)
+      ids.push_back(task->header.task_id);
+  for (const ObjectId id : ids)
+    if (Task* task = pending(id)) cancel_task(task, force, true);
+}
+
+}  // namespace skate

@@ -1,0 +1,383 @@
+#include "waits.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+namespace {
+
+constexpr i64 kIdleSlice = 2'000'000'000;
+constexpr i64 kMoment = 10'000'000;
+
+// When this thread's wait began that has not been asked about yet; 0: it did not wait.
+thread_local i64 t_waits_since = 0;
+
+}  // namespace
+
+i64 remaining_ns(i64 deadline_ns, i64 slice) {
+  if (deadline_ns < 0) return slice;
+  return std::clamp<i64>(deadline_ns - now_ns(), 0, slice);
+}
+
+Waits::Waits(Node& node) : node_(node), home_(node.home) {}
+
+Waits::~Waits() {
+  if (node_.in_forked_child()) static_cast<void>(followers_cv_.release());
+}
+
+u64 Waits::take_start() { return static_cast<u64>(std::exchange(t_waits_since, 0)); }
+i64 Waits::start() { return t_waits_since; }
+void Waits::forget_start() { t_waits_since = 0; }
+
+WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
+                       const std::function<i32()>& missing) {
+  // Until then the tasks that have ended keep what others may need: their actors, say.
+  constexpr i64 kPatience = 1'000'000;
+  bool led = false;
+  bool slept = false;
+  i64 since = 0;
+  i64 came = 0;
+  const auto leave = [&](WaitResult result) {
+    if (led && node_.needs_attention()) wake_keeper_for_any();
+    if (slept && result == WaitResult::kReady) answers_.add(came - since);
+    return result;
+  };
+  for (;;) {
+    node_.mail.drain();
+    if (ready()) return leave(WaitResult::kReady);
+    if (home_.engine_died || home_.stopping) return WaitResult::kEngineDied;
+    if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
+    if (leader_ || idle_) {
+      ++followers_;
+      wake_leader_for_any();
+      if (t_waits_since == 0) {
+        t_waits_since = now_ns();
+        node_.explainer.tell_what_is_waited_for();
+      }
+      const auto status = followers_cv_->wait_for(
+          lock, std::chrono::nanoseconds(remaining_ns(deadline_ns, kSlice)));
+      --followers_;
+      if (status == std::cv_status::timeout) return WaitResult::kInterrupted;
+      continue;
+    }
+    const i64 now = now_ns();
+    if (!led) since = now;
+    if (t_waits_since == 0) t_waits_since = now;
+    leader_ = led = true;
+    if (node_.needs_attention()) {
+      // Now this thread looks at every message.
+      u32 level = kAsleepAny;
+      home_.me->housekeeper_doorbell.compare_exchange_strong(level, kAsleep,
+                                                             std::memory_order_seq_cst);
+    }
+    const Forecast::Span expected = answers_.expected();
+    const bool alone = missing && followers_ == 0 && !node_.needs_attention();
+    const i32 awaited = alone && now - since < kPatience ? missing() : 1;
+    home_.me->results_awaited.store(awaited, std::memory_order_seq_cst);
+    lock.unlock();
+    bool interrupted = false;
+    if (spin(for_answers_)) {
+      if (slept) came_at_ = now_ns();
+    } else {
+      slept = true;
+      leave_cpu();
+      FutexResult woken;
+      if (awaited > 1) {
+        woken = park(remaining_ns(deadline_ns, kPatience));
+        if (woken == FutexResult::kTimeout) woken = FutexResult::kChanged;
+      } else {
+        woken = doze(expected, since, deadline_ns);
+        if (woken == FutexResult::kTimeout)
+          woken = park(remaining_ns(deadline_ns, kSlice));
+      }
+      interrupted =
+          woken == FutexResult::kInterrupted || woken == FutexResult::kTimeout;
+      home_.me->blocked_since.store(0, std::memory_order_relaxed);
+      node_.work.set_state(ProcState::kRunning);
+      if (reports_blocking_) home_.link.tell(Note::kRunning);
+    }
+    lock.lock();
+    leader_ = false;
+    came = came_at_;
+    home_.me->results_awaited.store(1, std::memory_order_relaxed);
+    if (followers_ != 0 || idle_) followers_cv_->notify_all();
+    if (interrupted) {
+      look_for_supervisor();
+      node_.mail.drain();
+      return leave(ready() ? WaitResult::kReady : WaitResult::kInterrupted);
+    }
+  }
+}
+
+bool Waits::look_for_supervisor() {
+  if (home_.engine_died) return false;
+  if (!home_.link.broken()) return true;
+  // Nobody is left who would say that processes have died: all of them have, since a
+  // worker ends with its supervisor.
+  const u32 n = home_.num_procs();
+  for (u32 p = 0; p < n; ++p)
+    if (p != home_.self.index)
+      // Pairs with the acquire loads of Home::lives and of groups.
+      home_.session->procs[p].alive.store(0, std::memory_order_release);
+  home_.engine_died = true;
+  return false;
+}
+
+void Waits::announce() {
+  if (!changed_) return;
+  changed_ = false;
+  if (leader_) kick_and_wake();
+  tell_followers();
+}
+
+void Waits::tell_followers() {
+  if (followers_ != 0) followers_cv_->notify_all();
+}
+
+void Waits::kick_and_wake() {
+  kick();
+  ring_doorbell(home_.me->doorbell);
+}
+
+// How long to look for messages before sleeping: not at all if that keeps a process
+// that has been woken from its core.
+i64 Waits::spin_budget() const {
+  const Session& session = *home_.session;
+  u32 running = 1;
+  u32 woken = 0;
+  const u32 n = session.num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 1; p < n; ++p) {
+    if (p == home_.self.index) continue;
+    const ProcState state = session.state_of(p);
+    running += state == ProcState::kRunning || state == ProcState::kSearching;
+    // It says that it runs only once it has got a core.
+    woken += (state == ProcState::kParked || state == ProcState::kBlocked) &&
+             session.procs[p].doorbell.load(std::memory_order_relaxed) == kAwake;
+  }
+  if (running + woken <= session.num_cores) return session.spin_ns;
+  return woken == 0 ? session.spin_busy_ns : 0;
+}
+
+// Looks for messages, and work if this is an idle pool worker, for a little while.
+bool Waits::spin(Looks& looks) {
+  const i64 budget = spin_budget();
+  if (budget == 0 || !looks.try_now()) return false;
+  const bool idle = home_.is_pool &&
+                    home_.session->state_of(home_.self.index) == ProcState::kSearching;
+  const i64 start = now_ns();
+  const i64 end = start + budget;
+  const auto found = [&] {
+    // Pairs with mark_inbox: the message is there before its mark.
+    if (home_.me->inbox_summary.load(std::memory_order_acquire) != 0) return true;
+    if (kicked_.load(std::memory_order_relaxed)) {
+      kicked_.store(false);
+      return true;
+    }
+    return idle && node_.work.work_waiting();
+  };
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (found()) {
+        looks.add(true);
+        return true;
+      }
+      cpu_pause();
+    }
+  } while (now_ns() < end);
+  looks.add(false);
+  return false;
+}
+
+// Sleeps until shortly before the wait that began at `since` should end, then looks for
+// what it waits for until it should have come. kTimeout: it has not, or nobody knows.
+FutexResult Waits::doze(Forecast::Span expected, i64 since, i64 deadline_ns) {
+  constexpr i64 kMargin = 30'000;
+  constexpr i64 kShortSleep = 50'000;
+  constexpr i64 kMostOversleep = 400'000;
+  if (expected.latest == 0 || expected.latest > kSlice || home_.session->spin_ns == 0)
+    return FutexResult::kTimeout;
+  const i64 end = since + expected.latest + kMargin;
+  const i64 wake_at = since + expected.earliest - oversleep_ - kMargin;
+  const i64 sleep = wake_at - now_ns();
+  if (sleep > kShortSleep) {
+    if (deadline_ns >= 0 && deadline_ns < end) return FutexResult::kTimeout;
+    const FutexResult woken = park(sleep, true);
+    // Of a timer that was overtaken by the message, it is known how late it was at
+    // least.
+    const bool by_timer = woken == FutexResult::kTimeout;
+    const i64 late = by_timer ? now_ns() - wake_at : (came_at_ - wake_at) * 3 / 2;
+    if (by_timer || late > oversleep_)
+      oversleep_ = std::clamp(late, oversleep_ - oversleep_ / 8, kMostOversleep);
+    if (!by_timer) return woken;
+  }
+  if (spin_budget() < home_.session->spin_ns)
+    return FutexResult::kTimeout;  // no core is free
+  do {
+    for (int i = 0; i < 64; ++i) {
+      // Pairs with mark_inbox, as in spin().
+      if (home_.me->inbox_summary.load(std::memory_order_acquire) != 0 ||
+          kicked_.load()) {
+        came_at_ = now_ns();
+        return FutexResult::kChanged;
+      }
+      cpu_pause();
+    }
+    sched_yield();  // somebody may compute on this core
+  } while (now_ns() < end);
+  return FutexResult::kTimeout;
+}
+
+FutexResult Waits::park(i64 timeout_ns, bool exactly) {
+  const i64 since = now_ns();
+  home_.me->doorbell.store(kAsleep, std::memory_order_seq_cst);
+  FutexResult result = FutexResult::kChanged;
+  // See idle() for what this pairs with.
+  if (home_.me->inbox_summary.load(std::memory_order_seq_cst) == 0 && !kicked_.load())
+    result = futex_wait(home_.me->doorbell, kAsleep, timeout_ns, exactly);
+  home_.me->doorbell.store(kAwake, std::memory_order_seq_cst);
+  note_arrival(since);
+  // Who has slept enough looks once more for itself.
+  if (result != FutexResult::kTimeout) kicked_.store(false);
+  return result;
+}
+
+// When the message came that ended the sleep that began at `since`: the time to be
+// woken is no part of what is expected of the next wait.
+void Waits::note_arrival(i64 since) {
+  const i64 rung_at = home_.me->rung_at.load(std::memory_order_relaxed);
+  came_at_ = rung_at >= since ? rung_at : now_ns();
+}
+
+// User code is about to sleep in a skate call: others may use its CPU.
+void Waits::leave_cpu() {
+  home_.me->blocked_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+  node_.explainer.tell_what_is_waited_for();
+  node_.work.set_state(ProcState::kBlocked);
+  if (reports_blocking_) home_.link.tell(Note::kBlocked);
+  std::lock_guard lock(home_.mu);
+  node_.cpus.release_token();
+  try {
+    node_.tasks.flush_backlog();
+  } catch (const std::bad_alloc&) {
+    // They stay where they are, and the housekeeper tries again: this thread leads.
+  }
+  if (node_.work.work_waiting()) node_.cpus.wake_for_work();
+}
+
+void Waits::wake_for_any() {
+  if (leader_)
+    wake_leader_for_any();
+  else
+    wake_keeper_for_any();
+}
+
+// The leader may sleep until several results have come: from now on it must not.
+void Waits::wake_leader_for_any() {
+  home_.me->results_awaited.store(1, std::memory_order_seq_cst);
+  // Pairs with mark_inbox: who marked before this look may have counted, and not rung.
+  if (home_.me->inbox_summary.load(std::memory_order_seq_cst) != 0)
+    ring_doorbell(home_.me->doorbell);
+}
+
+// From now on nobody of the program may be in skate, and any message may be the one
+// that is waited for: the housekeeper must not sleep through it. Under the lock, as its
+// own store.
+void Waits::wake_keeper_for_any() {
+  u32 level = kAsleep;
+  home_.me->housekeeper_doorbell.compare_exchange_strong(level, kAsleepAny,
+                                                         std::memory_order_seq_cst);
+  // Pairs with mark_inbox: who marked before this look may have seen the other level.
+  if (home_.me->inbox_summary.load(std::memory_order_seq_cst) != 0)
+    ring_doorbell(home_.me->housekeeper_doorbell);
+}
+
+u32 Waits::others_searching() const {
+  const Session& session = *home_.session;
+  u32 searching = 0;
+  const u32 n = session.num_procs.load(std::memory_order_relaxed);
+  for (u32 p = 0; p < n; ++p)
+    searching += session.state[p].load(std::memory_order_relaxed) ==
+                 static_cast<u8>(ProcState::kSearching);
+  return searching - (session.state_of(home_.self.index) == ProcState::kSearching);
+}
+
+void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
+  const bool is_pool = home_.is_pool;
+  idle_ = true;
+  if (idling.since == 0) idling.since = now_ns();
+  if (leader_) {
+    kick_and_wake();
+    followers_cv_->wait_for(lock, std::chrono::milliseconds(1));
+    return;
+  }
+  const u32 searching = is_pool ? others_searching() : 0;
+  leader_ = true;
+  if ((!is_pool || node_.cpus.has_token()) &&
+      searching < std::max(1U, home_.session->num_cores / 2)) {
+    node_.work.set_state(ProcState::kSearching);
+    lock.unlock();
+    const bool found = spin(for_work_);
+    lock.lock();
+    if (found) {
+      if (idling.slept) idling.came = now_ns();
+      leader_ = false;
+      return;
+    }
+  }
+  node_.cpus.release_token();
+  node_.work.set_state(ProcState::kParked);
+  if (!is_pool) {
+    idling.slept = true;
+    const Forecast::Span expected = calls_.expected();
+    lock.unlock();
+    const bool woken =
+        doze(expected, idling.since, deadline_ns) != FutexResult::kTimeout;
+    if (woken) home_.trace.slept();
+    lock.lock();
+    idling.came = came_at_;
+    if (woken) {
+      leader_ = false;
+      return;
+    }
+  }
+  // What could not be read, or whose queue could not be mapped, rings no bell when it
+  // can be.
+  const bool look_soon = node_.mail.has_unread() || node_.mail.waits_to_map();
+  const i64 asleep_since = now_ns();
+  home_.me->doorbell.store(kAsleep, std::memory_order_seq_cst);
+  // Pairs with the loads in mark_inbox/ring_doorbell and wake_for_work: whoever
+  // published before we said that we sleep is seen now; whoever publishes after sees
+  // us asleep.
+  const bool stay = home_.me->inbox_summary.load(std::memory_order_seq_cst) == 0 &&
+                    !kicked_.load() &&
+                    !(is_pool && node_.cpus.token_free() && node_.work.work_waiting());
+  lock.unlock();
+  if (stay) {
+    const i64 slice = look_soon ? kMoment : kIdleSlice;
+    futex_wait(home_.me->doorbell, kAsleep, remaining_ns(deadline_ns, slice));
+    home_.trace.slept();
+  }
+  home_.me->doorbell.store(kAwake, std::memory_order_seq_cst);
+  note_arrival(asleep_since);
+  kicked_.store(false);
+  lock.lock();
+  idling.came = came_at_;
+  leader_ = false;
+}
+
+// `by_call`: an actor's next call has come.
+void Waits::stop_idling(const Idling& idling, bool by_call) {
+  if (by_call && idling.slept) calls_.add(idling.came - idling.since);
+  t_waits_since = 0;  // it was not the program that waited
+  idle_ = false;
+  tell_followers();
+  if (node_.needs_attention()) wake_keeper_for_any();
+}
+
+}  // namespace skate

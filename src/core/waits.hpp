@@ -1,0 +1,106 @@
+// How the threads of one process wait: who looks for messages, who sleeps, who is
+// woken.
+//
+// Duty: to sleep until a condition on the private state holds, and to be awake soon
+// after. Invariant: of the threads that wait one is the leader; it alone spins and
+// sleeps on the process's doorbell, and drains for all. The others sleep on a condition
+// variable and are told of every change. Whoever changes what somebody may wait for
+// says so (`changed`) and, before it lets go of the lock, announces it; whoever sleeps
+// has looked once more after it said that it sleeps. See docs/design/0001, "Doorbells".
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+
+#include "forecast.hpp"
+#include "home.hpp"
+
+namespace skate {
+
+class Node;
+
+enum class WaitResult : u8 { kReady, kTimeout, kInterrupted, kEngineDied };
+
+// A sleeper looks around this often, whatever happens: a lost wake-up costs at most
+// this.
+constexpr i64 kSlice = 100'000'000;
+
+// Nanoseconds to sleep: until the deadline (negative: none), at most `slice`.
+i64 remaining_ns(i64 deadline_ns, i64 slice);
+
+class Waits {
+ public:
+  explicit Waits(Node& node);
+  ~Waits();
+
+  // With the lock held, which is given up while it waits. kInterrupted: a slice is
+  // over, or a signal came; call again. `missing`: how many results must come, at
+  // least, before that can be `ready`.
+  WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
+                  const std::function<i32()>& missing = {});
+
+  // When the calling thread's last wait began, asked once; 0: it did not wait.
+  static u64 take_start();
+  static i64 start();  // the same, to look at
+  static void forget_start();
+  // The supervisor lends this process CPUs: tell it when user code blocks.
+  void report_blocking(bool on) { reports_blocking_ = on; }
+
+  // For the other parts, with the lock held -------------------------------------------
+
+  void changed() { changed_ = true; }
+  // Tells other threads, if something has changed.
+  void announce();
+  // The leader must look again, at once. Without the lock, too.
+  void kick() { kicked_.store(true, std::memory_order_seq_cst); }
+  void kick_and_wake();
+  bool has_leader() const { return leader_; }
+  // From now on any message may be one that this process has to act on.
+  void wake_for_any();
+  void wake_keeper_for_any();
+  void tell_followers();
+  // False: the supervisor has ended. Without the lock.
+  bool look_for_supervisor();
+
+  // What an idle process remembers of its sleep from one round to the next.
+  struct Idling {
+    bool slept = false;
+    i64 since = 0;
+    i64 came = 0;
+  };
+  // One round of having nothing to do: looks for a while, then sleeps. An idle worker's
+  // thread insists on leading, since it alone takes work from queues.
+  void idle(Lock& lock, Idling& idling, i64 deadline_ns);
+  void stop_idling(const Idling& idling, bool by_call);
+
+ private:
+  bool spin(Looks& looks);
+  i64 spin_budget() const;
+  FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
+  FutexResult park(i64 timeout_ns, bool exactly = false);
+  void note_arrival(i64 since);
+  void leave_cpu();
+  void wake_leader_for_any();
+  u32 others_searching() const;
+
+  Node& node_;
+  Home& home_;
+  // In a forked child it is left as it is: who waits there is not in this process.
+  std::unique_ptr<std::condition_variable> followers_cv_ =
+      std::make_unique<std::condition_variable>();
+  Forecast answers_;        // waits of the program
+  Forecast calls_;          // an actor's, for its next call
+  Looks for_answers_;       // the first 50 us of the program's waits
+  Looks for_work_;          // ... and of an actor's or an idle worker's
+  i64 came_at_ = 0;         // when what ended the leader's last wait was sent
+  i64 oversleep_ = 50'000;  // how much too late the leader's timers have woken it
+  bool leader_ = false;     // a thread sleeps or spins for all
+  bool idle_ = false;       // Work wants to be that thread
+  u32 followers_ = 0;
+  bool changed_ = false;
+  bool reports_blocking_ = false;
+  std::atomic<bool> kicked_{false};
+};
+
+}  // namespace skate

@@ -1,0 +1,64 @@
+#include "watches.hpp"
+
+#include "node.hpp"
+
+namespace skate {
+
+Watches::Watches(Node& node) : node_(node), home_(node.home) {}
+
+Watches::~Watches() {
+  for (Watch* watch : open_) delete watch;
+}
+
+Watch* Watches::open() {
+  std::lock_guard lock(home_.mu);
+  return *open_.insert(new Watch).first;
+}
+
+void Watches::add(Watch* watch, ObjectId id, u32 tag) {
+  std::lock_guard lock(home_.mu);
+  Object* object = node_.objects.find(id);
+  if (object == nullptr || object->ready) {
+    watch->ready.push_back(tag);
+    node_.waits.changed();
+    node_.waits.announce();
+    return;
+  }
+  node_.objects.subscribe(*object);
+  Waiter waiter{Waiter::Kind::kWatch, tag};
+  waiter.watch = watch;
+  node_.objects.add_waiter(*object, waiter);
+  if (watch->pending.insert(id).second) node_.objects.hold(id);
+}
+
+void Watches::is_ready(Watch* watch, u32 tag, ObjectId id) {
+  if (!open_.contains(watch)) return;
+  watch->ready.push_back(tag);
+  if (watch->pending.erase(id) != 0) node_.objects.drop(id);
+}
+
+WaitResult Watches::wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns) {
+  Lock lock(home_.mu);
+  const WaitResult result =
+      node_.waits.wait(lock, deadline_ns, [&] { return !watch->ready.empty(); });
+  if (result == WaitResult::kReady) {
+    tags.assign(watch->ready.begin(), watch->ready.end());
+    watch->ready.clear();
+  }
+  return result;
+}
+
+void Watches::close(Watch* watch) {
+  std::lock_guard lock(home_.mu);
+  if (open_.erase(watch) == 0) return;
+  for (const ObjectId id : watch->pending) {
+    if (Object* object = node_.objects.find(id))
+      std::erase_if(object->waiters, [&](const Waiter& w) {
+        return w.kind == Waiter::Kind::kWatch && w.watch == watch;
+      });
+    node_.objects.drop(id);
+  }
+  delete watch;
+}
+
+}  // namespace skate

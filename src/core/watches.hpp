@@ -1,0 +1,39 @@
+// Watches: which of many objects have become ready, told as they do.
+//
+// Duty: the tags of objects that have values, each once, in the order in which they
+// came. Invariant: a watch holds what it waits for, so an object is there until it has
+// been told.
+#pragma once
+
+#include <unordered_set>
+#include <vector>
+
+#include "home.hpp"
+#include "object.hpp"
+#include "waits.hpp"
+
+namespace skate {
+
+class Node;
+
+class Watches {
+ public:
+  explicit Watches(Node& node);
+  ~Watches();
+
+  // For the program; each takes the lock.
+  Watch* open();
+  void add(Watch* watch, ObjectId id, u32 tag);
+  WaitResult wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns);
+  void close(Watch* watch);
+
+  // For Objects, with the lock held.
+  void is_ready(Watch* watch, u32 tag, ObjectId id);
+
+ private:
+  Node& node_;
+  Home& home_;
+  std::unordered_set<Watch*> open_;
+};
+
+}  // namespace skate

@@ -1,0 +1,425 @@
+#include "work.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <utility>
+
+#include "node.hpp"
+
+namespace skate {
+namespace {
+
+std::vector<Value> cancelled_values(const Incoming& task) {
+  Value value;
+  value.kind = Value::Kind::kFailure;
+  value.is_error = true;
+  value.failure.error = SystemError::kCancelled;
+  return std::vector<Value>(std::max<u32>(task.header.num_returns, 1), value);
+}
+
+QueueMemory* queue_in(std::byte* segment) {
+  return reinterpret_cast<QueueMemory*>(segment + kQueueOffset);
+}
+
+}  // namespace
+
+Work::Work(Node& node) : node_(node), home_(node.home) {}
+
+// The loop
+// -------------------------------------------------------------------------------
+
+WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
+  if (node_.in_forked_child()) return WaitResult::kEngineDied;
+  Lock lock(home_.mu);
+  Waits::Idling idling;
+  for (;;) {
+    node_.mail.drain();
+    if (home_.stopping || home_.engine_died || leaving_ ||
+        (ending_ && incoming_.empty())) {
+      node_.waits.stop_idling(idling, false);  // other threads of the program may go on
+      return WaitResult::kEngineDied;
+    }
+    // Calls from elsewhere may overtake the constructor; they wait for it.
+    auto call = incoming_.begin();
+    if (!home_.is_pool && !constructed_) {
+      while (call != incoming_.end() &&
+             (call->header.flags & (kConstructor | kLeased)) == 0)
+        ++call;
+    }
+    if (call != incoming_.end()) {
+      node_.waits.stop_idling(idling, true);
+      out = take_out(call);
+      if (out.notice == Incoming::Notice::kNone) hand_out(out);
+      return WaitResult::kReady;
+    }
+    if (home_.is_pool) {
+      if (node_.cpus.has_token() &&
+          home_.session->cpus_wanted.load(std::memory_order_relaxed) != 0)
+        node_.cpus.release_token();
+      if (node_.cpus.take_token() && claim(out)) {
+        node_.waits.stop_idling(idling, false);
+        // First: whoever publishes from here on must not count on us to look for it.
+        set_state(ProcState::kRunning);
+        if (was_idle_ && work_waiting()) node_.cpus.wake_for_work();
+        was_idle_ = false;
+        return WaitResult::kReady;
+      }
+    }
+    if (deadline_ns >= 0 && now_ns() >= deadline_ns) {
+      node_.waits.stop_idling(idling, false);
+      return WaitResult::kTimeout;
+    }
+    was_idle_ = true;
+    node_.waits.idle(lock, idling, deadline_ns);
+  }
+}
+
+WaitResult Work::next_notice(Incoming& out) {
+  if (node_.in_forked_child()) return WaitResult::kEngineDied;
+  Lock lock(home_.mu);
+  auto notice = incoming_.end();
+  const WaitResult result = node_.waits.wait(lock, -1, [&] {
+    notice = std::find_if(incoming_.begin(), incoming_.end(), [](const Incoming& call) {
+      return call.notice != Incoming::Notice::kNone;
+    });
+    return notice != incoming_.end();
+  });
+  if (result != WaitResult::kReady) return result;
+  out = take_out(notice);
+  return result;
+}
+
+void Work::hand_out(const Incoming& call) {
+  constructed_ |= (call.header.flags & kConstructor) != 0;
+  if (notices_) given_out_.insert(call.header.task_id);
+  note_no_task(*home_.me);
+  note_task(call.header);
+  note_running(*home_.me, call.header.task_id, call.header.attempt);
+  set_state(ProcState::kRunning);
+}
+
+void Work::stop_serving() {
+  std::lock_guard lock(home_.mu);
+  leaving_ = true;
+  node_.waits.changed();
+  node_.waits.announce();
+}
+
+void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryable) {
+  if (node_.in_forked_child()) return;  // its parent answers
+  std::lock_guard lock(home_.mu);
+  u64 result_bytes = 0;
+  for (const Value& value : values) result_bytes += value.size();
+  home_.trace.finished(task.running, task.header.task_id, result_bytes,
+                       !values.empty() && values[0].is_error);
+  const ObjectId task_id = task.header.task_id;
+  if (task.owner == home_.self) {
+    Task* own = node_.tasks.pending(task_id);
+    if (own == nullptr || own->header.attempt != task.header.attempt ||
+        (retryable && node_.tasks.retry(own))) {
+      for (Value& value : values) node_.objects.free_value(value);
+    } else {
+      node_.tasks.end(own, values);
+    }
+    node_.tasks.run_ready();
+    node_.waits.announce();
+  } else {
+    scratch_.assign(view_of(task_id));
+    scratch_ += view_of(task.header.attempt);
+    scratch_ += view_of(static_cast<u8>(retryable ? kRetryable : 0));
+    node_.results.send(Message::kResult, task, values, scratch_);
+  }
+  if (notices_) given_out_.erase(task_id);
+  if (!cancelled_.empty() && cancelled_.erase(task_id) != 0) {
+    node_.interrupts.withdraw(task_id);
+  }
+  if ((task.header.flags & kStreaming) != 0) node_.streams.production_ended(task_id);
+  // After the result: see the invariant.
+  note_no_task(*home_.me);
+  home_.me->tasks_done.store(home_.me->tasks_done.load(std::memory_order_relaxed) + 1,
+                             std::memory_order_relaxed);
+  if ((task.header.flags & kLeased) != 0)
+    home_.link.tell(Note::kLeaseDone, view_of(home_.self));
+}
+
+void Work::finish_cancelled(const Incoming& task) {
+  std::vector<Value> values = cancelled_values(task);
+  finish(task, values);
+}
+
+void Work::discard(std::vector<Value>& values) {
+  std::lock_guard lock(home_.mu);
+  for (Value& value : values) node_.objects.free_value(value);
+}
+
+void Work::note_task(const TaskHeader& header) {
+  if (home_.session->watch_memory == 0) return;
+  // A method call has no function here, nor has a constructor: actors are left alone.
+  const bool is_actors = (header.flags & kConstructor) != 0;
+  const ObjectId function = is_actors ? ObjectId{} : header.function_id;
+  home_.me->function_high.store(function.high, std::memory_order_relaxed);
+  home_.me->function_low.store(function.low, std::memory_order_relaxed);
+  home_.me->task_flags.store(header.flags, std::memory_order_relaxed);
+  home_.me->task_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+}
+
+void Work::set_state(ProcState state) {
+  const u8 byte = static_cast<u8>(state) | (home_.is_pool ? 0 : kNotPool);
+  std::atomic<u8>& slot = home_.session->state[home_.self.index];
+  if (slot.load(std::memory_order_relaxed) != byte)
+    slot.store(byte, std::memory_order_seq_cst);
+}
+
+// Queues
+// ---------------------------------------------------------------------------------
+
+bool Work::work_waiting() const {
+  const u32 words = (home_.num_procs() + 63) / 64;
+  for (u32 w = 0; w < words; ++w) {
+    u64 bits = home_.session->submitters[w].load(std::memory_order_seq_cst);
+    for (; bits != 0; bits &= bits - 1) {
+      const u32 p = w * 64 + static_cast<u32>(__builtin_ctzll(bits));
+      const QueueMemory* queue = p == home_.self.index ? queue_in(home_.segment.data())
+                                                       : node_.mail.queue_of(p);
+      if (queue == nullptr ? !node_.mail.waits_to_map() : queue_maybe_waiting(*queue))
+        return true;
+    }
+  }
+  return false;
+}
+
+// Of the queues with tasks in them, that of the process which has been blocked for the
+// shortest time: a tree of tasks runs depth-first and needs few workers. But one from
+// which nothing was taken while others were served has its turn, lest a process that
+// never blocks, or whose wait began long ago, is never served. Where many workers are
+// blocked it has to be patient: each turn may begin another tree.
+Work::Offer Work::best_offer() {
+  constexpr i64 kPatience = 5'000'000;
+  constexpr i64 kLongPatience = 500'000'000;
+  const Session& session = *home_.session;
+  Offer best, longest;
+  u64 best_since = 0;
+  i64 longest_since = 0;
+  u32 found = 0;
+  i64 now = 0;
+  const u32 words = (home_.num_procs() + 63) / 64;
+  const auto consider = [&](const Offer& offer, u32 p) {
+    const u64 since = session.procs[p].blocked_since.load(std::memory_order_relaxed);
+    if (best.queue == nullptr || since > best_since) {
+      best = offer;
+      best_since = since;
+    }
+    if (++found == 1) return;
+    if (now == 0) now = now_ns();
+  };
+  const auto look_at_turn = [&](const Offer& offer, u32 p) {
+    if (turns_.size() <= p) turns_.resize(p + 1);
+    Turn& turn = turns_[p];
+    const u64 head = offer.queue->head.load(std::memory_order_relaxed);
+    if (turn.since == 0 || turn.head != head) turn = {head, now};
+    if (longest.queue != nullptr && turn.since >= longest_since) return;
+    longest = offer;
+    longest_since = turn.since;
+  };
+  Offer first;
+  u32 first_index = 0;
+  for (u32 w = 0; w < words; ++w) {
+    // Pairs with the release of flush_backlog: the queue is there first.
+    u64 bits = session.submitters[w].load(std::memory_order_acquire);
+    for (; bits != 0; bits &= bits - 1) {
+      const u32 p = w * 64 + static_cast<u32>(__builtin_ctzll(bits));
+      Offer offer{nullptr, home_.self};
+      if (p == home_.self.index) {
+        offer.queue = queue_in(home_.segment.data());
+      } else {
+        Peer& from = node_.mail.peer(p);
+        if (from.dead || !node_.mail.map(from)) continue;  // its tasks died with it
+        offer = {queue_in(from.control.data()), from.id};
+      }
+      if (!queue_maybe_waiting(*offer.queue)) continue;
+      consider(offer, p);
+      if (found == 1) {
+        first = offer;
+        first_index = p;
+        continue;
+      }
+      if (found == 2) look_at_turn(first, first_index);
+      look_at_turn(offer, p);
+    }
+  }
+  if (found < 2 || longest.queue == best.queue) return best;
+  if (now - longest_since < kPatience) return best;
+  u32 blocked = 0;
+  const u32 n = home_.num_procs();
+  for (u32 p = 0; p < n; ++p)
+    blocked += session.state[p].load(std::memory_order_relaxed) ==
+               static_cast<u8>(ProcState::kBlocked);
+  const bool many = blocked > 2 * session.num_cpus + 8;
+  if (many && now - longest_since < kLongPatience) return best;
+  return longest;
+}
+
+bool Work::claim(Incoming& out) {
+  for (int round = 0; round < 2; ++round) {
+    const Offer offer = best_offer();
+    if (offer.queue == nullptr) return false;
+    std::byte cell[kCellPayload];
+    const u32 size = claim_task(
+        *offer.queue, home_.self.index, cell, [&](const std::byte* task, u32) {
+          TaskHeader header;
+          std::memcpy(&header, task, sizeof header);
+          note_no_task(*home_.me);
+          note_task(header);
+          note_running(*home_.me, header.task_id, header.attempt);
+        });
+    if (size == 0) continue;
+    if (read_body(out, cell, size, offer.owner)) {
+      if (notices_) given_out_.insert(out.header.task_id);
+      return true;
+    }
+    // Its arguments cannot be read for lack of memory: it must not be lost.
+    std::vector<Value> values(std::max<u32>(out.header.num_returns, 1));
+    for (Value& value : values) {
+      value.kind = Value::Kind::kFailure;
+      value.is_error = true;
+      value.failure = {SystemError::kNoResources, DeathCause::kUnknown, 0};
+    }
+    std::string message(view_of(out.header.task_id));
+    message += view_of(out.header.attempt);
+    message += view_of(static_cast<u8>(0));
+    node_.results.send(Message::kResult, out, values, message);
+    note_no_task(*home_.me);
+  }
+  return false;
+}
+
+// False: the body is in memory that cannot be mapped now.
+bool Work::read_body(Incoming& task, const std::byte* at, u64 size, ProcId from) {
+  Reader reader(at, size);
+  task.owner = from;
+  task.notice = Incoming::Notice::kNone;
+  task.header = reader.pod<TaskHeader>();
+  if ((task.header.flags & kBodyInBlock) == 0) {
+    task.body.assign(reader.rest());
+    return true;
+  }
+  const Location body = reader.pod<Location>();
+  const std::byte* bytes = node_.arenas.at(body);
+  if (bytes == nullptr) return node_.arenas.shortage() == 0;
+  task.body.assign(reinterpret_cast<const char*>(bytes), body.size);
+  return true;
+}
+
+void Work::receive(const std::byte* bytes, u64 size, ProcId from) {
+  Incoming& call = incoming_.emplace_back();
+  read_body(call, bytes, size, from);
+  if (is_indexed_) by_id_[call.header.task_id] = std::prev(incoming_.end());
+  node_.waits.changed();
+  if (from == home_.self) node_.waits.kick();
+}
+
+void Work::give_notice(ObjectId task_id, Incoming::Notice notice) {
+  if (!notices_) return;
+  Incoming& word = incoming_.emplace_back();
+  word.header.task_id = task_id;
+  word.notice = notice;
+  node_.waits.changed();
+  node_.waits.kick();
+}
+
+std::optional<u32> Work::place_of_call(ObjectId task_id) const {
+  u32 place = 0;
+  for (const Incoming& call : incoming_) {
+    if (call.header.task_id == task_id && call.notice == Incoming::Notice::kNone)
+      return place;
+    ++place;
+  }
+  return std::nullopt;
+}
+
+Incoming Work::take_out(Calls::iterator call) {
+  if (is_indexed_ && call->notice == Incoming::Notice::kNone) {
+    const auto it = by_id_.find(call->header.task_id);
+    if (it != by_id_.end() && it->second == call) by_id_.erase(it);
+    is_indexed_ = !by_id_.empty();
+  }
+  Incoming out = std::move(*call);
+  incoming_.erase(call);
+  return out;
+}
+
+Work::Calls::iterator Work::find_call(ObjectId task_id) {
+  if (!is_indexed_) {
+    for (auto call = incoming_.begin(); call != incoming_.end(); ++call)
+      if (call->notice == Incoming::Notice::kNone) by_id_[call->header.task_id] = call;
+    is_indexed_ = !by_id_.empty();
+  }
+  const auto it = by_id_.find(task_id);
+  return it == by_id_.end() ? incoming_.end() : it->second;
+}
+
+// Being cancelled
+// ------------------------------------------------------------------------
+
+void Work::cancel_here(ObjectId task_id, u64 attempt, u8 flags) {
+  const auto waits = find_call(task_id);
+  if (waits != incoming_.end() && waits->header.attempt == attempt) {
+    send_cancelled(take_out(waits));
+    return;
+  }
+  const RunningTask running = running_task(*home_.me);
+  const bool runs_here = running.id == task_id && running.attempt == attempt;
+  if (!runs_here && !given_out_.contains(task_id)) return;  // it has ended
+  const bool is_actor = !home_.is_pool && constructed_;
+  if ((flags & kRecursive) != 0)
+    node_.tasks.cancel_children(task_id, (flags & kForce) != 0);
+  cancelled_.insert(task_id);
+  if ((flags & kForce) != 0 && !is_actor) {
+    ::kill(::getpid(), SIGKILL);
+    return;
+  }
+  if (notices_) {
+    give_notice(task_id, Incoming::Notice::kCancelled);
+  } else if (!is_actor) {
+    node_.waits.changed();  // it may be in wait_room
+    node_.interrupts.want(task_id);
+  }
+}
+
+// For a call that has not started, while another may be running.
+void Work::send_cancelled(const Incoming& call) {
+  if (call.owner == home_.self) {
+    Task* own = node_.tasks.pending(call.header.task_id);
+    if (own != nullptr && own->header.attempt == call.header.attempt)
+      node_.tasks.fail(own, {SystemError::kCancelled});
+  } else {
+    std::vector<Value> values = cancelled_values(call);
+    std::string message(view_of(call.header.task_id));
+    message += view_of(call.header.attempt);
+    message += view_of(u8{0});
+    node_.results.send(Message::kResult, call, values, message);
+  }
+  if ((call.header.flags & kLeased) != 0)
+    home_.link.tell(Note::kLeaseDone, view_of(home_.self));
+}
+
+bool Work::is_cancelled(ObjectId task_id) {
+  std::lock_guard lock(home_.mu);
+  if (!node_.waits.has_leader()) node_.look_at_inbox();
+  return cancelled_.contains(task_id);
+}
+
+bool Work::is_wanted(const Incoming& task) {
+  std::lock_guard lock(home_.mu);
+  if (!node_.waits.has_leader()) node_.look_at_inbox();
+  return home_.lives(task.owner) && !cancelled_.contains(task.header.task_id);
+}
+
+bool Work::is_told_to_end(ObjectId task_id, bool by_interrupt) const {
+  if (!by_interrupt) return cancelled_.contains(task_id);
+  return node_.interrupts.is_wanted(task_id);
+}
+
+}  // namespace skate

@@ -1,0 +1,424 @@
+"""The processes of a session, as their parent has them: descriptors, births, deaths.
+
+Who lives and why is ``lifecycle``'s to say; here it is done, and noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ... import _core
+from ..._placement import lends
+from . import events as life
+from . import spilling, wire
+from .forker import Process, describe_end
+from .processes import RETIRE, Cause, Kind, Proc
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+_MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
+_NO_WORKER_S = 10.0  # how long tasks wait if there is no worker at all
+# Of these ends, there is a note with the reason in words.
+_WITH_A_NOTE = {
+    Cause.CONSTRUCTOR_FAILED,
+    Cause.RUNTIME_ENV_FAILED,
+    Cause.OUT_OF_MEMORY,
+    Cause.NO_PROCESS,
+}
+# Descriptors: what a process costs (see Process), what is open for a moment, and what
+# only workers of the pool and actors that restart may have, in processes.
+_PER_PROCESS = 5
+_FOR_A_MOMENT = 16
+_KEPT_FOR_SOME = 8
+
+
+class Children:
+    """
+    Args:
+        supervisor: whom to tell of births and deaths; has the parts that they touch.
+    """
+
+    def __init__(self, supervisor: Supervisor, settings: dict[str, Any]) -> None:
+        self._supervisor = supervisor
+        self._control = supervisor.control
+        self._life = supervisor.life
+        self._output = supervisor.output
+        self._driver_pid = settings["driver_pid"]
+        self._prints = settings["config"].log_to_driver
+        self._spill_directory = settings["spill_directory"]
+        self._processes: dict[Proc, Process] = {}
+        self._segments: dict[Proc, int] = {}  # of the dead that are still read
+        self._spill_files: dict[Proc, int] = {}  # they outlive their processes
+        self._killers: list[Process] = []
+        self._worker_failures = 0
+        self._no_worker_since = 0.0
+        self._open_files = len(os.listdir("/proc/self/fd"))
+        self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def get(self, proc: Proc) -> Process | None:
+        return self._processes.get(proc)
+
+    def by_pid(self) -> dict[int, Process]:
+        return {p.pid: p for p in self._processes.values() if p.pid}
+
+    def add_driver(self, proc: Proc, sock: socket.socket) -> Process:
+        process = self.new(proc, is_pool=False)
+        process.sock = sock
+        process.pid = self._driver_pid
+        process.pidfd = os.pidfd_open(self._driver_pid)
+        return process
+
+    # Limits ------------------------------------------------------------------
+
+    def limit(self, kind: Kind) -> str:
+        """Why the machine gives no further process of the kind; "": it does.
+
+        Those that the pool needs, and actors that restart, are tried in any case.
+        """
+        kept = min(_KEPT_FOR_SOME, self._max_files // (8 * _PER_PROCESS))
+        files = _PER_PROCESS * (1 if kind in ("driver", "pool") else 1 + kept)
+        if self.free_files() < files:
+            return (
+                f"the session's supervisor may open {self._max_files} files "
+                f"(RLIMIT_NOFILE), and each process takes {_PER_PROCESS} of them, one "
+                "that has ended and whose values are still read 1 or 2. Raise the "
+                "limit (ulimit -Hn; LimitNOFILE of a service), or drop handles of "
+                "actors, and values, that are no longer needed"
+            )
+        return "" if kind in ("driver", "pool") else self._supervisor.forker.limit
+
+    def free_files(self) -> int:
+        """Counted, since to ask the kernel is to walk over all of them."""
+        used = self._open_files + _FOR_A_MOMENT + _PER_PROCESS * len(self._processes)
+        used += (
+            len(self._segments)
+            + len(self._spill_files)
+            + len(self._supervisor.collectives)
+        )
+        return self._max_files - used
+
+    def make_group_segment(self, name: str, size: int) -> int:
+        if self.free_files() < 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        fd: int = _core.make_memfd(name, size)
+        return fd
+
+    def no_worker(self, why: str) -> None:
+        """Tasks wait in queues, and there can be no further worker for them now."""
+        self._supervisor.say_once(
+            f"tasks wait, and no further worker can be started: {why}.", "no worker"
+        )
+        now = time.monotonic()
+        pool = (p for p in self._processes.values() if p.fork and p.fork.kind == "pool")
+        if any(p.ready for p in pool):
+            self._no_worker_since = 0.0
+            return
+        self._no_worker_since = self._no_worker_since or now
+        if now - self._no_worker_since > _NO_WORKER_S:
+            self._supervisor.give_up(f"tasks wait, there is no worker, and {why}.")
+
+    # Processes that come -----------------------------------------------------
+
+    def new(self, proc: Proc, is_pool: bool) -> Process:
+        actor = self._life.actors.at(proc)
+        title = "" if actor is None else actor.request.class_name.rpartition(".")[2]
+        try:
+            segment = self._control.make_segment()
+        except (OSError, RuntimeError):
+            segment = -1  # tried again when it starts
+        process = Process(proc, segment)
+        self._processes[proc] = process
+        self._control.prepare(proc.index, proc.epoch, is_pool, title)
+        return process
+
+    def prepare_order(self, process: Process) -> tuple[dict[str, Any], list[int]]:
+        fork = process.fork
+        assert fork is not None
+        if process.segment < 0:
+            process.segment = self._control.make_segment()
+        proc = process.proc
+        is_pool = fork.kind == "pool"
+        actor = self._life.actors.at(proc)
+        resources = self._life.members[proc].resources
+        order = {
+            "index": proc.index,
+            "epoch": proc.epoch,
+            "is_pool": is_pool,
+            "actor_id": 0 if actor is None else actor.request.actor_id,
+            "num_restarts": 0 if actor is None else actor.num_restarts,
+            # A leased worker's next task may have CPUs to lend, if this one has none.
+            "counts_cpus": not is_pool
+            and (actor is None or any(map(lends, resources))),
+            "refuses": fork.refuses,
+            "runtime_env": fork.runtime_env,
+            "gpus": fork.gpus,
+        }
+        mine, theirs = wire.socket_pair()
+        process.sock = mine
+        self._supervisor.watch_packets(process)
+        printed: list[int] = []
+        if self._prints:
+            try:
+                process.output, printed = self._output.open()
+            except OSError:
+                theirs.close()
+                raise
+        return order, [theirs.detach(), *printed]
+
+    def take_back(self, process: Process) -> None:
+        self.close_socket(process)
+        self._output.close(process.output)
+        process.output = []
+
+    def forked(self, process: Process, pid: int) -> None:
+        # It is our child, or about to be: its id cannot name another process yet.
+        try:
+            process.pidfd = os.pidfd_open(pid)
+        except OSError as error:  # the whole system is short of descriptors
+            kill_pid(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            self.not_forked(process, f"it could not be watched: {error}")
+            return
+        process.pid = pid
+        self._output.name_process(process.output, pid)
+        self._supervisor.watch(process.pidfd, lambda: self._on_exit(process))
+        if process.killed_for is not None:
+            kill_pid(pid)
+        elif process.sock is not None:
+            # The worker waits for this: see zygote._may_start.
+            self._supervisor.send(process, b"go")
+        self._supervisor.tell(life.Forked(process.proc))
+
+    def not_forked(self, process: Process, why: str) -> None:
+        if process.killed_for is not None:
+            self._died(process, process.killed_for, 0)
+            return
+        self._forget(process)
+        self._supervisor.tell(life.NotForked(process.proc, f"{why}."))
+        if process.fork is not None and process.fork.kind == "pool":
+            self.no_worker(why)
+
+    def give_up(self, why: str) -> None:
+        self._supervisor.give_up(why)
+
+    def zygote_died(self) -> None:
+        # A worker may have been made, or be in the making, whose name did not reach us.
+        while self._kill_unknown(lambda pid: True):
+            pass
+
+    # Processes that go -------------------------------------------------------
+
+    def _on_exit(self, process: Process) -> None:
+        try:
+            result = os.waitid(os.P_PID, process.pid, os.WEXITED)
+        except ChildProcessError:
+            result = None  # not our child yet: the kernel is handing it over
+        if result is None:
+            cause, detail = Cause.EXITED, 1
+        elif result.si_code == os.CLD_EXITED:
+            cause, detail = Cause.EXITED, result.si_status
+        else:
+            cause, detail = Cause.SIGNALED, result.si_status
+        self._died(process, cause, detail)
+
+    def _died(self, process: Process, cause: Cause, detail: int) -> None:
+        proc = process.proc
+        self._supervisor.read_last_words(process)
+        cause = process.cause or process.killed_for or cause
+        if cause in _WITH_A_NOTE:
+            detail = proc.packed
+        code = -detail if cause == Cause.SIGNALED else detail
+        if not (process.ready or process.killed_for or code == -signal.SIGKILL):
+            self._count_failure(process, code)
+        unread_by = frozenset(
+            to
+            for to in self._life.pending()
+            if self._control.has_mail(to.index, proc.index)
+        )
+        self._forget(process)
+        self._kill_orphans(process.pid)
+        self._supervisor.tell(life.Died(proc, cause, detail, unread_by))
+        self._killers += process.killers
+
+    def take_killers(self) -> list[Process]:
+        """Those whose victims are dead, which all have been told by now."""
+        killers, self._killers = self._killers, []
+        return killers
+
+    def _forget(self, process: Process) -> None:
+        """Close what only a live process needs."""
+        proc = process.proc
+        del self._processes[proc]
+        self.close_socket(process)
+        if process.pidfd >= 0:
+            self._supervisor.unwatch(process.pidfd)
+            os.close(process.pidfd)
+        if process.segment >= 0:
+            self._segments[proc] = process.segment
+        self._control.mark_dead(proc.index, proc.epoch)
+        self._output.close(process.output)
+        self._supervisor.collectives.died(proc)
+
+    def close_socket(self, process: Process) -> None:
+        sock, process.sock = process.sock, None
+        if sock is not None:
+            with contextlib.suppress(KeyError):  # it is not watched for a moment
+                self._supervisor.unwatch(sock.fileno())
+            self._supervisor.outbox.forget(sock)
+            sock.close()
+
+    def has_started(self) -> None:
+        """Some process is ready for tasks: so can be others."""
+        self._worker_failures = 0
+
+    def _count_failure(self, process: Process, code: int) -> None:
+        """It ended before it was ready for a task: one more may fare no better."""
+        if not process.pid:
+            return  # it was ended before it had begun
+        self._worker_failures += 1
+        if self._worker_failures < _MAX_WORKER_FAILURES:
+            return
+        self._supervisor.give_up(
+            f"{self._worker_failures} workers in a row ended before they could take a "
+            f"task, {describe_end(code)} the last time. "
+            + (
+                f"What it raised:\n\n{process.failure}\n"
+                if process.failure
+                else "What it printed is on the driver's standard error. "
+            )
+            + "Workers import skate, and what SKATE_PRELOAD names, from this program's "
+            "sys.path: see that they can."
+        )
+
+    def _kill_orphans(self, dead_pid: int) -> None:
+        """End what a dead worker had started: it is our child now.
+
+        A worker leads a session of its own, so its offspring is known by that, and that
+        of the living is left alone; one that made yet another session is whatever child
+        we do not know, unless a worker is just being handed to us.
+        """
+        forking = self._supervisor.forker.is_forking
+        living = self.by_pid()
+
+        def is_orphan(pid: int) -> bool:
+            session = _session_of(pid)
+            return session == dead_pid or not (forking or session in living)
+
+        self._kill_unknown(is_orphan)
+
+    def _kill_unknown(self, which: Callable[[int], bool]) -> int:
+        """End the children that we do not know and that ``which`` accepts; how many."""
+        known = {p.pid for p in self._processes.values()} | {
+            self._supervisor.forker.pid
+        }
+        ended = 0
+        for pid in _children():
+            if pid in known or not which(pid):
+                continue
+            kill_pid(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            ended += 1
+        return ended
+
+    def kill(self, proc: Proc, cause: Cause) -> None:
+        process = self._processes.get(proc)
+        if process is None:
+            return
+        process.killed_for = process.killed_for or cause
+        if process.pid:
+            kill_pid(process.pid)
+        elif not process.forking or self._supervisor.forker.withdraw(process):
+            self._died(process, cause, 0)  # it waits: nothing runs yet
+
+    def retire(self, proc: Proc) -> None:
+        """Let it end by itself: see ``worker``. One that has just begun ends now."""
+        process = self._processes.get(proc)
+        if process is None or not process.pid:
+            self.kill(proc, Cause.KILLED)
+            return
+        process.killed_for = process.killed_for or Cause.KILLED
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, RETIRE)
+
+    def end_all(self) -> None:
+        """Kill and reap everything that was started, and what that left behind."""
+        kill_pid(self._supervisor.forker.pid)
+        for process in self._processes.values():
+            if process.pid and process.pid != self._driver_pid:
+                kill_pid(process.pid)
+        self._reap_all()
+
+    def _reap_all(self) -> None:
+        while True:
+            # A worker's own children come to us when it ends: we are their subreaper.
+            for pid in _children():
+                kill_pid(pid)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+    # Memory of processes -----------------------------------------------------
+
+    def segment_of(self, wanted: Proc) -> tuple[int, int]:
+        """A descriptor of its memory, and 0; or -1 and an errno."""
+        if wanted.index == 0:
+            return self._control.segment_fd, 0
+        process = self._processes.get(wanted)
+        fd = self._segments.get(wanted, -1) if process is None else process.segment
+        return fd, errno.ENOENT if fd < 0 else 0
+
+    def spill_file_of(self, wanted: Proc, asker: Process) -> tuple[int, int]:
+        """The same of its file. There is one once it, or the driver, has asked."""
+        fd = self._spill_files.get(wanted, -1)
+        if fd >= 0:
+            return fd, 0
+        may_make = wanted == asker.proc or asker.pid == self._driver_pid
+        known = wanted in self._processes or wanted in self._segments
+        if not (may_make and known and self._spill_directory):
+            return -1, errno.ENOENT
+        if self.free_files() < 1:
+            return -1, errno.EMFILE
+        try:
+            fd = self._spill_files[wanted] = spilling.open_file(self._spill_directory)
+        except OSError as problem:
+            return -1, problem.errno or errno.EIO
+        return fd, 0
+
+    def recycle(self, dead: Proc) -> None:
+        for table in (self._segments, self._spill_files):
+            if (fd := table.pop(dead, -1)) >= 0:
+                os.close(fd)
+
+
+def kill_pid(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return []
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0

@@ -1,0 +1,176 @@
+"""What processes ask the supervisor, and what it answers: one method a question."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..._placement import GroupInfo
+from ...exceptions import EngineError
+from . import events as life
+from .actors import ActorRequest, Name
+from .forker import Process
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+LATER = object()  # instead of an answer that is given when something has happened
+_ACTORS_AT_ONCE = 200
+
+
+class Refusal:
+    """Comes out of ``pickle.loads`` at the asker as an exception that is raised."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return _raise, (self._text,)
+
+
+def _raise(text: str) -> None:
+    raise EngineError(text)
+
+
+class Questions:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._life = supervisor.life
+
+    def answer(
+        self, process: Process, name: str, *arguments: Any
+    ) -> tuple[Any, list[int]]:
+        """The answer, and descriptors to go with it."""
+        found: Any = getattr(self, f"_ask_{name}")(process, *arguments)
+        if isinstance(found, _WithDescriptors):
+            return found.answer, found.fds
+        return found, []
+
+    # Actors ------------------------------------------------------------------
+
+    def _ask_create_actor(self, process: Process, request: ActorRequest) -> Any:
+        if request.name is not None and self._life.actors.named(request.name):
+            return "exists", None
+        why = self._life.room_for("actor")
+        proc = self._life.allocate("actor")
+        if proc is None:
+            return "full", why
+        self._supervisor.tell(life.ActorWanted(process.proc, proc, request))
+        return "ok", tuple(proc)
+
+    def _ask_get_actor(self, process: Process, name: Name) -> Any:
+        actor = self._life.actors.named(name)
+        if actor is None:
+            names = self._life.actors.names()
+            return "unknown", [known for space, known in names if space == name[0]]
+        return "ok", (actor.request.actor_id, actor.request.interface)
+
+    def _ask_kill(self, process: Process, actor_id: int, no_restart: bool) -> Any:
+        """Answered once the process is dead: later calls do not reach it any more."""
+        actor = self._life.actors.get(actor_id)
+        victim = None if actor is None else self._supervisor.process(actor.proc)
+        if victim is None or victim is process:
+            self._supervisor.tell(life.ActorKilled(actor_id, no_restart))
+            return None
+        victim.killers.append(process)
+        self._supervisor.tell(life.ActorKilled(actor_id, no_restart))
+        return LATER
+
+    def _ask_list_actors(self, process: Process, start: int) -> Any:
+        """Some at a time, so that others are heard in between."""
+        part = itertools.islice(self._life.actors, start, start + _ACTORS_AT_ONCE)
+        answer = []
+        for actor in part:
+            now = self._supervisor.process(actor.proc)
+            request = actor.request
+            answer.append(
+                (
+                    request.actor_id,
+                    request.class_name,
+                    actor.state,
+                    request.name,
+                    actor.num_restarts,
+                    now.pid if now is not None else 0,
+                    request.is_detached,
+                    actor.cause,
+                    actor.detail,
+                )
+            )
+        return answer
+
+    # Resources ---------------------------------------------------------------
+
+    def _ask_available(self, process: Process) -> Any:
+        return self._life.available(self._supervisor.control.free_cpus())
+
+    def _ask_assigned(self, process: Process) -> Any:
+        return self._life.assigned(process.proc)
+
+    def _ask_waiting(self, process: Process) -> Any:
+        """Requests for resources that were not granted yet, oldest first."""
+        return [
+            (
+                (r.owner.index, r.task) if r.owner is not None else None,
+                r.actor.index if r.actor is not None else None,
+                dict(r.resources),
+            )
+            for r in self._life.waiting()
+        ]
+
+    def _ask_holders(self, process: Process) -> Any:
+        """Who holds resources: process index -> what."""
+        return self._life.holders()
+
+    # Placement groups --------------------------------------------------------
+
+    def _ask_create_placement_group(self, process: Process, info: GroupInfo) -> str:
+        group = self._supervisor.placements.add(info)
+        self._supervisor.tell(life.GroupWanted(group, info.bundles, bool(info.reason)))
+        return group
+
+    def _ask_remove_placement_group(self, process: Process, group: str) -> None:
+        if self._supervisor.placements.remove(group):
+            self._supervisor.tell(life.GroupRemoved(group))
+
+    def _ask_placement_group(self, process: Process, group: str) -> GroupInfo | None:
+        return self._supervisor.placements.get(group)
+
+    def _ask_placement_groups(self, process: Process) -> dict[str, GroupInfo]:
+        return self._supervisor.placements.all()
+
+    # The rest ----------------------------------------------------------------
+
+    def _ask_group(
+        self, process: Process, name: str, rank: int, world_size: int, size: int
+    ) -> Any:
+        try:
+            return _WithDescriptors(
+                *self._supervisor.collectives.join(
+                    process.proc, name, rank, world_size, size
+                )
+            )
+        except (OSError, RuntimeError) as error:
+            return "full", f"the memory of group {name!r} cannot be made: {error}"
+
+    def _ask_breakpoint(self, process: Process, title: str) -> Any:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            heard = self._supervisor.output.call_driver(
+                b"B" + title.encode(errors="replace"), [ours.fileno()]
+            )
+        if heard:
+            return _WithDescriptors("", [theirs.detach()], ours=True)
+        theirs.close()
+        return "the driver, which does not answer,"
+
+    def _ask_note(self, process: Process, number: int) -> Any:
+        return self._supervisor.notes.get(number)
+
+
+class _WithDescriptors:
+    def __init__(self, answer: Any, fds: list[int], *, ours: bool = False) -> None:
+        self.answer = answer
+        self.fds = [fd if ours else os.dup(fd) for fd in fds]

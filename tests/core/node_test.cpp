@@ -1,0 +1,94 @@
+// What a Node does as a whole: in a forked child, and between its threads.
+#include "fleet.hpp"
+
+using namespace skate;
+using namespace fleet;
+
+namespace {
+
+// One that a fleet does not know of: nobody reads what it tells its supervisor.
+struct Alone {
+  Alone(Fleet& fleet, ProcId id) {
+    int sockets[2];
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets) == 0);
+    supervisor = sockets[0];
+    node = std::make_unique<Node>(dup(fleet.control().session_fd()),
+                                  fleet.control().make_segment(), sockets[1], id, true);
+  }
+  ~Alone() { ::close(supervisor); }
+  int supervisor;
+  std::unique_ptr<Node> node;
+};
+
+void wait_for_nothing(Node& node, const std::atomic<bool>& stop) {
+  const ObjectId never = submit(node);
+  std::size_t next = 0;
+  while (!stop) node.objects.wait_all({never}, next, now_ns() + kPatience);
+}
+
+}  // namespace
+
+// It may begin a session of its own, and let go of its parent's objects then.
+TEST(a_forked_child_knows_its_parents_node_from_its_own) {
+  if (!check::kCanFork) return;
+  Fleet fleet;
+  fleet.prepare({2, 1});
+  fleet.prepare({3, 1});
+  std::atomic<bool> stop{false};
+  Alone parents(fleet, {2, 1});
+  Node& node = *parents.node;
+  std::thread waits([&] { wait_for_nothing(node, stop); });
+  std::thread waits_too([&] { wait_for_nothing(node, stop); });
+  until([&] { return node.home.me->blocked_since.load() != 0; });
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(30);
+    Alone own(fleet, {3, 1});
+    CHECK(parents.node->in_forked_child());
+    CHECK(!own.node->in_forked_child());
+    parents.node.reset();  // has threads that wait in the parent only
+    own.node.reset();      // ... while this one's own is joined
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK(!node.in_forked_child());
+  stop = true;
+  node.close();
+  waits.join();
+  waits_too.join();
+}
+
+// The housekeeper has a note to send again, and a thread sleeps until it is woken.
+TEST(a_message_that_wakes_nobody_is_read_soon_while_the_supervisor_is_busy) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start({2, 1});
+  const auto send = [&] {
+    std::lock_guard lock(driver.home.mu);
+    driver.mail.send({2, 1}, Message::kRoom, {}, Ring::kNobody);
+  };
+  send();
+  node.catch_up();  // the ring is mapped
+  auto busy = fleet.keep_busy();
+  while (!node.home.link.has_kept())
+    node.home.link.tell(Note::kTell, std::string(400, 'x'));
+  std::atomic<bool> stop{false};
+  std::thread waits([&] { wait_for_nothing(node, stop); });
+  ProcEntry& entry = *node.home.me;
+  constexpr int kTimes = 10;
+  const i64 begin = now_ns();
+  for (int i = 0; i < kTimes; ++i) {
+    until([&] { return entry.doorbell.load() == kAsleep; });
+    send();
+    until([&] { return entry.inbox_summary.load() == 0; });
+  }
+  CHECK(now_ns() - begin < kTimes * kSlice * 2 / 3);
+  busy.unlock();
+  stop = true;
+  node.close();
+  waits.join();
+}
+
+TEST_MAIN()

@@ -1,0 +1,177 @@
+// The store when something it needs is not to be had: messages that cannot be read,
+// threads, files, processes that go on.
+#include <pthread.h>
+
+#include <cerrno>
+
+#include "fleet.hpp"
+
+using namespace skate;
+using namespace fleet;
+
+namespace {
+
+constexpr ProcId kWorker{2, 1}, kReader{3, 1};
+constexpr u64 kMiB = 1 << 20;
+
+// New threads are refused as long as this lives: no stack is so large.
+class NoThreads {
+ public:
+  NoThreads() {
+    CHECK(pthread_getattr_default_np(&usual_) == 0);
+    pthread_attr_t huge = usual_;
+    CHECK(pthread_attr_setstacksize(&huge, std::size_t{1} << 46) == 0);
+    CHECK(pthread_setattr_default_np(&huge) == 0);
+  }
+  ~NoThreads() { CHECK(pthread_setattr_default_np(&usual_) == 0); }
+
+ private:
+  pthread_attr_t usual_;
+};
+
+// What comes of waiting for room of this size.
+Spiller::Room wait_for_room(Node& node, u64 size, std::optional<Location>& got) {
+  Spiller::RoomWait wait;
+  Spiller::Room room;
+  do {
+    room = node.spiller.wait_for_room(size, wait, got);
+  } while (room == Spiller::Room::kWait);
+  return room;
+}
+
+// Waits until what the node was asked to spill has left, or cannot.
+u64 spill(Node& node, u64 bytes) {
+  const u64 before = node.spiller.spilled();
+  {
+    const std::lock_guard lock(node.home.mu);
+    node.spiller.start(bytes);
+  }
+  until([&] {
+    return node.spiller.spilled() != before && node.home.me->spilling.load() == 0;
+  });
+  return node.spiller.spilled() - before;
+}
+
+}  // namespace
+
+TEST(nothing_is_given_away_while_somebody_who_holds_it_cannot_be_heard) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  Node& reader = fleet.start(kReader);
+  const ObjectId result = submit(driver);
+  const Incoming task = next(worker);
+  const ObjectId held = put(worker, "the value");
+  fleet.refuse_memory_of(kReader, EMFILE);
+  reader.objects.acquire(held);  // said before the worker lets go
+  worker.catch_up();
+  CHECK(worker.mail.has_unread());
+  finish(worker, task, ref_to(held));
+  CHECK(!fails(driver, result));
+  fleet.refuse_memory_of(kReader, 0);
+  until([&] {
+    worker.catch_up();
+    return !worker.mail.has_unread();
+  });
+  CHECK(text_of(reader, held) == "the value");
+}
+
+TEST(a_block_is_read_though_the_one_who_writes_it_to_disk_has_stopped) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  Location block;
+  put_into(worker, worker, block, 4 * kMiB);
+  std::memset(worker.store.own_data(block), 'w', block.size);
+  {
+    const std::lock_guard lock(worker.home.mu);
+    std::size_t budget = 1;
+    CHECK(worker.store.arena().choose(1, budget).size() == 1);
+  }
+  View view = driver.store.open_view(block);
+  CHECK(view.error == EAGAIN);
+  driver.store.load_view(block, view);
+  CHECK(view.error == 0 && view.bytes != nullptr);
+  for (u64 i = 0; i < block.size; ++i)
+    CHECK(view.bytes[i] == static_cast<std::byte>('w'));
+  driver.store.close_view(view.proc, view.pin);
+}
+
+TEST(a_process_that_can_have_no_thread_says_so_and_spills_once_it_can) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  Location block;
+  for (int i = 0; i < 25; ++i) put_into(worker, worker, block, 2 * kMiB);
+  std::optional<Location> got;
+  {
+    const NoThreads refused;
+    CHECK(wait_for_room(driver, 30 * kMiB, got) == Spiller::Room::kFull);
+    CHECK(driver.spiller.spill_error() == EAGAIN);
+  }
+  CHECK(wait_for_room(driver, 30 * kMiB, got) == Spiller::Room::kGot);
+  until([&] { return driver.spiller.spill_error() == 0; });
+}
+
+TEST(a_file_of_the_dead_that_is_gone_keeps_nobody_else_from_spilling) {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 256 * kMiB;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  Location block;
+  for (int i = 0; i < 12; ++i) put_into(driver, worker, block, 2 * kMiB);
+  for (int i = 0; i < 12; ++i) put_into(driver, driver, block, 2 * kMiB);
+  fleet.kill(kWorker);
+  fleet.tell_died(kDriverId, kWorker);
+  spill(driver, 2 * kMiB);  // its own file is open, or the dead one's
+  Node& other = fleet.start(kReader);
+  for (int i = 0; i < 4; ++i) put_into(driver, other, block, 2 * kMiB);
+  fleet.kill(kReader);
+  fleet.tell_died(kDriverId, kReader);
+  fleet.drop_memory(kReader);
+  CHECK(spill(driver, 60 * kMiB) >= 40 * kMiB);
+  CHECK(driver.spiller.spill_error() != 0);
+}
+
+TEST(the_driver_spills_what_is_wanted_once) {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 256 * kMiB;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  Location block;
+  for (int i = 0; i < 12; ++i) put_into(driver, worker, block, 2 * kMiB);
+  for (int i = 0; i < 12; ++i) put_into(driver, driver, block, 2 * kMiB);
+  fleet.kill(kWorker);
+  fleet.tell_died(kDriverId, kWorker);
+  CHECK(spill(driver, 8 * kMiB) < 12 * kMiB);
+}
+
+TEST(what_once_kept_from_spilling_is_not_told_of_one_who_has_nothing_to_spill) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  driver.home.me->spill_error.store(ENOSPC);
+  CHECK(driver.spiller.spill_error() == 0);
+  Location block;
+  const ObjectId id = put_into(driver, driver, block, 2 * kMiB);
+  CHECK(driver.spiller.spill_error() == ENOSPC);
+  driver.objects.release(id);
+  driver.catch_up();
+  CHECK(driver.spiller.spill_error() == 0);
+}
+
+TEST(ids_of_short_and_long_lists_are_told_to_be_distinct) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  std::vector<ObjectId> all;
+  for (int i = 0; i < 20'000; ++i) all.push_back(put(driver));
+  for (const std::size_t n : {1, 2, 16, 17, 40, 1000, 20'000}) {
+    std::vector<ObjectId> ids(all.end() - static_cast<std::ptrdiff_t>(n), all.end());
+    CHECK(driver.objects.all_distinct(ids));
+    ids.push_back(ids.front());
+    CHECK(!driver.objects.all_distinct(ids));
+  }
+}
+
+TEST_MAIN()

@@ -1,0 +1,282 @@
+// A worker's side: which task it takes, and what becomes of one whose worker dies in
+// the act.
+#include "fleet.hpp"
+
+using namespace skate;
+using namespace fleet;
+
+namespace {
+
+// How far a process gets with a claim before it is killed.
+enum Step : int {
+  kClaimed,     // the cell is its own
+  kForgotLast,  // its entry names nothing
+  kHalfNoted,   // its entry is being written
+  kNoted,       // its entry names the task, and so does the cell
+  kFreed,       // only its entry does
+  kSteps,
+};
+
+struct Killed {};
+
+void claim_until(Node& submitter, ProcId claimer, int step) {
+  auto& queue =
+      *reinterpret_cast<QueueMemory*>(submitter.home.segment.data() + kQueueOffset);
+  ProcEntry& entry = submitter.home.session->procs[claimer.index];
+  std::byte cell[kCellPayload];
+  const auto note = [&](const std::byte* task, u32) {
+    if (step == kClaimed) throw Killed();
+    TaskHeader header;
+    std::memcpy(&header, task, sizeof header);
+    note_no_task(entry);
+    if (step == kForgotLast) throw Killed();
+    if (step == kHalfNoted) {
+      entry.task_turn.store(entry.task_turn.load() | 1);
+      entry.task_high.store(header.task_id.high);
+      entry.task_attempt.store(header.attempt);
+      entry.task_low.store(header.task_id.low);
+      throw Killed();
+    }
+    note_running(entry, header.task_id, header.attempt);
+    if (step == kNoted) throw Killed();
+  };
+  try {
+    CHECK(claim_task(queue, claimer.index, cell, note) != 0);
+    CHECK(step == kFreed);
+  } catch (Killed) {
+  }
+}
+
+ProcId claimer_at(int step) { return {2, static_cast<u32>(step) + 1}; }
+
+}  // namespace
+
+TEST(a_task_whose_worker_dies_at_any_step_of_its_claim_is_tried_again_once) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId id{3, 1};
+  Node& worker = fleet.start(id);
+  for (int step = 0; step < kSteps; ++step) {
+    const ProcId claimer = claimer_at(step);
+    fleet.prepare(claimer);
+    Task* task = make_task(driver);
+    task->retries = 3;
+    const ObjectId lost = submit(driver, task);
+    const ObjectId other = submit(driver);
+    claim_until(driver, claimer, step);
+    fleet.bury(claimer, {kDriverId, id});
+    Incoming first = next(worker), second = next(worker);
+    if (id_of(first) != other) std::swap(first, second);
+    CHECK(id_of(first) == other && id_of(second) == lost);
+    CHECK(second.header.attempt == 1);
+    finish(worker, first);
+    finish(worker, second, text("again"));
+    CHECK(text_of(driver, lost) == "again");
+    CHECK(!has_work(worker));
+    driver.objects.release(lost);
+    driver.objects.release(other);
+  }
+  CHECK(driver.objects.counts().owned == 0);
+}
+
+TEST(a_task_that_must_not_be_tried_again_says_that_its_worker_died) {
+  for (int step = 0; step < kSteps; ++step) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    fleet.prepare({2, 1});
+    const ObjectId id = submit(driver);
+    claim_until(driver, {2, 1}, step);
+    fleet.bury({2, 1}, {kDriverId});
+    CHECK(error_of(driver, id) == SystemError::kWorkerCrashed);
+    driver.objects.release(id);
+    CHECK(driver.tasks.count() == 0 && driver.objects.counts().owned == 0);
+  }
+}
+
+TEST(a_task_that_was_cancelled_while_it_was_claimed_is_cancelled_when_its_worker_dies) {
+  for (int step = 0; step < kSteps; ++step) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    fleet.prepare({2, 1});
+    Task* task = make_task(driver);
+    task->retries = 5;
+    const ObjectId id = submit(driver, task);
+    claim_until(driver, {2, 1}, step);
+    driver.tasks.cancel(id, false, false);
+    CHECK(!driver.objects.is_ready(id));
+    fleet.bury({2, 1}, {kDriverId});
+    CHECK(error_of(driver, id) == SystemError::kCancelled);
+  }
+}
+
+// Killed between the result and the note that it runs nothing.
+TEST(a_result_that_was_sent_counts_though_its_worker_seems_to_have_died_at_it) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  Task* task = make_task(driver);
+  task->retries = 1;
+  const ObjectId id = submit(driver, task);
+  const Incoming got = next(worker);
+  finish(worker, got, text("said"));
+  note_running(*worker.home.me, id, 0);
+  fleet.bury({2, 1}, {kDriverId});
+  CHECK(text_of(driver, id) == "said");
+  CHECK(driver.tasks.count() == 0);
+}
+
+// The attempt that its entry names has been given up; the next one is somebody else's.
+TEST(a_process_that_died_with_an_old_attempt_in_its_entry_takes_nothing_with_it) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  Node& other = fleet.start({3, 1});
+  Task* task = make_task(driver);
+  task->retries = 1;
+  const ObjectId id = submit(driver, task);
+  const Incoming first = next(worker);
+  Value error = text("again");
+  error.is_error = true;
+  finish(worker, first, error, true);
+  driver.catch_up();
+  const Incoming second = next(other);
+  CHECK(second.header.attempt == 1);
+  note_running(*worker.home.me, id, 0);
+  fleet.bury({2, 1}, {kDriverId, {3, 1}});
+  CHECK(!driver.objects.is_ready(id));
+  finish(other, second, text("second"));
+  CHECK(text_of(driver, id) == "second");
+}
+
+TEST(a_process_that_never_blocks_is_served_beside_one_that_does) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& blocked = fleet.start({2, 1});
+  Node& worker = fleet.start({3, 1});
+  for (int i = 0; i < 3; ++i) submit(blocked);
+  const ObjectId id = submit(driver);
+  blocked.home.me->blocked_since.store(static_cast<u64>(now_ns()));
+  Incoming task = next(worker);
+  CHECK(task.owner == blocked.home.self);  // depth first
+  while (id_of(task) != id) {
+    submit(blocked);
+    finish(worker, task);
+    task = next(worker);
+  }
+  finish(worker, task);
+  CHECK(text_of(driver, id) == "done");
+}
+
+TEST(queues_of_cancelled_tasks_do_not_hide_a_task) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& second = fleet.start({2, 1});
+  Node& third = fleet.start({3, 1});
+  Node& fourth = fleet.start({4, 1});
+  Node& worker = fleet.start({5, 1});
+  for (Node* node : {&driver, &second, &third})
+    for (int i = 0; i < 10; ++i) node->tasks.cancel(submit(*node), false, false);
+  const ObjectId id = submit(fourth);
+  CHECK(id_of(next(worker)) == id);
+}
+
+TEST(a_cancel_of_a_task_that_has_ended_leaves_nothing_behind) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  const ObjectId actor = actor_at(driver, {2, 1});
+  for (const bool by_queue : {true, false}) {
+    const ObjectId id =
+        submit(driver, by_queue ? make_task(driver) : make_call(driver, actor));
+    finish(worker, next(worker));
+    CHECK(text_of(driver, id) == "done");
+    CHECK(driver.tasks.cancel(id, true, true));
+    // And one that was on its way when the task ended.
+    fleet.control().send({2, 1}, Message::kCancel, bytes_of(id, u64{0}, u8{0}));
+    worker.catch_up();
+    CHECK(!worker.work.is_cancelled(id));
+    CHECK(text_of(driver, id) == "done");
+  }
+}
+
+TEST(a_call_that_waits_at_its_process_is_cancelled_there) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  const ObjectId actor = actor_at(driver, {2, 1});
+  const ObjectId first = submit(driver, make_call(driver, actor));
+  const ObjectId second = submit(driver, make_call(driver, actor));
+  const ObjectId third = submit(driver, make_call(driver, actor));
+  const Incoming running = next(worker);
+  driver.tasks.cancel(second, false, false);
+  CHECK(error_of(driver, second) == SystemError::kCancelled);
+  CHECK(!worker.work.is_cancelled(second));
+  finish(worker, running);
+  const Incoming last = next(worker);
+  CHECK(id_of(last) == third);
+  CHECK(worker.work.is_wanted(last));
+  driver.tasks.cancel(third, false, false);
+  until([&] { return !worker.work.is_wanted(last); });
+  worker.work.finish_cancelled(last);
+  CHECK(error_of(driver, third) == SystemError::kCancelled);
+  CHECK(text_of(driver, first) == "done");
+}
+
+TEST(a_task_whose_owner_has_died_is_not_wanted) {
+  Fleet fleet;
+  fleet.start(kDriverId);
+  Node& owner = fleet.start({2, 1});
+  Node& worker = fleet.start({3, 1});
+  submit(owner);
+  const Incoming task = next(worker);
+  CHECK(worker.work.is_wanted(task));
+  fleet.kill({2, 1});
+  CHECK(!worker.work.is_wanted(task));
+  fleet.tell_died({3, 1}, {2, 1});
+  finish(worker, task, ref_to(put(worker)));
+  CHECK(worker.objects.counts().owned == 0);
+  CHECK(!has_work(worker));
+}
+
+// Asking again all the time would keep the supervisor from answering others.
+TEST(a_queue_that_cannot_be_mapped_is_looked_at_again_but_not_all_the_time) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  fleet.refuse_memory_of(kDriverId, EMFILE);
+  const ObjectId id = submit(driver);
+  Incoming task;
+  const WaitResult result = worker.work.next_task(task, now_ns() + 300'000'000);
+  CHECK(result == WaitResult::kTimeout);
+  CHECK(fleet.times_refused() > 0 && fleet.times_refused() < 50);
+  fleet.refuse_memory_of(kDriverId, 0);
+  finish(worker, next(worker));
+  CHECK(text_of(driver, id) == "done");
+}
+
+// What waits here is for the threads that are still running.
+TEST(a_thread_that_waits_in_a_process_that_serves_no_more_is_still_told_at_once) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& actor = fleet.start({2, 1});
+  Node& worker = fleet.start({3, 1});
+  std::thread server([&] {
+    Incoming task;
+    CHECK(actor.work.next_task(task, -1) == WaitResult::kEngineDied);
+  });
+  until([&] { return actor.home.me->doorbell.load() == kAsleep; });
+  actor.work.stop_serving();
+  server.join();
+  const ObjectId id = submit(actor);
+  const Incoming task = next(worker);
+  std::thread waiter([&] { CHECK(text_of(actor, id) == "done"); });
+  until([&] {
+    return actor.home.session->state_of(2) == ProcState::kBlocked &&
+           actor.home.me->doorbell.load() == kAsleep;
+  });
+  finish(worker, task);
+  waiter.join();
+  (void)driver;
+}
+
+TEST_MAIN()

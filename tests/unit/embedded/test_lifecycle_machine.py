@@ -1,0 +1,449 @@
+"""The supervisor's policy under random events; tokens and rings are kept beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+pytest.importorskip("skate._core", reason="skate's C++ core is not built")
+
+from skate.engine.embedded.actors import ActorRequest
+from skate.engine.embedded.events import (
+    ActorKilled,
+    ActorUnwanted,
+    ActorWanted,
+    Blocked,
+    Command,
+    Confirmed,
+    CpuFree,
+    CpusTaken,
+    Died,
+    Fork,
+    Forked,
+    GiveCpus,
+    GrantLease,
+    GroupRemoved,
+    GroupWanted,
+    Kill,
+    LeaseDone,
+    LeaseDropped,
+    LeaseWanted,
+    LetGo,
+    NotForked,
+    Prepare,
+    Recycle,
+    RefuseLease,
+    RoomAgain,
+    TakeCpus,
+    TellDied,
+    TellForget,
+    Unblocked,
+    WorkerWanted,
+)
+from skate.engine.embedded.lifecycle import Lifecycle
+from skate.engine.embedded.processes import Cause, Proc
+from skate.engine.protocol import ActorState
+
+TOTALS = {"CPU": 4.0, "GPU": 1.0, "robot": 2.0}
+PLACES = 16
+
+Task = tuple[Proc, int]
+
+
+class Machine(RuleBasedStateMachine):
+    """Random events; what the supervisor and the processes would do is done here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False  # the machine gives no process
+        self.life = Lifecycle(
+            TOTALS, PLACES, gpus=[0], limit=lambda kind: "full" if self.full else ""
+        )
+        driver = self.life.allocate("driver")
+        assert driver is not None
+        self.driver = driver
+        self.free_tokens = 4
+        self.held_tokens = 0
+        self.tasks = 0
+        self.wanted: dict[Task, dict[str, float]] = {}  # neither granted nor refused
+        self.running: dict[Proc, Task] = {}
+        self.needs: dict[Proc, dict[str, float]] = {}
+        self.blocked: set[Proc] = set()
+        self.making: set[Proc] = set()  # ordered, and no answer yet
+        self.left: dict[int, int] = {}  # actor -> restarts; negative: no limit
+        self.prepared: set[Proc] = set()
+        self.doomed: set[Proc] = set()  # were killed
+        self.seen: set[Proc] = set()
+        self.groups: set[str] = set()
+        # Deaths: who was asked and has not answered, and who holds something.
+        self.asked: set[tuple[Proc, Proc]] = set()
+        self.holders: dict[Proc, set[Proc]] = {}  # the dead that are not recycled
+        self.undrained: dict[Proc, set[Proc]] = {}  # that may have unread rings
+
+    def do(self, event: Any) -> None:
+        for command in self.life.handle(event):
+            self.carry_out(command)
+
+    def carry_out(self, command: Command) -> None:
+        match command:
+            case TakeCpus(wanted):
+                taken = min(wanted, self.free_tokens)
+                self.free_tokens -= taken
+                self.held_tokens += taken
+                self.do(CpusTaken(taken))
+            case GiveCpus(count):
+                self.free_tokens += count
+                self.held_tokens -= count
+            case GrantLease(owner, task, worker):
+                assert worker in self.life.members
+                assert worker not in self.making
+                assert worker not in self.running
+                self.needs[worker] = self.wanted.pop((owner, task))
+                self.running[worker] = owner, task
+                # Going on after a wait may use more for a moment, starting may not.
+                if self.needs[worker].get("CPU"):
+                    assert self.used("CPU") <= self.held_tokens
+            case RefuseLease(owner, task, why):
+                assert why
+                del self.wanted[owner, task]
+            case Prepare(proc):
+                self.is_new(proc)
+                self.prepared.add(proc)
+            case Fork(proc, kind):
+                if kind == "actor":
+                    assert proc in self.prepared
+                    assert self.life.actors.at(proc) is not None
+                else:
+                    self.is_new(proc)
+                assert proc not in self.making
+                self.making.add(proc)
+            case TellDied(to, dead, _, _, successor, place_is_free):
+                assert successor is None or successor in self.prepared
+                assert (to, dead) not in self.asked
+                assert to not in self.doomed
+                self.asked.add((to, dead))
+                # Until all have read its rings, and not a moment longer.
+                assert place_is_free == (dead not in self.undrained)
+            case TellForget(_, dead, step):
+                if step == 0:
+                    assert not self.undrained.pop(dead, set())
+            case Kill(proc):
+                self.doomed.add(proc)
+            case Recycle(dead):
+                assert not self.holders.pop(dead)
+                self.undrained.pop(dead, None)
+
+    def is_new(self, proc: Proc) -> None:
+        """Its name was never used, and nobody reads rings of that place."""
+        assert proc not in self.seen
+        self.seen.add(proc)
+        live = [p.index for p in self.life.members]
+        assert live.count(proc.index) == 1
+        assert proc.index not in {p.index for p, left in self.undrained.items() if left}
+        assert proc.index < PLACES
+
+    def some(self, data: st.DataObject, of: Any) -> Any:
+        return data.draw(st.sampled_from(sorted(of)))
+
+    # Work --------------------------------------------------------------------
+
+    @rule(active=st.integers(0, 4))
+    def want_worker(self, active: int) -> None:
+        self.do(WorkerWanted(active, starting=False))
+
+    @rule(
+        data=st.data(),
+        cpus=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        robots=st.sampled_from([0.0, 1.0, 2.0]),
+        gpus=st.sampled_from([0.0, 0.0, 0.5]),
+    )
+    def want_lease(
+        self, data: st.DataObject, cpus: float, robots: float, gpus: float
+    ) -> None:
+        needs = {k: v for k, v in zip(TOTALS, (cpus, gpus, robots), strict=True) if v}
+        self.ask_for(data, needs)
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def want_lease_in_a_group(self, data: st.DataObject) -> None:
+        group = self.some(data, self.groups)
+        self.ask_for(
+            data, {f"bundle_group_{group}": 0.001, f"robot_group_{group}": 1.0}
+        )
+
+    def ask_for(self, data: st.DataObject, needs: dict[str, float]) -> None:
+        self.tasks += 1
+        owner = self.some(data, self.life.members)
+        self.wanted[owner, self.tasks] = needs
+        self.do(LeaseWanted(owner, self.tasks, needs))
+
+    @precondition(lambda self: self.wanted)
+    @rule(data=st.data())
+    def drop_lease(self, data: st.DataObject) -> None:
+        task = self.some(data, self.wanted)
+        del self.wanted[task]
+        self.do(LeaseDropped(*task))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end_lease(self, data: st.DataObject) -> None:
+        worker = self.some(data, self.running)
+        self.has_ended(worker)
+        self.do(LeaseDone(worker))
+
+    def has_ended(self, worker: Proc) -> None:
+        self.running.pop(worker, None)
+        self.needs.pop(worker, None)
+        self.blocked.discard(worker)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def block_or_go_on(self, data: st.DataObject) -> None:
+        worker = self.some(data, self.running)
+        event = Unblocked if worker in self.blocked else Blocked
+        self.blocked ^= {worker}
+        self.do(event(worker))
+
+    @rule()
+    def free_a_cpu(self) -> None:
+        self.do(CpuFree())
+
+    @rule(
+        number=st.integers(1, 5),
+        robots=st.sampled_from([1.0, 2.0]),
+        gpus=st.sampled_from([0.0, 1.0]),
+        never=st.sampled_from([False, False, True]),
+    )
+    def want_group(self, number: int, robots: float, gpus: float, never: bool) -> None:
+        group = f"g{number}x{len(self.groups)}"
+        if group not in self.groups:
+            self.groups.add(group)
+            bundle = {"robot": robots, "GPU": gpus} if gpus else {"robot": robots}
+            self.do(GroupWanted(group, (bundle,), never))
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def remove_group(self, data: st.DataObject) -> None:
+        self.do(GroupRemoved(self.some(data, self.groups)))
+
+    # Processes ---------------------------------------------------------------
+
+    @precondition(lambda self: self.making)
+    @rule(data=st.data())
+    def forked(self, data: st.DataObject) -> None:
+        proc = self.some(data, self.making)
+        self.making.discard(proc)
+        self.do(Forked(proc))
+
+    @precondition(lambda self: self.making)
+    @rule(data=st.data())
+    def not_forked(self, data: st.DataObject) -> None:
+        proc = self.some(data, self.making)
+        self.is_dead(proc, NotForked(proc, "none"))
+
+    @rule(full=st.booleans())
+    def limit(self, full: bool) -> None:
+        self.full = full
+        if not full:
+            self.do(RoomAgain())
+
+    @rule(
+        data=st.data(),
+        max_restarts=st.sampled_from([0, 1, -1]),
+        is_detached=st.booleans(),
+        robots=st.sampled_from([0.0, 1.0]),
+    )
+    def want_actor(
+        self, data: st.DataObject, max_restarts: int, is_detached: bool, robots: float
+    ) -> None:
+        owner = self.some(data, self.life.members)
+        proc = self.life.allocate("actor")
+        assert (proc is None) == bool(self.life.room_for("actor")) or proc is not None
+        if proc is None:
+            return
+        self.tasks += 1
+        request = ActorRequest(
+            self.tasks,
+            "A",
+            name=("", str(self.tasks)),
+            resources={"robot": robots} if robots else {},
+            max_restarts=max_restarts,
+            is_detached=is_detached,
+        )
+        self.left[self.tasks] = max_restarts
+        self.do(ActorWanted(owner, proc, request))
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data(), no_restart=st.booleans())
+    def kill_actor(self, data: st.DataObject, no_restart: bool) -> None:
+        actor = self.some(data, self.left)
+        self.do(ActorKilled(actor, no_restart))
+        if no_restart and self.life.actors.get(actor) is not None:
+            self.left[actor] = 0
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def drop_last_handle(self, data: st.DataObject) -> None:
+        actor_id = self.some(data, self.left)
+        actor = self.life.actors.get(actor_id)
+        if actor is not None:
+            self.do(ActorUnwanted(actor_id, actor.proc))
+            self.left[actor_id] = 0
+
+    # Deaths ------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.life.members) > 1)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        proc = self.some(data, set(self.life.members) - {self.driver})
+        waits = sorted(set(self.life.pending()) - {proc})
+        unread = data.draw(st.sets(st.sampled_from(waits))) if waits else set()
+        event = Died(proc, Cause.SIGNALED, 9, frozenset(unread))
+        self.is_dead(proc, event)
+
+    def is_dead(self, proc: Proc, event: Any) -> None:
+        unread = event.unread_by if isinstance(event, Died) else frozenset()
+        self.making.discard(proc)
+        self.has_ended(proc)
+        for task in [task for task in self.wanted if task[0] == proc]:
+            del self.wanted[task]
+        self.asked = {(to, dead) for to, dead in self.asked if to != proc}
+        for holders in (*self.holders.values(), *self.undrained.values()):
+            holders.discard(proc)
+        self.holders[proc] = set()
+        running = set(self.life.members) - set(self.life.pending()) - {proc}
+        self.undrained[proc] = running | unread
+        actor = self.life.actors.at(proc)
+        self.do(event)
+        if actor is None:
+            return
+        actor_id = actor.request.actor_id
+        restarted = self.life.actors.get(actor_id) is not None
+        if restarted:
+            assert self.left[actor_id] != 0
+            assert isinstance(event, Died)
+            self.left[actor_id] -= 1
+        else:
+            assert self.left[actor_id] == 0 or actor.cause is Cause.NO_PROCESS
+            assert self.life.actors.named(("", str(actor_id))) is None
+
+    def can_answer(self) -> list[tuple[Proc, Proc]]:
+        waits = set(self.life.pending()) | self.making
+        return [(to, dead) for to, dead in self.asked if to not in waits]
+
+    @precondition(lambda self: self.can_answer())
+    @rule(data=st.data(), holds=st.booleans())
+    def confirm(self, data: st.DataObject, holds: bool) -> None:
+        to, dead = self.some(data, self.can_answer())
+        is_first = to in self.undrained.get(dead, ())
+        self.answer(to, dead, holds and is_first)
+
+    def answer(self, to: Proc, dead: Proc, holds: bool) -> None:
+        self.asked.discard((to, dead))
+        self.undrained.get(dead, set()).discard(to)
+        if holds:
+            self.holders[dead].add(to)
+        held = to in self.holders[dead]
+        self.do(Confirmed(to, dead, held, held))
+
+    @precondition(lambda self: any(self.holders.values()))
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        dead = self.some(data, [d for d, holders in self.holders.items() if holders])
+        self.let_go_of(dead, self.some(data, self.holders[dead]))
+
+    def let_go_of(self, dead: Proc, by: Proc) -> None:
+        self.holders[dead].discard(by)
+        self.do(LetGo(dead))
+
+    # What always holds -------------------------------------------------------
+
+    @invariant()
+    def no_resource_is_given_twice(self) -> None:
+        assert self.used("robot") <= TOTALS["robot"]
+        assert self.used("GPU") <= TOTALS["GPU"]
+        assert self.free_tokens + self.held_tokens == 4
+
+    def used(self, name: str) -> float:
+        """What running leases use; while one is blocked, its CPUs are not used."""
+        return sum(
+            needs.get(name, 0.0)
+            for worker, needs in self.needs.items()
+            if name != "CPU" or worker not in self.blocked
+        )
+
+    @invariant()
+    def every_request_is_granted_or_refused_or_waits(self) -> None:
+        waits = {(r.owner, r.task) for r in self.life.waiting() if r.owner is not None}
+        assert waits | self.life._making.keys() == self.wanted.keys()
+        assert not waits & self.life._making.keys()
+
+    @invariant()
+    def what_waits_lacks_something(self) -> None:
+        """The oldest that needs no CPU and no process would be granted if it fits."""
+        for request in self.life.waiting():
+            if request.actor is not None:
+                assert self.life._lacks(request)
+
+    @invariant()
+    def a_live_actor_has_a_live_process(self) -> None:
+        for actor in self.life.actors:
+            assert (actor.proc in self.life.members) == (
+                actor.state is not ActorState.DEAD
+            )
+
+    @invariant()
+    def the_dead_are_kept_while_somebody_is_asked_or_holds_something(self) -> None:
+        waiting = {dead for _, dead in self.asked}
+        # Who was killed is not asked, but waited for.
+        doomed = self.doomed & self.life.members.keys()
+        assert all(self.holders[d] or d in waiting or doomed for d in self.holders)
+        assert len(self.life._deaths) == len(self.holders)
+
+    def teardown(self) -> None:
+        """When all has ended, nothing is left: no table, no resource, no place."""
+        self.full = False
+        self.do(RoomAgain())
+        for proc in sorted(set(self.life.members) - {self.driver}):
+            if proc in self.life.members:
+                actor = self.life.actors.at(proc)
+                if actor is not None:
+                    self.do(ActorKilled(actor.request.actor_id, no_restart=True))
+                    self.left[actor.request.actor_id] = 0
+        for task in list(self.wanted):
+            if task in self.wanted:
+                del self.wanted[task]
+                self.do(LeaseDropped(*task))
+        for group in sorted(self.groups):
+            self.do(GroupRemoved(group))
+        while others := sorted(set(self.life.members) - {self.driver}):
+            self.is_dead(others[0], Died(others[0], Cause.SIGNALED, 9))
+        while self.asked or any(self.holders.values()):
+            for to, dead in sorted(self.asked):
+                self.answer(to, dead, holds=False)
+            for dead, holders in list(self.holders.items()):
+                for by in sorted(holders):
+                    self.let_go_of(dead, by)
+        assert not self.wanted
+        assert not self.life.waiting()
+        assert self.life.available(self.free_tokens) == TOTALS
+        assert self.free_tokens == 4
+        assert self.life._places_of_the_dead() == 0
+        life, kept = self.life, {"totals", "members", "_used", "_running"}
+        parts = (life, life._waiting, life._deaths, life.actors, life._gpus)
+        left = {
+            f"{type(part).__name__}.{name}": value
+            for part in parts
+            for name, value in vars(part).items()
+            if isinstance(value, (dict, set, list)) and value
+        }
+        assert life.members.keys() == {self.driver}
+        assert {name.rpartition(".")[2] for name in left} <= kept | {"_free", "_epochs"}
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
