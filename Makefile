@@ -2,12 +2,18 @@
 # make demo    train Pendulum-v1 with PPO, into runs/demo
 # make test    the tests: Python, and C++ under the sanitizers; of Ray the core
 # make test-ray      all contract tests on a Ray of this machine
+# make test-faults   every system call of the engine fails, in every process
+# make test-age      the contract on a core with small tables and aged counters
+# make test-size     a thousand processes, 2^24 objects, arrays of 5 GB; much memory
+# make test-asan     the contract on a core built with AddressSanitizer and UBSan
+# make test-tsan     several threads of one driver, on a core built with ThreadSanitizer
 # make test-cluster  skate on Ray across three hosts (network namespaces; root)
 # make gpu     the tests that need CUDA, where it is; elsewhere says why not
 # make check   lint, formatting, types, documents, and the contract tests on
 #              every CPython from 3.10 to 3.13 on this machine
 # make soak    random graphs under random kills, checked against the inline engine:
-#              SECONDS=600, and SEED=... to repeat a run
+#              SECONDS=600, and SEED=... to repeat a run; SOAK='--stops'
+# make soak-small    the same on a core with small tables and aged counters
 # make bench   skate beside Ray, a process pool and joblib, into benchmarks/results
 # make docs    check the links in the documents
 # make core    rebuild the C++ core into src/skate
@@ -18,6 +24,7 @@
 PYTHON ?= python3
 PYTEST ?=
 SECONDS ?= 600
+SOAK ?=
 SEED ?= $(shell shuf -i 0-9999 -n 1)
 SYSTEM_PATH := $(PATH)
 BIN := $(CURDIR)/.venv/bin
@@ -29,6 +36,7 @@ BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 CORE_TESTS := plain address thread
 
 .PHONY: setup demo test test-ray test-cluster gpu check soak bench docs core clean
+.PHONY: soak-small test-faults test-age test-size test-asan test-tsan
 .PHONY: test-core $(CORE_TESTS:%=test-core-%) check-pythons
 
 setup: core
@@ -78,6 +86,49 @@ test: setup test-core
 test-ray: setup
 	@timeout --kill-after=30 3600 $(BIN)/python -m pytest -m ray $(PYTEST)
 
+test-faults: setup
+	@SKATE_TEST_FAULTS=all $(BIN)/python -m pytest --timeout 300 \
+	  tests/faults/test_failing_calls.py $(PYTEST)
+
+# `-k embedded`: what runs on each engine, on this one.
+test-age: setup build/small/python/core.stamp
+	@$(SMALL) $(BIN)/python -c 'from skate import _core; assert _core.is_small'
+	@$(SMALL) $(BIN)/python -m pytest -p no:cacheprovider \
+	  tests/contract tests/property -k embedded $(PYTEST)
+	@$(SMALL) $(BIN)/python -m pytest -p no:cacheprovider \
+	  tests/faults --deselect tests/faults/test_failing_calls.py $(PYTEST)
+
+test-size: setup
+	@SKATE_TEST_SIZE=1 $(BIN)/python -m pytest --timeout 1800 tests/size $(PYTEST)
+
+# Not the process's first library, a sanitizer must be loaded before all others; libstdc++
+# with it, or it would not find where exceptions are thrown. Sanitized processes are slow.
+SMALL = env PYTHONPATH=$(CURDIR)/build/small/python
+SANITIZED = setarch $$(uname -m) -R env PYTHONPATH=$(CURDIR)/build/$(1)/python \
+  LD_PRELOAD="$$(g++ -print-file-name=lib$(1).so) $$(g++ -print-file-name=libstdc++.so)"
+
+BUILD_asan := -DSKATE_SANITIZE=address
+BUILD_tsan := -DSKATE_SANITIZE=thread
+BUILD_small := -DSKATE_SMALL=ON
+build/%/python/core.stamp: .venv/installed.stamp FORCE
+	@cmake -S . -B build/$* -G Ninja -DPython_EXECUTABLE=$(BIN)/python \
+	  $(BUILD_$*) -DSKATE_MODULE_DIR=$(CURDIR)/build/$*/module -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  --log-level=WARNING >/dev/null
+	@cmake --build build/$* -- --quiet
+	@$(BIN)/python scripts/package_with_core.py build/$*/module build/$*/python
+	@touch $@
+FORCE:
+
+test-asan: setup build/asan/python/core.stamp
+	@ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(call SANITIZED,asan) $(BIN)/python -m pytest --timeout 600 -p no:cacheprovider \
+	  tests/contract -k 'embedded and not tensorflow and not jax' $(PYTEST)
+
+test-tsan: setup build/tsan/python/core.stamp
+	@TSAN_OPTIONS="halt_on_error=1 exitcode=66 die_after_fork=0 \
+	  suppressions=$(CURDIR)/tests/faults/tsan.supp" \
+	  $(call SANITIZED,tsan) $(BIN)/python tests/faults/threads.py 20
+
 # Real hosts, in network namespaces: needs root and iproute2, and some minutes.
 test-cluster: setup
 	@$(BIN)/python -m pytest -m cluster tests/cluster
@@ -111,7 +162,10 @@ check-pythons: setup
 	@PATH='$(SYSTEM_PATH)' $(BIN)/python scripts/contract_on_pythons.py
 
 soak: setup
-	@$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --seed $(SEED)
+	@$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --seed $(SEED) $(SOAK)
+
+soak-small: setup build/small/python/core.stamp
+	@$(SMALL) $(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --seed $(SEED) $(SOAK)
 
 bench: setup .venv/bench.stamp
 	@$(BIN)/python -m benchmarks.engine

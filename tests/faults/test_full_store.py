@@ -418,3 +418,18 @@ def test_nothing_is_left_when_the_driver_is_killed(tmp_path: Path) -> None:
     driver.stdout.close()
     assert wait_until(lambda: not alive(supervisor))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_is_called_while_the_store_is_full_of_what_could_leave(
+    start: START,
+) -> None:
+    start()
+    refs = [skate.put(np.full(MIB // 8, i, np.int64)) for i in range(60)]
+    large = np.full(MIB // 2, 3, np.int64)  # its code is larger than what is free
+
+    @skate.remote
+    def first(x: int) -> int:
+        return int(large[0]) + x
+
+    assert skate.get(first.remote(1)) == 4
+    assert int(skate.get(refs[0])[0]) == 0

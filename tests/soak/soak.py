@@ -1,6 +1,9 @@
 """Random graphs on `embedded`, processes killed at random, checked against `inline`.
 
-    python tests/soak/soak.py --seconds 600 --seed 7
+    python tests/soak/soak.py --seconds 600 --seed 7 --stops
+
+`--stops`: processes of the session, the driver among them, are also stopped for a
+while at random, and killed while they are stopped.
 
 Graph number n of seed s is always the same program; when a kill strikes is not. After
 each graph the store, the processes and the supervisor's descriptors must be back where
@@ -19,6 +22,7 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -41,6 +45,7 @@ NUM_CPUS = 3
 # A forced cancel ends a worker, which may own what an earlier task there has promised.
 # It depends on the moment, so a graph that does so is run again until it goes well.
 RUNS_IF_FORCED = 30
+OPTIONS = ("--stops",)
 
 
 class SoakError(AssertionError):
@@ -52,6 +57,7 @@ class Report:
     graphs: int = 0
     sessions: int = 0
     kills: int = 0
+    stops: int = 0
     repeats: int = 0  # graphs computed again because a kill took a value's owner
     sizes: list[int] = field(default_factory=list)  # tasks and calls, by graph
     seconds: float = 0.0
@@ -61,7 +67,8 @@ class Report:
         return (
             f"{self.graphs} graphs in {self.sessions} sessions, {self.seconds:.0f} s; "
             f"{sum(sizes)} tasks and calls ({sizes[0]} to {sizes[-1]} a graph, median "
-            f"{sizes[len(sizes) // 2]}); {self.kills} processes killed; "
+            f"{sizes[len(sizes) // 2]}); {self.kills} processes killed, "
+            f"{self.stops} stopped for a while; "
             f"{self.repeats} graphs repeated because the owner of a value was killed"
         )
 
@@ -92,6 +99,12 @@ def workers() -> list[int]:
                 if os.getsid(pid) == pid:
                     found.append(pid)
     return found
+
+
+def zygotes() -> list[int]:
+    """The supervisor's children that are no workers."""
+    below = [pid for child in children(os.getpid()) for pid in children(child)]
+    return [pid for pid in below if pid not in workers()]
 
 
 def open_files(pid: int) -> list[str]:
@@ -133,6 +146,57 @@ class Killer(threading.Thread):
     def stop(self) -> None:
         self._stop_it.set()
         self.join()
+
+
+class Stopper(threading.Thread):
+    """Stops a random process of the session for a while, and then lets it go on.
+
+    Workers and actors are sometimes killed while they are stopped. The driver is
+    stopped by a process around this one: see ``stop_the_driver``.
+    """
+
+    def __init__(self, rng: random.Random, mean_s: float) -> None:
+        super().__init__(daemon=True)
+        self.stops = 0
+        self.kills = 0
+        self._limit = rng.choice([0, 3, 10])  # of kills
+        self._rng = rng
+        self._mean_s = mean_s
+        self._stop_it = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_it.wait(self._rng.expovariate(1 / self._mean_s)):
+            killable = workers()
+            others = [*children(os.getpid()), *zygotes()]
+            pids = killable if self._rng.random() < 0.7 else others
+            if not pids:
+                continue
+            pid = self._rng.choice(pids)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                self.stops += 1
+                self._stop_it.wait(min(self._rng.expovariate(5.0), 2.0))
+                if (
+                    pid in killable
+                    and self.kills < self._limit
+                    and self._rng.random() < 0.3
+                ):
+                    self.kills += 1
+                    os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._stop_it.set()
+        self.join()
+
+
+def stop_the_driver(pid: int, rng: random.Random, ended: threading.Event) -> None:
+    """From outside: stop a soak now and then, until ``ended``."""
+    while not ended.wait(rng.expovariate(2.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(min(rng.expovariate(5.0), 2.0))
+            os.kill(pid, signal.SIGCONT)
 
 
 def show_stacks() -> None:
@@ -230,9 +294,10 @@ def held_by_workers() -> str:
 class Session:
     """One session of the embedded engine, through some graphs."""
 
-    def __init__(self, report: Report, seed: int) -> None:
+    def __init__(self, report: Report, seed: int, stops: bool) -> None:
         self.report = report
         self.seed = seed
+        self.stops = stops
         skate.init("embedded", num_cpus=NUM_CPUS)
         graphs.run_graph(1, depth=1)  # exports what graphs are made of
         self.supervisor = supervisor()
@@ -253,20 +318,27 @@ class Session:
     def run(self, number: int, wanted: Plan) -> None:
         seed = graph_seed(self.seed, number)
         repeat = f"repeat: python tests/soak/soak.py --seed {self.seed} --only {number}"
+        repeat += "".join(f" {option}" for option in sys.argv[1:] if option in OPTIONS)
         rng = random.Random(seed)
         mean_s = rng.choice([None, 1.0, 0.3, 0.1, 0.03])
         killer = Killer(rng, mean_s) if mean_s is not None else None
+        stopper = None
+        if self.stops:
+            stopper = Stopper(random.Random(seed), rng.choice([1.0, 0.3, 0.1, 0.03]))
         with must_end(f"graph {number} of seed {self.seed}", repeat):
-            if killer is not None:
-                killer.start()
+            disturbers = [each for each in (killer, stopper) if each is not None]
+            for each in disturbers:
+                each.start()
             try:
-                result = self._run_until_no_owner_dies(seed, killer, wanted.forced)
+                result = self._run_until_no_owner_dies(seed, disturbers, wanted.forced)
             except BaseException as error:
                 raise SoakError(f"a graph failed: {error!r}\n{repeat}") from error
             finally:
-                if killer is not None:
-                    killer.stop()
-                    self.report.kills += killer.kills
+                for each in disturbers:
+                    each.stop()
+                    self.report.kills += each.kills
+                if stopper is not None:
+                    self.report.stops += stopper.stops
             if result != wanted.result:
                 raise SoakError(
                     f"a wrong result: {result:#x}, and on inline "
@@ -276,14 +348,14 @@ class Session:
         self.report.graphs += 1
 
     def _run_until_no_owner_dies(
-        self, seed: int, killer: Killer | None, forced: int
+        self, seed: int, disturbers: list[Killer | Stopper], forced: int
     ) -> int:
         for repeats in itertools.count(1):
             try:
                 return graphs.run_graph(seed)
             except graphs.KILLED:
                 # Each kill can spoil one run.
-                excused = 0 if killer is None else killer.kills
+                excused = sum(each.kills for each in disturbers)
                 if repeats > excused + (RUNS_IF_FORCED if forced else 0):
                     raise
                 self.report.repeats += 1
@@ -319,7 +391,9 @@ class Session:
         self.report.sessions += 1
 
 
-def soak(seconds: float, seed: int, only: int | None = None) -> Report:
+def soak(
+    seconds: float, seed: int, only: int | None = None, stops: bool = False
+) -> Report:
     """Run graphs for some time, or one of them over and over."""
     report = Report()
     began = time.monotonic()
@@ -336,7 +410,7 @@ def soak(seconds: float, seed: int, only: int | None = None) -> Report:
                 plans.append(plan(graph_seed(seed, each)))
         if only is not None:
             plans *= GRAPHS_A_SESSION
-        session = Session(report, seed)
+        session = Session(report, seed, stops)
         try:
             for each, wanted in zip(numbers, plans, strict=True):
                 session.run(each, wanted)
@@ -354,14 +428,36 @@ def soak(seconds: float, seed: int, only: int | None = None) -> Report:
     return report
 
 
+def under_stops() -> int:
+    """Run this program once more, as a process that is stopped now and then."""
+    ended = threading.Event()
+    rng = random.Random()
+    command = [sys.executable, __file__, *sys.argv[1:], "--stopped-from-outside"]
+    with subprocess.Popen(command) as driver:
+        arguments = (driver.pid, rng, ended)
+        thread = threading.Thread(target=stop_the_driver, args=arguments)
+        thread.start()
+        try:
+            return driver.wait()
+        finally:
+            ended.set()
+            thread.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--only", type=int, help="the number of one graph")
+    parser.add_argument("--stops", action="store_true", help="stop processes, too")
+    parser.add_argument(
+        "--stopped-from-outside", action="store_true", help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
+    if arguments.stops and not arguments.stopped_from_outside:
+        sys.exit(under_stops())
     faulthandler.enable()
-    soak(arguments.seconds, arguments.seed, arguments.only)
+    soak(arguments.seconds, arguments.seed, arguments.only, arguments.stops)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ pytest.importorskip("skate._core", reason="the soak kills processes of the core'
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_random_graphs_survive_random_kills() -> None:
+@pytest.mark.parametrize("options", [[], ["--stops"]], ids=str)
+def test_random_graphs_survive_random_kills_and_stops(options: list[str]) -> None:
     # In a process of its own: a graph that hangs ends it, and shows everybody's stacks.
     script = Path(__file__).with_name("soak.py")
     ended = subprocess.run(
-        [sys.executable, str(script), "--seconds=20", "--seed=1"],
+        [sys.executable, str(script), "--seconds=20", "--seed=1", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

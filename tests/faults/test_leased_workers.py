@@ -1,0 +1,62 @@
+"""Workers of tasks with resources of their own end, but not under what they started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from polling import wait_until
+
+import skate
+
+pytest.importorskip("skate._core", reason="skate's C++ core is not built")
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    resources = {f"r{number}": 1.0 for number in range(8)}
+    with skate.init("embedded", num_cpus=2, num_gpus=1, resources=resources):
+        yield
+
+
+@skate.remote(max_retries=0)
+def go_on_after(path: str) -> int:
+    assert wait_until(lambda: Path(path).exists())
+    return 7
+
+
+@skate.remote
+def hand_out(path: str) -> tuple[skate.ObjectRef[int], int]:
+    return go_on_after.remote(path), os.getpid()
+
+
+def runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_worker_of_a_gpu_task_ends_after_the_tasks_that_it_has_started(
+    session: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "go"
+    child, parent = skate.get(hand_out.options(num_gpus=1).remote(str(path)))
+    # Another has the GPU: that the first task is done is known.
+    skate.get(hand_out.options(num_gpus=1).remote(str(tmp_path)))
+    path.touch()
+    assert skate.get(child, timeout=10) == 7
+    assert wait_until(lambda: not runs(parent))
+
+
+def test_idle_workers_over_the_limit_end_after_the_tasks_that_they_have_started(
+    session: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "go"
+    started = [
+        hand_out.options(num_cpus=0, resources={f"r{number}": 1}).remote(str(path))
+        for number in range(8)
+    ]
+    children, parents = zip(*skate.get(started), strict=True)
+    path.touch()
+    assert skate.get(list(children), timeout=20) == [7] * 8
+    assert wait_until(lambda: sum(map(runs, set(parents))) <= 4)
