@@ -707,7 +707,7 @@ def test_what_many_let_go_of_in_one_turn_is_asked_for_once() -> None:
     for _ in range(3):
         assert life.take(LetGo(actor)) == []
     assert [c for c in life.news() if isinstance(c, TellDied)] == [
-        TellDied(driver, actor, Cause.SIGNALED, 9)
+        TellDied(driver, actor, Cause.SIGNALED, 9, place_is_free=True)
     ]
 
 
