@@ -397,7 +397,8 @@ def test_the_memory_of_killed_ranks_goes_and_their_names_are_free(
         ranks = [Rank.options(num_cpus=0).remote() for _ in range(2)]
         joined = [rank.join.remote(i, 2) for i, rank in enumerate(ranks)]
         skate.get(joined, timeout=60)
-        assert open_files(pid, "/memfd:skate-group") == 1
+        # An answer that waits to be read has a descriptor of its own.
+        assert wait_until(lambda: open_files(pid, "/memfd:skate-group") == 1)
         for rank in ranks:
             skate.kill(rank)
         assert wait_until(lambda: open_files(pid, "/memfd:skate-group") == 0)
