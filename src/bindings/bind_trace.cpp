@@ -2,9 +2,13 @@
 // supervisor's entry in /proc, from any of the same user's.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <map>
 #include <string>
@@ -230,24 +234,52 @@ nb::list running(const Statistics& s) {
 // Stacks ----------------------------------------------------------------------------
 
 constexpr off_t kStackFileLimit = 4 << 20;
+constexpr unsigned kStackSeconds = 1;
 
 TracePart* g_part = nullptr;
 int g_stack_fd = -1;
 void (*g_write_stacks)(int) = nullptr;
+std::atomic_flag g_writes_stacks;  // a second signal can come to another thread
 
-// faulthandler's handler, and then word that the stacks are there. Not by its own
-// chaining: that would let the signal interrupt system calls of code that does not
-// expect it.
+// faulthandler's handler, and then word that the stacks are there.
+//
+// It walks over frames that may be half made, of this thread and of those that run, and
+// a wrong step there ends the process: so a copy of the process does it, and this one
+// only looks how that ended. The copy has one thread and nobody's handlers for what it
+// may do wrong; no fork handler runs, and waitpid(-1) of users does not meet it.
 void write_stacks(int signal_number) {
   if (g_part == nullptr) return;  // the session has ended; the signal came late
+  // Acquire: pairs with the clear below. Who asked meanwhile will see the count change.
+  if (g_writes_stacks.test_and_set(std::memory_order_acquire)) return;
   const int saved = errno;
-  g_write_stacks(signal_number);
+  const off_t start = lseek(g_stack_fd, 0, SEEK_CUR);
+  const pid_t copy =
+      static_cast<pid_t>(syscall(SYS_clone, 0UL, nullptr, nullptr, nullptr, nullptr));
+  if (copy == 0) {
+    prctl(PR_SET_DUMPABLE, 0);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGALRM})
+      signal(fault, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
+    alarm(kStackSeconds);
+    g_write_stacks(signal_number);
+    _exit(0);
+  }
+  int status = -1;
+  if (copy > 0)
+    while (waitpid(copy, &status, __WALL) < 0 && errno == EINTR) {
+    }
+  // A part of a stack would read as a whole one.
+  if (status != 0) lseek(g_stack_fd, start, SEEK_SET);
   const off_t end = lseek(g_stack_fd, 0, SEEK_CUR);
   g_part->stack_end.store(static_cast<u64>(end));
-  // Pairs with the acquire load of readers.
-  g_part->stack_count.store(g_part->stack_count.load() + 1, std::memory_order_release);
   if (end > kStackFileLimit)
     lseek(g_stack_fd, 0, SEEK_SET);  // readers are done by then
+  // Before the count: who has seen it change may ask again at once.
+  g_writes_stacks.clear(std::memory_order_release);
+  // Pairs with the acquire load of readers.
+  g_part->stack_count.fetch_add(1, std::memory_order_release);
   errno = saved;
 }
 

@@ -245,3 +245,34 @@ def test_threads_that_ask_why_at_once_all_get_an_answer(
     gate.touch()
     skate.cancel(running)
     assert skate.get(waits, timeout=TIMEOUT) == ["done"] * 5
+
+
+@skate.remote
+class Restless:
+    """Makes and leaves frames all the time."""
+
+    def run(self) -> None:
+        context = skate.get_runtime_context()
+        while not context.is_canceled():
+            threading.Event().wait(0.0001)
+
+    def get(self) -> int:
+        return 1
+
+
+def test_to_ask_where_a_process_stands_does_not_end_it(session: None) -> None:
+    actor = Restless.remote()
+    running = actor.run.remote()
+    waiting = actor.get.remote()
+
+    def ask() -> None:
+        for _ in range(150):
+            skate.why(waiting)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    skate.cancel(running)
+    assert skate.get(waiting, timeout=TIMEOUT) == 1

@@ -88,7 +88,7 @@ class Children:
         files = _PER_PROCESS * (1 if kind in ("driver", "pool") else 1 + kept)
         if self.free_files() < files:
             return (
-                f"the session's supervisor may open {self._max_files} files "
+                f"the session's supervisor may have {self._max_files} open files "
                 f"(RLIMIT_NOFILE), and each process takes {_PER_PROCESS} of them, one "
                 "that has ended and whose values are still read 1 or 2. Raise the "
                 "limit (ulimit -Hn; LimitNOFILE of a service), or drop handles of "

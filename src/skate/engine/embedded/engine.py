@@ -269,10 +269,7 @@ class EmbeddedEngine:
                     "Use another name, skate.get_actor(name), or get_if_exists=True."
                 )
             if answer == "full":
-                raise ResourceError(
-                    f"cannot start actor {spec.name}: {value}. Drop handles of actors "
-                    "that are no longer needed."
-                )
+                raise ResourceError(f"cannot start actor {spec.name}: {value}.")
             index, epoch = value
             if by_driver:
                 self.node.hand_to_driver(

@@ -1,8 +1,9 @@
 """Python stacks of other processes: on a signal, each writes its own to a file.
 
-faulthandler does the writing, in a signal handler: no GIL is needed, so a process that
-hangs in C code answers too. The file is a memfd, which others of the same user open by
-the process's entry in /proc.
+faulthandler does the writing, in a signal handler, in a copy of the process that lives
+no longer: no GIL is needed, so a process that hangs in C code answers too, and what a
+walk over moving frames may do wrong ends nothing but the copy. The file is a memfd,
+which others of the same user open by the process's entry in /proc.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ def read_stacks(
             if after is None or after["pid"] != before["pid"]:
                 del asked[index]
             elif after["stack_count"] != before["stack_count"]:
+                if after["stack_end"] == before["stack_end"]:  # the copy met a fault
+                    asked[index] = after
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(after["pid"], SIGNAL)
+                    continue
                 del asked[index]
                 with contextlib.suppress(OSError):
                     found[index] = _read(before, after)

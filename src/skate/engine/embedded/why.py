@@ -242,7 +242,7 @@ class Explainer:
             for frame in frames[:_MAX_FRAMES]:
                 self._say(depth + 1, frame)
         waited = process["waited"]
-        if process["state"] == _ProcState.BLOCKED and waited:
+        if waited:  # though it may be awake just now, to answer us
             seconds = (self._now - process["waited_since"]) * 1e-9
             how = "get" if process["waits_for_all"] else "wait"
             what = "a ref" if len(waited) == 1 else f"{len(waited)} refs"
