@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -48,6 +48,9 @@ from skate.engine.embedded.lifecycle import Lifecycle
 from skate.engine.embedded.processes import Cause, Proc
 from skate.engine.protocol import ActorState
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 TOTALS = {"CPU": 4.0, "GPU": 1.0, "robot": 2.0}
 PLACES = 16
 
@@ -75,6 +78,7 @@ class Machine(RuleBasedStateMachine):
         self.blocked: set[Proc] = set()
         self.making: set[Proc] = set()  # ordered, and no answer yet
         self.left: dict[int, int] = {}  # actor -> restarts; negative: no limit
+        self.forked_for_a_lease: set[Proc] = set()  # and it was not granted yet
         self.prepared: set[Proc] = set()
         self.doomed: set[Proc] = set()  # were killed
         self.seen: set[Proc] = set()
@@ -104,9 +108,9 @@ class Machine(RuleBasedStateMachine):
                 assert worker not in self.running
                 self.needs[worker] = self.wanted.pop((owner, task))
                 self.running[worker] = owner, task
-                # Going on after a wait may use more for a moment, starting may not.
-                if self.needs[worker].get("CPU"):
-                    assert self.used("CPU") <= self.held_tokens
+                if worker not in self.forked_for_a_lease:
+                    self.check_cpus(self.needs[worker])
+                self.forked_for_a_lease.discard(worker)
             case RefuseLease(owner, task, why):
                 assert why
                 del self.wanted[owner, task]
@@ -121,6 +125,9 @@ class Machine(RuleBasedStateMachine):
                     self.is_new(proc)
                 assert proc not in self.making
                 self.making.add(proc)
+                if kind == "lease":
+                    self.forked_for_a_lease.add(proc)
+                    self.check_cpus(self.life.members[proc].resources)
             case TellDied(to, dead, _, _, successor, place_is_free):
                 assert successor is None or successor in self.prepared
                 assert (to, dead) not in self.asked
@@ -145,6 +152,18 @@ class Machine(RuleBasedStateMachine):
         assert live.count(proc.index) == 1
         assert proc.index not in {p.index for p, left in self.undrained.items() if left}
         assert proc.index < PLACES
+
+    def check_cpus(self, needs: Mapping[str, float]) -> None:
+        """Of a task whose start has just been decided.
+
+        To go on after a wait may use more for a moment, also between the decision and
+        the moment when a process for the task is there; to start may not.
+        """
+        if needs.get("CPU"):
+            to_come = sum(
+                self.wanted[task].get("CPU", 0.0) for task in self.life._making
+            )
+            assert self.used("CPU") + to_come <= self.held_tokens
 
     def some(self, data: st.DataObject, of: Any) -> Any:
         return data.draw(st.sampled_from(sorted(of)))
