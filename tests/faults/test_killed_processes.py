@@ -13,7 +13,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from processes import alive, children, descendants, worker_pids, zygote_and_workers
+from processes import (
+    alive,
+    children,
+    descendants,
+    state_of,
+    worker_pids,
+    zygote_and_workers,
+)
 from workload import Counter, block, die, echo, nested
 
 import skate
@@ -129,6 +136,23 @@ def test_a_killed_zygote_is_replaced_and_costs_nothing(session: None) -> None:
     assert skate.get(echo.remote(1), timeout=30)[0] == 1
     (zygote,) = zygote_and_workers(os.getpid())[0]
     os.kill(zygote, signal.SIGKILL)
+    actor = Counter.remote()  # needs a new process
+    assert skate.get(actor.add.remote(), timeout=30) == 1
+
+
+def test_an_idle_session_outlives_any_number_of_killed_zygotes(session: None) -> None:
+    killed: list[int] = []
+
+    def kill_one_that_waits_for_orders() -> bool:
+        for pid in zygote_and_workers(os.getpid())[0]:
+            if pid not in killed and state_of(pid) == "S":
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return True
+        return False
+
+    for _ in range(8):
+        wait_until(kill_one_that_waits_for_orders)
     actor = Counter.remote()  # needs a new process
     assert skate.get(actor.add.remote(), timeout=30) == 1
 

@@ -50,6 +50,9 @@ def main(fd: int, supervisor_pid: int) -> None:
     if settings["preload"]:
         _preload(settings["preload"])
         _freeze()
+    # It has begun well: if it is killed from now on, another one can take its place.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        wire.send(sock, pickle.dumps(None))
     idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
     orders = select.poll()  # select() takes no descriptor over 1023
     orders.register(sock, select.POLLIN)
