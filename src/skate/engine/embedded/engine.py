@@ -422,6 +422,12 @@ class EmbeddedEngine:
     # cancelling -------------------------------------------------------------
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        if force:
+            index, _ = _core.owner_of(ref._id)
+            if index != self.node.index:  # only its owner knows whose call it is
+                found = self.node.explain(ref._id, index)
+                if found is not None and found["of_actor"]:
+                    return False
         return self.node.cancel(ref, force, recursive)
 
     def is_cancelled(self) -> bool:
