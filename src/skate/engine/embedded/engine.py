@@ -362,7 +362,11 @@ class EmbeddedEngine:
 
     def list_actors(self) -> list[ActorInfo]:
         found: list[ActorInfo] = []
-        while part := self._ask("list_actors", len(found)):
+        last = 0
+        while True:
+            last, part = self._ask("list_actors", last)
+            if not part:
+                return found
             for actor_id, cls, state, name, restarts, pid, detached, *death in part:
                 died = state is ActorState.DEAD
                 found.append(
@@ -378,7 +382,6 @@ class EmbeddedEngine:
                         death_cause=_how_it_ended(*death) if died else "",
                     )
                 )
-        return found
 
     def list_tasks(self) -> Iterator[dict[str, Any]]:
         from . import listing
