@@ -25,6 +25,7 @@ void bind_listing(nb::class_<Node>& node) {
             d["attempt"] = found->attempt;
             d["task_id"] = found->task;
             d["target"] = found->target.index;
+            d["of_actor"] = found->of_actor;
             d["missing"] = missing;
             return d;
           },

@@ -28,6 +28,7 @@ struct Explanation {
   ProcId target;
   std::string name;
   std::vector<ObjectId> missing;
+  bool of_actor = false;  // the task is a call of an actor
 };
 
 // While it lives, the refs that this thread waits for.

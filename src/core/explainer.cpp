@@ -26,6 +26,7 @@ Explanation Explainer::explain_here(ObjectId id) {
     e.state = Explanation::kReceived;
     e.ahead = *place;
     e.task = id;
+    e.of_actor = true;
     if (const Task* own = node_.tasks.pending(id))  // a call of itself
       e.name = node_.name_of(own->label);
     return e;
@@ -41,6 +42,7 @@ Explanation Explainer::explain_here(ObjectId id) {
   e.task = task->header.task_id;
   e.attempt = task->header.attempt;
   e.name = node_.name_of(task->label);
+  e.of_actor = task->route == Task::Route::kActor;
   if (task->target != nullptr) {
     e.state = Explanation::kSent;
     e.target = task->target->id;
@@ -103,6 +105,7 @@ void Explainer::answer(Reader& reader, ProcId from) {
   writer.pod(e.attempt);
   writer.pod(e.task);
   writer.pod(e.target);
+  writer.pod(e.of_actor);
   writer.bytes(e.name);
   writer.pod(static_cast<u32>(e.missing.size()));
   for (ObjectId missing : e.missing) writer.pod(missing);
@@ -118,6 +121,7 @@ void Explainer::take_answer(Reader& reader) {
   e.attempt = reader.pod<u64>();
   e.task = reader.pod<ObjectId>();
   e.target = reader.pod<ProcId>();
+  e.of_actor = reader.pod<bool>();
   e.name.assign(reader.bytes());
   e.missing.resize(std::min<std::size_t>(reader.pod<u32>(), reader.remaining()));
   for (ObjectId& missing : e.missing) missing = reader.pod<ObjectId>();

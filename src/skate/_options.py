@@ -41,6 +41,11 @@ def check_resources(name: str, value: Any) -> dict[str, float]:
             raise ValueError(
                 f"{name} cannot hold {key!r}: use num_{key.lower()}s for that."
             )
+        if "_group_" in key or key.startswith("bundle"):
+            raise ValueError(
+                f"{name} cannot hold {key!r}: names with '_group_', or that begin with "
+                "'bundle', are those of placement groups. Use another name."
+            )
         check_quantity(f"{name}[{key!r}]", amount)
     return dict(value)
 

@@ -474,6 +474,22 @@ def test_force_is_not_for_actors() -> None:
     assert skate.get(ref) is False
 
 
+def test_force_is_not_for_actors_whoever_asks() -> None:
+    @skate.remote
+    def cancel(boxed: list[Any]) -> str:
+        try:
+            skate.cancel(boxed[0], force=True)
+        except ValueError as error:
+            return str(error)
+        return "it was not refused"
+
+    actor, signal, started = Plain.remote(), Signal.remote(), Signal.remote()
+    ref = actor.block.remote(signal, started)
+    assert "skate.kill" in skate.get(cancel.remote([ref]))
+    signal.set.remote()
+    assert skate.get(ref) is False
+
+
 def test_what_an_actor_is_doing_for_a_cancelled_task_is_cancelled() -> None:
     @skate.remote
     def parent(actor: Any, started: Any) -> None:

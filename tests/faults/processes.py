@@ -16,11 +16,16 @@ def descendants(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
+    return state_of(pid) not in ("Z", "")
+
+
+def state_of(pid: int) -> str:
+    """As the kernel tells it, such as "S" of one that sleeps; "": there is none."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
+            return file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
 
 
 def zygote_and_workers(driver: int) -> tuple[list[int], list[int]]:

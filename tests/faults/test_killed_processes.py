@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from processes import alive, children, descendants, worker_pids, zygote_and_workers
+from processes import (
+    alive,
+    children,
+    descendants,
+    state_of,
+    worker_pids,
+    zygote_and_workers,
+)
 from workload import Counter, block, die, echo, nested
 
 import skate
@@ -131,6 +139,39 @@ def test_a_killed_zygote_is_replaced_and_costs_nothing(session: None) -> None:
     os.kill(zygote, signal.SIGKILL)
     actor = Counter.remote()  # needs a new process
     assert skate.get(actor.add.remote(), timeout=30) == 1
+
+
+def test_an_idle_session_outlives_any_number_of_killed_zygotes(session: None) -> None:
+    killed: list[int] = []
+
+    def kill_one_that_waits_for_orders() -> bool:
+        for pid in zygote_and_workers(os.getpid())[0]:
+            if pid not in killed and state_of(pid) == "S":
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return True
+        return False
+
+    for _ in range(8):
+        wait_until(kill_one_that_waits_for_orders)
+    actor = Counter.remote()  # needs a new process
+    assert skate.get(actor.add.remote(), timeout=30) == 1
+
+
+def test_workers_of_a_second_zygote_may_open_as_many_files_as_of_the_first() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 100, hard))
+    try:
+        with skate.init("embedded", num_cpus=2):
+            first = Counter.remote()
+            assert skate.get(first.max_files.remote(), timeout=30) == hard - 100
+            (zygote,) = zygote_and_workers(os.getpid())[0]
+            os.kill(zygote, signal.SIGKILL)
+            wait_until(lambda: not alive(zygote))
+            second = Counter.remote()
+            assert skate.get(second.max_files.remote(), timeout=30) == hard - 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_killed_supervisor_ends_the_session_by_name(session: None) -> None:

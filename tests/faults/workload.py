@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 
@@ -43,6 +44,9 @@ class Counter:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def max_files(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def sleep(self) -> None:
         time.sleep(60)

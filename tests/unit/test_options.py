@@ -38,6 +38,8 @@ class A:
         ({"resources": [1]}, TypeError, r"resources must be a dict .* not \[1\]"),
         ({"resources": {1: 1}}, TypeError, "must be strings, not 1"),
         ({"resources": {"CPU": 1}}, ValueError, "use num_cpus for that"),
+        ({"resources": {"x_group_1": 1}}, ValueError, "those of placement groups"),
+        ({"resources": {"bundle": 1}}, ValueError, "those of placement groups"),
         (
             {"resources": {"x": -1}},
             ValueError,
@@ -279,3 +281,12 @@ def test_the_environment_variable_is_checked_as_the_argument_is(
     monkeypatch.setenv("SKATE_ENGINE", "embeded")
     with pytest.raises(ValueError, match="Did you mean 'embedded'"):
         skate.init()
+
+
+@pytest.mark.parametrize("name", ["CPU_group_0_1", "bundle_of_things"])
+@pytest.mark.parametrize("engine", ["inline", "embedded", "ray"])
+def test_a_session_has_no_resources_named_like_those_of_placement_groups(
+    engine: str, name: str
+) -> None:
+    with pytest.raises(ValueError, match="those of placement groups"):
+        skate.init(engine, resources={name: 1})

@@ -5,6 +5,7 @@ Part of the policy in ``lifecycle``: plain data, no process is touched here.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Actor:
     proc: Proc  # where it lives; where it lived last
     state: ActorState = ActorState.PENDING_CREATION
     num_restarts: int = 0
+    number: int = 0  # in order of creation
     may_restart: bool = True
     cause: Cause = Cause.UNKNOWN  # of its last death
     detail: int = 0
@@ -66,6 +68,7 @@ class Actors:
     """Every live actor, by id, by process and by name; and the last of the dead."""
 
     def __init__(self) -> None:
+        self._last = 0
         self._live: dict[int, Actor] = {}
         self._by_proc: dict[Proc, Actor] = {}
         self._names: dict[Name, Actor] = {}
@@ -76,8 +79,15 @@ class Actors:
         yield from self._dead
         yield from self._live.values()
 
+    def page(self, after: int, size: int) -> list[Actor]:
+        """The next that were made, oldest first; whoever ends moves none of them."""
+        found = (actor for actor in self if actor.number > after)
+        return heapq.nsmallest(size, found, key=lambda actor: actor.number)
+
     def add(self, request: ActorRequest, owner: Proc, proc: Proc) -> None:
         actor = Actor(request, owner, proc)
+        self._last += 1
+        actor.number = self._last
         self._live[request.actor_id] = self._by_proc[proc] = actor
         if not request.is_detached:
             self._owned.setdefault(owner, {})[request.actor_id] = actor

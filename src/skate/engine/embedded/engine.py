@@ -359,7 +359,11 @@ class EmbeddedEngine:
 
     def list_actors(self) -> list[ActorInfo]:
         found: list[ActorInfo] = []
-        while part := self._ask("list_actors", len(found)):
+        last = 0
+        while True:
+            last, part = self._ask("list_actors", last)
+            if not part:
+                return found
             for actor_id, cls, state, name, restarts, pid, detached, *death in part:
                 died = state is ActorState.DEAD
                 found.append(
@@ -375,7 +379,6 @@ class EmbeddedEngine:
                         death_cause=_how_it_ended(*death) if died else "",
                     )
                 )
-        return found
 
     def list_tasks(self) -> Iterator[dict[str, Any]]:
         from . import listing
@@ -419,6 +422,12 @@ class EmbeddedEngine:
     # cancelling -------------------------------------------------------------
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> bool:
+        if force:
+            index, _ = _core.owner_of(ref._id)
+            if index != self.node.index:  # only its owner knows whose call it is
+                found = self.node.explain(ref._id, index)
+                if found is not None and found["of_actor"]:
+                    return False
         return self.node.cancel(ref, force, recursive)
 
     def is_cancelled(self) -> bool:

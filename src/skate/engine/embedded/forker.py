@@ -90,7 +90,7 @@ class Forker:
         self._python_flags = python_flags
         self._orders: deque[Process] = deque()
         self._sent: deque[Process] = deque()
-        self._failures = 0
+        self._failures = 0  # zygotes in a row that ended before they had started
         self._failing_since = 0.0  # 0: the last fork went well
         self._pause = _FIRST_PAUSE_S
         self._not_before = 0.0
@@ -180,7 +180,10 @@ class Forker:
             self._replace()
             return
         self._failures = 0
-        *_, pid = pickle.loads(data)
+        answer = pickle.loads(data)
+        if answer is None:  # it has started
+            return
+        *_, pid = answer
         process = self._sent.popleft()  # it answers in order
         if pid > 0:
             self._failing_since, self._pause = 0.0, _FIRST_PAUSE_S
@@ -219,7 +222,7 @@ class Forker:
             code = os.waitstatus_to_exitcode(status)
             self._owner.give_up(
                 f"the process that starts workers ended {self._failures} times before "
-                f"it had started one, {describe_end(code)} the last time. It imports "
+                f"it could start one, {describe_end(code)} the last time. It imports "
                 "skate and the modules of SKATE_PRELOAD: see what it printed, or "
                 "import them in a plain Python."
             )

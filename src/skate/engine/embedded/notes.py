@@ -5,6 +5,7 @@ from __future__ import annotations
 _MAX_NOTES = 1000
 _MAX_BYTES = 16 << 20
 _MAX_TEXT = 1 << 20
+_MAX_ERRNO = 4095  # the name of a process, packed, is larger
 
 
 class Notes:
@@ -15,12 +16,20 @@ class Notes:
         self._numbers: dict[str, int] = {}  # of texts that are no process's
         self._bytes = 0
         self._last = 0
+        self._left_out = 0
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def get(self, number: int) -> str:
-        return self._texts.get(number, "")
+        text = self._texts.get(number, "")
+        is_a_note = number < 0 or number > _MAX_ERRNO
+        if not text and self._left_out and is_a_note:
+            return (
+                "The reason is not known any more: the oldest notes of this session, "
+                f"{self._left_out} so far, were left out."
+            )
+        return text
 
     def keep(self, number: int, text: str) -> None:
         """``number``: ``packed`` of a process."""
@@ -29,6 +38,7 @@ class Notes:
         self._bytes += len(text)
         while len(self._texts) > _MAX_NOTES or self._bytes > _MAX_BYTES:
             self._remove(next(iter(self._texts)))
+            self._left_out += 1
 
     def number_of(self, text: str) -> int:
         """That of a text which is no process's; the same text is kept once."""

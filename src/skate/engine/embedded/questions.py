@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -79,11 +78,10 @@ class Questions:
         self._supervisor.tell(life.ActorKilled(actor_id, no_restart))
         return LATER
 
-    def _ask_list_actors(self, process: Process, start: int) -> Any:
+    def _ask_list_actors(self, process: Process, after: int) -> Any:
         """Some at a time, so that others are heard in between."""
-        part = itertools.islice(self._life.actors, start, start + _ACTORS_AT_ONCE)
         answer = []
-        for actor in part:
+        for actor in self._life.actors.page(after, _ACTORS_AT_ONCE):
             now = self._supervisor.process(actor.proc)
             request = actor.request
             answer.append(
@@ -99,7 +97,8 @@ class Questions:
                     actor.detail,
                 )
             )
-        return answer
+            after = actor.number
+        return after, answer
 
     # Resources ---------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class Supervisor:
         self._running = True
         self._unsent = 0
         self._said: set[str] = set()
-        names = ("sys_path", "preload", "config", "session_id")
+        names = ("sys_path", "preload", "config", "session_id", "max_files")
         self.forker = Forker(
             self._children,
             zygote,
@@ -412,6 +412,7 @@ def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     settings = pickle.loads(hello)
     _core.become_subreaper()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings["max_files"] = soft  # the program's own, which its workers have as well
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     output = socket.socket(fileno=output_fd)

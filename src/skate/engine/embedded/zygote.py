@@ -15,6 +15,7 @@ import gc
 import importlib
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -42,6 +43,9 @@ def main(fd: int, supervisor_pid: int) -> None:
     hello, (session_fd,) = wire.receive(sock)
     settings = pickle.loads(hello)
     set_name("skate-zygote")
+    # One that took the place of another has its limit from the supervisor.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (settings["max_files"], hard))
     sys.path[:] = settings["sys_path"]
     _enter_runtime_env(settings)
     # Workers are many: each computes with one thread unless its task asks for more.
@@ -50,6 +54,9 @@ def main(fd: int, supervisor_pid: int) -> None:
     if settings["preload"]:
         _preload(settings["preload"])
         _freeze()
+    # It has begun well: if it is killed from now on, another one can take its place.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        wire.send(sock, pickle.dumps(None))
     idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
     orders = select.poll()  # select() takes no descriptor over 1023
     orders.register(sock, select.POLLIN)
