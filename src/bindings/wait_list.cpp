@@ -26,9 +26,10 @@ struct KnownList {
   }
   bool operator==(const KnownList&) const = default;
 
+  // Of 32 bits by 32, as the machine's vectors can.
   static u64 mixed(u64 address) {
-    address *= 0x9e3779b97f4a7c15;
-    return address ^ address >> 32;
+    const u64 product = u64{static_cast<u32>(address ^ address >> 32)} * 0x9e3779b1;
+    return product ^ product >> 31;
   }
 };
 KnownList g_last_given;
@@ -67,23 +68,59 @@ std::vector<nb::object> items_of(PyObject* list) {
   return items;
 }
 
-nb::tuple split(std::vector<nb::object> items, const std::vector<Py_ssize_t>& found) {
-  const auto n = static_cast<Py_ssize_t>(items.size());
-  const auto n_found = static_cast<Py_ssize_t>(found.size());
-  nb::object done = nb::steal(PyList_New(n_found));
-  nb::object rest = nb::steal(PyList_New(n - n_found));
-  if (!done.is_valid() || !rest.is_valid()) throw nb::python_error();
-  Py_ssize_t next = 0;
-  Py_ssize_t at = 0;
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    PyObject* item = items[static_cast<std::size_t>(i)].release().ptr();
-    if (next < n_found && found[static_cast<std::size_t>(next)] == i)
-      PyList_SET_ITEM(done.ptr(), next++, item);
-    else
-      PyList_SET_ITEM(rest.ptr(), at++, item);
+// What skate.wait gives: the refs that it found, and the rest. Its lists are made
+// before the items are looked at, since that may run the garbage collector too.
+struct Split {
+  nb::object done, rest;
+
+  Split(Py_ssize_t n, Py_ssize_t n_done)
+      : done(nb::steal(PyList_New(n_done))), rest(nb::steal(PyList_New(n - n_done))) {
+    if (!done.is_valid() || !rest.is_valid()) throw nb::python_error();
   }
-  g_last_rest = KnownList(rest.ptr());
-  return nb::make_tuple(done, rest);
+  // The items' references become the lists'.
+  nb::tuple fill(PyObject* const* items, const std::vector<Py_ssize_t>& found) {
+    PyObject** to_done = PySequence_Fast_ITEMS(done.ptr());
+    PyObject** to_rest = PySequence_Fast_ITEMS(rest.ptr());
+    for (const Py_ssize_t place : found) {
+      to_rest = std::copy(items, items + (place - taken_), to_rest);
+      items += place - taken_;
+      *to_done++ = *items++;
+      taken_ = place + 1;
+    }
+    std::copy(items,
+              items + PyList_GET_SIZE(rest.ptr()) -
+                  (to_rest - PySequence_Fast_ITEMS(rest.ptr())),
+              to_rest);
+    return nb::make_tuple(done, rest);
+  }
+
+ private:
+  Py_ssize_t taken_ = 0;
+};
+
+// If all that is wanted is there, of a list whose items are known.
+std::optional<nb::tuple> split_at_once(Node& node, PyObject* list, std::size_t wanted) {
+  const Py_ssize_t n = PyList_GET_SIZE(list);
+  if ((list != g_last_given.list || n != g_last_given.size) &&
+      (list != g_last_rest.list || n != g_last_rest.size))
+    return std::nullopt;
+  if (wanted > static_cast<std::size_t>(n)) return std::nullopt;
+  Split split(n, static_cast<Py_ssize_t>(wanted));
+  // From here on nothing runs that could change the list.
+  if (PyList_GET_SIZE(list) != n) return std::nullopt;
+  const KnownList given(list);
+  if (given != g_last_given && given != g_last_rest) return std::nullopt;
+  const std::vector<Py_ssize_t> found = find_ready(node, list, wanted);
+  if (found.size() != wanted) return std::nullopt;
+  PyObject* const* const items = PySequence_Fast_ITEMS(list);
+  for (Py_ssize_t i = 0; i < n; ++i) Py_INCREF(items[i]);
+  g_last_rest = given;
+  g_last_rest.list = split.rest.ptr();
+  g_last_rest.size = n - static_cast<Py_ssize_t>(wanted);
+  for (const Py_ssize_t place : found)
+    g_last_rest.items -=
+        KnownList::mixed(reinterpret_cast<std::uintptr_t>(items[place]));
+  return split.fill(items, found);
 }
 
 }  // namespace
@@ -104,12 +141,9 @@ nb::tuple wait_for(Node& node, nb::list refs, std::size_t num_returns,
                    std::optional<double> timeout) {
   check_alive(node);
   PyObject* list = refs.ptr();
+  if (auto found = split_at_once(node, list, num_returns)) return *std::move(found);
   const KnownList given(list);
   const bool checked = given == g_last_given || given == g_last_rest;
-  if (checked) {
-    const std::vector<Py_ssize_t> found = find_ready(node, list, num_returns);
-    if (found.size() == num_returns) return split(items_of(list), found);
-  }
   std::vector<nb::object> items = items_of(list);  // the list may change from here on
   std::vector<ObjectId> ids;
   ids.reserve(items.size());
@@ -130,7 +164,14 @@ nb::tuple wait_for(Node& node, nb::list refs, std::size_t num_returns,
   std::vector<Py_ssize_t> found;
   for (std::size_t i = 0; i < ids.size() && found.size() < num_returns; ++i)
     if (ready[i]) found.push_back(static_cast<Py_ssize_t>(i));
-  return split(std::move(items), found);
+  Split split(static_cast<Py_ssize_t>(items.size()),
+              static_cast<Py_ssize_t>(found.size()));
+  std::vector<PyObject*> owned;
+  owned.reserve(items.size());
+  for (nb::object& item : items) owned.push_back(item.release().ptr());
+  nb::tuple both = split.fill(owned.data(), found);
+  g_last_rest = KnownList(split.rest.ptr());
+  return both;
 }
 
 }  // namespace skate
