@@ -214,7 +214,7 @@ def _map_unordered(
             if not in_flight:
                 return
             for tag in watch.next(None):
-                yield engine.get([in_flight.pop(tag)], None, False)[0]
+                yield engine.get((in_flight.pop(tag),), None, False)[0]
     except KeyboardInterrupt:
         cancel_interrupted(engine, in_flight.values())
         raise

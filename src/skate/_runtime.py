@@ -298,7 +298,7 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
     if type(refs) is ObjectRef:
         engine = current()
         try:
-            return engine.get([refs], timeout, copy)[0]
+            return engine.get((refs,), timeout, copy)[0]
         except KeyboardInterrupt:
             cancel_interrupted(engine, [refs])
             raise

@@ -84,7 +84,7 @@ def finish_future(future: Future[Any], engine: Engine, ref: ObjectRef[Any]) -> N
     if not future.set_running_or_notify_cancel():
         return  # cancelled: nobody asks any more
     try:
-        value = engine.get([ref], None, False)[0]
+        value = engine.get((ref,), None, False)[0]
     except BaseException as error:  # whatever it is, it is the result
         # Without its traceback, which is of this thread, says nothing to the user, and
         # holds these frames: a cycle that would keep the ref until the next collection.
