@@ -227,6 +227,10 @@ class PyGroup {
   nb::object send(nb::handle x, int to, std::optional<double> timeout, bool bfloat16) {
     const Operand array(x, "x", bfloat16);
     check_peer(to);
+    // Messages are taken in the order in which they were posted, and so are leases
+    // freed.
+    if (is_sending_) throw std::logic_error("another thread sends for this rank");
+    const Sending sending(is_sending_);
     forget_taken(to);
     auto lease = lease_of(array.bytes());
     GroupArray view = array.view();
@@ -290,6 +294,16 @@ class PyGroup {
   }
 
   // Frees the memory of messages that have arrived.
+  class Sending {
+   public:
+    explicit Sending(bool& flag) : flag_(flag) { flag_ = true; }
+    ~Sending() { flag_ = false; }
+    Sending(const Sending&) = delete;
+
+   private:
+    bool& flag_;
+  };
+
   void forget_taken(int to) {
     std::deque<std::unique_ptr<Lease>>& leases = sent_[to];
     const u64 taken = group_.taken(to);
@@ -361,6 +375,7 @@ class PyGroup {
   // By receiver: what this rank sent and may not use again yet, and how many it has
   // freed. Under the GIL.
   std::map<int, std::deque<std::unique_ptr<Lease>>> sent_;
+  bool is_sending_ = false;  // of holders of the GIL
   std::map<int, u64> freed_;
 };
 

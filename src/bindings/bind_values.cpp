@@ -100,8 +100,12 @@ class PyWatch {
   }
   void close() {
     is_closed_ = true;
-    if (uses_ != 0) return;  // the last wait ends it
-    if (watch_ != nullptr && !node_.in_forked_child()) node_.watches.close(watch_);
+    const bool is_ours = watch_ != nullptr && !node_.in_forked_child();
+    if (uses_ != 0) {  // the last wait ends it
+      if (is_ours) node_.watches.stop_waiting(watch_);
+      return;
+    }
+    if (is_ours) node_.watches.close(watch_);
     watch_ = nullptr;
   }
 
@@ -134,6 +138,7 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
   nb::class_<PyWatch>(m, "Watch")
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
       .def("next", &PyWatch::next, "timeout"_a.none(),
+           "Tags of what has become ready; none: the time is up, or it was closed.",
            nb::sig("def next(self, timeout: float | None) -> list[int]"))
       .def("close", &PyWatch::close);
 

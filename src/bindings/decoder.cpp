@@ -276,11 +276,12 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
     opened.close();
     refuse("value_lost", view.error);
   }
-  node.objects.acquire(id);
   const std::byte* bytes = view.bytes;
   if (view.copy) opened.close();  // it may go, or be spilled anew, meanwhile
-  Owned block(new_block(node, bytes, value.block.size, id));
+  Owned block(new_block(node, bytes, value.block.size, {}));
   auto* keeper = reinterpret_cast<BlockObject*>(block.get());
+  node.objects.acquire(id);
+  keeper->id = id;  // to be released with it
   keeper->is_pinned = std::exchange(view.is_open, false);
   keeper->proc = view.proc;
   keeper->pin = view.pin;

@@ -16,6 +16,7 @@ struct Task;
 struct Watch {
   std::deque<u32> ready;
   std::unordered_set<ObjectId> pending;  // objects that it waits for, and holds
+  bool closing = false;                  // nobody waits for it any longer
 };
 
 // Who is told when an object has its value.

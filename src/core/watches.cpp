@@ -39,13 +39,20 @@ void Watches::is_ready(Watch* watch, u32 tag, ObjectId id) {
 
 WaitResult Watches::wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns) {
   Lock lock(home_.mu);
-  const WaitResult result =
-      node_.waits.wait(lock, deadline_ns, [&] { return !watch->ready.empty(); });
+  const WaitResult result = node_.waits.wait(
+      lock, deadline_ns, [&] { return watch->closing || !watch->ready.empty(); });
   if (result == WaitResult::kReady) {
     tags.assign(watch->ready.begin(), watch->ready.end());
     watch->ready.clear();
   }
   return result;
+}
+
+void Watches::stop_waiting(Watch* watch) {
+  std::lock_guard lock(home_.mu);
+  watch->closing = true;
+  node_.waits.changed();
+  node_.waits.announce();
 }
 
 void Watches::close(Watch* watch) {

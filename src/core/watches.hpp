@@ -25,6 +25,8 @@ class Watches {
   Watch* open();
   void add(Watch* watch, ObjectId id, u32 tag);
   WaitResult wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns);
+  // kReady and no tags: `stop_waiting` came. The watch is there until `close`.
+  void stop_waiting(Watch* watch);
   void close(Watch* watch);
 
   // For Objects, with the lock held.

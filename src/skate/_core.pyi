@@ -477,7 +477,8 @@ class Watch:
 
     def add(self, ref: object, tag: int) -> None: ...
 
-    def next(self, timeout: float | None) -> list[int]: ...
+    def next(self, timeout: float | None) -> list[int]:
+        """Tags of what has become ready; none: the time is up, or it was closed."""
 
     def close(self) -> None: ...
 

@@ -111,6 +111,8 @@ class AsCompleted(Generic[W]):
         if self._timeout is not None and self._deadline is None:
             self._deadline = time.monotonic() + self._timeout
         if not self._wait(_remaining(self._deadline)):
+            if not self._waiting:  # another thread has closed it
+                raise StopIteration
             raise GetTimeoutError(
                 f"{len(self._waiting)} of {self._added} refs had no value after "
                 f"{self._timeout} s; their tasks go on."

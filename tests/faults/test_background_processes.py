@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,22 @@ def test_background_process_ends_with_the_actor_that_started_it_alone() -> None:
         assert wait_until(lambda: not runs(of_second))
     finally:
         skate.shutdown()
+
+
+@skate.remote(max_retries=0)
+def leave_a_printer() -> None:
+    subprocess.Popen(["yes", "from a child"])
+    os._exit(3)
+
+
+@skate.remote
+def answer(x: int) -> int:
+    return x
+
+
+def test_a_child_that_prints_without_end_holds_up_nobody() -> None:
+    with skate.init(num_cpus=2, log_to_driver=False):
+        for i in range(3):
+            with pytest.raises(skate.exceptions.WorkerCrashedError):
+                skate.get(leave_a_printer.remote(), timeout=30)
+            assert skate.get(answer.remote(i), timeout=30) == i

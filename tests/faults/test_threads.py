@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+import skate
+from skate.collective import GroupSpec
 
 
 def test_threads_of_one_driver_get_what_each_has_asked_for() -> None:
@@ -23,3 +29,79 @@ def test_threads_of_one_driver_get_what_each_has_asked_for() -> None:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert int(ended.stdout.split()[0]) > 0
+
+
+@skate.remote
+def wait_for_file(path: Path) -> None:
+    while not path.exists():
+        threading.Event().wait(0.002)
+
+
+def test_a_loop_over_what_completes_ends_when_another_thread_closes_it(
+    tmp_path: Path,
+) -> None:
+    with skate.init("embedded", num_cpus=1):
+        ref = wait_for_file.remote(tmp_path / "gate")
+        loop = skate.as_completed([ref])
+        got: list[Any] = []
+        thread = threading.Thread(target=lambda: got.extend(loop))
+        thread.start()
+        while not is_waiting(thread):
+            threading.Event().wait(0.002)
+        loop.close()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+        assert got == []
+        (tmp_path / "gate").touch()
+        skate.get(ref, timeout=20)
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether the thread stands in the watch's own code."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == "_wait"
+
+
+@skate.remote
+class Rank:
+    def __init__(self, rank: int, name: str) -> None:
+        self.group = GroupSpec(name, 2).join(rank, 60)
+
+    def send(self, count: int) -> list[int]:
+        """From two threads: the numbers that went."""
+        went: list[int] = []
+
+        def some(start: int) -> None:
+            for number in range(start, count, 2):
+                x = np.full(5000, number)
+                while True:
+                    try:
+                        self.group.send(x, 1, timeout=30)
+                    except RuntimeError:  # the other thread is in a call
+                        continue
+                    went.append(number)
+                    break
+
+        threads = [threading.Thread(target=some, args=(start,)) for start in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return went
+
+    def receive(self, count: int) -> list[int]:
+        x = np.empty(5000, int)
+        numbers: list[int] = []
+        for _ in range(count):
+            self.group.recv(x, 0, timeout=30)
+            assert (x == x[0]).all()
+            numbers.append(int(x[0]))
+        return numbers
+
+
+def test_messages_of_two_threads_of_a_rank_arrive_whole() -> None:
+    with skate.init("embedded", num_cpus=2):
+        ranks = [Rank.remote(rank, "threads") for rank in range(2)]
+        sent, received = ranks[0].send.remote(400), ranks[1].receive.remote(400)
+        assert sorted(skate.get(received, timeout=60)) == list(range(400))
+        assert sorted(skate.get(sent, timeout=60)) == list(range(400))

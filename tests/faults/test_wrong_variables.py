@@ -13,7 +13,10 @@ from skate.exceptions import EngineError
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
 
-@pytest.mark.parametrize("name", ["SKATE_HANG_REPORT_S", "SKATE_MAX_PROCESSES"])
+@pytest.mark.parametrize(
+    "name",
+    ["SKATE_HANG_REPORT_S", "SKATE_LOG_LINES_PER_SECOND", "SKATE_MAX_PROCESSES"],
+)
 def test_wrong_variable_is_named_and_nothing_is_left(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from ...exceptions import EngineError
 from .. import limits
 from ..protocol import EngineConfig
 from . import leftovers, memory_monitor, spilling, wire
-from .output import Printer
+from .output import Printer, Shown
 from .terminal import Terminal
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
@@ -60,50 +60,60 @@ class _Driver:
         # What is wrong in the environment is said before anything is started.
         settings = pickle.dumps(_settings(config, session_id))
         hang_report_s = _hang_report_s()
-        sock, theirs = wire.socket_pair()
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                *_python_flags(),
-                os.path.join(os.path.dirname(__file__), "boot.py"),
-                str(theirs.fileno()),
-            ],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver alone
-            env=_environment(session_id),
-        )
-        theirs.close()
-        output, theirs = wire.socket_pair()
-        wire.send(sock, settings, [theirs.fileno()])
-        theirs.close()
-        # While it starts, import what this side needs.
-        from ... import _core
-        from .engine import EmbeddedEngine
+        shown = Shown.from_environment()
+        with contextlib.ExitStack() as undo:  # of a start that fails halfway
+            sock, theirs = wire.socket_pair()
+            undo.callback(sock.close)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        *_python_flags(),
+                        os.path.join(os.path.dirname(__file__), "boot.py"),
+                        str(theirs.fileno()),
+                    ],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the driver alone
+                    env=_environment(session_id),
+                )
+            undo.callback(self._kill)
+            output, theirs = wire.socket_pair()
+            undo.callback(output.close)
+            with theirs, contextlib.suppress(BrokenPipeError):  # it is said below
+                wire.send(sock, settings, [theirs.fileno()])
+            # While it starts, import what this side needs.
+            from ... import _core
+            from .engine import EmbeddedEngine
 
-        hello, fds = wire.receive(sock)
-        if not hello:
-            status = self._process.wait()
-            output.close()
-            raise EngineError(
-                f"skate's supervisor ended with status {status} before it had started; "
-                "its message is above."
+            hello, fds = wire.receive(sock)
+            if not hello:
+                status = self._process.wait()
+                raise EngineError(
+                    f"skate's supervisor ended with status {status} before it had "
+                    "started; its message is above."
+                )
+            index, epoch = pickle.loads(hello)
+            session_fd, segment_fd = fds
+            node = _core.Node(
+                session_fd=session_fd,
+                segment_fd=segment_fd,
+                supervisor_fd=sock.detach(),
+                index=index,
+                epoch=epoch,
+                is_pool=False,
             )
-        index, epoch = pickle.loads(hello)
-        session_fd, segment_fd = fds
-        node = _core.Node(
-            session_fd=session_fd,
-            segment_fd=segment_fd,
-            supervisor_fd=sock.detach(),
-            index=index,
-            epoch=epoch,
-            is_pool=False,
-        )
-        self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
-        self.engine.end_session = self.end
-        self._terminal = Terminal()
-        self._printer = Printer(output, self._on_packet)
+            undo.callback(node.close)
+            self._terminal = Terminal()
+            self._printer = Printer(output, shown, self._on_packet)
+            self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
+            self.engine.end_session = self.end
+            undo.pop_all()
         _core.on_long_wait(self.engine.report_hang, hang_report_s)
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def end(self) -> None:
         if os.getpid() != self._pid:

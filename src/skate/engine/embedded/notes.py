@@ -62,6 +62,6 @@ class Notes:
 def _shortened(text: str) -> str:
     if len(text) <= _MAX_TEXT:
         return text
-    half = _MAX_TEXT // 2
+    half = (_MAX_TEXT - 100) // 2  # what is left is short enough, and stays as it is
     left_out = len(text) - 2 * half
     return f"{text[:half]}\n[{left_out} characters left out]\n{text[-half:]}"

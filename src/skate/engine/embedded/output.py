@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import fcntl
 import functools
 import io
 import itertools
@@ -31,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import _core
+from ...exceptions import EngineError, ResourceError
 from . import wire
 
 STDOUT, STDERR = 1, 2
@@ -38,6 +40,7 @@ STDOUT, STDERR = 1, 2
 _MARK = re.compile(rb"\x1e\x02([^\x03\n]*)\x03")
 _LINE_END = re.compile(r"\r?\n|\r")
 _HEADER = struct.Struct("=cBIH")  # kind, stream, pid, length of the name
+_LINES_PER_SECOND = "SKATE_LOG_LINES_PER_SECOND"
 _CHUNK = 32 << 10  # of text, that is read at a time
 _MAX_TEXT = 48 << 10  # bytes of text in one packet
 _MAX_NAME = 1 << 10  # bytes of a task's name
@@ -187,16 +190,20 @@ class Collector:
             source = self._sources.pop(fd)
             if source.watched:
                 self._selector.unregister(fd)
-            while self._read(source):
-                pass
+            # Its children may live on for a moment, and write without end.
+            left = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+            while left > 0 and self._read(source):
+                left -= _CHUNK
             self._cut(source, b"", last=True)
             os.close(fd)
 
     def finish(self, timeout: float) -> None:
         """The session ends: wait a little for the driver to take what is left."""
         self.close(list(self._sources))
-        self._driver.settimeout(timeout)
-        self._flush()
+        deadline = time.monotonic() + timeout
+        while self._kept and (left := deadline - time.monotonic()) > 0:
+            self._driver.settimeout(left)
+            self._flush(most=1)
         self._driver.close()
 
     def call_driver(self, packet: bytes, fds: list[int]) -> bool:
@@ -259,8 +266,8 @@ class Collector:
                 self._kept_bytes += len(head) + len(part)
             self._flush()
 
-    def _flush(self) -> None:
-        while self._kept:
+    def _flush(self, most: int | None = None) -> None:
+        for _ in range(len(self._kept) if most is None else most):
             try:
                 self._driver.send(self._kept[0])
             except (BlockingIOError, TimeoutError):
@@ -308,15 +315,24 @@ class Printer:
     """A thread that prints what workers print. It ends with the session."""
 
     def __init__(
-        self, sock: socket.socket, others: Callable[[bytes, list[int]], None]
+        self,
+        sock: socket.socket,
+        shown: Shown,
+        others: Callable[[bytes, list[int]], None],
     ) -> None:
         self._sock = sock
         self._others = others  # takes packets that are not output
         self._ended = threading.Event()
-        self._shown = Shown.from_environment()
+        self._shown = shown
         # Not a threading.Thread: a notebook shows what those print in the cell that
         # started them, and output belongs to the cell that runs now.
-        _thread.start_new_thread(self._run, ())
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError as error:
+            raise ResourceError(
+                f"the system gives the driver no further thread ({error}): see ulimit "
+                "-u and the control group's pids.max, or end threads or processes."
+            ) from None
 
     def join(self, timeout: float) -> None:
         """Wait until all is printed; the supervisor has closed its end."""
@@ -410,7 +426,13 @@ class Shown:
     @classmethod
     def from_environment(cls) -> Shown:
         dedup = os.environ.get("SKATE_DEDUP_LOGS", "1") != "0"
-        rate = float(os.environ.get("SKATE_LOG_LINES_PER_SECOND", "10000"))
+        text = os.environ.get(_LINES_PER_SECOND, "10000")
+        try:
+            rate = float(text)
+        except ValueError:
+            raise EngineError(
+                f"{_LINES_PER_SECOND}={text!r} must be a number of lines."
+            ) from None
         return cls(_WINDOW_S if dedup else 0.0, rate)
 
     def pause(self, now: float) -> float | None:
