@@ -22,6 +22,7 @@
 // read.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <deque>
 #include <optional>
@@ -141,6 +142,8 @@ class Arena {
   // So many blocks, and two for each in use, may wait on lists: more would make walks
   // longer.
   static constexpr u64 kMostListed = 1 << 14;
+  static constexpr u64 kKeepFree = 256ULL << 20;
+  static constexpr u64 kTrimFrom = 1 << 20;  // less is not worth a system call
 
   struct Place {
     u64 start;
@@ -171,7 +174,7 @@ class Arena {
   void merge_lists(u32 size_class);
   void add_run(Place run);
   double remove_run(u64 start);
-  bool has_much() const;
+  bool has_much() const { return resident_ - used_ > std::max(kKeepFree, used_); }
   void trim(double now);
   bool is_kept(double since, double now) const;
   bool merge_old(u32 from_class, u32 to_class, u64 most, double now);
