@@ -7,9 +7,9 @@
 namespace skate {
 namespace {
 
-// Free memory is given back when it is more than is in use and more than this; at once,
-// unless what was given back was wanted again within kSoon: work that frees and makes
-// the same blocks over and over would touch fresh pages each time. For the next
+// Free memory is given back when it is more than is in use and more than kKeepFree; at
+// once, unless what was given back was wanted again within kSoon: work that frees and
+// makes the same blocks over and over would touch fresh pages each time. For the next
 // kPatience seconds only what has been free for kSoon is then given back.
 constexpr double kSoon = 5;
 constexpr double kPatience = 60;
@@ -18,6 +18,7 @@ constexpr double kTryAgain = 1;
 // so many small blocks (0.5 ms).
 constexpr u64 kGiveBackAtOnce = 128 << 20;
 constexpr u64 kMergeAtOnce = 1024;
+
 }  // namespace
 
 // Had less been given back, these pages would not be fresh.
