@@ -10,10 +10,11 @@ import subprocess
 import sys
 from typing import Any
 
-from ...exceptions import EngineError
+from ...exceptions import EngineError, ResourceError
 from .. import limits
 from ..protocol import EngineConfig
 from . import leftovers, memory_monitor, spilling, wire
+from .forker import describe_limit
 from .output import Printer
 from .terminal import Terminal
 
@@ -81,7 +82,7 @@ class _Driver:
         from ... import _core
         from .engine import EmbeddedEngine
 
-        hello, fds = wire.receive(sock)
+        hello, fds = wire.receive_first(sock)
         if not hello:
             status = self._process.wait()
             output.close()
@@ -103,7 +104,15 @@ class _Driver:
         self.engine.end_session = self.end
         self._terminal = Terminal()
         self._printer = Printer(output, self._on_packet)
-        _core.on_long_wait(self.engine.report_hang, hang_report_s)
+        try:
+            self._printer.start()
+            _core.on_long_wait(self.engine.report_hang, hang_report_s)
+        except RuntimeError as error:  # no thread
+            self.end()
+            raise ResourceError(
+                "skate.init cannot start a thread: "
+                f"{describe_limit(str(error), 'process or thread')}."
+            ) from error
 
     def end(self) -> None:
         if os.getpid() != self._pid:

@@ -305,7 +305,7 @@ def _parts(text: bytes) -> Iterator[bytes]:
 
 
 class Printer:
-    """A thread that prints what workers print. It ends with the session."""
+    """Prints what workers print, in a thread that ends with the session."""
 
     def __init__(
         self, sock: socket.socket, others: Callable[[bytes, list[int]], None]
@@ -314,9 +314,17 @@ class Printer:
         self._others = others  # takes packets that are not output
         self._ended = threading.Event()
         self._shown = Shown.from_environment()
-        # Not a threading.Thread: a notebook shows what those print in the cell that
-        # started them, and output belongs to the cell that runs now.
-        _thread.start_new_thread(self._run, ())
+
+    def start(self) -> None:
+        """Raises RuntimeError if there is no thread to be had."""
+        try:
+            # Not a threading.Thread: a notebook shows what those print in the cell that
+            # started them, and output belongs to the cell that runs now.
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:
+            self._sock.close()
+            self._ended.set()
+            raise
 
     def join(self, timeout: float) -> None:
         """Wait until all is printed; the supervisor has closed its end."""

@@ -408,7 +408,7 @@ def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_name(SUPERVISOR)
     sock = socket.socket(fileno=fd)
-    hello, (output_fd,) = wire.receive(sock)
+    hello, (output_fd,) = wire.receive_first(sock)
     settings = pickle.loads(hello)
     _core.become_subreaper()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
