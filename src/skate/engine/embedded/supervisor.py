@@ -330,8 +330,6 @@ class Supervisor:
             case ("constructor_failed", text, cause):
                 process.cause = cause
                 self.notes.keep(process.proc.packed, text)
-            case ("leave_newest_group", name, rank):
-                self.collectives.leave(process.proc, name, rank, newest=True)
             case ("leave_group", name, *rank):
                 self.collectives.leave(process.proc, name, *rank)
 
