@@ -29,6 +29,24 @@ _LEAST_PROCESSES = 8
 _HANG_REPORT = "SKATE_HANG_REPORT_S"
 
 
+# Sockets to supervisors. A supervisor whose driver has become another program (exec)
+# sees that from the end of its socket alone, so no forked child may hold a copy.
+_sockets: set[int] = set()
+
+
+def _let_go_in_forked_child() -> None:
+    while _sockets:
+        fd = _sockets.pop()
+        with contextlib.suppress(OSError):
+            # Not closed: the number is the core's, which may close it at some time.
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, fd, inheritable=False)
+            os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_let_go_in_forked_child)
+
+
 def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
     """Start a session; this process becomes its driver."""
     if sys.platform != "linux":
@@ -92,6 +110,7 @@ class _Driver:
             )
         index, epoch = pickle.loads(hello)
         session_fd, segment_fd = fds
+        self._socket = sock.fileno()
         node = _core.Node(
             session_fd=session_fd,
             segment_fd=segment_fd,
@@ -100,6 +119,7 @@ class _Driver:
             epoch=epoch,
             is_pool=False,
         )
+        _sockets.add(self._socket)
         self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
         self.engine.end_session = self.end
         self._terminal = Terminal()
@@ -124,6 +144,7 @@ class _Driver:
         with contextlib.suppress(Exception):  # it may have died before
             engine.node.tell(pickle.dumps(("shutdown",)))  # it may not answer either
             clean = True
+        _sockets.discard(self._socket)  # before the number can be another file's
         engine.end()
         try:
             clean &= self._process.wait(_END_TIMEOUT_S) == 0
