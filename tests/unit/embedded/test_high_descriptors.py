@@ -54,6 +54,7 @@ def test_zygote_whose_socket_has_a_high_number_waits_and_ends_in_order() -> None
         "preload": [],
         "config": EngineConfig(num_cpus=1),
         "session_id": os.urandom(8).hex(),
+        "max_files": 2 * HIGH,
     }
     with mine, open(os.devnull) as session:
         wire.send(mine, pickle.dumps(greeting), [session.fileno()])
