@@ -12,19 +12,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from ._amounts import UNIT, nearest_amount
 from ._placement import Placement
 from ._runtime_env import NO_ENV, RuntimeEnv, check_runtime_env
 
 
 def check_quantity(name: str, value: Any) -> float:
-    """``value`` as an amount of a resource: a number, zero or more."""
+    """``value`` as an amount of a resource: a number, zero or more.
+
+    As in Ray, it is counted in 1/10000, to the nearest (a third of a GPU is 0.3333),
+    and what is less than that is refused.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"{name} must be a number, not {value!r} of type {type(value).__name__}."
         )
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be zero or more and finite, not {value!r}.")
-    return value
+    if 0 < value < 1 / UNIT:
+        raise ValueError(
+            f"{name} must be zero, or {1 / UNIT:g} or more: amounts are counted in "
+            f"1/{UNIT}. It is {value!r}."
+        )
+    return nearest_amount(value)
 
 
 def check_resources(name: str, value: Any) -> dict[str, float]:
@@ -34,6 +44,7 @@ def check_resources(name: str, value: Any) -> dict[str, float]:
             f"{name} must be a dict from names to numbers, such as "
             f"{{'simulator': 1}}, not {value!r}."
         )
+    checked = {}
     for key, amount in value.items():
         if not isinstance(key, str) or not key:
             raise TypeError(f"the names in {name} must be strings, not {key!r}.")
@@ -46,8 +57,8 @@ def check_resources(name: str, value: Any) -> dict[str, float]:
                 f"{name} cannot hold {key!r}: names with '_group_', or that begin with "
                 "'bundle', are those of placement groups. Use another name."
             )
-        check_quantity(f"{name}[{key!r}]", amount)
-    return dict(value)
+        checked[key] = check_quantity(f"{name}[{key!r}]", amount)
+    return checked
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

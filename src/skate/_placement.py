@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ._amounts import add_up
 from .exceptions import ResourceError
 
 # What even a task without CPUs takes of a bundle, so that it waits for the group.
@@ -69,22 +70,17 @@ class GroupInfo(NamedTuple):
 
 def total(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """What all bundles hold together."""
-    found: dict[str, float] = {}
-    for bundle in bundles:
-        for key, amount in bundle.items():
-            found[key] = found.get(key, 0.0) + amount
-    return found
+    return add_up(bundles)
 
 
 def set_aside(group: str, bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The amounts that ``group`` adds to the session's when it is created."""
-    found: dict[str, float] = {}
+    parts: list[dict[str, float]] = []
     for index, bundle in enumerate(bundles):
         for key, amount in {**bundle, "bundle": _SHARES}.items():
-            whole = f"{key}_group_{group}"
-            found[whole] = found.get(whole, 0.0) + amount
-            found[f"{key}_group_{index}_{group}"] = amount
-    return found
+            parts.append({f"{key}_group_{group}": amount})
+            parts.append({f"{key}_group_{index}_{group}": amount})
+    return add_up(parts)
 
 
 def why_never(

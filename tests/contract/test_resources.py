@@ -8,6 +8,7 @@ from polling import wait_until
 
 import skate
 from skate.exceptions import ResourceError
+from skate.util import placement_group, remove_placement_group
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,24 @@ def test_resources_may_be_fractions() -> None:
     assert skate.get(signal.waiting.remote()) == 4
     signal.set.remote()
     skate.get(refs)
+
+
+def test_what_fractions_took_and_gave_back_leaves_exactly_what_was_there() -> None:
+    for amounts in ((0.1, 0.2, 0.3, 0.7), (0.7, 0.1, 0.3), (1 / 3, 1 / 3, 1 / 3)):
+        refs = [
+            identity.options(num_cpus=0, resources={"token": n}).remote(n)
+            for n in amounts
+        ]
+        assert skate.get(refs) == list(amounts)
+    assert wait_until(
+        lambda: skate.available_resources() == skate.cluster_resources(), 5
+    ), skate.available_resources()
+
+
+def test_bundles_of_fractions_add_up_to_all_there_is() -> None:
+    group = placement_group([{"token": 0.1}] * 40)
+    assert group.wait(10)
+    remove_placement_group(group)
 
 
 def test_other_tasks_pass_those_that_lack_a_resource() -> None:

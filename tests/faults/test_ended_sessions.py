@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,43 @@ def test_a_question_that_waits_for_the_supervisor_ends_with_it(
     os.kill(pid, signal.SIGKILL)
     waiting.join(timeout=30)
     assert isinstance(waiting.error, EngineDiedError)
+
+
+BECOMES_ANOTHER_PROGRAM = """
+import os, sys, time
+import skate
+skate.init("embedded", num_cpus=1)
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+(supervisor,) = (
+    int(pid)
+    for pid in open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    if int(pid) != child
+)
+print(supervisor, child, flush=True)
+os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
+"""
+
+
+def test_a_session_ends_with_a_driver_that_becomes_another_program_after_a_fork() -> (
+    None
+):
+    with subprocess.Popen(
+        [sys.executable, "-c", BECOMES_ANOTHER_PROGRAM],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        supervisor, child = map(int, program.stdout.readline().split())
+        try:
+            assert wait_until(lambda: not alive(supervisor), 10)
+            assert alive(child)
+            assert program.poll() is None
+        finally:
+            os.kill(child, signal.SIGKILL)
+            program.kill()
 
 
 @skate.remote

@@ -125,6 +125,9 @@ FEW = [
     Case("fork", errno.EAGAIN, "zygote", 1, 2, LATER),
     Case("pwrite", errno.ENOSPC, "driver", 1, 2, LATER),
     Case("futex", errno.EINTR, "worker", 1, 2, LATER),
+    Case("recvmsg", errno.ENOMEM, "supervisor", 2, 3, START),
+    Case("recvmsg", errno.ENOMEM, "worker", 1, 0, START),
+    Case("pthread_create", errno.EAGAIN, "driver", 2, 3, START),
 ]
 CASES = ALL if os.environ.get("SKATE_TEST_FAULTS") == "all" else FEW
 

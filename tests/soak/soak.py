@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import faulthandler
 import gc
@@ -119,6 +120,48 @@ def descriptors(pid: int) -> int:
     return len(open_files(pid))
 
 
+class Stopped:
+    """Processes that this one has stopped. When it ends, however, all go on."""
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+        self._lock = threading.RLock()
+        self._over = False
+
+    def end_well(self) -> None:
+        """Let all go on at the end of this process, and end at the usual signals."""
+        atexit.register(self.all_go_on)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.all_go_on()
+        sys.exit(128 + number)
+
+    def stop(self, pid: int) -> None:
+        with self._lock:
+            if not self._over:
+                os.kill(pid, signal.SIGSTOP)
+                self._pids.add(pid)
+
+    def go_on(self, pid: int) -> None:
+        with self._lock:
+            self._pids.discard(pid)
+            os.kill(pid, signal.SIGCONT)
+
+    def all_go_on(self) -> None:
+        """None is stopped from now on."""
+        with self._lock:
+            self._over = True
+            for pid in self._pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            self._pids.clear()
+
+
+stopped = Stopped()
+
+
 class Killer(threading.Thread):
     """Kills a random worker or actor every now and then, up to some number.
 
@@ -173,7 +216,7 @@ class Stopper(threading.Thread):
                 continue
             pid = self._rng.choice(pids)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+                stopped.stop(pid)
                 self.stops += 1
                 self._stop_it.wait(min(self._rng.expovariate(5.0), 2.0))
                 if (
@@ -183,7 +226,7 @@ class Stopper(threading.Thread):
                 ):
                     self.kills += 1
                     os.kill(pid, signal.SIGKILL)
-                os.kill(pid, signal.SIGCONT)
+                stopped.go_on(pid)
 
     def stop(self) -> None:
         self._stop_it.set()
@@ -194,9 +237,9 @@ def stop_the_driver(pid: int, rng: random.Random, ended: threading.Event) -> Non
     """From outside: stop a soak now and then, until ``ended``."""
     while not ended.wait(rng.expovariate(2.0)):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
+            stopped.stop(pid)
             ended.wait(min(rng.expovariate(5.0), 2.0))
-            os.kill(pid, signal.SIGCONT)
+            stopped.go_on(pid)
 
 
 def show_stacks() -> None:
@@ -216,6 +259,7 @@ def must_end(what: str, repeat: str) -> Iterator[None]:
         print(f"\nsoak: {what} hangs\n{repeat}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             show_stacks()
+        stopped.all_go_on()
         os._exit(3)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -440,6 +484,7 @@ def under_stops() -> int:
         try:
             return driver.wait()
         finally:
+            driver.terminate()  # if this one was told to end
             ended.set()
             thread.join()
 
@@ -454,6 +499,7 @@ def main() -> None:
         "--stopped-from-outside", action="store_true", help=argparse.SUPPRESS
     )
     arguments = parser.parse_args()
+    stopped.end_well()
     if arguments.stops and not arguments.stopped_from_outside:
         sys.exit(under_stops())
     faulthandler.enable()

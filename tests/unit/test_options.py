@@ -35,6 +35,7 @@ class A:
             "num_cpus must be zero or more and finite, not -1",
         ),
         ({"num_gpus": float("nan")}, ValueError, "num_gpus must be zero or more"),
+        ({"num_cpus": 0.00009}, ValueError, "num_cpus must be zero, or 0.0001 or more"),
         ({"resources": [1]}, TypeError, r"resources must be a dict .* not \[1\]"),
         ({"resources": {1: 1}}, TypeError, "must be strings, not 1"),
         ({"resources": {"CPU": 1}}, ValueError, "use num_cpus for that"),

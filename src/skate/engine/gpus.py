@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .._amounts import UNIT, units
 from .._placement import group_of
 
-_UNIT = 10_000  # shares are whole multiples of 1 / _UNIT
 _DRIVER_FILES = "/proc/driver/nvidia/gpus"  # one for each
 
 Id = int | str
@@ -69,10 +69,10 @@ class Gpus:
     """Hands out GPUs: whole ones, and shares of one that are packed together."""
 
     def __init__(self, ids: Sequence[Id], total: float) -> None:
-        left = round(total * _UNIT)
+        left = units(total)
         free: dict[Id, int] = {}
         for id_ in ids:
-            free[id_] = min(left, _UNIT)
+            free[id_] = min(left, UNIT)
             left -= free[id_]
         self._free = {_SESSION: free}  # by pool
         self._set_aside: dict[str, list[Share]] = {}  # by placement group
@@ -80,24 +80,24 @@ class Gpus:
     def find(self, resources: Mapping[str, float]) -> Share | None:
         """What a task of these resources would get; None: it must wait."""
         amount, pools = self._wanted(resources)
-        units = round(amount * _UNIT)
-        if units == 0:
+        wanted = units(amount)
+        if wanted == 0:
             return NO_GPUS
         for pool in pools:
-            share = self._choose(pool, units)
+            share = self._choose(pool, wanted)
             if share is not None:
                 return share
         return None
 
     def take(self, share: Share) -> None:
-        for id_, units in share.units:
-            self._free[share.pool][id_] -= units
+        for id_, part in share.units:
+            self._free[share.pool][id_] -= part
 
     def give(self, share: Share) -> None:
         pool = self._free.get(share.pool)
         if pool is not None:  # else of a placement group that was removed
-            for id_, units in share.units:
-                pool[id_] += units
+            for id_, part in share.units:
+                pool[id_] += part
 
     def can_open(self, bundles: Sequence[Mapping[str, float]]) -> bool:
         """Whether a placement group of these bundles would get its GPUs."""
@@ -143,13 +143,13 @@ class Gpus:
         exact = [pool for pool in pools if f"GPU_group_{pool}" in resources]
         return amount, exact or pools
 
-    def _choose(self, pool: str, units: int) -> Share | None:
+    def _choose(self, pool: str, wanted: int) -> Share | None:
         free = self._free[pool]
-        number, part = divmod(units, _UNIT)
-        whole = [id_ for id_, left in free.items() if left == _UNIT][:number]
+        number, part = divmod(wanted, UNIT)
+        whole = [id_ for id_, left in free.items() if left == UNIT][:number]
         if len(whole) < number:
             return None
-        chosen = [(id_, _UNIT) for id_ in whole]
+        chosen = [(id_, UNIT) for id_ in whole]
         if part:
             # The fullest that has room: whole ones are left for those who need them.
             rooms = [

@@ -136,9 +136,11 @@ def _check_bundles(bundles: Any) -> list[dict[str, float]]:
                 f"a bundle is a dict of amounts above zero, such as {{'CPU': 1}}, not "
                 f"{bundle!r}."
             )
-        for key, amount in bundle.items():
-            check_quantity(f"{key} of a bundle", amount)
-        checked.append({key: float(n) for key, n in bundle.items() if n})
+        amounts = {
+            key: float(check_quantity(f"{key} of a bundle", amount))
+            for key, amount in bundle.items()
+        }
+        checked.append({key: amount for key, amount in amounts.items() if amount})
     return checked
 
 

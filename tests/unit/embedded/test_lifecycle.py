@@ -476,7 +476,7 @@ def test_the_death_of_an_owner_costs_what_it_had_asked_for() -> None:
     def cost(others: int) -> int:
         life = small(64)
         owner = new_worker(life)
-        life.totals["robot"] = 0.0
+        life._totals["robot"] = 0
         for task in range(others):
             life.handle(LeaseWanted(DRIVER, task, {"robot": 1.0}))
         life.handle(LeaseWanted(owner, 1, {"robot": 1.0}))

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
+from skate._amounts import UNIT, units
 from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorKilled,
@@ -161,9 +162,9 @@ class Machine(RuleBasedStateMachine):
         """
         if needs.get("CPU"):
             to_come = sum(
-                self.wanted[task].get("CPU", 0.0) for task in self.life._making
+                units(self.wanted[task].get("CPU", 0.0)) for task in self.life._making
             )
-            assert self.used("CPU") + to_come <= self.held_tokens
+            assert units(self.used("CPU")) + to_come <= self.held_tokens * UNIT
 
     def some(self, data: st.DataObject, of: Any) -> Any:
         return data.draw(st.sampled_from(sorted(of)))
@@ -176,9 +177,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        cpus=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
-        robots=st.sampled_from([0.0, 1.0, 2.0]),
-        gpus=st.sampled_from([0.0, 0.0, 0.5]),
+        cpus=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.7, 1.0, 3.0]),
+        robots=st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0, 2.0]),
+        gpus=st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.5]),
     )
     def want_lease(
         self, data: st.DataObject, cpus: float, robots: float, gpus: float
@@ -191,7 +192,7 @@ class Machine(RuleBasedStateMachine):
     def want_lease_in_a_group(self, data: st.DataObject) -> None:
         group = self.some(data, self.groups)
         self.ask_for(
-            data, {f"bundle_group_{group}": 0.001, f"robot_group_{group}": 1.0}
+            data, {f"bundle_group_{group}": 0.001, f"robot_group_{group}": 0.1}
         )
 
     def ask_for(self, data: st.DataObject, needs: dict[str, float]) -> None:
@@ -233,8 +234,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         number=st.integers(1, 5),
-        robots=st.sampled_from([1.0, 2.0]),
-        gpus=st.sampled_from([0.0, 1.0]),
+        robots=st.sampled_from([0.1, 0.3, 1.0, 2.0]),
+        gpus=st.sampled_from([0.0, 0.1, 1.0]),
         never=st.sampled_from([False, False, True]),
     )
     def want_group(self, number: int, robots: float, gpus: float, never: bool) -> None:
@@ -389,11 +390,12 @@ class Machine(RuleBasedStateMachine):
 
     def used(self, name: str) -> float:
         """What running leases use; while one is blocked, its CPUs are not used."""
-        return sum(
-            needs.get(name, 0.0)
+        counted = (
+            units(needs.get(name, 0.0))
             for worker, needs in self.needs.items()
             if name != "CPU" or worker not in self.blocked
         )
+        return sum(counted) / UNIT
 
     @invariant()
     def every_request_is_granted_or_refused_or_waits(self) -> None:
@@ -452,7 +454,8 @@ class Machine(RuleBasedStateMachine):
         assert self.life.available(self.free_tokens) == TOTALS
         assert self.free_tokens == 4
         assert self.life._places_of_the_dead() == 0
-        life, kept = self.life, {"totals", "members", "_used", "_running"}
+        assert self.life._used == dict.fromkeys(TOTALS, 0)
+        life, kept = self.life, {"_totals", "members", "_used", "_running"}
         parts = (life, life._waiting, life._deaths, life.actors, life._gpus)
         left = {
             f"{type(part).__name__}.{name}": value

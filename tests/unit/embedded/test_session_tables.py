@@ -63,7 +63,7 @@ def join(groups: Collectives, proc: Proc, rank: int, size: int = 2) -> str:
 def both_join(groups: Collectives) -> None:
     assert join(groups, A, 0) == "waiting"
     answer, fds = groups.join(B, "g", 1, 2, 4096)
-    assert answer == ("ok", [tuple(A), tuple(B)])
+    assert answer[:2] == ("ok", [tuple(A), tuple(B)])
     assert len(fds) == 1
     assert join(groups, A, 0) == "ok"
 
@@ -98,6 +98,15 @@ def test_the_name_of_a_group_is_used_again_by_those_who_have_left_it(
     groups.leave(A, "g")
     assert join(groups, A, 0) == "ok"
     assert memory.open() == 1
+
+
+def test_a_join_that_failed_long_ago_ends_no_later_one(groups: Collectives) -> None:
+    (answer, _, failed), _ = groups.join(A, "g", 0, 2, 4096)
+    assert answer == "waiting"
+    groups.leave(A, "g", 0, failed)
+    both_join(groups)
+    groups.leave(A, "g", 0, failed)  # told again, or late
+    assert join(groups, A, 0) == "ok"
 
 
 def test_a_later_user_of_a_place_is_another_process(groups: Collectives) -> None:

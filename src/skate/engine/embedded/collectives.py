@@ -8,6 +8,7 @@ for it cannot mean the group that has it.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from .processes import Proc
 @dataclass(slots=True, eq=False)
 class _Group:
     name: str
+    number: int  # of all groups, whatever their names
     segment: int
     world_size: int
     ranks: dict[int, Proc] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Collectives:
     def __init__(self, make_segment: Callable[[str, int], int]) -> None:
         self._make_segment = make_segment
         self._named: dict[str, list[_Group]] = {}  # the newest last
+        self._numbers = itertools.count(1)
         self._of: dict[Proc, dict[_Group, None]] = {}  # that it is in
 
     def __len__(self) -> int:
@@ -52,36 +55,41 @@ class Collectives:
     def join(
         self, proc: Proc, name: str, rank: int, world_size: int, size: int
     ) -> tuple[Any, list[int]]:
-        """An answer and, once all ranks are there, the memory."""
+        """An answer and, once all ranks are there, the memory.
+
+        The answer has the group's number if the rank is in it now: see ``leave``.
+        """
         groups = self._named.get(name, [])
         group = groups[-1] if groups else None
         if group is not None and group.complete and rank not in group.present:
             group = None  # that one is over for this rank
         if group is None:
-            group = _Group(name, self._make_segment("skate-group", size), world_size)
+            segment = self._make_segment("skate-group", size)
+            group = _Group(name, next(self._numbers), segment, world_size)
             self._named.setdefault(name, []).append(group)
         if group.world_size != world_size:
-            return ("mismatch", group.world_size), []
+            return ("mismatch", group.world_size, 0), []
         holder = group.ranks.setdefault(rank, proc)
         if holder != proc:
-            return ("taken", rank), []
+            return ("taken", rank, 0), []
         group.present[rank] = proc
         self._of.setdefault(proc, {})[group] = None
         if not group.complete:
             missing = sorted(set(range(world_size)) - group.ranks.keys())
-            return ("waiting", missing), []
+            return ("waiting", missing, group.number), []
         members = [tuple(group.ranks[r]) for r in range(world_size)]
-        return ("ok", members), [group.segment]
+        return ("ok", members, group.number), [group.segment]
 
     def leave(
-        self, proc: Proc, name: str, rank: int | None = None, *, newest: bool = False
+        self, proc: Proc, name: str, rank: int | None = None, number: int | None = None
     ) -> None:
         """``rank``: None for any one of its ranks.
 
-        ``newest``: of several groups of the name, leave not the oldest but the last.
+        ``number``: of the group that is meant; None: the oldest of the name.
         """
-        groups = self._named.get(name, [])
-        for group in reversed(groups) if newest else groups:
+        for group in self._named.get(name, []):
+            if number not in (None, group.number):
+                continue
             mine = [r for r, who in group.present.items() if who == proc]
             if rank is not None:
                 mine = [r for r in mine if r == rank]

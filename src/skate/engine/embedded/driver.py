@@ -10,10 +10,11 @@ import subprocess
 import sys
 from typing import Any
 
-from ...exceptions import EngineError
+from ...exceptions import EngineError, ResourceError
 from .. import limits
 from ..protocol import EngineConfig
 from . import leftovers, memory_monitor, spilling, wire
+from .forker import describe_limit
 from .output import Printer, Shown
 from .terminal import Terminal
 
@@ -26,6 +27,24 @@ _END_TIMEOUT_S = 5.0
 _MAX_PROCESSES = "SKATE_MAX_PROCESSES"
 _LEAST_PROCESSES = 8
 _HANG_REPORT = "SKATE_HANG_REPORT_S"
+
+
+# Sockets to supervisors. A supervisor whose driver has become another program (exec)
+# sees that from the end of its socket alone, so no forked child may hold a copy.
+_sockets: set[int] = set()
+
+
+def _let_go_in_forked_child() -> None:
+    while _sockets:
+        fd = _sockets.pop()
+        with contextlib.suppress(OSError):
+            # Not closed: the number is the core's, which may close it at some time.
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, fd, inheritable=False)
+            os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_let_go_in_forked_child)
 
 
 def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
@@ -86,7 +105,7 @@ class _Driver:
             from ... import _core
             from .engine import EmbeddedEngine
 
-            hello, fds = wire.receive(sock)
+            hello, fds = wire.receive_first(sock)
             if not hello:
                 status = self._process.wait()
                 raise EngineError(
@@ -95,6 +114,7 @@ class _Driver:
                 )
             index, epoch = pickle.loads(hello)
             session_fd, segment_fd = fds
+            self._socket = sock.fileno()
             node = _core.Node(
                 session_fd=session_fd,
                 segment_fd=segment_fd,
@@ -109,7 +129,16 @@ class _Driver:
             self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
             self.engine.end_session = self.end
             undo.pop_all()
-        _core.on_long_wait(self.engine.report_hang, hang_report_s)
+        _sockets.add(self._socket)
+        try:
+            self._printer.start()
+            _core.on_long_wait(self.engine.report_hang, hang_report_s)
+        except RuntimeError as error:  # no thread
+            self.end()
+            raise ResourceError(
+                "skate.init cannot start a thread: "
+                f"{describe_limit(str(error), 'process or thread')}."
+            ) from error
 
     def _kill(self) -> None:
         self._process.kill()
@@ -125,6 +154,7 @@ class _Driver:
         with contextlib.suppress(Exception):  # it may have died before
             engine.node.tell(pickle.dumps(("shutdown",)))  # it may not answer either
             clean = True
+        _sockets.discard(self._socket)  # before the number can be another file's
         engine.end()
         try:
             clean &= self._process.wait(_END_TIMEOUT_S) == 0

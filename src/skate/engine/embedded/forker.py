@@ -27,6 +27,7 @@ _MAX_AHEAD = 2  # orders on their way
 _MAX_ZYGOTE_FAILURES = 5
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.02, 0.5
 _PATIENCE_S = 2.0
+_SHORT_S = 0.001  # it is asked for again at once
 _REST_S = 1.0  # after that, processes are wanted again
 
 
@@ -176,6 +177,9 @@ class Forker:
         except BlockingIOError:
             self._send_orders()
             return
+        except wire.OutOfDescriptorsError:  # memory is short; the answer is still there
+            time.sleep(_SHORT_S)
+            return
         if not data:
             self._replace()
             return
@@ -207,7 +211,7 @@ class Forker:
             return
         self._failing_since, self._pause = 0.0, _FIRST_PAUSE_S
         self._not_before = now + _REST_S
-        self.limit = _describe_limit(why)
+        self.limit = describe_limit(why)
         failed, self._orders = self._orders, deque()
         for process in failed:
             process.forking = False
@@ -240,7 +244,7 @@ class Forker:
                 break
             except OSError as error:
                 if time.monotonic() > until:
-                    why = _describe_limit(str(error))
+                    why = describe_limit(str(error))
                     self._owner.give_up(f"its zygote was killed, and {why}")
                     return
                 time.sleep(_FIRST_PAUSE_S)
@@ -252,7 +256,7 @@ def describe_end(code: int) -> str:
     return f"by signal {-code}" if code < 0 else f"with status {code}"
 
 
-def _describe_limit(error: str) -> str:
+def describe_limit(error: str, what: str = "process") -> str:
     """Which limits there are of what a new process needs; ``error``: what is known."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     limits = [] if soft == resource.RLIM_INFINITY else [f"RLIMIT_NPROC is {soft}"]
@@ -262,7 +266,7 @@ def _describe_limit(error: str) -> str:
     told = f": {error}" if error else ""
     named = f" ({', '.join(limits)})" if limits else ""
     return (
-        f"the system gives no further process{told}{named}, or memory is short. End "
+        f"the system gives no further {what}{told}{named}, or memory is short. End "
         "actors that are no longer needed, or raise the limit"
     )
 

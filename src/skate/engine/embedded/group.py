@@ -33,13 +33,13 @@ def join(
     engine: EmbeddedEngine, name: str, rank: int, world_size: int, timeout: float | None
 ) -> EmbeddedGroup:
     """Wait for all ranks, then map the group's segment."""
-    joined: list[bool] = []
+    joined: set[int] = set()
     try:
         core = _join(engine, name, rank, world_size, timeout, joined)
     except BaseException:
-        if joined:  # the rank is free for others, and the memory goes with the last
+        for number in joined:  # free for others, and the memory goes with the last
             with contextlib.suppress(Exception):  # the session may have ended
-                engine.node.tell(pickle.dumps(("leave_newest_group", name, rank)))
+                engine.node.tell(pickle.dumps(("leave_group", name, rank, number)))
         raise
     return EmbeddedGroup(engine, core, name)
 
@@ -50,18 +50,20 @@ def _join(
     rank: int,
     world_size: int,
     timeout: float | None,
-    joined: list[bool],
+    joined: set[int],
 ) -> _core.Group:
-    """``joined``: gets an item as soon as the supervisor has this rank in the group."""
+    """``joined``: gets the numbers of the groups that the supervisor has this rank in.
+
+    They are several if one of that name was over before all had joined.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
     while True:
-        (answer, value), fd = engine.ask("group", name, rank, world_size, size)
+        (answer, value, number), fd = engine.ask("group", name, rank, world_size, size)
+        if number:
+            joined.add(number)
         if answer == "ok":
-            joined.append(True)
             break
-        if answer == "waiting":
-            joined.append(True)
         if answer == "mismatch":
             raise ShapeMismatchError(
                 f"group {name!r} has world_size {value}, not {world_size}: all ranks "

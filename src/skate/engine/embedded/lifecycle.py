@@ -21,11 +21,11 @@ as short as it can be. Epochs only grow, so a name is used once.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._amounts import UNIT, in_amounts, in_units
 from ..._placement import group_of, lends, set_aside, total
 from ..._runtime_env import NO_ENV, RuntimeEnv
 from ..gpus import NO_GPUS, Gpus, Id, Share
@@ -74,6 +74,7 @@ from .requests import PROCESS, Line, Request, Waiting
 class _Member:
     kind: Kind
     resources: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)  # the same, to add up
     granted: bool = False  # it holds ``resources``
     blocked: bool = False  # ... but not the CPUs among them
     lease_owner: Proc | None = None
@@ -114,7 +115,7 @@ class Lifecycle:
         limit: Callable[[Kind], str] = lambda kind: "",
         first_epoch: int = 1,
     ) -> None:
-        self.totals = dict(totals)
+        self._totals = in_units(totals)
         self.members: dict[Proc, _Member] = {}
         self._limit = limit
         self._max_procs = max_procs
@@ -123,7 +124,7 @@ class Lifecycle:
         self._free: list[int] = []  # a heap
         self._epochs: dict[int, int] = {}  # index -> that of its last user
         self._first_epoch = first_epoch
-        self._used: dict[str, float] = dict.fromkeys(totals, 0.0)
+        self._used = dict.fromkeys(totals, 0)
         self._gpus = Gpus(gpus, totals.get("GPU", 0.0))
         self._runtime_env = runtime_env
         self._tokens = 0  # CPU tokens that this machine holds
@@ -191,11 +192,12 @@ class Lifecycle:
         """Amounts that are not in use; ``free_tokens`` are those of the pool."""
         left = {
             k: total - self._used[k]
-            for k, total in self.totals.items()
+            for k, total in self._totals.items()
             if group_of([k]) is None
         }
-        left["CPU"] = max(0.0, free_tokens + self._tokens - self._used["CPU"])
-        return left
+        tokens = (free_tokens + self._tokens) * UNIT
+        left["CPU"] = max(0, tokens - self._used["CPU"])
+        return in_amounts(left)
 
     def waiting(self) -> list[Request]:
         """Requests that were not granted yet, oldest first."""
@@ -239,7 +241,7 @@ class Lifecycle:
     def _take(self, event: Event) -> list[Command]:
         match event:
             case WorkerWanted(active, starting):
-                if starting or active >= max(1, int(self.totals["CPU"])):
+                if starting or active >= max(1, self._totals["CPU"] // UNIT):
                     return []
                 return self._fork_pool()
             case LeaseWanted(owner, task, resources, env):
@@ -333,7 +335,7 @@ class Lifecycle:
                 else:
                     heapq.heappop(heads)
         first = self._waiting.first_lacking("CPU")
-        missing = self._lacking_cpus(first.resources) if first is not None else 0
+        missing = self._lacking_cpus(first) if first is not None else 0
         # Whoever puts one back tells us, once we have said that we want it.
         asked = cpus_as_before and missing == self._cpus_wanted
         if missing and not took and not asked:
@@ -358,11 +360,11 @@ class Lifecycle:
 
     def _lacks(self, request: Request) -> str:
         """The first resource of which too little is free; "": none."""
-        for name, amount in request.resources.items():
+        for name, amount in request.units.items():
             if name == "CPU":
                 continue
-            there = self.totals.get(name)
-            if there is None or self._used[name] + amount > there + 1e-9:
+            there = self._totals.get(name)
+            if there is None or self._used[name] + amount > there:
                 return name
         if request.group is not None:
             has_gpus = self._gpus.can_open(request.group.bundles)
@@ -371,13 +373,13 @@ class Lifecycle:
         if not has_gpus:
             group = group_of(request.resources)
             return "GPU" if group is None else f"GPU_group_{group}"
-        return "CPU" if self._lacking_cpus(request.resources) > 0 else ""
+        return "CPU" if self._lacking_cpus(request) > 0 else ""
 
-    def _lacking_cpus(self, resources: Mapping[str, float]) -> int:
-        cpus = resources.get("CPU", 0.0)
+    def _lacking_cpus(self, request: Request) -> int:
+        cpus = request.units.get("CPU", 0)
         if cpus <= 0:
             return 0
-        return max(0, math.ceil(self._used["CPU"] + cpus - 1e-9) - self._tokens)
+        return max(0, _tokens_for(self._used["CPU"] + cpus) - self._tokens)
 
     def _grant(self, request: Request, removed: bool, commands: list[Command]) -> bool:
         """False: it must wait for a process.
@@ -431,11 +433,12 @@ class Lifecycle:
         self._gpus.take(share)
         member.refuses = removed
         member.resources = {} if removed else request.resources
+        member.units = {} if removed else request.units
         member.granted = True
         member.placement = group_of(member.resources)
         if member.placement is not None:
             self._placed.setdefault(member.placement, set()).add(proc)
-        for name, amount in member.resources.items():
+        for name, amount in member.units.items():
             self._used[name] += amount
         if request.owner is not None:
             member.lease_owner = request.owner
@@ -477,7 +480,7 @@ class Lifecycle:
             return
         member.granted = False
         self._gpus.give(member.gpus)
-        for name, amount in member.resources.items():
+        for name, amount in member.units.items():
             lent = member.blocked and lends(name)
             if not lent and name in self._used:  # else of a group that was removed
                 self._used[name] -= amount
@@ -492,7 +495,7 @@ class Lifecycle:
         member.blocked = False
 
     def _give_back(self, keep: int) -> list[Command]:
-        spare = self._tokens - math.ceil(self._used["CPU"] - 1e-9) - keep
+        spare = self._tokens - _tokens_for(self._used["CPU"]) - keep
         if spare <= 0:
             return []
         self._tokens -= spare
@@ -541,7 +544,7 @@ class Lifecycle:
         if member.lease_owner is not None:
             self._busy_leases += -1 if blocked else 1
             self._waiting.wake(PROCESS)  # it may not end any more, while it waits
-        for name, amount in member.resources.items():
+        for name, amount in member.units.items():
             if lends(name) and name in self._used:
                 # Going on may use more CPUs than there are for a moment: as Ray does.
                 self._used[name] += -amount if blocked else amount
@@ -552,12 +555,12 @@ class Lifecycle:
     # Placement groups --------------------------------------------------------
 
     def _create_group(self, wanted: GroupWanted) -> None:
-        for name, amount in total(wanted.bundles).items():
+        for name, amount in in_units(total(wanted.bundles)).items():
             self._used[name] += amount
         self._gpus.open(wanted.group, wanted.bundles)
-        added = set_aside(wanted.group, wanted.bundles)
-        self.totals.update(added)
-        self._used.update(dict.fromkeys(added, 0.0))
+        added = in_units(set_aside(wanted.group, wanted.bundles))
+        self._totals.update(added)
+        self._used.update(dict.fromkeys(added, 0))
         self._created.add(wanted.group)
         for name in added:
             self._waiting.wake(name)
@@ -570,11 +573,11 @@ class Lifecycle:
         if group in self._created:
             self._created.discard(group)
             self._gpus.close(group)
-            for name, amount in total(wanted.bundles).items():
+            for name, amount in in_units(total(wanted.bundles)).items():
                 self._used[name] -= amount
                 self._waiting.wake(name)
             for name in set_aside(group, wanted.bundles):
-                del self.totals[name], self._used[name]
+                del self._totals[name], self._used[name]
         self._waiting.wake_placement(group)
         kills = self._kill(self._placed.get(group, ()))
         return [*kills, *self._schedule()]
@@ -665,6 +668,11 @@ class Lifecycle:
 
     def _with_places(self, commands: list[Command]) -> list[Command]:
         return [*commands, *self._schedule(cpus_as_before=True)]
+
+
+def _tokens_for(cpus: int) -> int:
+    """How many CPU tokens so many units of CPUs need."""
+    return -(-cpus // UNIT)
 
 
 def _discard(table: dict[Any, set[Proc]], key: Any, proc: Proc) -> None:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import _core
-from ...exceptions import EngineError, ResourceError
+from ...exceptions import EngineError
 from . import wire
 
 STDOUT, STDERR = 1, 2
@@ -312,7 +312,7 @@ def _parts(text: bytes) -> Iterator[bytes]:
 
 
 class Printer:
-    """A thread that prints what workers print. It ends with the session."""
+    """Prints what workers print, in a thread that ends with the session."""
 
     def __init__(
         self,
@@ -324,15 +324,17 @@ class Printer:
         self._others = others  # takes packets that are not output
         self._ended = threading.Event()
         self._shown = shown
-        # Not a threading.Thread: a notebook shows what those print in the cell that
-        # started them, and output belongs to the cell that runs now.
+
+    def start(self) -> None:
+        """Raises RuntimeError if there is no thread to be had."""
         try:
+            # Not a threading.Thread: a notebook shows what those print in the cell that
+            # started them, and output belongs to the cell that runs now.
             _thread.start_new_thread(self._run, ())
-        except RuntimeError as error:
-            raise ResourceError(
-                f"the system gives the driver no further thread ({error}): see ulimit "
-                "-u and the control group's pids.max, or end threads or processes."
-            ) from None
+        except RuntimeError:
+            self._sock.close()
+            self._ended.set()
+            raise
 
     def join(self, timeout: float) -> None:
         """Wait until all is printed; the supervisor has closed its end."""

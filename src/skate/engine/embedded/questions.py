@@ -152,7 +152,7 @@ class Questions:
                 )
             )
         except (OSError, RuntimeError) as error:
-            return "full", f"the memory of group {name!r} cannot be made: {error}"
+            return "full", f"the memory of group {name!r} cannot be made: {error}", 0
 
     def _ask_breakpoint(self, process: Process, title: str) -> Any:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

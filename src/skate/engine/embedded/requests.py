@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ..._amounts import in_units
 from ..._placement import group_of
 from ..._runtime_env import NO_ENV, RuntimeEnv
 from .events import GroupWanted
@@ -32,6 +33,10 @@ class Request:
     actor: Proc | None = None
     group: GroupWanted | None = None
     number: int = 0  # in order of arrival
+    units: Mapping[str, int] = field(init=False)  # the resources, to add up
+
+    def __post_init__(self) -> None:
+        self.units = in_units(self.resources)
 
     def need(self) -> Hashable:
         if self.group is not None:

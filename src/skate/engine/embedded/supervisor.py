@@ -330,8 +330,6 @@ class Supervisor:
             case ("constructor_failed", text, cause):
                 process.cause = cause
                 self.notes.keep(process.proc.packed, text)
-            case ("leave_newest_group", name, rank):
-                self.collectives.leave(process.proc, name, rank, newest=True)
             case ("leave_group", name, *rank):
                 self.collectives.leave(process.proc, name, *rank)
 
@@ -408,7 +406,7 @@ def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_name(SUPERVISOR)
     sock = socket.socket(fileno=fd)
-    hello, (output_fd,) = wire.receive(sock)
+    hello, (output_fd,) = wire.receive_first(sock)
     settings = pickle.loads(hello)
     _core.become_subreaper()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

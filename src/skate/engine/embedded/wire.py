@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ... import _core
 
@@ -122,16 +122,43 @@ def receive(sock: socket.socket, *, block: bool = True) -> tuple[bytes, list[int
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     if told & socket.MSG_CTRUNC:
-        for fd in fds:
-            os.close(fd)
+        _close_all(fds)
         raise OutOfDescriptorsError(errno.EMFILE, os.strerror(errno.EMFILE))
-    sock.recv(1)  # the rest of the packet goes with it
+    try:
+        _drop_packet(sock)
+    except OSError:
+        _close_all(fds)  # they come again with the packet
+        raise
     for fd in fds:
         os.set_inheritable(fd, False)
     found = list(fds)
     if data == _BOXED and found:
         data = _unbox(found.pop(0))
     return data, found
+
+
+def receive_first(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """What a process begins with: while it cannot be taken, this waits, for a while."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return receive(sock)
+        except OutOfDescriptorsError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_S)
+
+
+def _drop_packet(sock: socket.socket) -> None:
+    """Take off the socket what was looked at."""
+    try:
+        sock.recv(1)  # the rest of the packet goes with it
+    except ConnectionResetError:
+        sock.recv(1)  # the other side has ended meanwhile, which is said once
+    except OSError as error:
+        if error.errno not in SHORT:
+            raise
+        raise OutOfDescriptorsError(error.errno, os.strerror(error.errno)) from None
 
 
 class Outbox:
@@ -177,6 +204,6 @@ class Outbox:
             _close_all(fds)
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)

@@ -119,7 +119,7 @@ def _may_start(supervisor_fd: int) -> bool:
     again under the same name. The first one must not have read the second's messages.
     """
     sock = socket.socket(fileno=supervisor_fd)
-    data, _ = wire.receive(sock)
+    data, _ = wire.receive_first(sock)
     sock.detach()
     return bool(data)
 

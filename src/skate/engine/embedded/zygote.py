@@ -40,7 +40,7 @@ def main(fd: int, supervisor_pid: int) -> None:
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _freeze()
-    hello, (session_fd,) = wire.receive(sock)
+    hello, (session_fd,) = wire.receive_first(sock)
     settings = pickle.loads(hello)
     set_name("skate-zygote")
     # One that took the place of another has its limit from the supervisor.

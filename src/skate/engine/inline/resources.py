@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..._amounts import UNIT, in_amounts, in_units
 from ..._placement import lends, set_aside, total
 from ...exceptions import ResourceError
 from ..gpus import NO_GPUS, Gpus, Share
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from ..._options import ActorOptions, TaskOptions
     from ..protocol import EngineConfig
 
-_UNIT = 10_000  # amounts are whole multiples of 1 / _UNIT: sums of fractions are exact
-
 
 class Resources:
     """What the session has in all, and what of it is free. Not thread-safe."""
@@ -24,7 +23,7 @@ class Resources:
         amounts = {"CPU": config.num_cpus, **config.resources}
         if config.num_gpus:
             amounts["GPU"] = config.num_gpus
-        self._total = {name: round(n * _UNIT) for name, n in amounts.items()}
+        self._total = in_units(amounts)
         self._free = dict(self._total)
         self.gpus = Gpus(config.gpus, config.num_gpus)
 
@@ -41,8 +40,8 @@ class Resources:
         }
         wanted = {key: float(n) for key, n in amounts.items() if n}
         if options.placement is not None:
-            return _in_units(options.placement.place(name, wanted))
-        demand = _in_units(wanted)
+            return in_units(options.placement.place(name, wanted))
+        demand = in_units(wanted)
         for key, amount in demand.items():
             if amount > self._total.get(key, 0):
                 raise ResourceError(
@@ -56,7 +55,7 @@ class Resources:
         return self._has(demand) and self.gpus.find(in_amounts(demand)) is not None
 
     def fits_group(self, bundles: Sequence[Mapping[str, float]]) -> bool:
-        return self._has(_in_units(total(bundles))) and self.gpus.can_open(bundles)
+        return self._has(in_units(total(bundles))) and self.gpus.can_open(bundles)
 
     def _has(self, demand: Mapping[str, int]) -> bool:
         return all(self._free.get(key, 0) >= n for key, n in demand.items())
@@ -74,36 +73,28 @@ class Resources:
     def create_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
         """Set the sum of ``bundles``, which fits, aside under names of the group's."""
         self.gpus.open(group, bundles)
-        self.take(_in_units(total(bundles)))
-        self._free.update(_in_units(set_aside(group, bundles)))
+        self.take(in_units(total(bundles)))
+        self._free.update(in_units(set_aside(group, bundles)))
 
     def remove_group(self, group: str, bundles: Sequence[Mapping[str, float]]) -> None:
         for key in set_aside(group, bundles):
             del self._free[key]
         self.gpus.close(group)
-        self.give(_in_units(total(bundles)))
+        self.give(in_units(total(bundles)))
 
     def total(self) -> dict[str, float]:
-        return {key: amount / _UNIT for key, amount in self._total.items()}
+        return in_amounts(self._total)
 
     def available(self) -> dict[str, float]:
         # A task that was blocked takes its CPU back at once, so there may be none.
-        return {key: max(0, self._free[key]) / _UNIT for key in self._total}
+        return {key: max(0, self._free[key]) / UNIT for key in self._total}
 
     def describe_free(self) -> str:
         return self.describe({key: max(0, n) for key, n in self._free.items()})
 
     @staticmethod
     def describe(amounts: Mapping[str, int]) -> str:
-        return ", ".join(f"{n / _UNIT:g} {key}" for key, n in amounts.items())
-
-
-def _in_units(amounts: Mapping[str, float]) -> dict[str, int]:
-    return {key: round(n * _UNIT) for key, n in amounts.items()}
-
-
-def in_amounts(demand: Mapping[str, int]) -> dict[str, float]:
-    return {key: n / _UNIT for key, n in demand.items()}
+        return ", ".join(f"{n / UNIT:g} {key}" for key, n in amounts.items())
 
 
 def _how_to_get(key: str, amount: float) -> str:
