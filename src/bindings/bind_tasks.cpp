@@ -12,6 +12,10 @@ namespace {
 
 nb::list submit_task(Node& node, Task* task, std::string_view method, nb::handle args,
                      nb::handle kwargs, std::string_view retry_on = {}) {
+  if (!node.store.has_room_for_call()) {
+    node.tasks.discard(task);
+    refuse("no_room_for_call");
+  }
   return guarded([&] {
     std::vector<ObjectId> returns;
     {

@@ -116,6 +116,11 @@ void Actors::flush(ObjectId id) {
       ask_address(link, *actor);
       if (!actor->ready) break;
     }
+    // Those whom calls go to do not read; what is said beside calls must find room.
+    if (node_.store.is_crowded()) {
+      if (!std::exchange(link.held_back, true)) held_back_.push_back(id);
+      break;
+    }
     link.waiting.erase(task);
     const Value* error = nullptr;
     // A constructor reports it as the reason why there is no actor.
@@ -139,6 +144,17 @@ void Actors::flush(ObjectId id) {
     }
   }
   node_.objects.drop(id);
+}
+
+void Actors::flush_held_back() {
+  if (held_back_.empty() || node_.store.is_crowded()) return;
+  for (const ObjectId actor : std::exchange(held_back_, {})) {
+    if (const auto it = links_.find(actor); it != links_.end())
+      it->second.held_back = false;
+    flush_later(actor);
+  }
+  node_.tasks.run_ready();
+  node_.waits.announce();
 }
 
 bool Actors::send_call(Task* task, ProcId address) {

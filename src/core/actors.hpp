@@ -50,6 +50,9 @@ class Actors {
   void flush(ObjectId actor);  // sends the calls that lack nothing, in order
   void flush_later(ObjectId actor) { flushes_.push_back(actor); }
   bool flush_next();  // false: there is nothing to flush
+  // Lines that wait for memory: once there is some, they are flushed.
+  bool are_held_back() const { return !held_back_.empty(); }
+  void flush_held_back();
   void address_is_known(ObjectId actor);
   bool asks_for_addresses() const { return asking_ != 0; }
   // How many calls are before it in its line, and the first of them.
@@ -73,6 +76,7 @@ class Actors {
     u64 made = 0;          // calls so far
     u32 unanswered = 0;
     bool asks = false;  // waits for the actor's address
+    bool held_back = false;
   };
   // What an actor that is restarted is made from: its constructor's call, kept by the
   // owner of its handle for as long as it may be needed.
@@ -100,8 +104,9 @@ class Actors {
   std::unordered_map<ObjectId, Recipe> recipes_;
   // Owned handles by where their actors live.
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> residents_;
-  std::vector<ObjectId> flushes_;  // links that may be able to send
-  std::deque<Death> deaths_;       // the last ones; see settle_in
+  std::vector<ObjectId> flushes_;    // links that may be able to send
+  std::vector<ObjectId> held_back_;  // links that wait for memory
+  std::deque<Death> deaths_;         // the last ones; see settle_in
   u64 asking_ = 0;
 };
 

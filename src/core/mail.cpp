@@ -203,6 +203,7 @@ bool Mail::drain_ring(Peer& from, u32 most) {
     from.in.emplace(ring);
   }
   const ProcId id = from.id;
+  const bool is_death = most == kAll;
   const auto at = [&](u64 offset, u64 bytes) {
     return node_.arenas.at(id, offset, bytes);
   };
@@ -219,6 +220,10 @@ bool Mail::drain_ring(Peer& from, u32 most) {
           cut_short_ = true;
           return true;
         }
+        // What follows from a message is done whole, or not begun: it waits until
+        // others have read. Not what frees memory: the death of one who does not read.
+        if (!is_death && from.id.index != kSupervisor && !node_.store.can_answer())
+          throw std::bad_alloc();
         node_.handle(from, static_cast<Message>(record.kind),
                      Reader(record.payload, record.size));
         from.in->consume();

@@ -4,9 +4,10 @@
 // is in. Invariant: a message that was sent is in shared memory, in the sender's ring
 // or the chain that continues it (ring.hpp), until its receiver has read it. Nothing
 // waits in private memory, so a sender may be killed after any instruction, and no
-// message overtakes another one to the same receiver. Since every send is complete, one
-// that follows from another comes after it for everybody: the rule of counts in
-// objects.hpp rests on that.
+// message overtakes another one to the same receiver. A message is taken in only while
+// there is memory for what has to be said because of it (see Store::can_answer). Since
+// every send is complete, one that follows from another comes after it for everybody:
+// the rule of counts in objects.hpp rests on that.
 #pragma once
 
 #include <functional>
@@ -61,8 +62,9 @@ class Mail {
   // Reads all that has come, and does what follows from it.
   void drain();
   // False: a part of it could not be reached; see `shortage`. After `most` records the
-  // rest is left, and marked as unread.
-  bool drain_ring(Peer& from, u32 most = ~0U);
+  // rest is left, and marked as unread. kAll: it is dead, and this is the last time.
+  static constexpr u32 kAll = ~0U;
+  bool drain_ring(Peer& from, u32 most = kAll);
   // What `dead` had not read: use(message, reader).
   void for_each_unread(Peer& dead, const std::function<void(Message, Reader)>& use);
   // The process is dead, and nothing will be sent to it or read from it.

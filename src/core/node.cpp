@@ -91,7 +91,8 @@ void Node::catch_up() {
 bool Node::needs_attention() const {
   return tasks.lack_dependencies() || actors.asks_for_addresses() ||
          objects.others_wait() || tasks.has_backlog() || deaths.has_let_go() ||
-         mail.has_unread() || mail.has_chains() || home.link.has_kept();
+         mail.has_unread() || mail.has_chains() || actors.are_held_back() ||
+         home.link.has_kept();
 }
 
 void Node::handle(Peer& from, Message message, Reader reader) {
@@ -226,6 +227,7 @@ void Node::housekeep() {
         mail.collect();  // first: there may be no memory for what follows
         if (!waits.has_leader()) mail.drain();
         mail.collect();
+        actors.flush_held_back();
         tasks.flush_backlog();
         if (deaths.has_let_go()) deaths.look_at_dead();
         untidy = store.arena().wants_tidy();

@@ -9,11 +9,19 @@
 #include <cstring>
 #include <map>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "node.hpp"
 #include "spill.hpp"
 
 namespace skate {
+namespace {
+
+constexpr u64 kMostReserved = 32ULL << 20;
+constexpr u64 kReservedPart = 8;
+
+}  // namespace
 
 Store::Store(Node& node)
     : node_(node),
@@ -21,7 +29,9 @@ Store::Store(Node& node)
       arena_(home_.segment.data() + kArenaOffset, home_.session->arena_bytes,
              home_.self),
       pins_(&home_.session->pins[home_.self.index]),
-      labels_(&home_.session->labels[home_.self.index]) {}
+      labels_(&home_.session->labels[home_.self.index]),
+      reserve_(std::min(kMostReserved, home_.session->arena_bytes / kReservedPart)),
+      room_(home_.session->arena_bytes) {}
 
 // Blocks
 // ---------------------------------------------------------------------------------
@@ -42,6 +52,9 @@ void Store::publish_use() {
   if (arena_.has_discarded()) node_.spiller.wake();
   me.spillable.store(arena_.spillable_bytes(), std::memory_order_relaxed);
   me.spilled.store(arena_.spilled_bytes(), std::memory_order_relaxed);
+  room_ = home_.session->arena_bytes - arena_.used_bytes() - arena_.spilled_bytes();
+  const bool crowded = room_ < reserve_ / kLeastForCalls;
+  if (crowded != is_crowded()) is_crowded_.store(crowded, std::memory_order_relaxed);
   if (used > me.store_peak.load(std::memory_order_relaxed))
     me.store_peak.store(used, std::memory_order_relaxed);
 }
@@ -53,8 +66,28 @@ std::optional<Arena::Block> Store::allocate_now(u64 size, ProcId owner) {
   // Announced before the others' use is read: of two that allocate at a time, at least
   // one sees the other.
   home_.me->store_used.fetch_add(needed, std::memory_order_seq_cst);
-  const auto block = used() <= limit() ? arena_.allocate(size, owner) : std::nullopt;
+  const auto block =
+      used() <= limit() ? allocate_outside_reserve(size, owner) : std::nullopt;
   publish_use();
+  return block;
+}
+
+// Values stay where they are for long: what one of them leaves is no room for messages.
+std::optional<Arena::Block> Store::allocate_outside_reserve(u64 size, ProcId owner) {
+  const u64 end = home_.session->arena_bytes - reserve_;
+  const u64 bytes = Arena::block_bytes(size);
+  if (arena_.used_bytes() + arena_.spilled_bytes() + bytes > end) return std::nullopt;
+  std::optional<Arena::Block> block = arena_.allocate(size, owner);
+  if (!block || block->offset + size <= end) return block;
+  // A place that a message has left; there may be others of the size.
+  constexpr std::size_t kTries = 64;
+  std::vector<Arena::Block> refused;
+  while (block && block->offset + size > end && refused.size() < kTries) {
+    refused.push_back(*block);
+    block = arena_.allocate(size, owner);
+  }
+  if (block && block->offset + size > end) refused.push_back(*std::exchange(block, {}));
+  for (const Arena::Block& other : refused) arena_.free(other.offset, other.generation);
   return block;
 }
 
@@ -122,6 +155,12 @@ void Store::copy_error(const Location& from, Value& value) {
   }
   std::memcpy(arena_.at(block->offset), bytes, from.size);
   value.block = *block;
+}
+
+bool Store::makes_room_for_call() {
+  std::lock_guard lock(home_.mu);
+  node_.mail.collect();
+  return !is_crowded();
 }
 
 bool Store::Overflow::allocate(u64 bytes, u64& offset, u64& generation) {

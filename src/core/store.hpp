@@ -2,12 +2,14 @@
 // blocks, and what blocks are called for people.
 //
 // Duty: to give out and take back memory of this process's arena, within the session's
-// limit. Invariant: what this process publishes of its arena's use is at least what it
-// has; of two processes that allocate at a time, at least one sees the other. A block
-// is written only by the arena's process and only before it is published; a reader pins
-// it before it looks where its bytes are (pins.hpp).
+// limit. Invariant: messages have a part of the arena in which no value ever lies. What
+// this process publishes of its arena's use is at least what it has; of two processes
+// that allocate at a time, at least one sees the other. A block is written only by the
+// arena's process and only before it is published; a reader pins it before it looks
+// where its bytes are (pins.hpp).
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -97,6 +99,11 @@ class Store {
   // Without the lock: what all processes together use.
   u64 used() const;
   u64 limit() const { return home_.session->store_limit; }
+  // Messages that were not read have taken so much of the arena that no calls are added
+  // to them. Without the lock, too: a hint.
+  bool is_crowded() const { return is_crowded_.load(std::memory_order_relaxed); }
+  // To be asked before the program makes a call.
+  bool has_room_for_call() { return !is_crowded() || makes_room_for_call(); }
 
   // For the other parts, with the lock held -------------------------------------------
 
@@ -122,6 +129,8 @@ class Store {
   // another error.
   void copy_error(const Location& from, Value& value);
   Arena& arena() { return arena_; }
+  // What follows from a message can be said, and be said whole: see kLeastForHandlers.
+  bool can_answer() const { return room_ >= reserve_ / kLeastForHandlers; }
   // Where messages go that do not fit into a ring.
   OverflowMemory& overflow() { return overflow_; }
 
@@ -132,10 +141,18 @@ class Store {
     std::byte* at(u64 offset) override { return store.arena_.at(offset); }
     void free(u64 offset, u64 generation) override {
       store.arena_.free(offset, generation);
+      store.publish_use();
     }
     Store& store;
   };
   const std::byte* block_data(const Location& location, int& error);
+  bool makes_room_for_call();
+  std::optional<Arena::Block> allocate_outside_reserve(u64 size, ProcId owner);
+
+  // Parts of the reserve that calls, and what follows from others' messages, leave for
+  // what is more urgent than they are. Values leave all of it.
+  static constexpr u64 kLeastForCalls = 2;
+  static constexpr u64 kLeastForHandlers = 4;
 
   Node& node_;
   Home& home_;
@@ -145,6 +162,9 @@ class Store {
   Labels labels_;
   u32 default_label_ = 0;
   u64 code_bytes_ = 0;
+  u64 reserve_;  // at the end of the arena, for messages
+  u64 room_;     // what is in no use, of all of it
+  std::atomic<bool> is_crowded_{false};
 };
 
 }  // namespace skate

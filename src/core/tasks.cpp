@@ -203,7 +203,8 @@ void Tasks::pass_on(Task* task) {
 void Tasks::flush_backlog() {
   bool pushed = false;
   bool failed = false;
-  while (!backlog_.empty() && queue_.has_room()) {
+  // Their bodies would take what messages need: see Store::is_crowded.
+  while (!backlog_.empty() && queue_.has_room() && !node_.store.is_crowded()) {
     Task* task = backlog_.pop_front();
     const std::string* const bytes = encode(task, kCellPayload);
     if (bytes == nullptr) {

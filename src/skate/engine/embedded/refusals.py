@@ -109,6 +109,15 @@ def no_room_for_code() -> SkateError:
     )
 
 
+def no_room_for_call() -> SkateError:
+    return ObjectStoreFullError(
+        "no room for the call: those that were sent before fill this process's memory "
+        "for messages, since a process that they go to does not read (it may have been "
+        "stopped). Make fewer calls at a time, or start with a larger "
+        "skate.init(object_store_memory=...)."
+    )
+
+
 def store_full(
     size: int,
     used: int,

@@ -1,0 +1,181 @@
+// What a process can still do when its arena is full: of values, or of messages that
+// somebody does not read.
+#include "fleet.hpp"
+
+using namespace fleet;
+
+namespace {
+
+constexpr ProcId kDeaf{2, 1};  // is there, and reads nothing
+constexpr ProcId kOther{3, 1};
+
+SessionOptions small_arenas() {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 8 << 20;
+  return options;
+}
+
+std::string filler(std::size_t size) { return std::string(size, 'x'); }
+
+// Calls to the one who does not read, until no more are taken.
+std::vector<ObjectId> fill_with_calls(Node& node, ObjectId actor) {
+  std::vector<ObjectId> results;
+  while (node.store.has_room_for_call()) {
+    Task* task = make_call(node, actor);
+    task->args = filler(10'000);
+    results.push_back(submit(node, task));
+  }
+  return results;
+}
+
+// Sends until there is no memory for a message of even one byte.
+void fill_to_the_brim(Node& node) {
+  const Lock lock(node.home.mu);
+  for (std::size_t size = 100'000; size != 0; size /= 2) {
+    try {
+      for (;;) node.mail.send(kDeaf, Message::kRoom, filler(size));
+    } catch (const std::bad_alloc&) {
+    }
+  }
+}
+
+}  // namespace
+
+TEST(values_of_any_size_leave_room_for_messages) {
+  for (const u64 size : {3000, 100'000, 1'500'000}) {
+    Fleet fleet(small_arenas());
+    Node& node = fleet.start(kDriverId);
+    fleet.prepare(kDeaf);
+    std::vector<Location> values;
+    while (const auto block = node.store.allocate(size, node.home.self))
+      values.push_back(*block);
+    CHECK(values.size() * size > (4 << 20));
+    // Every second place is too small for a message, and of no use.
+    for (std::size_t i = 0; i < values.size(); i += 2)
+      node.store.free_own_block(values[i]);
+    while (node.store.allocate(size, node.home.self)) {
+    }
+    CHECK(node.store.has_room_for_call());
+    const Lock lock(node.home.mu);
+    for (int i = 0; i < 9; ++i) node.mail.send(kDeaf, Message::kRoom, filler(90'000));
+  }
+}
+
+TEST(a_place_that_a_message_has_left_does_not_keep_values_from_others) {
+  Fleet fleet(small_arenas());
+  Node& node = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  std::vector<Location> values;
+  while (const auto block = node.store.allocate(4000, node.home.self))
+    values.push_back(*block);
+  {
+    const Lock lock(node.home.mu);
+    for (int i = 0; i < 20; ++i) node.mail.send(kDeaf, Message::kRoom, filler(3960));
+  }
+  node.store.free_own_block(values.front());
+  // Places in the reserve are free too now, and are found first.
+  fleet.bury(kDeaf, {kDriverId});
+  node.catch_up();
+  CHECK(node.store.allocate(4000, node.home.self));
+  CHECK(!node.store.allocate(4000, node.home.self));
+}
+
+TEST(calls_to_one_who_does_not_read_are_refused_before_messages_lack_memory) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  const ObjectId actor = actor_at(driver, kDeaf);
+  const ObjectId early = put(driver, "early");
+  const std::vector<ObjectId> results = fill_with_calls(driver, actor);
+  CHECK(results.size() > 100);
+  CHECK(!driver.store.has_room_for_call());
+
+  // Everything else is done as ever: what others say is answered ...
+  Node& other = fleet.start(kOther);
+  other.objects.acquire(early);
+  CHECK(text_of(other, early) == "early");
+  other.objects.release(early);
+  driver.objects.release(early);
+  other.catch_up();
+  until([&] {
+    driver.catch_up();
+    const Lock lock(driver.home.mu);
+    return driver.objects.find(early) == nullptr;
+  });
+  // ... large values move, and go ...
+  Location block;
+  const ObjectId large = put_into(driver, other, block);
+  CHECK(is_in_use(other, block));
+  driver.objects.release(large);
+  until([&] { return !is_in_use(other, block); });
+  // ... and calls of others are run.
+  const ObjectId result = call(other, kDriverId);
+  finish(driver, next(driver), text("answer"));
+  CHECK(text_of(other, result) == "answer");
+  // A call that has been sent is cancelled, and what needs nothing of others is put.
+  CHECK(driver.tasks.cancel(results.front(), false, false));
+  CHECK(text_of(driver, put(driver, "late")) == "late");
+
+  // Once it has read, there is room again; so there is once it has died.
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  for (const ObjectId id : results) CHECK(fails(driver, id));
+  CHECK(driver.store.has_room_for_call());
+}
+
+TEST(a_call_whose_dependency_comes_while_there_is_no_room_is_sent_when_there_is) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  const ObjectId actor = actor_at(driver, kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId dep = call(driver, kOther);
+  const Incoming maker = next(other);
+  constexpr int kWaiting = 300;  // more than there is room for
+  std::vector<ObjectId> waiting;
+  for (int i = 0; i < kWaiting; ++i) {
+    Task* task = make_call(driver, actor);
+    task->args = filler(10'000);
+    task->deps.push_back(dep);
+    task->pins.push_back(dep);
+    waiting.push_back(submit(driver, task));
+  }
+  const std::vector<ObjectId> results =
+      fill_with_calls(driver, actor_at(driver, kDeaf));
+  finish(other, maker);
+  CHECK(text_of(driver, dep) == "done");
+  Node& deaf = fleet.start(kDeaf);
+  std::thread server([&] {
+    for (std::size_t i = 0; i < waiting.size() + results.size(); ++i)
+      finish(deaf, next(deaf));
+  });
+  for (const ObjectId id : waiting) CHECK(text_of(driver, id) == "done");
+  for (const ObjectId id : results) CHECK(text_of(driver, id) == "done");
+  server.join();
+}
+
+TEST(a_message_is_not_taken_in_while_there_is_no_memory_for_what_follows_from_it) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId id = put(driver, "value");
+  const ObjectId result = call(driver, kOther);
+  const Incoming task = next(other);
+  fill_to_the_brim(driver);
+  other.objects.acquire(id);
+  finish(other, task);
+  bool was_short = false;
+  try {
+    driver.catch_up();
+  } catch (const std::bad_alloc&) {
+    was_short = true;
+  }
+  CHECK(was_short);
+  // The death of the one who does not read is taken in, and frees what it had not read.
+  fleet.bury(kDeaf, {kDriverId});
+  CHECK(text_of(driver, result) == "done");
+  driver.objects.release(id);
+  CHECK(text_of(other, id) == "value");
+}
+
+TEST_MAIN()

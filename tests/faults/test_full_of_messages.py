@@ -1,0 +1,76 @@
+"""A process whose memory is full of calls that somebody does not read."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import skate
+from skate.exceptions import ObjectStoreFullError
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+PART = bytes(1900)  # as large as is sent in a message
+
+
+@pytest.fixture(autouse=True)
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SKATE_SPILL_DIR", "")
+    with skate.init("embedded", num_cpus=2, object_store_memory=8 << 20):
+        yield
+
+
+@skate.remote
+class Counter:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def add(self, *parts: bytes) -> int:
+        self.calls += 1
+        return self.calls
+
+
+@skate.remote
+def echo(value: Any) -> Any:
+    return value
+
+
+def fill_with_calls(actor: Any) -> list[Any]:
+    calls = []
+    try:
+        while True:
+            calls.append(actor.add.remote(*[PART] * 50))
+    except ObjectStoreFullError:
+        return calls
+
+
+def test_calls_to_a_stopped_actor_are_refused_by_name() -> None:
+    stopped, other = Counter.remote(), Counter.remote()
+    pid = skate.get(stopped.pid.remote())
+    assert skate.get(other.add.remote()) == 1
+    kept = skate.put("kept")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        calls = fill_with_calls(stopped)
+        with pytest.raises(ObjectStoreFullError, match="no room for the call"):
+            stopped.add.remote()
+        assert len(calls) > 100
+        # What is no call is said and heard as ever.
+        assert skate.get(kept) == "kept"
+        skate.cancel(calls.pop())
+        del kept
+        del other  # its process is told to end
+        with pytest.raises(ObjectStoreFullError, match="no room for the call"):
+            echo.remote(1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert skate.get(calls, timeout=60) == list(range(1, len(calls) + 1))
+    assert skate.get(echo.remote(1), timeout=60) == 1
+    assert skate.get(stopped.add.remote(), timeout=60) == len(calls) + 1
