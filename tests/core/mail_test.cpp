@@ -284,4 +284,29 @@ TEST(a_question_that_there_is_no_memory_to_answer_is_answered_later) {
   CHECK(text_of(asker, id) == "x");
 }
 
+TEST(who_sends_without_end_keeps_nobody_from_being_heard) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& fast = fleet.start({2, 1});
+  Node& slow = fleet.start({3, 1});
+  const ObjectId id = put(driver);
+  Lock driver_is_busy(driver.home.mu);
+  std::thread senders([&] {
+    {
+      const Lock lock(fast.home.mu);
+      for (int i = 0; i < 3000; ++i) fast.mail.send(kDriverId, Message::kRoom, "");
+    }
+    slow.objects.acquire(id);
+    slow.catch_up();
+  });
+  senders.join();
+  driver.mail.drain();
+  CHECK(driver.objects.find(id)->borrowers.size() == 1);
+  CHECK(driver.home.me->inbox_summary != 0);  // the rest of the fast one's
+  for (int drains = 1; driver.home.me->inbox_summary != 0; ++drains) {
+    CHECK(drains < 3);
+    driver.mail.drain();
+  }
+}
+
 TEST_MAIN()
