@@ -180,7 +180,7 @@ class Group {
 
   // Arrives at the next barrier and waits there for all.
   GroupOutcome meet(i64 deadline_ns);
-  bool spin_until_met() const;
+  bool spin_until_met();
   GroupOutcome sleep_until_met(i64 deadline_ns);
   GroupOutcome wait_for_peer(For what, int peer, i64 timeout_ns);
   bool is_missing(int rank) const;
@@ -189,6 +189,8 @@ class Group {
   void end_with(GroupStatus status, int rank, const std::string& detail);
   void check_usable() const;
   bool is_met() const;
+  bool is_past(u64 decision) const;
+  bool is_reached();
   void end_if_one_is_gone();
   void end(GroupStatus status, int rank);
   void wake_all();

@@ -16,7 +16,7 @@ struct Group::Header {
   std::atomic<u32> world_size;  // 0 until the first rank comes
   // Sleepers wait for it to change; it is bumped before they are woken.
   alignas(kCacheLine) std::atomic<u32> epoch;
-  std::atomic<u64> verdict;
+  std::atomic<u64> decision;  // see group_waits.cpp
 };
 
 struct alignas(kCacheLine) Group::RankState {
@@ -37,7 +37,7 @@ struct alignas(kCacheLine) Group::RankState {
   // One more than the rank whose message is waited for; 0 for none. Stored by the rank
   // alone, read by those that look for a deadlock.
   std::atomic<u32> wants_from;
-  char problem[kProblemBytes];  // written before the verdict that this rank gives
+  char problem[kProblemBytes];  // written before the decision that names this rank
 };
 
 // From one rank to another. Only the sender stores `posted`, which publishes the

@@ -2,8 +2,8 @@
 //
 // Duty: let a rank go on as soon as what it waits for is true, or tell it why it never
 // will be.
-// Invariant: no wake-up is missed (see sleep_until_met). A group ends once, for all
-// ranks with the same answer.
+// Invariant: no wake-up is missed (see sleep_until_met). Whether a barrier is met or
+// the group has ended is decided once, in one word, and all ranks have the same answer.
 #include <algorithm>
 #include <climits>
 
@@ -12,19 +12,21 @@
 namespace skate {
 namespace {
 
-// The header's verdict word: zero, or why the group ended. One word, so that one
-// compare-and-swap both decides who was first and publishes everything.
-struct Verdict {
-  GroupStatus status;
-  int by;    // the rank that found it
-  int rank;  // the rank that it is about
+// The header's decision. One word, so that all ranks act alike: one compare-and-swap
+// says either that a barrier is met or that the group has ended, and who comes later
+// finds it so.
+struct Decision {
+  GroupStatus status;  // kOk: the group goes on
+  u8 met;              // the last barrier that was met, modulo 256
+  int by;              // the rank that ended it
+  int rank;            // the rank that it is about
 
   u64 pack() const {
-    return static_cast<u64>(status) | static_cast<u64>(by) << 16 |
-           static_cast<u64>(rank) << 40;
+    return static_cast<u64>(status) | static_cast<u64>(met) << 8 |
+           static_cast<u64>(by) << 16 | static_cast<u64>(rank) << 40;
   }
-  static Verdict unpack(u64 word) {
-    return {static_cast<GroupStatus>(word & 0xffff),
+  static Decision unpack(u64 word) {
+    return {static_cast<GroupStatus>(word & 0xff), static_cast<u8>(word >> 8),
             static_cast<int>(word >> 16 & 0xffffff), static_cast<int>(word >> 40)};
   }
 };
@@ -65,31 +67,55 @@ bool Group::is_met() const {
   return true;
 }
 
+// By the decision alone: what a rank finds otherwise may not be what others have found.
+// No rank can be two barriers behind or ahead, so a few bits of the number tell.
+bool Group::is_past(u64 decision) const {
+  return Decision::unpack(decision).met == static_cast<u8>(barrier_);
+}
+
+// What this rank waits for is true. Of a barrier, all may have come to it and one may
+// have given it up before: whoever is first decides.
+bool Group::is_reached() {
+  if (waiting_for_ != For::kBarrier) return is_met();
+  u64 word = header().decision.load(std::memory_order_seq_cst);
+  if (is_past(word)) return true;
+  if (Decision::unpack(word).status != GroupStatus::kOk || !is_met()) return false;
+  const Decision met{GroupStatus::kOk, static_cast<u8>(barrier_), 0, 0};
+  // Pairs with the loads here, in spin_until_met and in verdict(): who finds it met
+  // sees what every rank wrote before it came.
+  if (!header().decision.compare_exchange_strong(word, met.pack(),
+                                                 std::memory_order_seq_cst))
+    return is_past(word);
+  wake_all();
+  return true;
+}
+
 GroupOutcome Group::meet(i64 deadline_ns) {
   ++barrier_;
   state(rank_).arrived.store(barrier_, std::memory_order_seq_cst);
   // In the one order of all seq_cst operations, the last rank to store its arrival
-  // finds every other there. It alone wakes the sleepers, so each is woken once.
-  if (is_met()) {
-    wake_all();
-    return {};
-  }
+  // finds every other there. If it ends before it has decided, others do.
+  if (is_reached()) return {};
   if (spin_until_met()) return {};
   return sleep_until_met(deadline_ns);
 }
 
-bool Group::spin_until_met() const {
+bool Group::spin_until_met() {
   constexpr int kLooksPerClock = 32;
   const i64 until = now_ns() + timing_.spin_ns;
   while (now_ns() < until) {
     for (int i = 0; i < kLooksPerClock; ++i) {
-      if (is_met()) return true;
+      if (waiting_for_ != For::kBarrier
+              ? is_met()
+              : is_past(header().decision.load(std::memory_order_seq_cst)))
+        return true;
       cpu_pause();
     }
     // Only a hint to stop early: sleep_until_met looks again.
-    if (header().verdict.load(std::memory_order_relaxed) != 0) break;
+    const u64 word = header().decision.load(std::memory_order_relaxed);
+    if (Decision::unpack(word).status != GroupStatus::kOk) break;
   }
-  return is_met();
+  return is_reached();
 }
 
 // No wake-up is missed. We say that we sleep, then read the epoch, then look; a waker
@@ -101,7 +127,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
   const Asleep asleep(state(rank_).asleep);
   for (;;) {
     const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
-    if (is_met()) return {};
+    if (is_reached()) return {};
     end_if_one_is_gone();
     if (waiting_for_ == For::kMessage && deadline_ns == kNever) end_if_deadlocked();
     if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
@@ -113,7 +139,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
       for (int r = 0; r < world_size_; ++r) {
         if (is_missing(r)) end(GroupStatus::kTimeout, r);
       }
-      continue;  // all may have arrived just now
+      continue;  // it may have been met just now
     }
     const FutexResult woken =
         futex_wait(header().epoch, epoch, std::min(left, timing_.slice_ns));
@@ -156,11 +182,23 @@ void Group::end_if_one_is_gone() {
   }
 }
 
+// The first end stands, for all ranks. A barrier that is met is not ended any more, for
+// lack of somebody; but one who was interrupted does not come to the next.
 void Group::end(GroupStatus status, int rank) {
-  u64 sound = 0;
-  // The first one stands, for all ranks. Pairs with the load in verdict().
-  header().verdict.compare_exchange_strong(sound, Verdict{status, rank_, rank}.pack(),
-                                           std::memory_order_seq_cst);
+  const bool is_for_barrier =
+      waiting_for_ == For::kBarrier &&
+      (status == GroupStatus::kTimeout || status == GroupStatus::kRankDied ||
+       status == GroupStatus::kRankLeft);
+  u64 word = header().decision.load(std::memory_order_seq_cst);
+  Decision decision;
+  do {
+    decision = Decision::unpack(word);
+    if (decision.status != GroupStatus::kOk) return;
+    if (is_for_barrier && is_past(word)) return;
+    decision = {status, decision.met, rank_, rank};
+    // Pairs with the load in verdict().
+  } while (!header().decision.compare_exchange_weak(word, decision.pack(),
+                                                    std::memory_order_seq_cst));
   wake_all();
 }
 
@@ -175,9 +213,9 @@ void Group::wake_all() {
 }
 
 GroupOutcome Group::verdict() const {
-  const u64 word = header().verdict.load(std::memory_order_seq_cst);
-  if (word == 0) return {};
-  const Verdict verdict = Verdict::unpack(word);
+  const Decision verdict =
+      Decision::unpack(header().decision.load(std::memory_order_seq_cst));
+  if (verdict.status == GroupStatus::kOk) return {};
   GroupOutcome outcome{verdict.status, {}, {}};
   if (verdict.status == GroupStatus::kDeadlock ||
       verdict.status == GroupStatus::kMessage) {

@@ -260,6 +260,35 @@ TEST(a_timeout_names_the_missing_rank_on_every_rank) {
   });
 }
 
+TEST(a_rank_that_comes_as_the_time_is_up_gets_the_answer_of_the_others) {
+  constexpr i64 kLimit = 200'000;
+  for (int trial = 0; trial < 3000; ++trial) {
+    GroupStatus answers[2];
+    GroupStatus next[2];
+    float sums[2];
+    std::latch begin(2);
+    with_ranks(2, [&](Group& group) {
+      const auto rank = static_cast<std::size_t>(group.rank());
+      std::vector<float> x(4, static_cast<float>(rank + 1));
+      begin.arrive_and_wait();
+      if (rank == 1) {
+        const i64 until = now_ns() + kLimit + trial % 200 * 1000;
+        while (now_ns() < until) {
+        }
+      }
+      answers[rank] = group
+                          .allreduce(array_of(x, {4}), ReduceOp::kSum,
+                                     rank == 0 ? kLimit : kForever)
+                          .status;
+      sums[rank] = x[3];
+      next[rank] = group.barrier(kForever).status;
+    });
+    CHECK(answers[0] == answers[1]);
+    CHECK(next[0] == answers[0] && next[1] == answers[0]);
+    if (answers[0] == GroupStatus::kOk) CHECK(sums[0] == 3 && sums[1] == 3);
+  }
+}
+
 TEST(a_rank_that_leaves_ends_the_waits_of_the_others) {
   with_ranks(3, [](Group& group) {
     if (group.rank() == 1) {
