@@ -22,8 +22,10 @@ static_assert(sizeof(QueueMemory) <= kRingsOffset);
 using Lock = std::unique_lock<std::mutex>;
 
 struct Home {
-  // Takes ownership of the descriptors.
-  Home(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool);
+  // Takes ownership of the descriptors, also when it throws.
+  Home(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool)
+      : Home(Descriptor(session_fd), Descriptor(segment_fd), Descriptor(supervisor_fd),
+             self, is_pool) {}
   Home(const Home&) = delete;
   Home& operator=(const Home&) = delete;
 
@@ -64,6 +66,10 @@ struct Home {
   std::mutex mu;
   std::atomic<bool> stopping{false};
   std::atomic<bool> engine_died{false};  // the supervisor, and the session with it
+
+ private:
+  Home(Descriptor session_file, Descriptor segment_file, Descriptor supervisor,
+       ProcId self, bool is_pool);
 };
 
 }  // namespace skate

@@ -92,9 +92,9 @@ void Mail::send(ProcId to, Message kind, std::string_view payload, Ring ringing)
   const bool chained = ring.has_chain();
   if (!ring.push(static_cast<u16>(kind), payload.data(), payload.size(), memory))
     throw std::bad_alloc();  // no memory for a message: as for any other allocation
-  if (!chained && ring.has_chain()) chained_.push_back(to.index);
   ProcEntry& entry = home_.session->procs[to.index];
   mark_inbox(*home_.session, to.index, home_.self.index);
+  if (!chained && ring.has_chain()) chained_.push_back(to.index);
   if (ringing == Ring::kNobody) return;
   const bool heard =
       ringing == Ring::kResult ? wake_for_result(entry) : wake_process(entry);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -16,6 +17,7 @@ namespace {
 
 constexpr int kLookAgainMs = 100;  // a poll that missed something costs at most this
 constexpr int kLastWordsMs = 1000;
+constexpr i64 kAnswerNs = 1'000'000'000;  // it takes 0.1 ms
 constexpr int kTries = 50;
 constexpr i64 kPauseNs = 10'000'000;
 constexpr int kMaxFds = 8;
@@ -212,6 +214,18 @@ bool SupervisorLink::wait_for_room(int timeout_ms) {
   return ready <= 0 || (p.revents & (POLLHUP | POLLERR)) == 0;
 }
 
+// False: none has come for so long that the supervisor must have been stopped.
+bool SupervisorLink::wait_for_answer() {
+  const i64 deadline = now_ns() + kAnswerNs;
+  pollfd p{fd_, POLLIN, 0};
+  for (;;) {
+    const i64 left = deadline - now_ns();
+    const int ready = poll(&p, 1, static_cast<int>(std::max<i64>(left, 0) / 1'000'000));
+    if (ready > 0 || (ready < 0 && errno != EINTR)) return true;
+    if (left <= 0) return false;
+  }
+}
+
 // Looks at the packet before it takes it: if this process can open no more files now,
 // the kernel would drop those that come with it.
 bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience patience) {
@@ -219,6 +233,11 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience pati
   Descriptors found;
   bool was_reset = false;
   answer.resize(kMaxInline);
+  if (patience == Patience::kNone && !wait_for_answer()) {
+    ++unread_answers_;  // it will come before the answer to the next question
+    errno = ETIMEDOUT;
+    return false;
+  }
   for (int tries = 0;;) {
     iovec part{answer.data(), answer.size()};
     alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
@@ -262,10 +281,8 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience pati
     break;
   }
   if (answer.size() == 1 && answer[0] == kBoxed && found.count != 0) {
-    const int box = found.take_first();
-    const bool whole = read_box(box, answer);
-    ::close(box);
-    if (!whole) {
+    const Descriptor box(found.take_first());
+    if (!read_box(box.get(), answer)) {
       found.close_all();
       errno = ENOMEM;
       return false;
@@ -293,8 +310,11 @@ bool SupervisorLink::ask_locked(Note note, std::string_view question,
     errno = error;
     return false;
   };
+  // What needs memory comes before the question: its answer would be the next one's.
+  answer.resize(kMaxInline);
+  const i64 deadline = now_ns() + kAnswerNs;
   while (unread_answers_ > 0) {
-    std::string unwanted;
+    std::string unwanted(kMaxInline, '\0');
     const int before = unread_answers_--;
     if (receive(unwanted, nullptr, patience)) continue;
     if (errno == EPIPE || unread_answers_ == before) return give_up(errno);
@@ -321,7 +341,9 @@ bool SupervisorLink::ask_locked(Note note, std::string_view question,
     if (sent == Sent::kGone) return give_up(EPIPE);
     // What is kept stays kept, and nothing was asked.
     if (sent == Sent::kShort && ++tries >= tries_of(patience)) return give_up(error);
-    if (!is_asked && !wait_for_room(kLookAgainMs)) return give_up(EPIPE);
+    if (is_asked) break;
+    if (patience == Patience::kNone && now_ns() > deadline) return give_up(ETIMEDOUT);
+    if (!wait_for_room(kLookAgainMs)) return give_up(EPIPE);
   }
   return receive(answer, descriptor, patience);
 }

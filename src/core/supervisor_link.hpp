@@ -51,12 +51,14 @@ class SupervisorLink {
   ~SupervisorLink();
   SupervisorLink(const SupervisorLink&) = delete;
 
-  // What to do if this process has no descriptor left: who holds a lock that others
-  // need must hear of it at once, and has a way to try again later.
+  // What to do if this process has no descriptor left, or the supervisor does not
+  // answer: who holds a lock that others need must hear of it, the one at once, the
+  // other after a second, and has a way to try again later.
   enum class Patience : u8 { kNone, kUsual };
   // A descriptor of the process's segment, or -1 and errno: ENOENT, it is gone;
   // EMFILE or ENFILE, this process or the supervisor may open no more, so try again;
-  // EPIPE, the supervisor has ended; or what else the supervisor met.
+  // EPIPE, the supervisor has ended; ETIMEDOUT, it does not answer, with kNone; or what
+  // else the supervisor met.
   int fetch_segment(ProcId proc, Patience patience = Patience::kNone);
   // The same of the file that it spills to. One's own is made if there is none.
   int fetch_spill_file(ProcId proc, Patience patience = Patience::kNone);
@@ -93,6 +95,7 @@ class SupervisorLink {
   Sent send_kept();
   int send_packet(Packet& packet);
   bool wait_for_room(int timeout_ms);
+  bool wait_for_answer();
   bool receive(std::string& answer, int* descriptor, Patience patience);
   bool ask_locked(Note note, std::string_view question, std::string& answer,
                   int* descriptor, Patience patience);

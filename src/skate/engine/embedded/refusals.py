@@ -21,6 +21,7 @@ _LISTED_HOLDERS = 5
 _LACKING = {
     errno.EMFILE: "this process has no file descriptor left (ulimit -n)",
     errno.ENFILE: "the machine has no file descriptor left",
+    errno.ETIMEDOUT: "the session's supervisor does not answer (was it stopped?)",
     errno.ENOMEM: "this process has no address space left (ulimit -v, vm.overcommit)",
 }
 
