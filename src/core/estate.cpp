@@ -132,12 +132,12 @@ void Estate::free_all_of(ProcId owner) {
 }
 
 void Estate::punch(Heritage& heritage) {
-  for (const Hole& hole : heritage.arena->take_discarded()) {
-    if (!heritage.file)
-      heritage.file = Descriptor(home_.link.fetch_spill_file(heritage.id));
-    if (heritage.file)
-      discard_pages(heritage.file.get(), hole.pages.from, hole.pages.bytes());
-  }
+  if (!heritage.arena->has_discarded()) return;
+  if (!heritage.file)
+    heritage.file = Descriptor(home_.link.fetch_spill_file(heritage.id));
+  if (!heritage.file) return;  // the next time
+  for (const Hole& hole : heritage.arena->take_discarded())
+    discard_pages(heritage.file.get(), hole.pages.from, hole.pages.bytes());
 }
 
 void Estate::forget(ProcId dead) {
@@ -188,14 +188,17 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
   const std::optional<std::vector<u64>> pinned =
       node_.spiller.pinned_of(heritage->id.index);
   int error = 0;
+  int too_large = 0;  // what is said of a block for which there is no room on disk
+  const u64 before = done;
   for (const Leaving& block : batch) {
     const auto [from, to] = block.pages;
     const bool is_read =
         !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
-    if (!is_read && error == 0 &&
-        node_.spiller.spilled() + block.pages.bytes() > home_.session->spill_limit)
-      error = EDQUOT;
-    if (is_read || error != 0) {
+    int lacking = 0;
+    if (!is_read && error == 0)
+      lacking = node_.spiller.room_on_disk(heritage->file.get(), block.pages.bytes());
+    if (lacking != 0) too_large = lacking;
+    if (is_read || lacking != 0 || error != 0 || home_.stopping) {
       arena.stay(block);
       continue;
     }
@@ -203,6 +206,7 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
     error = write_pages(heritage->file.get(), arena.at(from), from, to - from);
     if (error != 0) discard_pages(heritage->file.get(), from, to - from);
     lock.lock();
+    node_.spiller.has_written(error);
     if (error != 0) {
       arena.stay(block);
     } else if (arena.written(block)) {
@@ -214,7 +218,7 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
     if (all_.contains(heritage->id)) publish(*heritage);
   }
   if (all_.contains(heritage->id)) publish(*heritage);
-  return error;
+  return error == 0 && done - before < wanted ? too_large : error;
 }
 
 }  // namespace skate

@@ -1,6 +1,7 @@
 #include "spiller.hpp"
 
 #include <pthread.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,9 @@ constexpr i64 kAskAgain = 200'000'000;
 constexpr u64 kBatch = 64 << 20;
 // Room is made for a while, not for one object: this part of the store at least.
 constexpr u64 kAtOnce = 20;
+
+// There is no room on disk for this block; there may be for a smaller one.
+bool is_about_room(int error) { return error == EDQUOT || error == ENOSPC; }
 
 }  // namespace
 
@@ -75,7 +79,9 @@ bool Spiller::somebody_spills() const {
   const u32 n = session.num_procs.load(std::memory_order_relaxed);
   for (u32 p = 0; p < n; ++p)
     if (session.procs[p].alive.load(std::memory_order_relaxed) != 0 &&
-        session.procs[p].spilling.load(std::memory_order_relaxed) != 0)
+        session.procs[p].spilling.load(std::memory_order_relaxed) != 0 &&
+        // To try again what has failed is no progress.
+        session.procs[p].spill_error.load(std::memory_order_relaxed) == 0)
       return true;
   return false;
 }
@@ -220,6 +226,7 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
   }
   std::size_t budget = arena.candidates();
   int error = 0;
+  int too_large = 0;  // what is said of a block for which there is no room on disk
   while (done < wanted && error == 0 && !home_.stopping) {
     const std::vector<Leaving> batch =
         arena.choose(std::min(wanted - done, kBatch), budget);
@@ -233,27 +240,41 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
         continue;
       }
       error = write_block(lock, block);
-      if (error == 0) done += block.pages.bytes();
+      if (is_about_room(error))
+        too_large = std::exchange(error, 0);  // others may be smaller
+      else if (error == 0)
+        done += block.pages.bytes();
       node_.store.publish_use();
       node_.waits.changed();
       node_.waits.announce();
     }
   }
   node_.store.publish_use();  // of what stays, too
-  return error;
+  return error == 0 && done < wanted ? too_large : error;
+}
+
+int Spiller::room_on_disk(int file, u64 bytes) {
+  if (spilled() + bytes > home_.session->spill_limit) return EDQUOT;
+  struct statvfs disk;
+  if (fstatvfs(file, &disk) == 0 && disk.f_bavail * disk.f_frsize < bytes)
+    return ENOSPC;
+  // An attempt that may well end well: until then nobody should give up.
+  if (!write_failed_) home_.me->spill_error.store(0);
+  return 0;
 }
 
 int Spiller::write_block(Lock& lock, const Leaving& block) {
   Arena& arena = node_.store.arena();
   const auto [from, to] = block.pages;
-  if (spilled() + block.pages.bytes() > home_.session->spill_limit) {
+  if (const int lacking = room_on_disk(file_, block.pages.bytes()); lacking != 0) {
     arena.stay(block);
-    return EDQUOT;
+    return lacking;
   }
   lock.unlock();
   const int error = write_pages(file_, arena.at(from), from, to - from);
   if (error != 0) discard_pages(file_, from, to - from);
   lock.lock();
+  has_written(error);
   if (error != 0) {
     arena.stay(block);
     return error;

@@ -39,6 +39,9 @@ class Spiller {
   // Without the lock.
   u64 spilled() const;      // bytes on disk, of all arenas
   int spill_error() const;  // 0, or the errno that keeps somebody from spilling
+  // 0, or why the file cannot take so many bytes more: EDQUOT or ENOSPC.
+  int room_on_disk(int file, u64 bytes);
+  void has_written(int error) { write_failed_ = error != 0; }
 
   // For the other parts, with the lock held.
   void start(u64 bytes);
@@ -69,6 +72,7 @@ class Spiller {
       std::make_unique<std::condition_variable>();
   std::thread thread_;  // started when it is first needed
   int file_ = -1;
+  bool write_failed_ = false;  // the last one did, though there should have been room
 };
 
 }  // namespace skate

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from polling import wait_until
 from processes import alive, children, worker_pids
+from programs import run
 
 import skate
 from skate.exceptions import (
@@ -433,3 +434,25 @@ def test_a_function_is_called_while_the_store_is_full_of_what_could_leave(
 
     assert skate.get(first.remote(1)) == 4
     assert int(skate.get(refs[0])[0]) == 0
+
+
+def test_what_is_too_large_for_the_disk_keeps_nothing_smaller_from_it(
+    tmp_path: Path,
+) -> None:
+    """The oldest values do not fit under the limit any more; younger ones do."""
+    run(
+        """
+        import numpy as np, skate
+
+        MIB = 1 << 20
+        with skate.init("embedded", num_cpus=1, object_store_memory=200 * MIB):
+            large = [skate.put(np.ones(12 * MIB, np.uint8)) for _ in range(14)]
+            small = [skate.put(np.full(200 << 10, i, np.uint8)) for i in range(50)]
+            more = [skate.put(np.ones(1 * MIB, np.uint8)) for _ in range(2)]
+            for i, ref in enumerate(small):
+                assert (skate.get(ref) == i).all()
+            assert skate.get(large[0]).sum() == 12 * MIB
+        """,
+        SKATE_SPILL_DIR=str(tmp_path),
+        SKATE_SPILL_LIMIT=str(11 << 20),
+    )
