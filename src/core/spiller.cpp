@@ -256,7 +256,9 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
 int Spiller::room_on_disk(int file, u64 bytes) {
   if (spilled() + bytes > home_.session->spill_limit) return EDQUOT;
   struct statvfs disk;
-  if (fstatvfs(file, &disk) == 0 && disk.f_bavail * disk.f_frsize < bytes)
+  // A file system in memory may have no size, and no blocks.
+  if (fstatvfs(file, &disk) == 0 && disk.f_blocks != 0 &&
+      disk.f_bavail * disk.f_frsize < bytes)
     return ENOSPC;
   // An attempt that may well end well: until then nobody should give up.
   if (!write_failed_) home_.me->spill_error.store(0);
