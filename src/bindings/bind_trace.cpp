@@ -241,7 +241,9 @@ int g_stack_fd = -1;
 void (*g_write_stacks)(int) = nullptr;
 std::atomic_flag g_writes_stacks;  // a second signal can come to another thread
 
-// faulthandler's handler, and then word that the stacks are there.
+// faulthandler's handler, and then word that the stacks are there. Not by its own
+// chaining: that would let the signal interrupt system calls of code that does not
+// expect it.
 //
 // It walks over frames that may be half made, of this thread and of those that run, and
 // a wrong step there ends the process: so a copy of the process does it, and this one

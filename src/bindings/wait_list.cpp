@@ -81,21 +81,18 @@ struct Split {
   nb::tuple fill(PyObject* const* items, const std::vector<Py_ssize_t>& found) {
     PyObject** to_done = PySequence_Fast_ITEMS(done.ptr());
     PyObject** to_rest = PySequence_Fast_ITEMS(rest.ptr());
+    PyObject* const* const end =
+        items + PyList_GET_SIZE(done.ptr()) + PyList_GET_SIZE(rest.ptr());
+    Py_ssize_t taken = 0;
     for (const Py_ssize_t place : found) {
-      to_rest = std::copy(items, items + (place - taken_), to_rest);
-      items += place - taken_;
+      to_rest = std::copy(items, items + (place - taken), to_rest);
+      items += place - taken;
       *to_done++ = *items++;
-      taken_ = place + 1;
+      taken = place + 1;
     }
-    std::copy(items,
-              items + PyList_GET_SIZE(rest.ptr()) -
-                  (to_rest - PySequence_Fast_ITEMS(rest.ptr())),
-              to_rest);
+    std::copy(items, end, to_rest);
     return nb::make_tuple(done, rest);
   }
-
- private:
-  Py_ssize_t taken_ = 0;
 };
 
 // If all that is wanted is there, of a list whose items are known.

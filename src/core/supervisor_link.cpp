@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kLookAgainMs = 100;  // a poll that missed something costs at most this
 constexpr int kLastWordsMs = 1000;
-constexpr i64 kAnswerNs = 1'000'000'000;  // it takes 0.1 ms
+constexpr i64 kAnswerNs = 1'000'000'000;  // far longer than one takes
 constexpr int kTries = 50;
 constexpr i64 kPauseNs = 10'000'000;
 constexpr int kMaxFds = 8;
