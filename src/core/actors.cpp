@@ -19,6 +19,10 @@ bool has_address(const Object& actor) {
   return actor.value.kind == Value::Kind::kInline;
 }
 
+bool is_out_of_order(const Task& task) {
+  return (task.header.flags & kOutOfOrder) != 0;
+}
+
 }  // namespace
 
 Actors::Actors(Node& node) : node_(node), home_(node.home) {}
@@ -49,20 +53,32 @@ u32 Actors::unanswered(ObjectId actor) {
 // Calls
 // ----------------------------------------------------------------------------------
 
+WaitingTasks& Actors::list_of(Link& link, const Task& task) {
+  return is_out_of_order(task) && task.missing != 0 ? link.lacking : link.waiting;
+}
+
 void Actors::line_up(Task* task) {
   Link& link = links_[task->actor];
   task->order = link.made++;
   link.unanswered += (task->header.flags & kConstructor) == 0;
-  link.waiting.push_back(task);
+  list_of(link, *task).push_back(task);
   if ((task->header.flags & kRestartable) != 0) keep_recipe(*task);
 }
 
 bool Actors::leave_line(Task* task) {
   const auto it = links_.find(task->actor);
-  if (it == links_.end() || !it->second.waiting.erase(task)) return false;
+  if (it == links_.end() || !list_of(it->second, *task).erase(task)) return false;
   // Those behind it may go now. (The task itself keeps the actor until it is ended.)
   if (!it->second.waiting.empty()) flush_later(task->actor);
   return true;
+}
+
+void Actors::lacks_nothing(Task* task) {
+  const auto it = links_.find(task->actor);
+  if (it == links_.end()) return;
+  if (is_out_of_order(*task) && it->second.lacking.erase(task))
+    it->second.waiting.push_back(task);
+  flush_later(task->actor);
 }
 
 void Actors::call_ended(const Task& task) {
@@ -94,28 +110,16 @@ bool Actors::flush_next() {
 
 void Actors::flush(ObjectId id) {
   const auto it = links_.find(id);
-  if (it == links_.end() || it->second.waiting.empty()) return;
+  if (it == links_.end()) return;
   Link& link = it->second;
+  if (link.waiting.empty() && link.lacking.empty()) return;
   node_.objects.hold(id);  // the last of the calls may be all that keeps the actor
   Object* actor = node_.objects.find(id);
-  for (Task* next = link.waiting.front(); next != nullptr;) {
-    Task* const task = next;
-    next = WaitingTasks::next(task);
-    if (task->missing != 0) {
-      if ((task->header.flags & kOutOfOrder) == 0) break;
-      continue;
-    }
-    if (actor != nullptr && actor->ready && has_address(*actor) &&
-        address_of(*actor) != home_.self &&
-        node_.mail.reach(address_of(*actor)) == nullptr) {
-      // The owner of the handle knows what has become of it; if that is this process, a
-      // message that says so is on its way.
-      actor->ready = false;
-    }
-    if (actor != nullptr && !actor->ready) {
-      ask_address(link, *actor);
-      if (!actor->ready) break;
-    }
+  if (actor != nullptr) look_at_address(link, *actor);
+  const bool has_ended = actor == nullptr || (actor->ready && !has_address(*actor));
+  if (has_ended) await_nothing(link);
+  while (Task* const task = link.waiting.front()) {
+    if (task->missing != 0 || (!has_ended && !actor->ready)) break;
     // Those whom calls go to do not read; what is said beside calls must find room.
     if (node_.store.is_crowded()) {
       if (!std::exchange(link.held_back, true)) held_back_.push_back(id);
@@ -133,7 +137,7 @@ void Actors::flush(ObjectId id) {
     }
     if (error != nullptr) {
       node_.tasks.fail_with(task, *error);
-    } else if (actor == nullptr || !has_address(*actor)) {
+    } else if (has_ended) {
       Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
       failure.error = SystemError::kActorDied;
       node_.tasks.fail(task, failure);
@@ -172,6 +176,37 @@ bool Actors::send_call(Task* task, ProcId address) {
   return true;
 }
 
+void Actors::look_at_address(Link& link, Object& actor) {
+  // The owner of the handle knows what has become of it; if that is this process, a
+  // message that says so is on its way.
+  if (actor.ready && has_address(actor) && address_of(actor) != home_.self &&
+      node_.mail.reach(address_of(actor)) == nullptr)
+    actor.ready = false;
+  if (!actor.ready) ask_address(link, actor);
+  // Of its own actors' ends this process is told: see `residents_`.
+  if (!actor.ready || !has_address(actor) || actor.id.owner() == home_.self) return;
+  const ProcId address = address_of(actor);
+  if (link.address == address) return;
+  leave_address(actor.id, link);
+  called_at_[address].insert(actor.id);
+  link.address = address;
+}
+
+void Actors::leave_address(ObjectId actor, Link& link) {
+  const auto it = called_at_.find(std::exchange(link.address, {}));
+  if (it == called_at_.end()) return;
+  it->second.erase(actor);
+  if (it->second.empty()) called_at_.erase(it);
+}
+
+// The actor has ended: whatever its calls lack, they fail now.
+void Actors::await_nothing(Link& link) {
+  while (!link.lacking.empty()) link.waiting.push_back(link.lacking.pop_front());
+  for (Task* task = link.waiting.front(); task != nullptr;
+       task = WaitingTasks::next(task))
+    if (task->missing != 0) node_.tasks.stop_waiting(task);
+}
+
 // Has the link flushed once the address is known.
 void Actors::ask_address(Link& link, Object& actor) {
   if (link.asks) return;
@@ -203,6 +238,7 @@ void Actors::forget_link(ObjectId actor) {
   const auto it = links_.find(actor);
   if (it == links_.end()) return;
   if (it->second.asks) --asking_;
+  leave_address(actor, it->second);
   links_.erase(it);
 }
 
@@ -288,6 +324,11 @@ void Actors::process_died(const Death& death) {
   constexpr std::size_t kDeathsKept = 1024;
   deaths_.push_back(death);
   if (deaths_.size() > kDeathsKept) deaths_.pop_front();
+  if (const auto called = called_at_.extract(death.dead); !called.empty())
+    for (const ObjectId actor : called.mapped()) {
+      links_.at(actor).address = {};
+      flush_later(actor);  // asks what has become of it, for calls that wait
+    }
   const auto it = residents_.find(death.dead);
   if (it == residents_.end()) return;
   const std::unordered_set<ObjectId> residents = std::move(it->second);

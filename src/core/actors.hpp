@@ -43,8 +43,9 @@ class Actors {
 
   // For the other parts, with the lock held.
 
-  void line_up(Task* task);     // a call that was made
-  bool leave_line(Task* task);  // false: it is not in line
+  void line_up(Task* task);        // a call that was made
+  bool leave_line(Task* task);     // false: it is not in line
+  void lacks_nothing(Task* task);  // the last of what it lacked has come
   void call_again(Task* task);
   void call_ended(const Task& task);
   void flush(ObjectId actor);  // sends the calls that lack nothing, in order
@@ -73,7 +74,10 @@ class Actors {
   // This process's calls to one actor.
   struct Link {
     WaitingTasks waiting;  // not sent, by `order`: the first lacks something
-    u64 made = 0;          // calls so far
+    // Those that lack something and need not wait for earlier ones. Nobody walks them.
+    WaitingTasks lacking;
+    ProcId address{};  // of somebody else's actor: where it was seen last
+    u64 made = 0;      // calls so far
     u32 unanswered = 0;
     bool asks = false;  // waits for the actor's address
     bool held_back = false;
@@ -89,6 +93,10 @@ class Actors {
     bool under_way = false;  // a call of the constructor has not been answered
   };
 
+  static WaitingTasks& list_of(Link& link, const Task& task);
+  void look_at_address(Link& link, Object& actor);
+  void leave_address(ObjectId actor, Link& link);
+  void await_nothing(Link& link);
   void ask_address(Link& link, Object& actor);
   bool send_call(Task* task, ProcId address);  // false: there is no room for it
   void moved(Object& actor, const Death& death);
@@ -104,6 +112,8 @@ class Actors {
   std::unordered_map<ObjectId, Recipe> recipes_;
   // Owned handles by where their actors live.
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> residents_;
+  // The actors of others that this process calls, by where they were seen last.
+  std::unordered_map<ProcId, std::unordered_set<ObjectId>> called_at_;
   std::vector<ObjectId> flushes_;    // links that may be able to send
   std::vector<ObjectId> held_back_;  // links that wait for memory
   std::deque<Death> deaths_;         // the last ones; see settle_in

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <memory>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -184,24 +186,37 @@ void Spiller::run() {
   pthread_setname_np(pthread_self(), "skate-spiller");
   Lock lock(home_.mu);
   while (!home_.stopping) {
-    if (const std::vector<Hole> holes = node_.store.arena().take_discarded();
-        !holes.empty()) {
-      lock.unlock();
-      for (const Hole& hole : holes)
-        discard_pages(file_, hole.pages.from, hole.pages.bytes());
-      lock.lock();
-      for (const Hole& hole : holes) node_.store.arena().discarded(hole);
-      node_.store.publish_use();
-    } else if (wanted_ != 0) {
-      home_.me->spilling.store(1, std::memory_order_relaxed);
-      spill_some(lock, std::exchange(wanted_, 0));
+    try {
+      if (!do_something(lock)) wake_->wait(lock);
+    } catch (const std::bad_alloc&) {
+      if (!lock.owns_lock()) lock.lock();
+      home_.me->spill_error.store(ENOMEM);
       home_.me->spilling.store(0, std::memory_order_relaxed);
-      answer_askers();
-    } else {
-      wake_->wait(lock);
+      wake_->wait_for(lock,
+                      std::chrono::nanoseconds(kMoment));  // who wishes asks again
     }
   }
   if (file_ >= 0) ::close(file_);
+}
+
+bool Spiller::do_something(Lock& lock) {
+  if (const std::vector<Hole> holes = node_.store.arena().take_discarded();
+      !holes.empty()) {
+    lock.unlock();
+    for (const Hole& hole : holes)
+      discard_pages(file_, hole.pages.from, hole.pages.bytes());
+    lock.lock();
+    for (const Hole& hole : holes) node_.store.arena().discarded(hole);
+    node_.store.publish_use();
+  } else if (wanted_ != 0) {
+    home_.me->spilling.store(1, std::memory_order_relaxed);
+    spill_some(lock, std::exchange(wanted_, 0));
+    home_.me->spilling.store(0, std::memory_order_relaxed);
+    answer_askers();
+  } else {
+    return false;
+  }
+  return true;
 }
 
 void Spiller::spill_some(Lock& lock, u64 wanted) {
@@ -289,7 +304,7 @@ int Spiller::write_block(Lock& lock, const Leaving& block) {
   return 0;
 }
 
-std::optional<std::vector<u64>> Spiller::pinned_of(u32 proc) const {
+std::optional<std::vector<u64>> Spiller::pinned_of(u32 proc) const try {
   const Session& session = *home_.session;
   std::vector<u64> offsets;
   const u32 n = session.num_procs.load(std::memory_order_seq_cst);
@@ -299,6 +314,8 @@ std::optional<std::vector<u64>> Spiller::pinned_of(u32 proc) const {
       return std::nullopt;
   std::sort(offsets.begin(), offsets.end());
   return offsets;
+} catch (const std::bad_alloc&) {
+  return std::nullopt;  // what has been chosen stays
 }
 
 }  // namespace skate

@@ -55,6 +55,7 @@ class Spiller {
 
  private:
   void run();
+  bool do_something(Lock& lock);  // false: there was nothing to do
   void answer_askers();
   void spill_some(Lock& lock, u64 wanted);
   // Of this process's arena: what lacks of `wanted` when `done` bytes have left others.

@@ -122,10 +122,12 @@ void Tasks::start(Task* task, std::vector<ObjectId>& out, bool has_gil) {
   if (task->missing != 0) {
     ++waiting_;
     node_.waits.wake_for_any();
+    // Its actor may have ended: then nothing is waited for.
+    if (task->route == Task::Route::kActor) node_.actors.flush_later(task->actor);
   } else {
     pass_on(task);
-    run_ready();
   }
+  run_ready();
   node_.waits.announce();
 }
 
@@ -158,7 +160,7 @@ void Tasks::dependency_is_ready(ObjectId task_id) {
   if (--task->missing != 0) return;
   --waiting_;
   if (task->route == Task::Route::kActor)
-    node_.actors.flush_later(task->actor);
+    node_.actors.lacks_nothing(task);
   else
     runnable_.push_back(task);
 }

@@ -79,6 +79,7 @@ class Tasks {
   // Takes it out of wherever it waits in this process. If a worker is just copying it,
   // that is `claimer`. False: it has been sent somewhere, or taken.
   bool withdraw(Task* task, std::optional<u32>& claimer);
+  void stop_waiting(Task* task);  // for what it lacks
   // What the dead process had claimed and did not answer.
   void recover(ProcId dead, const Failure& crash);
 

@@ -64,10 +64,10 @@ void Tasks::cancel_task(Task* task, bool force, bool recursive) {
 
 bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
   if (task->missing != 0) {
-    for (ObjectId id : task->deps) node_.objects.forget_waiting_task(id);
-    task->missing = 0;
-    --waiting_;
-    if (task->route != Task::Route::kActor) return true;
+    const bool is_withdrawn =
+        task->route != Task::Route::kActor || node_.actors.leave_line(task);
+    stop_waiting(task);
+    return is_withdrawn;
   } else if (std::erase(runnable_, task) != 0) {
     return true;
   } else if (task->target != nullptr) {
@@ -91,6 +91,12 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
                  claimer);
   }
   return false;
+}
+
+void Tasks::stop_waiting(Task* task) {
+  for (ObjectId id : task->deps) node_.objects.forget_waiting_task(id);
+  task->missing = 0;
+  --waiting_;
 }
 
 // Not constructors: an actor that is never constructed would keep whoever calls it

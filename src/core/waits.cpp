@@ -35,6 +35,34 @@ u64 Waits::take_start() { return static_cast<u64>(std::exchange(t_waits_since, 0
 i64 Waits::start() { return t_waits_since; }
 void Waits::forget_start() { t_waits_since = 0; }
 
+// A thread leads until this ends, whatever is thrown meanwhile: with a leader that is
+// gone, nobody would take messages any more.
+class Waits::Leading {
+ public:
+  Leading(Waits& waits, Lock& lock) : waits_(waits), lock_(lock) {
+    waits_.leader_ = true;
+  }
+  ~Leading() {
+    if (has_ended_) return;
+    waits_.return_to_cpu();
+    end();
+  }
+  Leading(const Leading&) = delete;
+
+  void end() {
+    if (!lock_.owns_lock()) lock_.lock();
+    has_ended_ = true;
+    waits_.leader_ = false;
+    waits_.home_.me->results_awaited.store(1, std::memory_order_relaxed);
+    if (waits_.followers_ != 0 || waits_.idle_) waits_.followers_cv_->notify_all();
+  }
+
+ private:
+  Waits& waits_;
+  Lock& lock_;
+  bool has_ended_ = false;
+};
+
 WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
                        const std::function<i32()>& missing) {
   // Until then the tasks that have ended keep what others may need: their actors, say.
@@ -54,12 +82,12 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
     if (home_.engine_died || home_.stopping) return WaitResult::kEngineDied;
     if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     if (leader_ || idle_) {
-      ++followers_;
       wake_leader_for_any();
       if (t_waits_since == 0) {
         t_waits_since = now_ns();
         node_.explainer.tell_what_is_waited_for();
       }
+      ++followers_;
       const auto status = followers_cv_->wait_for(
           lock, std::chrono::nanoseconds(remaining_ns(deadline_ns, kSlice)));
       --followers_;
@@ -69,7 +97,8 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
     const i64 now = now_ns();
     if (!led) since = now;
     if (t_waits_since == 0) t_waits_since = now;
-    leader_ = led = true;
+    led = true;
+    Leading leading(*this, lock);
     if (node_.needs_attention()) {
       // Now this thread looks at every message.
       u32 level = kAsleepAny;
@@ -98,15 +127,11 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
       }
       interrupted =
           woken == FutexResult::kInterrupted || woken == FutexResult::kTimeout;
-      home_.me->blocked_since.store(0, std::memory_order_relaxed);
-      node_.work.set_state(ProcState::kRunning);
+      return_to_cpu();
       if (reports_blocking_) home_.link.tell(Note::kRunning);
     }
-    lock.lock();
-    leader_ = false;
+    leading.end();
     came = came_at_;
-    home_.me->results_awaited.store(1, std::memory_order_relaxed);
-    if (followers_ != 0 || idle_) followers_cv_->notify_all();
     if (interrupted) {
       look_for_supervisor();
       node_.mail.drain();
@@ -268,6 +293,11 @@ void Waits::leave_cpu() {
     // They stay where they are, and the housekeeper tries again: this thread leads.
   }
   if (node_.work.work_waiting()) node_.cpus.wake_for_work();
+}
+
+void Waits::return_to_cpu() {
+  if (home_.me->blocked_since.exchange(0, std::memory_order_relaxed) != 0)
+    node_.work.set_state(ProcState::kRunning);
 }
 
 void Waits::wake_for_any() {

@@ -75,12 +75,15 @@ class Waits {
   void stop_idling(const Idling& idling, bool by_call);
 
  private:
+  class Leading;
+
   bool spin(Looks& looks);
   i64 spin_budget() const;
   FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
   FutexResult park(i64 timeout_ns, bool exactly = false);
   void note_arrival(i64 since);
   void leave_cpu();
+  void return_to_cpu();
   void wake_leader_for_any();
   u32 others_searching() const;
 

@@ -9,7 +9,12 @@ import pytest
 from helpers import Counter, Signal, identity, wait_for
 
 import skate
-from skate.exceptions import ActorClassInheritanceException, PendingCallsLimitExceeded
+from skate.exceptions import (
+    ActorClassInheritanceException,
+    ActorDiedError,
+    PendingCallsLimitExceeded,
+    TaskCancelledError,
+)
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -59,6 +64,45 @@ def test_out_of_order_calls_overtake_those_that_lack_arguments() -> None:
     signal.set.remote()
     skate.get(late)
     assert skate.get(log.all.remote()) == ["early", "late"]
+
+
+def test_out_of_order_calls_that_lack_arguments_are_each_run_once() -> None:
+    signals = [Signal.remote() for _ in range(3)]
+    log = Log.options(allow_out_of_order_execution=True).remote()
+    lacked = [wait_for.remote(signal, i) for i, signal in enumerate(signals)]
+    refs = [log.note.remote(i, lacked[i % 3]) for i in range(30)]
+    for ref in refs[:6]:
+        skate.cancel(ref)
+    skate.get(log.note.remote("between"))
+    for signal in reversed(signals):
+        signal.set.remote()
+    skate.get(refs[6:])
+    for ref in refs[:6]:
+        with pytest.raises(TaskCancelledError):
+            skate.get(ref)
+    seen = skate.get(log.all.remote())
+    assert seen[0] == "between"
+    assert sorted(seen[1:]) == list(range(6, 30))
+
+
+def test_out_of_order_calls_that_lack_arguments_end_with_their_actor() -> None:
+    signal = Signal.remote()
+    log = Log.options(allow_out_of_order_execution=True).remote()
+    late = log.note.remote(wait_for.remote(signal, "late"))
+    skate.get(log.note.remote("early"))
+    skate.kill(log)
+    with pytest.raises(ActorDiedError):
+        skate.get(late)
+    signal.set.remote()
+
+
+def test_out_of_order_calls_that_lack_arguments_keep_their_actor() -> None:
+    signal = Signal.remote()
+    log = Log.options(allow_out_of_order_execution=True).remote()
+    late = log.note.remote(wait_for.remote(signal, "late"))
+    del log
+    signal.set.remote()
+    assert skate.get(late) is None
 
 
 # Concurrency groups ---------------------------------------------------------------

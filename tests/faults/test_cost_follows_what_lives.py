@@ -84,6 +84,9 @@ class Peer:
     def get(self, x: Any = None) -> Any:
         return x
 
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def use_up(self, seconds: float) -> int:
         """Run tasks one after the other; how many."""
         end = time.monotonic() + seconds
@@ -226,6 +229,24 @@ def test_a_placement_group_costs_the_same_after_many(session: None) -> None:
     early = cost(supervisor(), lambda: some(200))
     some(1500)
     assert cost(supervisor(), lambda: some(200)) < FACTOR * early
+
+
+def test_a_call_costs_the_same_beside_many_that_lack_arguments(session: None) -> None:
+    gate = Peer.remote()
+    actor = Peer.options(allow_out_of_order_execution=True).remote()
+    lacked = gate.sleep.remote(600.0)
+
+    def call(n: int) -> None:
+        for _ in range(n):
+            skate.get(actor.get.remote())
+
+    call(100)
+    waiting = [actor.get.remote(lacked) for _ in range(100)]
+    beside_few = cost(os.getpid(), lambda: call(500))
+    waiting += [actor.get.remote(lacked) for _ in range(20_000)]
+    assert cost(os.getpid(), lambda: call(500)) < FACTOR * beside_few
+    for ref in waiting:
+        skate.cancel(ref)
 
 
 def test_a_cancel_costs_the_same_among_many(session: None) -> None:

@@ -146,6 +146,8 @@ def store_full(
         text += _cannot_spill(spilled) + (
             f"the limit is {_mib(spill_limit)} (SKATE_SPILL_LIMIT)"
         )
+    elif error in (errno.EAGAIN, errno.ENOMEM):
+        text += f"{_cannot_spill(spilled)}there was no thread or no memory for it"
     elif error:
         text += f"{_cannot_spill(spilled)}{os.strerror(error)} (SKATE_SPILL_DIR)"
     elif spill_limit == 0:
@@ -165,7 +167,8 @@ def store_full(
         "\nDrop refs, and arrays that came from skate.get, that you no longer need, or "
         f"{advice}"
     )
-    return OutOfDiskError(text) if error else ObjectStoreFullError(text)
+    is_about_disk = error not in (0, errno.EAGAIN, errno.ENOMEM)
+    return OutOfDiskError(text) if is_about_disk else ObjectStoreFullError(text)
 
 
 def too_many_dimensions(most: int, given: int) -> ValueError:

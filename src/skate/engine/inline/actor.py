@@ -76,6 +76,7 @@ class Actor:
         ]
         self._queues: dict[int, deque[ActorCall]] = {}  # by caller
         self._unanswered: Counter[int] = Counter()  # by caller
+        self._lacking: dict[ActorCall, None] = {}  # out of order: they lack arguments
         self._ready: deque[ActorCall] = deque()
         self.running: dict[ActorCall, None] = {}  # in the order in which they started
         self.construction = ActorStart(self, exported, arguments)
@@ -127,6 +128,7 @@ class Actor:
         caller = call.caller
         self._unanswered[caller] += 1
         if call.method.out_of_order:
+            self._lacking[call] = None
             call.await_arguments(lambda: self._make_ready(call))
         else:
             self._queues.setdefault(caller, deque()).append(call)
@@ -136,6 +138,9 @@ class Actor:
         self._unanswered[call.caller] -= 1
 
     def _make_ready(self, call: ActorCall) -> None:
+        if call not in self._lacking:
+            return  # it was withdrawn, or the actor has ended
+        del self._lacking[call]
         self._ready.append(call)
         self._dispatch()
 
@@ -179,6 +184,9 @@ class Actor:
                 call.missing = 0
                 self._advance(caller)
                 return True
+        if call in self._lacking:
+            del self._lacking[call]
+            return True
         if call in self._ready:
             self._ready.remove(call)
             return True
@@ -210,7 +218,8 @@ class Actor:
         if self.state is State.LEAVING and not self.running:
             self._end_quietly()
             return
-        unused = not (self.count or self._queues or self._ready or self.running)
+        waiting = self._queues or self._lacking or self._ready
+        unused = not (self.count or waiting or self.running)
         if unused and self.state is State.ALIVE:
             self.state = State.ENDING
             self._end_quietly()
@@ -267,8 +276,10 @@ class Actor:
         self._vacate()
 
     def _take_waiting(self) -> list[ActorCall]:
-        calls = [*self._ready, *itertools.chain(*self._queues.values())]
+        queued = itertools.chain(*self._queues.values())
+        calls = [*self._ready, *queued, *self._lacking]
         self._ready.clear()
+        self._lacking.clear()
         self._queues.clear()
         return calls
 
