@@ -1,5 +1,6 @@
 // Several threads of one process at once, beside a worker on another: what each does is
 // whole, and nothing is left when all have ended. For ThreadSanitizer above all.
+#include <new>
 #include <random>
 
 #include "fleet.hpp"
@@ -245,6 +246,29 @@ TEST(threads_that_wait_are_told_when_the_process_is_closed) {
   driver.close();
   for (std::thread& thread : waiting) thread.join();
   CHECK(ended == 4);
+}
+
+TEST(a_wait_that_is_ended_by_an_exception_leaves_the_lead_to_others) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  const ObjectId id = submit(driver);
+  bool thrown = false;
+  {
+    Lock lock(driver.home.mu);
+    try {
+      const auto no_memory = []() -> i32 { throw std::bad_alloc(); };
+      driver.waits.wait(
+          lock, -1, [] { return false; }, no_memory);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    CHECK(thrown);
+    CHECK(lock.owns_lock());
+    CHECK(!driver.waits.has_leader());
+  }
+  finish(worker, next(worker));
+  CHECK(text_of(driver, id) == "done");
 }
 
 TEST_MAIN()
