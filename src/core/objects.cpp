@@ -181,11 +181,16 @@ void Objects::acquire(ObjectId id) {
   hold(id);
 }
 
-void Objects::release(ObjectId id) {
+void Objects::release(ObjectId id) noexcept {
   std::lock_guard lock(home_.mu);
-  drop(id);
-  node_.streams.ref_released(id);
-  if (!unheld_.empty()) node_.mail.drain();
+  try {
+    drop(id);
+    node_.streams.ref_released(id);
+    if (!unheld_.empty()) node_.mail.drain();
+  } catch (const std::bad_alloc&) {
+    // What has not been read stays unread, and what nobody holds is freed after that.
+    // That a borrow has ended may not be said: then it does with this process.
+  }
 }
 
 ObjectId Objects::put(Value value, Object::Kind kind) {

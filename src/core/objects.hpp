@@ -31,7 +31,7 @@ class Objects {
 
   ObjectId put(Value value, Object::Kind kind);  // takes the counts in value.contained
   void acquire(ObjectId id);
-  void release(ObjectId id);
+  void release(ObjectId id) noexcept;  // for Python's destructors, too
   // Waits until all have values, or one of them is an error: then `next` is its place,
   // else it is ids.size(). After kInterrupted it is where to go on.
   WaitResult wait_all(const std::vector<ObjectId>& ids, std::size_t& next,

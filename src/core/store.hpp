@@ -58,7 +58,7 @@ class Store {
   // The same past the store's limit: for errors, which must be told, and for code,
   // which is not counted.
   std::optional<Location> allocate_beyond(u64 size, ProcId owner);
-  void free_own_block(const Location& location);
+  void free_own_block(const Location& location) noexcept;
   std::byte* own_data(const Location& location) { return arena_.at(location.offset); }
   // Bytes of a block, wherever it lies. Valid while the block's object is held. Null:
   // gone, or it cannot be mapped now (`error`).
@@ -68,7 +68,7 @@ class Store {
 
   View open_view(const Location& location);
   void load_view(const Location& location, View& view);  // may take long
-  void close_view(ProcId proc, u32 pin);
+  void close_view(ProcId proc, u32 pin) noexcept;
   u32 pin_own(const Location& location);
   // `size` bytes at `data`, in the arena of `proc`, mapped once more: writes into it
   // stay in this process and change nobody's value. Null: it cannot be had. The block

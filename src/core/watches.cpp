@@ -1,5 +1,7 @@
 #include "watches.hpp"
 
+#include <new>
+
 #include "node.hpp"
 
 namespace skate {
@@ -55,7 +57,7 @@ void Watches::stop_waiting(Watch* watch) {
   node_.waits.announce();
 }
 
-void Watches::close(Watch* watch) {
+void Watches::close(Watch* watch) noexcept {
   std::lock_guard lock(home_.mu);
   if (open_.erase(watch) == 0) return;
   for (const ObjectId id : watch->pending) {
@@ -63,7 +65,10 @@ void Watches::close(Watch* watch) {
       std::erase_if(object->waiters, [&](const Waiter& w) {
         return w.kind == Waiter::Kind::kWatch && w.watch == watch;
       });
-    node_.objects.drop(id);
+    try {
+      node_.objects.drop(id);
+    } catch (const std::bad_alloc&) {  // as in Objects::release
+    }
   }
   delete watch;
 }

@@ -27,7 +27,7 @@ class Watches {
   WaitResult wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns);
   // kReady and no tags: `stop_waiting` came. The watch is there until `close`.
   void stop_waiting(Watch* watch);
-  void close(Watch* watch);
+  void close(Watch* watch) noexcept;
 
   // For Objects, with the lock held.
   void is_ready(Watch* watch, u32 tag, ObjectId id);

@@ -159,6 +159,9 @@ TEST(a_message_is_not_taken_in_while_there_is_no_memory_for_what_follows_from_it
   fleet.prepare(kDeaf);
   Node& other = fleet.start(kOther);
   const ObjectId id = put(driver, "value");
+  const ObjectId lent = put(driver, "lent");
+  other.objects.acquire(lent);
+  CHECK(text_of(other, lent) == "lent");
   const ObjectId result = call(driver, kOther);
   const Incoming task = next(other);
   fill_to_the_brim(driver);
@@ -171,6 +174,7 @@ TEST(a_message_is_not_taken_in_while_there_is_no_memory_for_what_follows_from_it
     was_short = true;
   }
   CHECK(was_short);
+  driver.objects.release(lent);  // Python's destructors have nobody to tell
   // The death of the one who does not read is taken in, and frees what it had not read.
   fleet.bury(kDeaf, {kDriverId});
   CHECK(text_of(driver, result) == "done");
