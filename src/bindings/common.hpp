@@ -6,6 +6,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cerrno>
+
 #include "decoder.hpp"
 #include "empty_array.hpp"
 #include "encoder.hpp"
@@ -91,7 +93,8 @@ WaitResult wait_patiently(const Node& node, Wait&& wait) {
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
     // What is waited for may be in messages that cannot be read now.
-    if (const int error = node.mail.shortage()) refuse("resources_lack", error);
+    const int error = node.mail.shortage();
+    if (error != 0 && error != ETIMEDOUT) refuse("resources_lack", error);
     if (!long_wait) long_wait.emplace();
     long_wait->check();
   }

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "array_types.hpp"
@@ -272,6 +274,7 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
   while (view.error == ETIMEDOUT) {
     if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
     const nanobind::gil_scoped_release released;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     view = node.store.open_view(value.block);
   }
   if (view.error == EAGAIN) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "node.hpp"
@@ -59,10 +60,16 @@ WaitingTasks& Actors::list_of(Link& link, const Task& task) {
 
 void Actors::line_up(Task* task) {
   Link& link = links_[task->actor];
-  task->order = link.made++;
-  link.unanswered += (task->header.flags & kConstructor) == 0;
-  list_of(link, *task).push_back(task);
   if ((task->header.flags & kRestartable) != 0) keep_recipe(*task);
+  if ((task->header.flags & kConstructor) != 0) {
+    // Whoever got the handle by its name may have made calls already.
+    task->order = 0;
+    link.waiting.push_front(task);
+    return;
+  }
+  task->order = ++link.made;
+  ++link.unanswered;
+  list_of(link, *task).push_back(task);
 }
 
 bool Actors::leave_line(Task* task) {
@@ -122,10 +129,9 @@ void Actors::flush(ObjectId id) {
     if (task->missing != 0 || (!has_ended && !actor->ready)) break;
     // Those whom calls go to do not read; what is said beside calls must find room.
     if (node_.store.is_crowded()) {
-      if (!std::exchange(link.held_back, true)) held_back_.push_back(id);
+      hold_back(link, id);
       break;
     }
-    link.waiting.erase(task);
     const Value* error = nullptr;
     // A constructor reports it as the reason why there is no actor.
     if ((task->header.flags & kConstructor) == 0) {
@@ -135,6 +141,11 @@ void Actors::flush(ObjectId id) {
           error = &object->value;
       }
     }
+    if (error != nullptr && node_.store.is_out_of_reach(*error)) {
+      hold_back(link, id);
+      break;
+    }
+    link.waiting.erase(task);
     if (error != nullptr) {
       node_.tasks.fail_with(task, *error);
     } else if (has_ended) {
@@ -148,6 +159,10 @@ void Actors::flush(ObjectId id) {
     }
   }
   node_.objects.drop(id);
+}
+
+void Actors::hold_back(Link& link, ObjectId actor) {
+  if (!std::exchange(link.held_back, true)) held_back_.push_back(actor);
 }
 
 void Actors::flush_held_back() {
@@ -171,8 +186,12 @@ bool Actors::send_call(Task* task, ProcId address) {
                        home_.self);
     return true;
   }
+  try {
+    node_.mail.send(address, Message::kCall, *bytes);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   node_.tasks.fly(task, *node_.mail.reach(address));
-  node_.mail.send(address, Message::kCall, *bytes);
   return true;
 }
 
@@ -248,12 +267,28 @@ void Actors::lose(Task* task, Failure failure, bool restarts) {
     return;
   }
   const bool constructs = (task->header.flags & kConstructor) != 0;
+  if (constructs) crashed_.push_back(task->actor);
   if (!restarts || (task->retries == 0 && !constructs)) {
     failure.error = restarts ? SystemError::kActorUnavailable : SystemError::kActorDied;
     node_.tasks.fail(task, failure);
     return;
   }
   call_again(task);
+}
+
+// An actor that ended before it was constructed, and whose constructor's call is all
+// that holds it, is not made again: each attempt would keep it for the next one.
+void Actors::drop_unwanted() {
+  for (const ObjectId id : std::exchange(crashed_, {})) {
+    const auto it = links_.find(id);
+    const Object* actor = node_.objects.find(id);
+    if (it == links_.end() || actor == nullptr) continue;
+    Task* const task = it->second.waiting.front();
+    if (task == nullptr || (task->header.flags & kConstructor) == 0) continue;
+    if (actor->local != 1 || !actor->borrowers.empty()) continue;
+    it->second.waiting.erase(task);
+    node_.tasks.fail(task, {SystemError::kActorDied, DeathCause::kOutOfScope, 0});
+  }
 }
 
 void Actors::call_again(Task* task) {

@@ -48,10 +48,12 @@ class Actors {
   void lacks_nothing(Task* task);  // the last of what it lacked has come
   void call_again(Task* task);
   void call_ended(const Task& task);
+  // When the inbox is empty: all that others hold is known.
+  void drop_unwanted();
   void flush(ObjectId actor);  // sends the calls that lack nothing, in order
   void flush_later(ObjectId actor) { flushes_.push_back(actor); }
   bool flush_next();  // false: there is nothing to flush
-  // Lines that wait for memory: once there is some, they are flushed.
+  // Lines that wait for memory, or for an error that cannot be read now.
   bool are_held_back() const { return !held_back_.empty(); }
   void flush_held_back();
   void address_is_known(ObjectId actor);
@@ -97,6 +99,7 @@ class Actors {
   void look_at_address(Link& link, Object& actor);
   void leave_address(ObjectId actor, Link& link);
   void await_nothing(Link& link);
+  void hold_back(Link& link, ObjectId actor);
   void ask_address(Link& link, Object& actor);
   bool send_call(Task* task, ProcId address);  // false: there is no room for it
   void moved(Object& actor, const Death& death);
@@ -117,6 +120,7 @@ class Actors {
   std::vector<ObjectId> flushes_;    // links that may be able to send
   std::vector<ObjectId> held_back_;  // links that wait for memory
   std::deque<Death> deaths_;         // the last ones; see settle_in
+  std::vector<ObjectId> crashed_;    // in their constructors
   u64 asking_ = 0;
 };
 

@@ -73,7 +73,7 @@ bool Mail::map(Peer& peer) {
     }
   }
   if (peer.map_error != 0) {
-    peer.map_again_at = now + kMapAgain;
+    peer.map_again_at = now_ns() + kMapAgain;  // it may have taken a while
     map_again_at_.store(peer.map_again_at, std::memory_order_relaxed);
   }
   if (!peer.control) return false;
@@ -126,11 +126,12 @@ void Mail::drain() {
     const Done done{draining_};
     if (has_unread()) look_again();
     do {
-      cut_short_ = false;
+      cut_short_ = is_emptied_ = false;
       take_words();
-      // What was not read may say that somebody holds what seems to be nobody's.
-      if (cut_short_ || has_unread()) break;
+      is_emptied_ = !cut_short_;
+      if (!is_emptied()) break;
       node_.deaths.forget_pending();
+      node_.actors.drop_unwanted();
       node_.objects.free_unheld();
     } while (node_.objects.has_unheld());
   }

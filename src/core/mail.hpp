@@ -76,6 +76,9 @@ class Mail {
   // read when there is room again. Without the lock, too.
   int shortage() const { return shortage_.load(std::memory_order_relaxed); }
   bool has_unread() const;
+  // Whether the last look at the inbox came to its end. If not, what was not read may
+  // say that somebody holds what seems to be nobody's.
+  bool is_emptied() const { return is_emptied_ && !has_unread(); }
   bool has_chains() const { return !chained_.empty(); }
 
  private:
@@ -96,7 +99,8 @@ class Mail {
   std::atomic<int> shortage_{0};
   std::atomic<i64> map_again_at_{0};
   bool draining_ = false;
-  bool cut_short_ = false;  // something that can be read was left
+  bool cut_short_ = false;   // something that can be read was left
+  bool is_emptied_ = false;  // see is_emptied(); false, too, if the last look threw
 };
 
 }  // namespace skate

@@ -69,7 +69,8 @@ enum class SystemError : u32 {
   kOwnerDied,
   kActorUnavailable,  // its process died, and it is being restarted
   kCancelled,         // detail: 1 if its worker was killed for it
-  kNoResources,       // detail: names the supervisor's note that says what is lacking
+  kNoResources,       // detail: names the supervisor's note that says what is lacking;
+                      // or it is below 0: see lacks()
 };
 
 // Why a process ended, as far as its supervisor knows.
@@ -92,6 +93,11 @@ struct Failure {
   DeathCause cause = DeathCause::kUnknown;
   i64 detail = 0;
 };
+
+// A call, or what it needs, could not be brought to where it runs: the errno.
+constexpr Failure lacks(int error) {
+  return {SystemError::kNoResources, DeathCause::kUnknown, -static_cast<i64>(error)};
+}
 
 // A ref inside a value: what its bytes say, and the object it is now. They differ once
 // the object has been given to another owner.

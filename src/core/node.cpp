@@ -91,8 +91,8 @@ void Node::catch_up() {
 bool Node::needs_attention() const {
   return tasks.lack_dependencies() || actors.asks_for_addresses() ||
          objects.others_wait() || tasks.has_backlog() || deaths.has_let_go() ||
-         mail.has_unread() || mail.has_chains() || actors.are_held_back() ||
-         home.link.has_kept();
+         mail.has_unread() || mail.has_chains() || tasks.has_late() ||
+         actors.are_held_back() || home.link.has_kept();
 }
 
 void Node::handle(Peer& from, Message message, Reader reader) {
@@ -228,6 +228,7 @@ void Node::housekeep() {
         if (!waits.has_leader()) mail.drain();
         mail.collect();
         actors.flush_held_back();
+        if (tasks.has_late()) tasks.look_again();
         tasks.flush_backlog();
         if (deaths.has_let_go()) deaths.look_at_dead();
         untidy = store.arena().wants_tidy();

@@ -115,8 +115,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
         given.push_back(object);
     }
   };
-  // What could not be read yet may say that somebody else holds one of them.
-  if (!node_.mail.has_unread()) {
+  if (node_.mail.is_emptied()) {
     for (const Value& value : values) look(value);
     for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
   }

@@ -151,12 +151,20 @@ void Store::add_code(u64 bytes) {
 
 void Store::subtract_code(u64 bytes) { code_bytes_ -= bytes; }
 
+bool Store::is_out_of_reach(const Value& value) {
+  return value.kind == Value::Kind::kBlock && node_.arenas.at(value.block) == nullptr &&
+         node_.arenas.shortage() == ETIMEDOUT;
+}
+
 void Store::copy_error(const Location& from, Value& value) {
   const std::byte* bytes = node_.arenas.at(from);
+  const int shortage = node_.arenas.shortage();
   const auto block = bytes == nullptr ? std::nullopt : allocate_past_limit(from.size);
   if (!block) {
     value.kind = Value::Kind::kFailure;
     value.failure = {SystemError::kOwnerDied, DeathCause::kUnknown, 0};
+    if (shortage != 0) value.failure = lacks(shortage);
+    if (bytes != nullptr) value.failure = lacks(ENOSPC);
     return;
   }
   std::memcpy(arena_.at(block->offset), bytes, from.size);

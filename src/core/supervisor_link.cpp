@@ -18,6 +18,7 @@ namespace {
 constexpr int kLookAgainMs = 100;  // a poll that missed something costs at most this
 constexpr int kLastWordsMs = 1000;
 constexpr i64 kAnswerNs = 1'000'000'000;  // far longer than one takes
+constexpr i64 kTurnNs = 1'000'000;
 constexpr int kTries = 50;
 constexpr i64 kPauseNs = 10'000'000;
 constexpr int kMaxFds = 8;
@@ -214,16 +215,19 @@ bool SupervisorLink::wait_for_room(int timeout_ms) {
   return ready <= 0 || (p.revents & (POLLHUP | POLLERR)) == 0;
 }
 
-// False: none has come for so long that the supervisor must have been stopped.
+// False: none has come for so long that the supervisor must have been stopped. Until it
+// says something again, it is not waited for.
 bool SupervisorLink::wait_for_answer() {
-  const i64 deadline = now_ns() + kAnswerNs;
+  const i64 deadline = is_silent_ ? 0 : now_ns() + kAnswerNs;
   pollfd p{fd_, POLLIN, 0};
   for (;;) {
     const i64 left = deadline - now_ns();
     const int ready = poll(&p, 1, static_cast<int>(std::max<i64>(left, 0) / 1'000'000));
     if (ready > 0 || (ready < 0 && errno != EINTR)) return true;
-    if (left <= 0) return false;
+    if (left <= 0) break;
   }
+  is_silent_ = true;
+  return false;
 }
 
 // Looks at the packet before it takes it: if this process can open no more files now,
@@ -262,6 +266,7 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience pati
       errno = EPIPE;
       return false;
     }
+    is_silent_ = false;
     found.add_from(message);
     const bool cut = (message.msg_flags & MSG_CTRUNC) != 0;
     if (cut && ++tries < most_tries) {
@@ -314,6 +319,8 @@ bool SupervisorLink::ask_locked(Note note, std::string_view question,
   answer.resize(kMaxInline);
   const i64 deadline = now_ns() + kAnswerNs;
   while (unread_answers_ > 0) {
+    if (patience == Patience::kNone && is_silent_ && !wait_for_answer())
+      return give_up(ETIMEDOUT);
     std::string unwanted(kMaxInline, '\0');
     const int before = unread_answers_--;
     if (receive(unwanted, nullptr, patience)) continue;
@@ -371,10 +378,25 @@ int SupervisorLink::fetch_spill_file(ProcId proc, Patience patience) {
   return fetch(Note::kSpillFile, proc, patience);
 }
 
+// For one's turn to ask. Not owned: another thread waits for its answer, which may come
+// late.
+std::unique_lock<std::mutex> SupervisorLink::take_turn(Patience patience) {
+  if (patience == Patience::kUsual) return std::unique_lock(mu_);
+  const i64 deadline = now_ns() + kAnswerNs;
+  std::unique_lock turn(mu_, std::defer_lock);
+  while (!turn.try_lock() && !is_silent_ && now_ns() < deadline) pause_for(kTurnNs);
+  return turn;
+}
+
 int SupervisorLink::fetch(Note note, ProcId proc, Patience patience) {
   errno = ECHILD;
   if (!is_own()) return -1;
-  std::lock_guard lock(mu_);
+  const std::unique_lock turn = take_turn(patience);
+  if (!turn.owns_lock()) {
+    is_silent_ = true;
+    errno = ETIMEDOUT;
+    return -1;
+  }
   int fd = -1;
   std::string answer;
   const std::string_view name{reinterpret_cast<const char*>(&proc), sizeof proc};

@@ -53,7 +53,8 @@ class SupervisorLink {
 
   // What to do if this process has no descriptor left, or the supervisor does not
   // answer: who holds a lock that others need must hear of it, the one at once, the
-  // other after a second, and has a way to try again later.
+  // other after a second, and has a way to try again later. Until the supervisor says
+  // something again, all others who have no patience hear of it at once.
   enum class Patience : u8 { kNone, kUsual };
   // A descriptor of the process's segment, or -1 and errno: ENOENT, it is gone;
   // EMFILE or ENFILE, this process or the supervisor may open no more, so try again;
@@ -92,6 +93,7 @@ class SupervisorLink {
   }
 
   bool is_own() const;
+  std::unique_lock<std::mutex> take_turn(Patience patience);
   Sent send_kept();
   int send_packet(Packet& packet);
   bool wait_for_room(int timeout_ms);
@@ -106,7 +108,9 @@ class SupervisorLink {
   std::function<void()> on_kept_;
   std::mutex mu_;           // one question at a time: answers come in order
   int unread_answers_ = 0;  // that could not be taken; under mu_
-  std::mutex out_mu_;       // guards what follows; taken after mu_, and never for long
+  // Somebody has waited in vain, for it or for a turn, and nothing has come since.
+  std::atomic<bool> is_silent_{false};
+  std::mutex out_mu_;  // guards what follows; taken after mu_, and never for long
   std::deque<Packet> kept_;
   std::atomic<std::size_t> num_kept_{0};  // its size, for who only looks
   std::atomic<int> fd_;                   // -1: closed; changes under both mutexes only

@@ -1,6 +1,8 @@
 #include "tasks.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <new>
 #include <utility>
 
 #include "node.hpp"
@@ -165,6 +167,18 @@ void Tasks::dependency_is_ready(ObjectId task_id) {
     runnable_.push_back(task);
 }
 
+void Tasks::look_again() {
+  for (const ObjectId id : std::exchange(late_, {})) {
+    Task* const task = pending(id);
+    if (task == nullptr) continue;
+    if (task->cancelled)
+      fail(task, {SystemError::kCancelled});
+    else
+      pass_on(task);
+  }
+  run_ready();
+}
+
 void Tasks::run_ready() {
   struct Run {
     u32& runs;
@@ -187,10 +201,12 @@ void Tasks::pass_on(Task* task) {
   }
   for (ObjectId id : task->deps) {
     const Object* object = node_.objects.find(id);
-    if (object != nullptr && object->value.is_error) {
+    if (object == nullptr || !object->value.is_error) continue;
+    if (node_.store.is_out_of_reach(object->value))
+      late_.push_back(task->header.task_id);
+    else
       fail_with(task, object->value);
-      return;
-    }
+    return;
   }
   if (task->route == Task::Route::kLease) {
     std::string payload(view_of(task->header.task_id));
@@ -275,7 +291,7 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
 
 void Tasks::fail_for_room(Task* task) {
   task->retries = 0;
-  fail(task, {SystemError::kNoResources, DeathCause::kUnknown, 0});
+  fail(task, lacks(ENOSPC));
 }
 
 void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
@@ -296,8 +312,14 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
     home_.link.tell(Note::kLeaseDone, view_of(worker));
     return;
   }
+  try {
+    node_.mail.send(worker, Message::kCall, *bytes);
+  } catch (const std::bad_alloc&) {
+    fail_for_room(task);
+    home_.link.tell(Note::kLeaseDone, view_of(worker));
+    return;
+  }
   fly(task, *to);
-  node_.mail.send(worker, Message::kCall, *bytes);
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {

@@ -49,6 +49,9 @@ class Tasks {
   void dependency_is_ready(ObjectId task_id);
   void run_ready();
   void flush_backlog();
+  // Tasks that fail with an error which could not be read a moment ago.
+  bool has_late() const { return !late_.empty(); }
+  void look_again();
   // Of the task queue.
   bool queue_waits() const { return queue_.maybe_waiting(); }
   u64 num_claimed() const { return queue_.claimed(); }
@@ -100,6 +103,7 @@ class Tasks {
   std::vector<Task*> spare_;
   std::vector<Task*> all_;       // in use or spare: see take()
   std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
+  std::vector<ObjectId> late_;   // see look_again
   WaitingTasks backlog_;         // ready, but the queue was full
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;

@@ -3,13 +3,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <csignal>
+#include <thread>
 #include <utility>
 
 #include "node.hpp"
 
 namespace skate {
 namespace {
+
+constexpr std::chrono::milliseconds kLookAgain{20};
 
 std::vector<Value> cancelled_values(const Incoming& task) {
   Value value;
@@ -58,7 +63,7 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
       if (node_.cpus.has_token() &&
           home_.session->cpus_wanted.load(std::memory_order_relaxed) != 0)
         node_.cpus.release_token();
-      if (node_.cpus.take_token() && claim(out)) {
+      if (node_.cpus.take_token() && claim(out, lock)) {
         node_.waits.stop_idling(idling, false);
         // First: whoever publishes from here on must not count on us to look for it.
         set_state(ProcState::kRunning);
@@ -261,7 +266,7 @@ Work::Offer Work::best_offer() {
   return longest;
 }
 
-bool Work::claim(Incoming& out) {
+bool Work::claim(Incoming& out, Lock& lock) {
   for (int round = 0; round < 2; ++round) {
     const Offer offer = best_offer();
     if (offer.queue == nullptr) return false;
@@ -275,7 +280,16 @@ bool Work::claim(Incoming& out) {
           note_running(*home_.me, header.task_id, header.attempt);
         });
     if (size == 0) continue;
-    if (read_body(out, cell, size, offer.owner)) {
+    bool is_read = read_body(out, cell, size, offer.owner);
+    // The supervisor does not answer now. The task stays this process's.
+    while (!is_read && node_.arenas.shortage() == ETIMEDOUT && !home_.stopping &&
+           !home_.engine_died) {
+      lock.unlock();
+      std::this_thread::sleep_for(kLookAgain);
+      lock.lock();
+      is_read = read_body(out, cell, size, offer.owner);
+    }
+    if (is_read) {
       if (notices_) given_out_.insert(out.header.task_id);
       return true;
     }
@@ -284,7 +298,7 @@ bool Work::claim(Incoming& out) {
     for (Value& value : values) {
       value.kind = Value::Kind::kFailure;
       value.is_error = true;
-      value.failure = {SystemError::kNoResources, DeathCause::kUnknown, 0};
+      value.failure = lacks(node_.arenas.shortage());
     }
     std::string message(view_of(out.header.task_id));
     message += view_of(out.header.attempt);

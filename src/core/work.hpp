@@ -65,7 +65,7 @@ class Work {
   std::optional<u32> place_of_call(ObjectId task_id) const;
 
  private:
-  bool claim(Incoming& out);
+  bool claim(Incoming& out, Lock& lock);
   struct Offer {
     QueueMemory* queue = nullptr;
     ProcId owner;

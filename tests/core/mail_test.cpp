@@ -309,4 +309,39 @@ TEST(who_sends_without_end_keeps_nobody_from_being_heard) {
   }
 }
 
+// A borrow that was said before a borrower let go is read after it.
+TEST(nothing_is_given_away_before_the_inbox_has_been_read_to_its_end) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  const ProcId worker_id{2, 1}, first_id{3, 1}, second_id{4, 1};
+  Node& worker = fleet.start(worker_id);
+  Node& first = fleet.start(first_id);
+  Node& second = fleet.start(second_id);
+  const ObjectId result = submit(driver);
+  const Incoming task = next(worker);
+  const ObjectId held = put(worker, "the value");
+  first.objects.acquire(held);
+  worker.catch_up();
+  {
+    const std::lock_guard lock(worker.home.mu);
+    second.objects.acquire(held);
+    // As if the marks had been taken just before this one came.
+    worker.home.me->inbox[0].fetch_and(~(u64{1} << second_id.index));
+    std::thread([&] {
+      first.objects.release(held);
+      const std::lock_guard first_lock(first.home.mu);
+      for (int i = 0; i < 2000; ++i)
+        first.mail.send(worker_id, Message::kRoom, {}, Ring::kNobody);
+    }).join();
+    worker.mail.drain();
+    CHECK(!worker.mail.is_emptied());
+    mark_inbox(*worker.home.session, worker_id.index, second_id.index);
+  }
+  std::vector<Value> values;
+  values.push_back(ref_to(held));
+  worker.work.finish(task, values);
+  CHECK(!fails(driver, result));
+  CHECK(text_of(second, held) == "the value");
+}
+
 TEST_MAIN()

@@ -18,6 +18,7 @@ from workload import Log, Relay
 import skate
 from skate import _runtime
 from skate.exceptions import ActorDiedError, ActorUnavailableError
+from skate.util import list_named_actors
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -269,3 +270,68 @@ def test_an_interrupt_leaves_no_actor_that_nobody_can_call(session: None) -> Non
     finally:
         signal.signal(signal.SIGALRM, before)
     wait_until(lambda: living_actors() == 0)
+
+
+@skate.remote(max_restarts=-1)
+class EndsAtOnce:
+    def __init__(self, log: str) -> None:
+        with open(log, "a") as file:
+            file.write("x")
+        os._exit(3)
+
+
+def test_an_actor_that_nobody_has_is_not_made_again_and_again(
+    session: None, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    actor = EndsAtOnce.remote(str(log))
+    wait_until(lambda: log.exists() and log.stat().st_size > 2)
+    del actor
+    wait_until(lambda: living_actors() == 0)
+    starts = log.stat().st_size
+    for _ in range(20):
+        skate.get(Named.remote(0).same.remote())
+    assert log.stat().st_size == starts
+
+
+class OpensWhenPickled:
+    """Says that it is being pickled, and goes on once it may."""
+
+    def __init__(self) -> None:
+        self.is_pickled, self.may_go_on = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.is_pickled.set()
+        self.may_go_on.wait(30)
+        return int, ()
+
+
+@skate.remote
+class Named:
+    def __init__(self, argument: Any) -> None:
+        pass
+
+    def same(self, value: Any = None) -> Any:
+        return value
+
+
+@skate.remote
+def ask(actor: Any) -> Any:
+    return skate.get(actor.same.remote("answer"))
+
+
+def test_a_call_made_before_its_actors_constructor_waits_for_it(session: None) -> None:
+    """By who got the handle by its name; and its argument needs the actor."""
+    argument = OpensWhenPickled()
+    made: list[Any] = []
+    maker = threading.Thread(
+        target=lambda: made.append(Named.options(name="named").remote(argument))
+    )
+    maker.start()
+    assert argument.is_pickled.wait(30)
+    wait_until(lambda: "named" in list_named_actors())
+    actor = skate.get_actor("named")
+    call = actor.same.remote(ask.remote(actor))
+    argument.may_go_on.set()
+    maker.join()
+    assert skate.get(call, timeout=30) == "answer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import skate
-from skate.exceptions import ObjectStoreFullError
+from skate.exceptions import ObjectStoreFullError, ResourceError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -38,6 +39,18 @@ class Counter:
 
 
 @skate.remote
+class Gate:
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+
+    async def open(self) -> None:
+        self.is_open.set()
+
+    async def opened(self) -> bool:
+        return await self.is_open.wait()
+
+
+@skate.remote
 def echo(value: Any) -> Any:
     return value
 
@@ -53,6 +66,7 @@ def fill_with_calls(actor: Any) -> list[Any]:
 
 def test_calls_to_a_stopped_actor_are_refused_by_name() -> None:
     stopped, other = Counter.remote(), Counter.remote()
+    assert skate.get(echo.remote(0)) == 0
     pid = skate.get(stopped.pid.remote())
     assert skate.get(other.add.remote()) == 1
     kept = skate.put("kept")
@@ -74,3 +88,23 @@ def test_calls_to_a_stopped_actor_are_refused_by_name() -> None:
     assert skate.get(calls, timeout=60) == list(range(1, len(calls) + 1))
     assert skate.get(echo.remote(1), timeout=60) == 1
     assert skate.get(stopped.add.remote(), timeout=60) == len(calls) + 1
+
+
+def test_calls_that_do_not_fit_fail_and_those_that_do_are_run() -> None:
+    """They are let go at once, by the last argument of all."""
+    counter, gate = Counter.remote(), Gate.remote()
+    assert skate.get(counter.add.remote()) == 1
+    last = gate.opened.remote()
+    calls = [counter.add.remote(last, *[PART] * 7000) for _ in range(16)]
+    gate.open.remote()
+    done, failures = 0, []
+    for call in calls:
+        try:
+            skate.get(call, timeout=60)
+            done += 1
+        except ResourceError as error:
+            failures.append(str(error))
+    assert done >= 1
+    assert failures
+    assert all("does not fit" in failure for failure in failures)
+    assert skate.get(counter.add.remote()) == done + 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pathlib
 import signal
 import threading
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -36,7 +40,7 @@ def test_shutdown_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @skate.remote
 class Maker:
-    def make(self) -> list[np.ndarray]:
+    def make(self, after: object = None) -> list[np.ndarray]:
         return [np.full(200_000, i) for i in range(2)]
 
 
@@ -61,3 +65,73 @@ def test_a_get_that_needs_it_waits_and_leaves_other_threads_alone() -> None:
         assert (one == 0).all()
         assert (other == 1).all()
         assert skate.get(skate.put(2)) == 2
+
+
+# A second is what is waited for it with a lock held.
+STOP_S = 1.5
+
+
+@contextlib.contextmanager
+def stopped_for_a_while() -> Iterator[None]:
+    (supervisor,) = children(os.getpid())
+    os.kill(supervisor, signal.SIGSTOP)
+    end = threading.Timer(STOP_S, os.kill, (supervisor, signal.SIGCONT))
+    end.start()
+    try:
+        yield
+    finally:
+        end.join()
+
+
+@skate.remote
+def length(value: str) -> int:
+    return len(value)
+
+
+@skate.remote
+def fail_late(signal_file: str) -> None:
+    while os.path.exists(signal_file):
+        time.sleep(0.001)
+    raise ValueError("too bad" * 1000)
+
+
+def test_a_task_whose_arguments_must_be_asked_for_is_run_later() -> None:
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(length.remote("")) == 0
+        # Beyond what the worker has of its caller's memory.
+        held = [skate.put(np.zeros(17 << 20, np.uint8)) for _ in range(2)]
+        with stopped_for_a_while():
+            refs = [length.remote("x" * 500) for _ in range(3)]
+            assert skate.get(refs, timeout=60) == [500] * 3
+        del held
+
+
+def test_a_function_whose_code_must_be_asked_for_is_run_later() -> None:
+    @skate.remote
+    def other() -> int:
+        return 7
+
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(length.remote("")) == 0
+        held = [skate.put(np.zeros(17 << 20, np.uint8)) for _ in range(2)]
+        with stopped_for_a_while():
+            assert skate.get(other.remote(), timeout=60) == 7
+        del held
+
+
+@pytest.mark.parametrize("by_an_actor", [False, True])
+def test_a_call_ends_with_its_dependencys_error_that_must_be_asked_for(
+    by_an_actor: bool, tmp_path: pathlib.Path
+) -> None:
+    keep = tmp_path / "keep"
+    keep.touch()
+    with skate.init("embedded", num_cpus=1):
+        actor = Maker.remote()
+        assert len(skate.get(actor.make.remote())) == 2
+        error = fail_late.remote(str(keep))
+        call = actor.make if by_an_actor else length
+        dependent = call.remote(error)
+        with stopped_for_a_while():
+            keep.unlink()
+            with pytest.raises(ValueError, match="too bad"):
+                skate.get(dependent, timeout=60)

@@ -599,12 +599,9 @@ class EmbeddedEngine:
                 )
             return TaskCancelledError("the task was cancelled by skate.cancel.")
         if error == _Error.NO_RESOURCES:
-            return ResourceError(
-                self._ask("note", detail)
-                or "the arguments of the task could not be sent, or read by its "
-                "worker: a process has no memory, address space or file descriptor "
-                "left (ulimit -v, ulimit -n)."
-            )
+            if detail < 0:
+                return refusals.call_not_brought(-detail)
+            return ResourceError(self._ask("note", detail) or "resources lack.")
         if error == _Error.OWNER_DIED:
             return OwnerDiedError(
                 f"the value is gone with the process that owned it: {how}. The task "

@@ -171,6 +171,21 @@ def store_full(
     return OutOfDiskError(text) if is_about_disk else ObjectStoreFullError(text)
 
 
+def call_not_brought(error: int) -> ResourceError:
+    """A call, or the error that it fails with, could not be brought to its process."""
+    if error == errno.ENOSPC:
+        return ResourceError(
+            "the call does not fit into what is left of its caller's part of the "
+            "object store. Let earlier calls end first, put large arguments with "
+            "skate.put and pass the refs, or start with a larger "
+            "skate.init(object_store_memory=...)."
+        )
+    return ResourceError(
+        "the arguments of the task could not be read by its worker: "
+        f"{os.strerror(error)} (ulimit -v, ulimit -n)."
+    )
+
+
 def too_many_dimensions(most: int, given: int) -> ValueError:
     return ValueError(
         f"skate.empty makes arrays of at most {most} dimensions, not {given}."
