@@ -36,6 +36,7 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
   types.actor_ref = reinterpret_cast<PyTypeObject*>(actor_ref.inc_ref().ptr());
   types.dumps = dumps.inc_ref().ptr();
   types.loads = loads.inc_ref().ptr();
+  types.node = nb::cast<const Node*>(engine.attr("node"));
   types.counter = engine.inc_ref().ptr();
   g_callbacks.load_error = load_error.inc_ref().ptr();
   g_callbacks.load_failure = load_failure.inc_ref().ptr();
@@ -46,6 +47,7 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
 void unconfigure() {
   Py_CLEAR(g_long_waits.report);
   g_advice.clear();
+  codec_types().node = nullptr;  // first: what goes may run the program's code
   Py_CLEAR(codec_types().counter);
   Py_CLEAR(g_callbacks.load_failure);
 }

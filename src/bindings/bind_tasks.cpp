@@ -29,7 +29,8 @@ nb::list submit_task(Node& node, Task* task, std::string_view method, nb::handle
       node.tasks.submit(task, returns);
     }
     nb::list refs;
-    for (ObjectId id : returns) refs.append(take_ref(codec_types().object_ref, id));
+    for (ObjectId id : returns)
+      refs.append(take_ref(node, codec_types().object_ref, id));
     return refs;
   });
 }
@@ -216,7 +217,7 @@ void bind_tasks(nb::class_<Node>& node) {
               id = node.detached.reserve();
             }
             if (!id) raise_engine_died(node);
-            return guarded([&] { return take_ref(codec_types().actor_ref, id); });
+            return guarded([&] { return take_ref(node, codec_types().actor_ref, id); });
           },
           nb::sig("def reserve_actor(self) -> ActorRef"))
       .def(
@@ -243,8 +244,9 @@ void bind_tasks(nb::class_<Node>& node) {
           "new_actor",
           [](Node& node) {
             check_alive(node);
-            return guarded(
-                [&] { return take_ref(codec_types().actor_ref, node.actors.make()); });
+            return guarded([&] {
+              return take_ref(node, codec_types().actor_ref, node.actors.make());
+            });
           },
           nb::sig("def new_actor(self) -> ActorRef"))
       .def(
@@ -267,7 +269,8 @@ void bind_tasks(nb::class_<Node>& node) {
             });
             if (result == WaitResult::kTimeout) refuse("item_timed_out");
             if (next == NextItem::kEnd) return nb::none();
-            return guarded([&] { return take_ref(codec_types().object_ref, item); });
+            return guarded(
+                [&] { return take_ref(node, codec_types().object_ref, item); });
           },
           "task"_a, "timeout"_a.none(),
           "The next item of a stream, or None at its end.",
@@ -278,7 +281,8 @@ void bind_tasks(nb::class_<Node>& node) {
           [](Node& node, ObjectId task) {
             check_alive(node);
             return guarded([&] {
-              return take_ref(codec_types().object_ref, node.streams.peek_item(task));
+              return take_ref(node, codec_types().object_ref,
+                              node.streams.peek_item(task));
             });
           },
           "task"_a, "A ref that is ready once next_item does not block.",

@@ -16,11 +16,11 @@ nb::object put(Node& node, nb::handle object) {
     if (find_unsealed(node, object.ptr(), unsealed)) {
       const ObjectId id = object_of(node, unsealed);
       seal(node, object.ptr(), unsealed, id);
-      return take_ref(codec_types().object_ref, id);
+      return take_ref(node, codec_types().object_ref, id);
     }
     Encoder encoder(node);
     encoder.encode(object.ptr());
-    return take_ref(codec_types().object_ref,
+    return take_ref(node, codec_types().object_ref,
                     node.objects.put(encoder.finish(), Object::Kind::kData));
   });
 }
@@ -32,7 +32,7 @@ nb::object lend_array(Node& node, nb::handle object) {
   if (!guarded([&] { return find_unsealed(node, object.ptr(), unsealed); }))
     return put(node, object);
   return guarded([&] {
-    return take_ref(codec_types().object_ref, lend(node, object.ptr(), unsealed));
+    return take_ref(node, codec_types().object_ref, lend(node, object.ptr(), unsealed));
   });
 }
 
@@ -68,6 +68,7 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
     nb::list values;
     for (ObjectId id : ids) {
       const Value& value = node.objects.value_of(id);
+      if (value.is_error) raise_value(node, value, id);
       values.append(nb::steal(decode(node, value, id, writable)));
     }
     return values;
@@ -175,13 +176,20 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
           "id"_a)
       .def(
           "adopt",
-          [](Node& node, ObjectId id) {
+          [](Node& node, nb::handle kind, ObjectId id) {
             check_alive(node);
-            const ObjectId now = current_id(id);
+            const CodecTypes& types = codec_types();
+            PyTypeObject* const type =
+                kind.is(reinterpret_cast<PyObject*>(types.actor_ref))
+                    ? types.actor_ref
+                    : types.object_ref;
+            const ObjectId now = current_id(id);  // it may have a new one
             node.objects.acquire(now);
-            return now;
+            return guarded([&] { return take_ref(node, type, now); });
           },
-          "id"_a, "Count a ref that is being decoded; its id, which may be a new one.")
+          "kind"_a, "id"_a, "A ref, of that type, that has been decoded.",
+          nb::sig("def adopt(self, kind: type[ObjectRef[Any]], id: int) "
+                  "-> ObjectRef[Any]"))
       .def(
           "holds_error",
           [](Node& node, ObjectId id) { return node.objects.holds_error(id); },

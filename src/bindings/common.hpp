@@ -41,7 +41,8 @@ inline void check_alive(const Node& node) {
 [[noreturn]] inline void raise_value(Node& node, const Value& value, ObjectId id) {
   nb::object error;
   if (value.kind == Value::Kind::kFailure) {
-    if (g_callbacks.load_failure == nullptr) refuse("shut_down");
+    // Another session's engine would ask its own supervisor.
+    if (codec_types().node != &node) refuse("shut_down");
     error = nb::steal(PyObject_CallFunction(
         g_callbacks.load_failure, "iiL", static_cast<int>(value.failure.error),
         static_cast<int>(value.failure.cause),
@@ -110,8 +111,8 @@ auto guarded(F&& f) {
   }
 }
 
-inline nb::object take_ref(PyTypeObject* type, ObjectId id) {
-  return nb::steal(make_ref(type, id));
+inline nb::object take_ref(const Node& node, PyTypeObject* type, ObjectId id) {
+  return nb::steal(make_ref(node, type, id));
 }
 
 // In the trace a task is known by the name it was given, or by its function.

@@ -105,7 +105,7 @@ class Decoder {
       case kRef: {
         const ObjectId id = current_id(reader_.pod<ObjectId>());
         node_.objects.acquire(id);
-        return make_ref(codec_types().object_ref, id);
+        return make_ref(node_, codec_types().object_ref, id);
       }
       case kArray:
         return array();

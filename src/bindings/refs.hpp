@@ -11,6 +11,8 @@
 
 namespace skate {
 
+class Node;
+
 // What the codec needs of Python, set once by `configure`.
 struct CodecTypes {
   PyTypeObject* object_ref = nullptr;
@@ -20,6 +22,7 @@ struct CodecTypes {
   PyObject* dumps = nullptr;      // value -> (header, buffers, refs)
   PyObject* loads = nullptr;      // header, buffers -> value
   PyObject* counter = nullptr;    // the engine: what new refs are counted by
+  const Node* node = nullptr;     // the engine's: compared, never followed
 };
 inline CodecTypes g_codec_types;
 inline CodecTypes& codec_types() { return g_codec_types; }
@@ -44,19 +47,24 @@ inline ObjectId id_of(PyObject* ref) {
   return id == nullptr ? ObjectId{} : id_from(id);
 }
 
-// A new ref. The caller's count of `id` becomes the ref's.
-inline PyObject* make_ref(PyTypeObject* type, ObjectId id) {
+// A new ref to an object of `node`. The caller's count of `id` becomes the ref's.
+//
+// Since the caller looked, its session may have ended, and another one begun: by
+// another thread, or by what pickle or a finalizer called. An id of the one would name
+// something else in the other.
+inline PyObject* make_ref(const Node& node, PyTypeObject* type, ObjectId id) {
   const CodecTypes& types = codec_types();
-  if (types.counter == nullptr) refuse("shut_down");  // since its caller looked
-  PyObject* number = py_id(id);
-  PyObject* ref = type->tp_alloc(type, 0);
-  if (ref == nullptr) {
-    Py_DECREF(number);
-    throw PythonError{};
-  }
+  if (types.node != &node) refuse("shut_down");
+  Owned counter(Py_NewRef(types.counter));  // to make an object runs finalizers
+  Owned number(py_id(id));
+  PyObject* ref = checked(type->tp_alloc(type, 0));
+  // Hidden from the garbage collector, which would finalize a ref in a cycle of garbage
+  // before some that hold it, whose own finalizers may use it. So it goes with the last
+  // that holds it.
+  PyObject_GC_UnTrack(ref);
   char* at = reinterpret_cast<char*>(ref);
-  *reinterpret_cast<PyObject**>(at + types.id_offset) = number;
-  *reinterpret_cast<PyObject**>(at + types.counter_offset) = Py_NewRef(types.counter);
+  *reinterpret_cast<PyObject**>(at + types.id_offset) = number.release();
+  *reinterpret_cast<PyObject**>(at + types.counter_offset) = counter.release();
   return ref;
 }
 

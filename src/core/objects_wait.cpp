@@ -15,7 +15,7 @@ WaitResult Objects::wait_all(const std::vector<ObjectId>& ids, std::size_t& next
   const auto ready = [&] {
     for (; next < ids.size(); ++next) {
       const Object* object = find(ids[next]);
-      if (object == nullptr) continue;
+      if (object == nullptr) return true;  // lost: an error like any other
       if (!object->ready) break;
       if (object->value.is_error) return true;
     }
@@ -24,7 +24,7 @@ WaitResult Objects::wait_all(const std::vector<ObjectId>& ids, std::size_t& next
     errors_seen = errors_;
     for (std::size_t i = next + 1; i < ids.size(); ++i) {
       const Object* object = find(ids[i]);
-      if (object == nullptr || !object->ready || !object->value.is_error) continue;
+      if (object != nullptr && !(object->ready && object->value.is_error)) continue;
       next = i;
       return true;
     }

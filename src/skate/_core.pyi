@@ -358,8 +358,8 @@ class Node:
 
     def release(self, id: int) -> None: ...
 
-    def adopt(self, id: int) -> int:
-        """Count a ref that is being decoded; its id, which may be a new one."""
+    def adopt(self, kind: type[ObjectRef[Any]], id: int) -> ObjectRef[Any]:
+        """A ref, of that type, that has been decoded."""
 
     def holds_error(self, object: int) -> bool: ...
 

@@ -22,10 +22,10 @@ class RefCounter(Protocol):
     def release(self, ref_id: int, /) -> None:
         """One Python object that held ``ref_id`` is gone. May run inside the GC."""
 
-    def adopt(self, ref_id: int, /) -> int:
-        """One more Python object holds ``ref_id`` (it was decoded from a message).
+    def adopt(self, kind: type[ObjectRef[Any]], ref_id: int, /) -> ObjectRef[Any]:
+        """A ref of type ``kind`` that was decoded from a message.
 
-        Returns the id to use from now on: the object may have a new owner.
+        Its id may be another one: the object may have a new owner.
         """
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
@@ -175,7 +175,7 @@ def _restore(cls: type[ObjectRef[Any]], ref_id: int) -> ObjectRef[Any]:
             f"an {cls.__name__} was unpickled outside a skate call; pass refs to "
             "tasks, actors or skate.put instead of pickling them yourself."
         )
-    return cls._new(counter.adopt(ref_id), counter)
+    return counter.adopt(cls, ref_id)
 
 
 def check_refs(call: str, refs: list[Any]) -> None:

@@ -92,8 +92,10 @@ class Exported:
         self.resources = resources  # None: one CPU of the pool
 
     def __del__(self) -> None:
-        if self.engine is not None:
-            self.engine.release(self.function_id)
+        # In a cycle of garbage it may be used after this: then it is exported anew.
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.release(self.function_id)
 
 
 class EmbeddedEngine:
@@ -353,7 +355,7 @@ class EmbeddedEngine:
         return NamedActor(self._handle(actor_id), serialize.loads(self.own_interface))
 
     def _handle(self, actor_id: int) -> ActorRef:
-        actor = ActorRef._new(self.adopt(actor_id), self)
+        actor = self.adopt(ActorRef, actor_id)
         assert isinstance(actor, ActorRef)
         return actor
 

@@ -120,14 +120,14 @@ class InlineEngine:
     def release(self, ref_id: int, /) -> None:
         self._released.note(ref_id)
 
-    def adopt(self, ref_id: int, /) -> int:
+    def adopt(self, kind: type[ObjectRef[Any]], ref_id: int, /) -> ObjectRef[Any]:
         with self.lock:
             actor = self._actors.get(ref_id)
             if actor is not None:
                 actor.count += 1
             else:
                 self.objects.count(ref_id, +1)
-        return ref_id
+        return kind._new(ref_id, self)
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
         pass  # the actor is here, and knows

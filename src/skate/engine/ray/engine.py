@@ -137,8 +137,8 @@ class RayEngine:
     def release(self, ref_id: int, /) -> None:
         """Nothing: the id holds Ray's own ref, and goes with it."""
 
-    def adopt(self, ref_id: int, /) -> Any:
-        return self._arriving.ids[ref_id]
+    def adopt(self, kind: type[ObjectRef[Any]], ref_id: int, /) -> ObjectRef[Any]:
+        return kind._new(self._arriving.ids[ref_id], self)
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
         """Nothing: Ray knows the class."""

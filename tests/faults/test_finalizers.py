@@ -1,0 +1,175 @@
+"""Finalizers, pickle and other threads come at any moment: refs stay what they are."""
+
+from __future__ import annotations
+
+import pytest
+from programs import run
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+USES = {
+    "get": "skate.get(thing, timeout=10)",
+    "a future": "thing.future().result(10)",
+    "an argument": "skate.get(same.remote(thing), timeout=10)",
+    "an argument inside of a list": (
+        "skate.get(skate.get(same.remote([thing]), timeout=10)[0], timeout=10)"
+    ),
+    "as_completed": "skate.get(next(skate.as_completed([thing])), timeout=10)",
+}
+
+GARBAGE = """
+    import gc
+    import skate
+
+    @skate.remote
+    def same(x):
+        return x
+
+    class Holder:
+        def __init__(self, thing):
+            self.thing = thing
+            self.me = self
+
+        def __del__(self):
+            thing = self.thing
+            found.append({use})
+
+    found = []
+    with skate.init("embedded", num_cpus=2):
+        {before}
+        gc.collect()
+        Holder({thing})
+        gc.collect()
+        assert found == [5], found
+        assert skate.get(same.remote(3), timeout=10) == 3
+"""
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    "thing", ["skate.put(5)", "skate.get(same.remote([skate.put(5)]))[0]"]
+)
+def test_a_finalizer_in_a_garbage_cycle_may_use_a_ref_of_the_cycle(
+    use: str, thing: str
+) -> None:
+    run(GARBAGE.format(use=use, thing=thing, before=""))
+
+
+def test_a_finalizer_in_a_garbage_cycle_may_use_what_pickle_has_restored() -> None:
+    restored = "skate.get(skate.put([object, skate.put(5)]))[1]"  # a type needs pickle
+    run(GARBAGE.format(use=USES["get"], thing=restored, before=""))
+
+
+def test_a_finalizer_in_a_garbage_cycle_may_call_an_actor_of_the_cycle() -> None:
+    run(
+        GARBAGE.format(
+            use="skate.get(thing.five.remote(), timeout=10)",
+            thing="made()",
+            before="""
+        @skate.remote
+        class Five:
+            def five(self):
+                return 5
+
+        def made():
+            actor = Five.remote()
+            assert skate.get(actor.five.remote()) == 5
+            return actor
+""",
+        )
+    )
+
+
+def test_a_finalizer_in_a_garbage_cycle_may_call_a_function_of_the_cycle() -> None:
+    run(
+        GARBAGE.format(
+            use="skate.get(thing.remote(), timeout=10)",
+            thing="made()",
+            before="""
+        def made():
+            function = skate.remote(max_calls=1)(lambda: 5)  # no worker has it still
+            assert skate.get(function.remote()) == 5
+            return function
+""",
+        )
+    )
+
+
+def test_a_value_that_is_gone_is_an_error() -> None:
+    run(
+        """
+        import skate
+
+        with skate.init("embedded", num_cpus=1):
+            ref, other = skate.put(1), skate.put(2)
+            ref.__del__()
+            for refs in ([ref], [other, ref]):
+                try:
+                    skate.get(refs, timeout=10)
+                except skate.exceptions.OwnerDiedError:
+                    continue
+                raise AssertionError("a value that is gone")
+        """
+    )
+
+
+def test_a_ref_may_be_made_while_a_finalizer_ends_the_session() -> None:
+    run(
+        """
+        import gc
+        import skate
+
+        class Owner:
+            def __init__(self):
+                self.me = self
+
+            def __del__(self):
+                skate.shutdown()
+                ended.append(True)
+
+        ended = []
+        skate.init("embedded", num_cpus=1)
+        node = skate._runtime.current().node
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50)
+        Owner()
+        refs = []
+        try:
+            while not ended:
+                refs.append(node.put(1))  # nothing else that makes an object
+        except skate.exceptions.EngineDiedError:
+            pass
+        assert ended
+        """
+    )
+
+
+RESTART = """
+    import skate
+
+    class Restart:
+        def __reduce__(self):
+            skate.shutdown()
+            skate.init("embedded", num_cpus=1)
+            return (str, ("mine",))
+
+    @skate.remote
+    def same(x):
+        return x
+
+    skate.init("embedded", num_cpus=1)
+    try:
+        {call}
+    except skate.exceptions.EngineDiedError:
+        pass
+    else:
+        raise AssertionError("a ref of the session that has ended")
+    assert skate.get(same.remote(3), timeout=10) == 3
+    skate.shutdown()
+"""
+
+
+@pytest.mark.parametrize("call", ["skate.put([Restart()])", "same.remote(Restart())"])
+def test_a_call_whose_session_was_replaced_meanwhile_gives_no_ref(call: str) -> None:
+    run(RESTART.format(call=call))
