@@ -195,8 +195,8 @@ class FailingInLoop:
         return 1
 
 
-@pytest.mark.differs(ray="an actor that cannot load the types never answers")
 @pytest.mark.parametrize("cls", [Failing, FailingInLoop])
+@pytest.mark.usefixtures("engine")
 def test_types_to_retry_after_may_be_the_callers_alone(
     cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

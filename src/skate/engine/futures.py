@@ -12,6 +12,23 @@ if TYPE_CHECKING:
     from .protocol import Engine, Watch
 
 
+class _OfThisThread(threading.local):
+    ends_futures = False
+
+
+_of_this_thread = _OfThisThread()
+
+
+def ends_futures() -> bool:
+    """Whether this thread ends futures, and so runs what waits for them."""
+    return _of_this_thread.ends_futures
+
+
+def end_futures_here() -> None:
+    """Say that this thread does."""
+    _of_this_thread.ends_futures = True
+
+
 class FutureDispatcher:
     """Ends futures as their refs do. Its thread starts with the first future."""
 
@@ -55,6 +72,7 @@ class FutureDispatcher:
             thread.join()
 
     def _run(self, watch: Watch) -> None:
+        end_futures_here()
         try:
             while True:
                 for tag in watch.next(None):

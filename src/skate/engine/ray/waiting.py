@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ...exceptions import EngineDiedError
+from ..futures import end_futures_here
 
 if TYPE_CHECKING:
     from ..._ref import ObjectRef
@@ -106,6 +107,7 @@ class Futures:
                 )
 
     def _run(self) -> None:
+        end_futures_here()
         while (item := self._ended.get()) is not None:
             self._finish(*item)
             del item
