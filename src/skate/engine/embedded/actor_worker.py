@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
+from ..._ref import ObjectRef
 from ...exceptions import RuntimeEnvSetupError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
@@ -159,7 +160,7 @@ class ActorProcess:
                 check_generator(result, name)
                 await send_all(call, result, room)
                 result = None
-            elif inspect.isawaitable(result):
+            elif inspect.isawaitable(result) and not isinstance(result, ObjectRef):
                 result = await result
             worker.encode(call, result, name)
             del result
