@@ -195,6 +195,7 @@ class FailingInLoop:
         return 1
 
 
+@pytest.mark.differs(ray="retry_exceptions of a method is True or False")
 @pytest.mark.parametrize("cls", [Failing, FailingInLoop])
 @pytest.mark.usefixtures("engine")
 def test_types_to_retry_after_may_be_the_callers_alone(
