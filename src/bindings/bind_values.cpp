@@ -79,7 +79,7 @@ class PyWatch {
  public:
   explicit PyWatch(Node& node) : node_(node), watch_(node.watches.open()) {}
   ~PyWatch() { close(); }
-  void add(nb::handle ref, u32 tag) {
+  void add(nb::handle ref, u64 tag) {
     check_alive(node_);
     check_open();
     node_.watches.add(watch_, id_of(ref.ptr()), tag);
@@ -88,7 +88,7 @@ class PyWatch {
     check_alive(node_);
     check_open();
     const i64 deadline = deadline_of(timeout);
-    std::vector<u32> tags;
+    std::vector<u64> tags;
     {
       const Use use(*this);
       wait_patiently(node_, [&] { return node_.watches.wait(watch_, tags, deadline); });
@@ -96,7 +96,7 @@ class PyWatch {
     if (const u64 since = Waits::take_start())
       node_.home.trace.waited(TraceEvent::kWait, since, tags.size());
     nb::list out;
-    for (u32 tag : tags) out.append(tag);
+    for (u64 tag : tags) out.append(tag);
     return out;
   }
   void close() {

@@ -14,7 +14,7 @@ struct Task;
 
 // Which of many objects have become ready.
 struct Watch {
-  std::deque<u32> ready;
+  std::deque<u64> ready;
   std::unordered_set<ObjectId> pending;  // objects that it waits for, and holds
   bool closing = false;                  // nobody waits for it any longer
 };
@@ -22,7 +22,7 @@ struct Watch {
 // Who is told when an object has its value.
 struct Waiter {
   enum class Kind : u8 { kTask, kProcess, kWatch, kLink } kind;
-  u32 tag = 0;  // kWatch
+  u64 tag = 0;  // kWatch
   Watch* watch = nullptr;
   ObjectId task{};   // kTask: one that has ended meanwhile is not found
   ProcId process{};  // kProcess

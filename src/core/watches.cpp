@@ -17,7 +17,7 @@ Watch* Watches::open() {
   return *open_.insert(new Watch).first;
 }
 
-void Watches::add(Watch* watch, ObjectId id, u32 tag) {
+void Watches::add(Watch* watch, ObjectId id, u64 tag) {
   std::lock_guard lock(home_.mu);
   Object* object = node_.objects.find(id);
   if (object == nullptr || object->ready) {
@@ -33,13 +33,13 @@ void Watches::add(Watch* watch, ObjectId id, u32 tag) {
   if (watch->pending.insert(id).second) node_.objects.hold(id);
 }
 
-void Watches::is_ready(Watch* watch, u32 tag, ObjectId id) {
+void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
   if (!open_.contains(watch)) return;
   watch->ready.push_back(tag);
   if (watch->pending.erase(id) != 0) node_.objects.drop(id);
 }
 
-WaitResult Watches::wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns) {
+WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) {
   Lock lock(home_.mu);
   const WaitResult result = node_.waits.wait(
       lock, deadline_ns, [&] { return watch->closing || !watch->ready.empty(); });

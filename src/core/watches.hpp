@@ -23,14 +23,14 @@ class Watches {
 
   // For the program; each takes the lock.
   Watch* open();
-  void add(Watch* watch, ObjectId id, u32 tag);
-  WaitResult wait(Watch* watch, std::vector<u32>& tags, i64 deadline_ns);
+  void add(Watch* watch, ObjectId id, u64 tag);
+  WaitResult wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns);
   // kReady and no tags: `stop_waiting` came. The watch is there until `close`.
   void stop_waiting(Watch* watch);
   void close(Watch* watch) noexcept;
 
   // For Objects, with the lock held.
-  void is_ready(Watch* watch, u32 tag, ObjectId id);
+  void is_ready(Watch* watch, u64 tag, ObjectId id);
 
  private:
   Node& node_;

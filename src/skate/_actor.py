@@ -17,7 +17,7 @@ from ._options import (
     returns_of,
 )
 from ._ref import ActorId
-from ._runtime import current
+from ._runtime import current, engine_of
 from ._stream import ObjectRefGenerator
 from .engine.actor_methods import BUILT_IN_METHODS
 from .engine.protocol import ActorInterface, ActorSpec, MethodSpec
@@ -112,7 +112,7 @@ class ActorMethod:
         Raises:
             PendingCallsLimitExceeded: ``max_pending_calls`` are unanswered.
         """
-        engine = current()
+        engine = engine_of(self._actor)
         refs = engine.call_actor(self._actor, self._spec, args, kwargs)
         if self._spec.num_returns == 1:
             return refs[0]
@@ -434,4 +434,4 @@ def kill(actor: ActorHandle[Any], no_restart: bool = True) -> None:
         )
     if not isinstance(no_restart, bool):
         raise TypeError(f"no_restart must be True or False, not {no_restart!r}.")
-    current().kill_actor(actor._skate_actor, no_restart)
+    engine_of(actor).kill_actor(actor._skate_actor, no_restart)

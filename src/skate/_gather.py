@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._actor import ActorMethod
 from ._ref import ObjectRef
-from ._runtime import cancel_interrupted, current, peek
+from ._runtime import cancel_interrupted, current, engine_of, peek
 from ._stream import ObjectRefGenerator
 from ._task import RemoteFunction
 from .exceptions import GetTimeoutError
@@ -120,7 +120,8 @@ class AsCompleted(Generic[W]):
 
     def _wait(self, timeout: float | None) -> bool:
         if self._watch is None:
-            self._watch = current().watch()
+            engine = engine_of(next(iter(self._waiting.values()), self))
+            self._watch = engine.watch()
             for tag, ref in self._waiting.items():
                 self._watch_for(self._watch, ref, tag)
         try:

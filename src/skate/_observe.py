@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._ref import ObjectRef
-from ._runtime import current
+from ._runtime import current, engine_of
 from .engine import attach as _attach
 from .engine.protocol import FunctionSummary
 
@@ -202,4 +202,4 @@ def why(ref: ObjectRef[Any]) -> str:
     """
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"skate.why takes an ObjectRef, not {ref!r}.")
-    return current().why(ref)
+    return engine_of(ref).why(ref)

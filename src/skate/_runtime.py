@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._options import check_quantity, check_resources
@@ -15,12 +16,14 @@ from ._ref import ObjectRef, check_refs
 from ._runtime_env import RuntimeEnv, check_runtime_env
 from ._stream import ObjectRefGenerator
 from .engine import open_engine
+from .engine.futures import ends_futures
 from .engine.gpus import find_gpus
 from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
+from .exceptions import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -31,7 +34,13 @@ W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
 
 _engine: Engine | None = None
 _is_worker = False
-_lock = threading.Lock()
+
+# One thread at a time starts or ends the session. A signal handler, a finalizer or a
+# callback may want to, while its own thread does: so the lock may be taken again, and
+# what goes on is said.
+_lock = threading.RLock()
+_change = ""  # "starts" or "ends", by whoever has the lock
+_LOOK_AGAIN_S = 0.02
 
 
 def current() -> Engine:
@@ -41,6 +50,19 @@ def current() -> Engine:
         init(ignore_reinit_error=True)  # another thread may be quicker
         engine = _engine
         assert engine is not None
+    return engine
+
+
+def engine_of(what: object) -> Engine:
+    """The engine for a call on ``what``, a ref or a handle: that starts none.
+
+    It may come from a finalizer, after the session's end or while the next one starts.
+    """
+    engine = _engine
+    if engine is None:
+        raise EngineError(
+            f"{what!r} belongs to a session that has ended, and its value with it."
+        )
     return engine
 
 
@@ -133,7 +155,13 @@ def init(
     global _engine
     if _engine is not None and _engine.has_died():
         shutdown()
-    with _lock:
+    with _turn("starts") as is_ours:
+        if not is_ours:
+            raise RuntimeError(
+                f"skate.init was called while skate {_change}, by a signal handler, a "
+                "finalizer or the callback of a future: in the thread that does it, or "
+                "that it waits for. Call it later, or in another thread."
+            )
         if _engine is not None:
             if ignore_reinit_error:
                 return Session(_engine)
@@ -173,6 +201,29 @@ def init(
         return Session(_engine)
 
 
+@contextmanager
+def _turn(change: str) -> Iterator[bool]:
+    """To start or end the session. False: whoever does that waits for this thread."""
+    global _change
+    # The end of a session waits for the thread that calls the callbacks of futures.
+    patience_s = _LOOK_AGAIN_S if ends_futures() else -1
+    while not _lock.acquire(timeout=patience_s):
+        if _change == "ends":
+            yield False
+            return
+    try:
+        if _change:
+            yield False
+            return
+        _change = change
+        try:
+            yield True
+        finally:
+            _change = ""
+    finally:
+        _lock.release()
+
+
 def _shutdown_at_exit(pid: int) -> None:
     if pid == os.getpid():  # a forked child inherits the handler, not the engine
         shutdown()
@@ -181,14 +232,17 @@ def _shutdown_at_exit(pid: int) -> None:
 def shutdown() -> None:
     """End everything that skate started. Does nothing if skate does not run.
 
+    Nor does it in the middle of ``init`` or another ``shutdown``: in a signal handler
+    or a finalizer of the same thread, or in the callback of a future.
+
     Raises:
         RuntimeError: called in a task or an actor; only the driver may end skate.
     """
     global _engine
     if _is_worker or (_engine is not None and not _engine.context().is_driver):
         raise RuntimeError("only the driver may call skate.shutdown(), not a task.")
-    with _lock:
-        if _engine is None:
+    with _turn("ends") as is_ours:
+        if not is_ours or _engine is None:
             return
         try:
             # Until it has ended, its own threads still find it: one that unwinds and
@@ -296,7 +350,7 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
     if timeout is not None:
         _check_timeout(timeout)
     if type(refs) is ObjectRef:
-        engine = current()
+        engine = engine_of(refs)
         try:
             return engine.get((refs,), timeout, copy)[0]
         except KeyboardInterrupt:
@@ -312,9 +366,11 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
             f"{type(refs).__name__}."
         )
     check_refs("skate.get", refs)
-    engine = current()
+    if not refs:
+        return []
+    engine = engine_of(refs[0])
     try:
-        return engine.get(refs, timeout, copy) if refs else []
+        return engine.get(refs, timeout, copy)
     except KeyboardInterrupt:
         cancel_interrupted(engine, refs)
         raise
@@ -394,7 +450,7 @@ def wait(
             f"num_returns must be from 1 to the number of refs, {len(refs)}, not "
             f"{num_returns!r}."
         )
-    engine = current()
+    engine = engine_of(refs[0])
     peeks: list[ObjectRef[Any]] = refs  # type: ignore[assignment]
     try:
         try:
@@ -457,7 +513,7 @@ def cancel(
             f"skate.cancel takes an ObjectRef or an ObjectRefGenerator, not {ref!r} of "
             f"type {type(ref).__name__}. For an actor, use skate.kill."
         )
-    if not current().cancel(ref, bool(force), bool(recursive)):
+    if not engine_of(ref).cancel(ref, bool(force), bool(recursive)):
         raise ValueError(
             "force=True is not for calls of actors: it would end the actor. Use "
             "skate.kill(actor) for that, or force=False."

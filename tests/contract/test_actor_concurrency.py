@@ -273,3 +273,23 @@ def test_methods_accept_what_means_nothing_here() -> None:
             return 1
 
     assert skate.get(Plain.remote().call.options(name="x").remote()) == 1
+
+
+@skate.remote
+class Storing:
+    async def in_loop(self) -> Any:
+        return skate.put("stored")
+
+    def plain(self) -> Any:
+        return skate.put("stored")
+
+    def plain_after_all(self) -> Any:
+        return self.in_loop()
+
+
+def test_a_ref_that_a_method_of_an_async_actor_returns_stays_a_ref() -> None:
+    actor = Storing.remote()
+    calls = [actor.in_loop, actor.plain, actor.plain_after_all]
+    refs = skate.get([call.remote() for call in calls])
+    assert [type(ref) for ref in refs] == [skate.ObjectRef] * 3
+    assert skate.get(refs) == ["stored"] * 3

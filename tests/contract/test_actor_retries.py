@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +175,38 @@ def test_other_calls_run_meanwhile_and_all_are_answered(engine: str) -> None:
     actor = Flaky.remote(failures=3)
     refs = [actor.retried.options(max_task_retries=-1).remote() for _ in range(20)]
     assert sorted(skate.get(refs)) == list(range(4, 24))
+
+
+@skate.remote
+class Failing:
+    def fail(self) -> None:
+        raise ValueError("boom")
+
+    def answer(self) -> int:
+        return 1
+
+
+@skate.remote
+class FailingInLoop:
+    async def fail(self) -> None:
+        raise ValueError("boom")
+
+    async def answer(self) -> int:
+        return 1
+
+
+@pytest.mark.differs(ray="retry_exceptions of a method is True or False")
+@pytest.mark.parametrize("cls", [Failing, FailingInLoop])
+@pytest.mark.usefixtures("engine")
+def test_types_to_retry_after_may_be_the_callers_alone(
+    cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = cls.remote()
+    skate.get(actor.answer.remote())  # its process was told where modules are
+    (tmp_path / "callers_alone.py").write_text("class Mine(Exception):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("callers_alone").Mine
+    call = actor.fail.options(max_task_retries=1, retry_exceptions=[mine])
+    with pytest.raises(ValueError, match="boom"):
+        skate.get(call.remote(), timeout=60)
+    assert skate.get(actor.answer.remote(), timeout=60) == 1

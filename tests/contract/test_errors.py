@@ -306,3 +306,61 @@ def test_of_several_failed_arguments_the_first_one_counts() -> None:
     ):
         with pytest.raises(ValueError, match="the first"):
             skate.get(call)
+
+
+@skate.remote
+def raise_last_of(n: int) -> None:
+    """What a loop raises that tries again, n times, where it handles the last error."""
+    last = ValueError(0)
+    for i in range(1, n):
+        try:
+            try:
+                raise last
+            except ValueError:
+                raise ValueError(i)  # noqa: B904 - a chain of contexts is wanted
+        except ValueError as error:
+            last = error
+    raise last
+
+
+@skate.remote
+class Retrying:
+    def fail(self, n: int) -> None:
+        raise_last_of.__wrapped__(n)
+
+
+@skate.remote
+class RetryingInLoop:
+    async def fail(self, n: int) -> None:
+        raise_last_of.__wrapped__(n)
+
+
+@pytest.mark.parametrize("where", ["task", "actor", "async actor"])
+def test_an_error_with_a_thousand_errors_before_it_is_told(where: str) -> None:
+    if where == "task":
+        ref = raise_last_of.options(max_retries=0).remote(1500)
+    else:
+        actor = Retrying.remote() if where == "actor" else RetryingInLoop.remote()
+        ref = actor.fail.remote(1500)
+    with pytest.raises(ValueError, match="1499"):
+        skate.get(ref, timeout=60)
+
+
+class NamelessError(Exception):
+    """Neither it nor what it says can be had."""
+
+    def __str__(self) -> str:
+        raise RecursionError("no text")
+
+    def __reduce__(self) -> Any:
+        raise RecursionError("no bytes")
+
+
+@skate.remote
+def fail_namelessly() -> None:
+    raise NamelessError
+
+
+def test_an_error_that_can_say_nothing_is_told() -> None:
+    with pytest.raises(TaskError, match="raised NamelessError"):
+        skate.get(fail_namelessly.options(max_retries=0).remote())

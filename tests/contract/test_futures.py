@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -91,6 +93,46 @@ def test_a_callback_of_a_future_is_called() -> None:
     called = threading.Event()
     identity.remote(1).future().add_done_callback(lambda _: called.set())
     assert called.wait(timeout=60)
+
+
+def leave() -> None:
+    raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda future: future.set_result("mine"),
+        lambda future: future.cancel(),
+        lambda future: future.add_done_callback(lambda _: leave()),
+    ],
+    ids=["ends it", "cancels it", "raises SystemExit in a callback"],
+)
+def test_futures_end_though_somebody_meddles_with_one(
+    meddle: Callable[[Future[Any]], None],
+) -> None:
+    signal = Signal.remote()
+    one, other = (wait_for.remote(signal, n).future() for n in (1, 2))
+    meddle(one)
+    signal.set.remote()
+    assert other.result(timeout=60) == 2
+    assert identity.remote(3).future().result(timeout=60) == 3
+
+
+def test_a_future_may_be_asked_for_again_when_no_thread_could_be_started(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    signal = Signal.remote()
+    ref = wait_for.remote(signal, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with contextlib.suppress(RuntimeError):  # inline needs none
+            ref.future()
+    signal.set.remote()
+    assert ref.future().result(timeout=60) == 1
 
 
 @skate.remote

@@ -169,11 +169,11 @@ void watch(Node& node, unsigned) {
     }
     u32 seen = 0;
     while (seen != 0b111111) {
-      std::vector<u32> tags;
+      std::vector<u64> tags;
       const WaitResult result = node.watches.wait(watch, tags, now_ns() + kPatience);
       if (result == WaitResult::kInterrupted) continue;
       CHECK(result == WaitResult::kReady);
-      for (const u32 tag : tags) {
+      for (const u64 tag : tags) {
         CHECK((seen >> tag & 1) == 0);
         seen |= 1U << tag;
       }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +14,23 @@ if TYPE_CHECKING:
 
     from .._ref import ObjectRef
     from .protocol import Engine, Watch
+
+
+class _OfThisThread(threading.local):
+    ends_futures = False
+
+
+_of_this_thread = _OfThisThread()
+
+
+def ends_futures() -> bool:
+    """Whether this thread ends futures, and so runs what waits for them."""
+    return _of_this_thread.ends_futures
+
+
+def end_futures_here() -> None:
+    """Say that this thread does."""
+    _of_this_thread.ends_futures = True
 
 
 class FutureDispatcher:
@@ -32,21 +53,26 @@ class FutureDispatcher:
 
         future: Future[Any] = Future()
         with self._lock:
+            watch = self._watch or self._start()
             tag = self._next_tag
             self._next_tag += 1
             self._waiting[tag] = ref, future, with_value
-            if self._watch is None:
-                self._watch = self._engine.watch()
-                self._thread = threading.Thread(
-                    target=self._run,
-                    args=(self._watch,),
-                    name="skate-futures",
-                    daemon=True,
-                )
-                self._thread.start()
-            watch = self._watch
-        watch.add(ref, tag)
+        try:
+            watch.add(ref, tag)
+        except BaseException:
+            with self._lock:
+                self._waiting.pop(tag, None)
+            raise
         return future
+
+    def _start(self) -> Watch:
+        watch = self._engine.watch()
+        thread = threading.Thread(
+            target=self._run, args=(watch,), name="skate-futures", daemon=True
+        )
+        thread.start()  # may fail: the next future tries again
+        self._watch, self._thread = watch, thread
+        return watch
 
     def close(self) -> None:
         """Wait for the thread. The engine has made every ``Watch.next`` raise."""
@@ -55,34 +81,60 @@ class FutureDispatcher:
             thread.join()
 
     def _run(self, watch: Watch) -> None:
+        end_futures_here()
         try:
             while True:
                 for tag in watch.next(None):
                     self._finish(tag)
         except BaseException as error:  # the engine has been shut down
-            self._fail_all(error)
+            self._fail_all(watch, error)
 
     def _finish(self, tag: int) -> None:
         with self._lock:
             ref, future, with_value = self._waiting.pop(tag)
-        if with_value:
-            finish_future(future, self._engine, ref)
-        elif future.set_running_or_notify_cancel():
-            future.set_result(None)
+        with surviving(future):
+            if with_value:
+                finish_future(future, self._engine, ref)
+            elif begin(future):
+                future.set_result(None)
 
-    def _fail_all(self, error: BaseException) -> None:
+    def _fail_all(self, watch: Watch, error: BaseException) -> None:
         with self._lock:
             waiting = list(self._waiting.values())
             self._waiting.clear()
+            if self._watch is watch:
+                self._watch = None
         for _, future, _ in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            with surviving(future):
+                if begin(future):
+                    future.set_exception(error)
+
+
+@contextmanager
+def surviving(future: Future[Any]) -> Generator[None, None, None]:
+    """To end ``future``: what its callbacks raise is logged, and others end, too."""
+    try:
+        yield
+    except BaseException as error:  # a callback may call sys.exit, which ends a thread
+        on_main = threading.current_thread() is threading.main_thread()
+        if on_main and isinstance(error, KeyboardInterrupt):
+            raise  # it is Ctrl-C
+        # As text: a traceback that somebody keeps would keep the ref.
+        text = f"{future!r} cannot be ended:\n{traceback.format_exc()}"
+        logging.getLogger("concurrent.futures").error("%s", text)
+
+
+def begin(future: Future[Any]) -> bool:
+    """False: it is not to be ended, for it was cancelled, or others have ended it."""
+    if future.done() and not future.cancelled():
+        return False
+    return future.set_running_or_notify_cancel()
 
 
 def finish_future(future: Future[Any], engine: Engine, ref: ObjectRef[Any]) -> None:
     """End ``future`` with what ``ref`` holds; it must have a value or an error."""
-    if not future.set_running_or_notify_cancel():
-        return  # cancelled: nobody asks any more
+    if not begin(future):
+        return
     try:
         value = engine.get((ref,), None, False)[0]
     except BaseException as error:  # whatever it is, it is the result

@@ -411,6 +411,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 # Errors ----------------------------------------------------------------------------
 
 
+_SHORT = 1000  # characters
+
+
 class ErrorBytes(bytes):
     """An error as bytes. ``refs`` are inside of it, and must live as long."""
 
@@ -426,21 +429,41 @@ def dump_error(
         keeps_refs: whoever carries the bytes keeps ``.refs`` too; else an exception
             with refs in it travels as its message alone.
     """
+    try:
+        return _dump_error(error, task_name, keeps_refs)
+    except Exception:  # parts of it are the user's, and may raise anything
+        return dump_error_in_short(error, task_name)
+
+
+def _dump_error(error: BaseException, task_name: str, keeps_refs: bool) -> ErrorBytes:
     cause: BaseException | None = error
     text = _format_traceback(error, task_name)
+    message = _message(error, task_name)
     if isinstance(error, TaskError):
         # A task that failed because one that it called failed: the type and the name
         # are those of the first; the traceback tells the way.
         cause, task_name = error.cause, error.task_name
-        message = str(error)
-    else:
-        message = f"task {task_name} raised {type(error).__qualname__}: {_text(error)}"
     data, refs = _dump_cause(cause)
     if refs and not keeps_refs:
         data, refs = None, []
     dumped = ErrorBytes(pickle.dumps((data, message, task_name, text), 5))
     dumped.refs = refs
     return dumped
+
+
+def dump_error_in_short(error: BaseException, task_name: str) -> ErrorBytes:
+    """The same where all of it cannot be said: its type, and a line of its message."""
+    message = _message(error, task_name)
+    if len(message) > _SHORT:
+        message = f"{message[:_SHORT]}..."
+    text = f"task {task_name}:\n{message}"
+    return ErrorBytes(pickle.dumps((None, message, task_name, text), 5))
+
+
+def _message(error: BaseException, task_name: str) -> str:
+    if isinstance(error, TaskError):
+        return _text(error)
+    return f"task {task_name} raised {type(error).__qualname__}: {_text(error)}"
 
 
 def dump_system_error(error: SkateError) -> bytes:
@@ -504,12 +527,12 @@ def _format_traceback(error: BaseException, task_name: str) -> str:
     return f"task {task_name}:\n{lines}"
 
 
-def _keep_user_frames(formatted: traceback.TracebackException | None) -> None:
+def _keep_user_frames(formatted: traceback.TracebackException) -> None:
     """Drop skate's own frames: they say nothing about the user's mistake."""
-    while formatted is not None:
-        kept = [frame for frame in formatted.stack if not is_of_engine(frame.filename)]
-        formatted.stack = traceback.StackSummary.from_list(kept)
-        for part in getattr(formatted, "exceptions", None) or ():
-            _keep_user_frames(part)
-        _keep_user_frames(formatted.__context__)
-        formatted = formatted.__cause__
+    left = [formatted]  # no recursion: a loop that retries makes chains of any length
+    while left:
+        part = left.pop()
+        kept = [frame for frame in part.stack if not is_of_engine(frame.filename)]
+        part.stack = traceback.StackSummary.from_list(kept)
+        left += getattr(part, "exceptions", None) or ()
+        left += filter(None, (part.__context__, part.__cause__))

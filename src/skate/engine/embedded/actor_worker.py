@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
+from ..._ref import ObjectRef
 from ...exceptions import RuntimeEnvSetupError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
@@ -159,7 +160,7 @@ class ActorProcess:
                 check_generator(result, name)
                 await send_all(call, result, room)
                 result = None
-            elif inspect.isawaitable(result):
+            elif inspect.isawaitable(result) and not isinstance(result, ObjectRef):
                 result = await result
             worker.encode(call, result, name)
             del result
@@ -326,11 +327,8 @@ class _Threads:
             return
         try:
             self._actor.run_call(call)
-        except BaseException:
-            # The call cannot be answered: its caller learns it from the process's end.
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
+        except BaseException as error:
+            _end_unanswered(error)
 
 
 class _Loop:
@@ -389,6 +387,8 @@ class _Loop:
             self._rooms.pop(task_id, None)
             if task.cancelled():  # perhaps before its first step
                 call.fail_cancelled()
+            elif (error := task.exception()) is not None:
+                _end_unanswered(error)
 
         task.add_done_callback(ended)
 
@@ -411,6 +411,15 @@ class _Loop:
         async with self._limits[call.group]:
             if not self._actor.leaving:
                 await self._actor.run_call_async(call, lambda: self._room(call.task_id))
+
+
+def _end_unanswered(error: BaseException) -> None:
+    """A call cannot be answered: its caller learns it from the process's end."""
+    try:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def _describe(error: BaseException, name: str) -> str:

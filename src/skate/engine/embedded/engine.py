@@ -6,7 +6,6 @@ naming errors, asking the supervisor.
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import sys
@@ -55,6 +54,7 @@ from . import refusals, stacks
 from .actors import ActorRequest
 from .observe import OwnObserver
 from .processes import Cause
+from .retries import pack_types
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -187,7 +187,7 @@ class EmbeddedEngine:
             f"function {spec.name}",
             None if plain else pickle.dumps((resources, env)),
             label_of(spec.function),
-            (_pack_types(options.retry_exceptions), options.max_calls),
+            (_pack_retry_on(options), options.max_calls),
         )
 
     def _export(
@@ -649,9 +649,9 @@ class _ActorCode:
         return _load_actor_code, (packed.header, buffers, state)
 
 
-def _pack_types(kinds: bool | tuple[type[Exception], ...]) -> bool | bytes:
-    """Exception types by value where other processes could not import them."""
-    return kinds if isinstance(kinds, bool) else serialize.dumps(kinds).header
+def _pack_retry_on(options: TaskOptions) -> bool | bytes:
+    kinds = options.retry_exceptions
+    return kinds if isinstance(kinds, bool) else pack_types(kinds)
 
 
 def _retry_on(method: MethodSpec) -> bytes:
@@ -660,12 +660,7 @@ def _retry_on(method: MethodSpec) -> bytes:
         return b""
     if method.retry_exceptions is True:
         return b"*"
-    return _packed_types(method.retry_exceptions)
-
-
-@functools.lru_cache(maxsize=64)
-def _packed_types(kinds: tuple[type[Exception], ...]) -> bytes:
-    return serialize.dumps(kinds).header
+    return pack_types(method.retry_exceptions)
 
 
 def _load_actor_code(

@@ -34,6 +34,7 @@ from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
 from .processes import RETIRE
+from .retries import unpack_types
 from .streaming import check_generator
 
 _MAX_CACHED_FUNCTIONS = 512
@@ -308,10 +309,13 @@ class Worker:
         retryable = isinstance(
             error, Exception if isinstance(retry_on, bool) else retry_on
         )
+        retryable = retryable and retry_on is not False
         failure = serialize.dump_error(error, name)
-        call.fail(
-            bytes(failure), list(failure.refs), retryable and retry_on is not False
-        )
+        try:
+            call.fail(bytes(failure), list(failure.refs), retryable)
+        except Exception:  # there is no room for all that the exception holds
+            failure = serialize.dump_error_in_short(error, name)
+            call.fail(bytes(failure), [], retryable)
 
     @staticmethod
     def retry_on(call: _core.Call) -> bool | tuple[type[Exception], ...]:
@@ -319,8 +323,7 @@ class Worker:
         packed = call.retry_on
         if packed in (b"", b"*"):
             return packed == b"*"
-        kinds: tuple[type[Exception], ...] = serialize.loads(packed, [])
-        return kinds
+        return unpack_types(packed)
 
     def load(self, call: _core.Call) -> Code:
         key = call.function_id
@@ -350,7 +353,7 @@ class Code:
         self.max_calls: int
         retry_on, self.max_calls = extra or (False, 0)
         if isinstance(retry_on, bytes):
-            retry_on = serialize.loads(retry_on)
+            retry_on = unpack_types(retry_on)
         self.retry_on: bool | tuple[type[Exception], ...] = retry_on
         self.calls = 0
 

@@ -11,6 +11,7 @@ import itertools
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from ..._ref import ObjectRef
 from ...exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -491,7 +492,7 @@ class ActorCall(Call):
                 self.check_generator(value)
                 await self._stream_in_loop(value)
                 value = None
-            elif inspect.isawaitable(value):
+            elif inspect.isawaitable(value) and not isinstance(value, ObjectRef):
                 value = await value
             return self.store(value)
         except Stopped:  # the loop has been told, too

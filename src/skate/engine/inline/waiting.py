@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from ..futures import finish_future
+from ..futures import finish_future, surviving
 from .baton import Wait
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class DrivenFuture(Future[Any]):
 
     def complete(self) -> None:
         if not self.done():
-            finish_future(self, self._engine, self._ref)
+            with surviving(self):
+                finish_future(self, self._engine, self._ref)
 
 
 class Completion:

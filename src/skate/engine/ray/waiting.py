@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ...exceptions import EngineDiedError
+from ..futures import begin, end_futures_here, surviving
 
 if TYPE_CHECKING:
     from ..._ref import ObjectRef
@@ -81,12 +82,13 @@ class Futures:
         """A future that ends when ``ref`` does; until then, ``ref`` is held."""
         future: Future[Any] = Future()
         with self._lock:
-            self._waiting[future] = ref
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="skate-futures", daemon=True
                 )
-                self._thread.start()
+                thread.start()  # may fail: the next future tries again
+                self._thread = thread
+            self._waiting[future] = ref
         # Ray calls back on the thread that all of its messages need.
         self._engine.handle(ref).future().add_done_callback(
             lambda ended: self._ended.put((future, ended))
@@ -100,21 +102,24 @@ class Futures:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         for future in list(self._waiting):
-            if future.set_running_or_notify_cancel():
-                future.set_exception(
-                    EngineDiedError("skate was shut down before the value came.")
-                )
+            with surviving(future):
+                if begin(future):
+                    future.set_exception(
+                        EngineDiedError("skate was shut down before the value came.")
+                    )
 
     def _run(self) -> None:
+        end_futures_here()
         while (item := self._ended.get()) is not None:
-            self._finish(*item)
+            with surviving(item[0]):
+                self._finish(*item)
             del item
 
     def _finish(self, future: Future[Any], ended: Future[Any]) -> None:
         with self._lock:
             ref = self._waiting.pop(future, None)
-        if not future.set_running_or_notify_cancel():
-            return  # cancelled: nobody asks any more
+        if not begin(future):
+            return
         try:
             value = self._engine.read(ended.result)
             if value is None and ref is not None:

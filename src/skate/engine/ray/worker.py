@@ -17,6 +17,7 @@ import ray
 import ray.actor
 
 from ... import _runtime
+from ..._ref import ObjectRef
 from .. import serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from ..receiving import LoopReceiver
@@ -395,7 +396,7 @@ def _async_stub(class_name: str, method: str) -> Callable[..., Any]:
             function = find_method(self._skate_object, method)
             call = messages.unpack_call(message, dependencies, engine)
             result = function(*call.args, **call.kwargs)
-            if inspect.isawaitable(result):
+            if inspect.isawaitable(result) and not isinstance(result, ObjectRef):
                 result = await result
             return pack_result(engine, result, call.num_returns, name)
         except (ActorExit, SystemExit):

@@ -1,0 +1,24 @@
+"""The types of errors after which a call is tried again, on their way to its worker."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+
+from .. import serialize
+
+
+@functools.lru_cache(maxsize=64)
+def pack_types(kinds: tuple[type[Exception], ...]) -> bytes:
+    """By value where other processes could not import them."""
+    return pickle.dumps([serialize.dumps(kind).header for kind in kinds])
+
+
+def unpack_types(packed: bytes) -> tuple[type[Exception], ...]:
+    """Those that can be loaded here: code that runs here can raise no others."""
+    kinds: list[type[Exception]] = []
+    for header in pickle.loads(packed):
+        with contextlib.suppress(Exception):  # its module may be the caller's alone
+            kinds.append(serialize.loads(header))
+    return tuple(kinds)
