@@ -120,10 +120,14 @@ class EmbeddedGroup:
         )
         places = numpy.empty((self.world_size, 2), numpy.int64)
         self._check(self._core.allgather(numpy.array(place), places), None)
-        return [
+        peers = [
             self._core.at(offset, nbytes).view(x.dtype) if nbytes else x[:0]
             for offset, nbytes in places.tolist()
         ]
+        # Not a view like the others, which do not keep the array that they show: its
+        # memory would be free as soon as the caller drops ``x``.
+        peers[self.rank] = x
+        return peers
 
     def rounds(self) -> _core.Rounds:
         import numpy
