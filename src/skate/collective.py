@@ -328,12 +328,15 @@ class Group:
         self._end.barrier(timeout)
 
     def close(self) -> None:
-        """Leave. May be called twice. Arrays of the group stay valid while held."""
-        self._end.close()  # ends what its thread may wait in
+        """Leave. May be called twice. Arrays of the group stay valid while held.
+
+        Calls of this rank that are not done raise ``RankDiedError``, as do later ones.
+        """
+        self._end.close()  # ends what its thread may wait in, and refuses what follows
         if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+            self._thread.shutdown()
             self._thread = None
-        self._pending.clear()
+        self._forget_done()
         self._fused.clear()
 
     # lists ----------------------------------------------------------------------------

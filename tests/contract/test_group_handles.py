@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from polling import wait_until
 
 import skate
 from skate.collective import Group, GroupSpec, Handle
+from skate.exceptions import RankDiedError
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -119,3 +121,48 @@ def test_two_threads_that_wait_for_a_call_both_get_its_result() -> None:
     assert (x == 2).all()
     if group.background:
         assert second.result() is x
+
+
+CALLS: dict[str, Callable[[Group], Handle]] = {
+    "allreduce": lambda group: group.allreduce(np.ones(4), async_op=True),
+    "recv": lambda group: group.recv(np.ones(4), 1, async_op=True),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_closing_a_group_ends_the_calls_that_wait(
+    call: Callable[[Group], Handle],
+) -> None:
+    group, other = start_pair()
+    handles = [call(group) for _ in range(3)]
+    group.close()
+    for handle in handles:
+        with pytest.raises(RankDiedError) as caught:
+            handle.wait()
+        assert caught.value.rank == 0
+    with pytest.raises(RankDiedError):
+        skate.get(other.barrier.remote())
+
+
+def test_a_rank_that_has_closed_its_group_makes_no_more_calls() -> None:
+    group, other = start_pair()
+    theirs = other.barrier.remote()
+    group.barrier(60)
+    skate.get(theirs)
+    group.close()
+    theirs = other.barrier.remote()
+    x = np.ones(4)
+    calls: list[Callable[[], Any]] = [
+        lambda: group.barrier(60),
+        lambda: group.allreduce(x, timeout=60),
+        lambda: group.send(x, 1, timeout=60),
+        lambda: group.recv(x, 1, timeout=60),
+        lambda: group.allreduce(x, async_op=True).wait(),
+    ]
+    for call in calls:
+        with pytest.raises(RankDiedError) as caught:
+            call()
+        assert caught.value.rank == 0
+    assert (x == 1).all()
+    with pytest.raises(RankDiedError):
+        skate.get(theirs)

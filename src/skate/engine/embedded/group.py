@@ -196,6 +196,8 @@ class EmbeddedGroup:
             )
         if status == "died" and self._engine.has_died():
             raise EngineDiedError(f"{where}: the session has ended under the call.")
+        if status == "left" and ranks == [self.rank]:
+            raise RankDiedError(f"{where}: this rank has left the group.", self.rank)
         if status in ("died", "left"):
             what = "died" if status == "died" else "left the group"
             rank = ranks[0] if ranks else None
