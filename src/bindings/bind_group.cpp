@@ -278,12 +278,17 @@ class PyGroup {
   void close() { group_.close(); }
 
  private:
+  std::optional<Arena::Block> allocate(std::size_t bytes) {
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(segment_->mutex);
+    return segment_->arena->allocate(bytes, ProcId{});
+  }
+
   std::unique_ptr<Lease> lease_of(std::size_t bytes) {
-    std::optional<Arena::Block> block;
-    {
-      const nb::gil_scoped_release released;
-      const std::lock_guard lock(segment_->mutex);
-      block = segment_->arena->allocate(bytes, ProcId{});
+    std::optional<Arena::Block> block = allocate(bytes);
+    if (!block) {  // messages that have arrived may have been in the way
+      for (const auto& [to, leases] : sent_) forget_taken(to);
+      block = allocate(bytes);
     }
     if (block) {
       const nb::gil_scoped_release released;
@@ -307,7 +312,9 @@ class PyGroup {
   void forget_taken(int to) {
     std::deque<std::unique_ptr<Lease>>& leases = sent_[to];
     const u64 taken = group_.taken(to);
-    for (u64& freed = freed_[to]; freed < taken; ++freed) leases.pop_front();
+    // Of a message that another thread has just posted there may be no lease yet.
+    for (u64& freed = freed_[to]; freed < taken && !leases.empty(); ++freed)
+      leases.pop_front();
   }
 
   void check_peer(int rank) const {

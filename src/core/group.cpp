@@ -115,7 +115,8 @@ Group::~Group() { close(); }
 void Group::close() {
   if (getpid() != pid_) return;  // a forked child is not the rank
   // Pairs with the load in end_if_one_is_gone: whoever sees it also sees our last
-  // arrival.
+  // arrival. And with that in has_left, in the sleeping protocol: a thread of ours that
+  // sleeps in a call is woken by it.
   if (state(rank_).membership.exchange(RankState::kLeft, std::memory_order_seq_cst) !=
       RankState::kLeft) {
     wake_all();
@@ -173,6 +174,7 @@ GroupOutcome Group::run(Call& call, i64 timeout_ns) {
   check_usable();
   const Turn turn(busy_);
   if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+  if (has_left()) return {GroupStatus::kRankLeft, {rank_}, {}};
   const i64 deadline = timeout_ns < 0 ? kNever : now_ns() + timeout_ns;
 
   call.count = call.kind == CallKind::kBarrier ? 0 : call.x.count();

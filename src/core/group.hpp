@@ -41,7 +41,7 @@ enum class GroupStatus : u32 {
   kOk,
   kTimeout,      // ranks: those that had not arrived when some rank's time was up
   kRankDied,     // ranks: the one whose process ended
-  kRankLeft,     // ranks: the one that closed its end
+  kRankLeft,     // ranks: the one that closed its end, maybe this one
   kMismatch,     // ranks: those that called something else than rank 0
   kDeadlock,     // ranks: two that wait for each other; see `detail`
   kMessage,      // ranks: receiver and sender of what did not fit; see `detail`
@@ -148,7 +148,8 @@ class Group {
   std::byte* at(u64 offset, std::size_t bytes) const;
   u64 offset_of(const void* data) const;
 
-  // Leaves: a rank that waits for this one gets kRankLeft. May be called twice.
+  // Leaves: a rank that waits for this one gets kRankLeft, and so does this rank's own
+  // call, on another thread, and every later one. May be called twice.
   void close();
 
  private:
@@ -191,6 +192,7 @@ class Group {
   bool is_met() const;
   bool is_past(u64 decision) const;
   bool is_reached();
+  bool has_left() const;
   void end_if_one_is_gone();
   void end(GroupStatus status, int rank);
   void wake_all();

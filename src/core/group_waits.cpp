@@ -129,6 +129,11 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
     const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
     if (is_reached()) return {};
     end_if_one_is_gone();
+    if (has_left()) {
+      // At a barrier others may count on this rank; a message concerns no third one.
+      if (waiting_for_ != For::kBarrier) return {GroupStatus::kRankLeft, {rank_}, {}};
+      end(GroupStatus::kRankLeft, rank_);
+    }
     if (waiting_for_ == For::kMessage && deadline_ns == kNever) end_if_deadlocked();
     if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
     const i64 left = deadline_ns - now_ns();
@@ -154,6 +159,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
 
 GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
   if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+  if (has_left()) return {GroupStatus::kRankLeft, {rank_}, {}};
   waiting_for_ = what;
   peer_ = peer;
   if (!is_missing(peer)) return {};
@@ -169,6 +175,11 @@ GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
   }
   waiting_for_ = For::kBarrier;
   return outcome;
+}
+
+// Another thread has closed this rank's end, or did so before the call.
+bool Group::has_left() const {
+  return state(rank_).membership.load(std::memory_order_seq_cst) == RankState::kLeft;
 }
 
 void Group::end_if_one_is_gone() {

@@ -15,6 +15,7 @@ Make a group where the ranks are started, pass it to them, and ``join`` in each:
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,10 +51,15 @@ class Handle:
         self._future: Future[Any] | None = None
         self._result: Any = None
         self._error: BaseException | None = None
+        self._begun = False  # by a thread that waits
         self._done = False
 
     def wait(self) -> Any:
-        """Return what the call returns, or raise what it raises, when it is done."""
+        """Return what the call returns, or raise what it raises, when it is done.
+
+        With :attr:`Group.background` any thread may wait, and one whose wait is ended
+        by a signal may wait again; without it, one thread makes the calls.
+        """
         if not self._done:
             self._group._wait(self)
         if self._error is not None:
@@ -71,6 +77,18 @@ class Handle:
         except BaseException as error:  # raised where it is waited for
             self._error = error
         self._done = True
+
+    def _run_here(self) -> None:
+        """Make the call now, unless another thread does."""
+        if self._begun:
+            raise RuntimeError(
+                "another thread makes this collective call; on this engine one thread "
+                "of a rank may use a group at a time."
+            )
+        self._begun = True
+        self._run()
+        if self._error is not None and not isinstance(self._error, Exception):
+            raise self._error  # a signal's: this thread's, whatever it waits for
 
 
 class Group:
@@ -310,12 +328,15 @@ class Group:
         self._end.barrier(timeout)
 
     def close(self) -> None:
-        """Leave. May be called twice. Arrays of the group stay valid while held."""
-        self._end.close()  # ends what its thread may wait in
+        """Leave. May be called twice. Arrays of the group stay valid while held.
+
+        Calls of this rank that are not done raise ``RankDiedError``, as do later ones.
+        """
+        self._end.close()  # ends what its thread may wait in, and refuses what follows
         if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+            self._thread.shutdown()
             self._thread = None
-        self._pending.clear()
+        self._forget_done()
         self._fused.clear()
 
     # lists ----------------------------------------------------------------------------
@@ -375,28 +396,36 @@ class Group:
             self._flush()
             return call()
         handle = Handle(self, call)
-        self._pending.append(handle)
         if self._end.threads:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "skate-collective")
             handle._future = self._thread.submit(handle._run)
+        self._pending.append(handle)
         return handle
 
     def _wait(self, handle: Handle) -> None:
-        """Until ``handle`` is done, and all calls before it."""
-        while self._pending:
-            first = self._pending.popleft()
-            if first._future is None:  # no thread: now is the time
-                first._run()
-            else:
-                first._future.result()
-            if first is handle:
+        """Until ``handle`` is done, and all calls before it.
+
+        What ends it early, such as a signal, changes nothing: it may be called again.
+        """
+        if handle._future is not None:  # the thread makes the calls in their order
+            handle._future.result()
+        while not handle._done:
+            self._forget_done()
+            self._pending[0]._run_here()
+        self._forget_done()
+
+    def _forget_done(self) -> None:
+        for first in tuple(self._pending):
+            if not first._done:
                 return
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self._pending.remove(first)
 
     def _flush(self) -> None:
         """Let the calls that go on be done; their errors stay with their handles."""
-        while self._pending:
-            self._wait(self._pending[0])
+        for handle in tuple(self._pending):
+            self._wait(handle)
 
     # checks ---------------------------------------------------------------------------
 

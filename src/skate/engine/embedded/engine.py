@@ -122,6 +122,7 @@ class EmbeddedEngine:
         self.own_interface = b""  # of that actor, pickled
         self.env = config.runtime_env  # of this process
         self.gpu_ids: tuple[int | str, ...] = ()  # that it holds
+        self.memberships = groups.Memberships()
         self._futures = FutureDispatcher(self)
         self._exports: WeakSet[Exported] = WeakSet()
         self._stacks_fd = stacks.answer_signals(node)
@@ -532,6 +533,7 @@ class EmbeddedEngine:
     def end(self) -> None:
         """The session is over: let go of what would keep its memory mapped."""
         self.node.close()
+        self.memberships.end()  # once no other call can begin to wait
         self._detached.clear()
         self._futures.close()
         stacks.stop_answering(self._stacks_fd)

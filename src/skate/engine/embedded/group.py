@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import threading
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from ... import _core
 from ...exceptions import (
@@ -41,7 +43,29 @@ def join(
             with contextlib.suppress(Exception):  # the session may have ended
                 engine.node.tell(pickle.dumps(("leave_group", name, rank, number)))
         raise
-    return EmbeddedGroup(engine, core, name)
+    group = EmbeddedGroup(engine, core, name)
+    engine.memberships.add(group)
+    if engine.node.closed:
+        group.end()
+    return group
+
+
+class Memberships:
+    """The groups that this process is in, to end with its session."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: WeakSet[EmbeddedGroup] = WeakSet()
+
+    def add(self, group: EmbeddedGroup) -> None:
+        with self._lock:
+            self._groups.add(group)
+
+    def end(self) -> None:
+        with self._lock:
+            groups = list(self._groups)
+        for group in groups:
+            group.end()
 
 
 def _join(
@@ -120,10 +144,14 @@ class EmbeddedGroup:
         )
         places = numpy.empty((self.world_size, 2), numpy.int64)
         self._check(self._core.allgather(numpy.array(place), places), None)
-        return [
+        peers = [
             self._core.at(offset, nbytes).view(x.dtype) if nbytes else x[:0]
             for offset, nbytes in places.tolist()
         ]
+        # Not a view like the others, which do not keep the array that they show: its
+        # memory would be free as soon as the caller drops ``x``.
+        peers[self.rank] = x
+        return peers
 
     def rounds(self) -> _core.Rounds:
         import numpy
@@ -171,6 +199,10 @@ class EmbeddedGroup:
     def barrier(self, timeout: float | None) -> None:
         self._check(self._core.barrier(timeout), timeout)
 
+    def end(self) -> None:
+        """The session is over, and the other ranks with it: calls that wait return."""
+        self._core.close()
+
     def close(self) -> None:
         if self._closed:
             return
@@ -178,6 +210,9 @@ class EmbeddedGroup:
         self._core.close()
         note = ("leave_group", self._name, self.rank)
         self._engine.node.tell(pickle.dumps(note))
+
+    def _is_session_over(self) -> bool:
+        return self._engine.has_died() or self._engine.node.closed
 
     def _check(
         self, problem: tuple[str, list[int], str] | None, timeout: float | None
@@ -190,8 +225,10 @@ class EmbeddedGroup:
             raise CollectiveTimeoutError(
                 f"{where}: ranks {ranks} did not arrive within {timeout} s.", ranks
             )
-        if status == "died" and self._engine.has_died():
+        if status in ("died", "left") and self._is_session_over():
             raise EngineDiedError(f"{where}: the session has ended under the call.")
+        if status == "left" and ranks == [self.rank]:
+            raise RankDiedError(f"{where}: this rank has left the group.", self.rank)
         if status in ("died", "left"):
             what = "died" if status == "died" else "left the group"
             rank = ranks[0] if ranks else None

@@ -1,0 +1,168 @@
+"""Asynchronous calls of a group: who may wait for them, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from polling import wait_until
+
+import skate
+from skate.collective import Group, GroupSpec, Handle
+from skate.exceptions import RankDiedError
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+@skate.remote
+class Other:
+    """Rank 1; the test itself is rank 0."""
+
+    def join(self) -> None:
+        self.group = GroupSpec("pair", 2).join(1, 60)
+
+    def allreduce(self) -> float:
+        return float(self.group.allreduce(np.ones(4), timeout=60)[0])
+
+    def barrier(self) -> None:
+        self.group.barrier(60)
+
+
+def start_pair() -> tuple[Group, Any]:
+    other = Other.remote()
+    joined = other.join.remote()
+    group = GroupSpec("pair", 2).join(0, 60)
+    skate.get(joined)
+    return group, other
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether ``thread`` is in ``Handle.wait``."""
+    assert thread.ident is not None
+    frame = sys._current_frames().get(thread.ident)
+    while frame is not None:
+        if frame.f_code is Handle.wait.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupt_when_waiting() -> threading.Thread:
+    """Sends what Ctrl-C sends once the main thread waits for a handle."""
+
+    def send() -> None:
+        if wait_until(lambda: is_waiting(threading.main_thread())):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+class Waiting(threading.Thread):
+    """Waits for a handle, and is in that when it has been made."""
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(daemon=True)
+        self._handle = handle
+        self._results: list[Any] = []
+        self.start()
+        assert wait_until(lambda: is_waiting(self) or not self.is_alive())
+
+    def run(self) -> None:
+        self._results.append(self._handle.wait())
+
+    def result(self) -> Any:
+        self.join(60)
+        (result,) = self._results
+        return result
+
+
+def test_a_wait_that_a_signal_ends_may_be_made_again() -> None:
+    group, other = start_pair()
+    x = np.ones(4)
+    handle = group.allreduce(x, async_op=True)
+    thread = interrupt_when_waiting()
+    with pytest.raises(KeyboardInterrupt):
+        handle.wait()
+    thread.join()
+    if not group.background:  # the call was the thread's that waited, and is over
+        with pytest.raises(KeyboardInterrupt):
+            handle.wait()
+        return
+    assert not handle.done()
+    theirs = other.allreduce.remote()
+    assert handle.wait() is x
+    assert (x == 2).all()
+    assert skate.get(theirs) == 2
+    meeting = other.barrier.remote()
+    group.barrier(60)
+    skate.get(meeting)
+
+
+def test_two_threads_that_wait_for_a_call_both_get_its_result() -> None:
+    group, other = start_pair()
+    x = np.ones(4)
+    handle = group.allreduce(x, async_op=True)
+    first = Waiting(handle)
+    if group.background:
+        second = Waiting(handle)
+    else:  # the call is the first one's
+        with pytest.raises(RuntimeError, match="one thread of a rank"):
+            handle.wait()
+    assert skate.get(other.allreduce.remote()) == 2
+    assert first.result() is x
+    assert (x == 2).all()
+    if group.background:
+        assert second.result() is x
+
+
+CALLS: dict[str, Callable[[Group], Handle]] = {
+    "allreduce": lambda group: group.allreduce(np.ones(4), async_op=True),
+    "recv": lambda group: group.recv(np.ones(4), 1, async_op=True),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_closing_a_group_ends_the_calls_that_wait(
+    call: Callable[[Group], Handle],
+) -> None:
+    group, other = start_pair()
+    handles = [call(group) for _ in range(3)]
+    group.close()
+    for handle in handles:
+        with pytest.raises(RankDiedError) as caught:
+            handle.wait()
+        assert caught.value.rank == 0
+    with pytest.raises(RankDiedError):
+        skate.get(other.barrier.remote())
+
+
+def test_a_rank_that_has_closed_its_group_makes_no_more_calls() -> None:
+    group, other = start_pair()
+    theirs = other.barrier.remote()
+    group.barrier(60)
+    skate.get(theirs)
+    group.close()
+    theirs = other.barrier.remote()
+    x = np.ones(4)
+    calls: list[Callable[[], Any]] = [
+        lambda: group.barrier(60),
+        lambda: group.allreduce(x, timeout=60),
+        lambda: group.send(x, 1, timeout=60),
+        lambda: group.recv(x, 1, timeout=60),
+        lambda: group.allreduce(x, async_op=True).wait(),
+    ]
+    for call in calls:
+        with pytest.raises(RankDiedError) as caught:
+            call()
+        assert caught.value.rank == 0
+    assert (x == 1).all()
+    with pytest.raises(RankDiedError):
+        skate.get(theirs)
