@@ -267,13 +267,13 @@ class Lifecycle:
                 actor.may_restart = False
                 # Restarted meanwhile, it has not been told.
                 stray = actor.proc != told
-                return [Kill(actor.proc, Cause.OUT_OF_SCOPE)] if stray else []
+                return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if stray else []
             case ActorKilled(actor_id, no_restart):
                 actor = self.actors.get(actor_id)
                 if actor is None:
                     return []
                 actor.may_restart &= not no_restart
-                return [Kill(actor.proc)]
+                return [self._kill_actor(actor)]
             case GroupWanted():
                 self._groups[event.group] = event
                 if not event.never:
@@ -536,6 +536,12 @@ class Lifecycle:
         self._ending.update(procs)
         return [Kill(proc) for proc in sorted(procs)]
 
+    def _kill_actor(self, actor: Actor, cause: Cause = Cause.KILLED) -> Kill:
+        # One that waits is dead at once, also if what it waits for becomes free before
+        # we hear of that: it must not be started any more.
+        self._waiting.drop_actor(actor.proc)
+        return Kill(actor.proc, cause)
+
     def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
         member = self.members.get(proc)
         if member is None or not member.granted or member.blocked == blocked:
@@ -599,7 +605,8 @@ class Lifecycle:
         self._running.pop(dead, None)
         commands = self._give_up_work_of(dead, member)
         commands += [
-            Kill(actor.proc, Cause.OWNER_ENDED) for actor in self.actors.owned_by(dead)
+            self._kill_actor(actor, Cause.OWNER_ENDED)
+            for actor in self.actors.owned_by(dead)
         ]
         actor = self.actors.at(dead)
         successor = None
