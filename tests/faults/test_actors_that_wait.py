@@ -65,3 +65,27 @@ def test_an_actor_that_dies_while_it_waits_for_another_is_restarted() -> None:
         assert skate.get(actor.pid.remote(), timeout=20) != pid
         skate.kill(actor)
         assert skate.get(holder.answer.remote(), timeout=20) == 1
+
+
+@skate.remote(num_cpus=1)
+class OneCpu:
+    def answer(self) -> int:
+        return 1
+
+
+@skate.remote(num_cpus=2)
+def need_all(x: int) -> int:
+    return x
+
+
+def test_plain_tasks_run_beside_one_that_waits_for_a_cpu_of_an_actor() -> None:
+    with skate.init("embedded", num_cpus=2):
+        actor = OneCpu.remote()
+        assert skate.get(actor.answer.remote()) == 1
+        waits = need_all.remote(3)
+        # One after the other: the request for two CPUs has come before most of them.
+        for i in range(20):
+            assert skate.get(echo.remote(i), timeout=20) == i
+        assert not skate.wait([waits], timeout=0)[0]
+        skate.kill(actor)
+        assert skate.get(waits, timeout=20) == 3

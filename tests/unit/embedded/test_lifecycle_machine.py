@@ -501,6 +501,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_pool_stands_back_for_what_can_start_then(self) -> None:
         assert self.cpus_wanted == self.life._cpus_wanted
+        assert self.cpus_wanted <= self.free_tokens + self.pool_tokens
 
     def used(self, name: str) -> float:
         """What running leases use; while one is blocked, its CPUs are not used."""

@@ -334,7 +334,10 @@ class Lifecycle:
                     heapq.heapreplace(heads, (line.head.number, place))
                 else:
                     heapq.heappop(heads)
-        first = self._waiting.first_lacking("CPU")
+        # The pool stands back for the oldest that can start when it does: for one that
+        # lacks what a lease or an actor holds, it would stand back in vain.
+        most = self._totals["CPU"] - self._used["CPU"]
+        first = self._waiting.first_lacking("CPU", most)
         missing = self._lacking_cpus(first) if first is not None else 0
         # Whoever puts one back tells us, once we have said that we want it.
         asked = cpus_as_before and missing == self._cpus_wanted
@@ -343,7 +346,7 @@ class Lifecycle:
         if missing != self._cpus_wanted:
             self._cpus_wanted = missing
             commands.append(WantCpus(missing))
-        return commands + self._give_back(keep=missing)
+        return commands if missing else [*commands, *self._give_back()]
 
     def _look_at(self, line: Line, commands: list[Command]) -> bool:
         """Grant to the head of the line; False: it must wait, and the line with it."""
@@ -494,8 +497,8 @@ class Lifecycle:
             member.placement = None
         member.blocked = False
 
-    def _give_back(self, keep: int) -> list[Command]:
-        spare = self._tokens - _tokens_for(self._used["CPU"]) - keep
+    def _give_back(self) -> list[Command]:
+        spare = self._tokens - _tokens_for(self._used["CPU"])
         if spare <= 0:
             return []
         self._tokens -= spare
