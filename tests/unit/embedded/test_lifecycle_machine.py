@@ -1,4 +1,8 @@
-"""The supervisor's policy under random events; tokens and rings are kept beside it."""
+"""The supervisor's policy under random events; tokens and rings are kept beside it.
+
+As in the supervisor, who is killed before its process was begun is dead at once: in the
+middle of the commands of which one killed it.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +47,22 @@ from skate.engine.embedded.events import (
     TellDied,
     TellForget,
     Unblocked,
+    WantCpus,
     WorkerWanted,
 )
 from skate.engine.embedded.lifecycle import Lifecycle
 from skate.engine.embedded.processes import Cause, Proc
+from skate.engine.embedded.turns import Turns
 from skate.engine.protocol import ActorState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from skate.engine.embedded.actors import Actor
+
 TOTALS = {"CPU": 4.0, "GPU": 1.0, "robot": 2.0}
 PLACES = 16
+AHEAD = 2  # orders that are with the zygote, and cannot be withdrawn
 
 Task = tuple[Proc, int]
 
@@ -67,21 +76,28 @@ class Machine(RuleBasedStateMachine):
         self.life = Lifecycle(
             TOTALS, PLACES, gpus=[0], limit=lambda kind: "full" if self.full else ""
         )
+        self.turns = Turns(self.life, self.carry_out)
         driver = self.life.allocate("driver")
         assert driver is not None
         self.driver = driver
         self.free_tokens = 4
         self.held_tokens = 0
+        self.pool_tokens = 0  # that pool workers have
+        self.cpus_wanted = 0
         self.tasks = 0
         self.wanted: dict[Task, dict[str, float]] = {}  # neither granted nor refused
         self.running: dict[Proc, Task] = {}
         self.needs: dict[Proc, dict[str, float]] = {}
         self.blocked: set[Proc] = set()
-        self.making: set[Proc] = set()  # ordered, and no answer yet
+        self.making: list[Proc] = []  # ordered, and no answer yet
+        self.waits: set[Proc] = set()  # prepared, and not ordered
         self.left: dict[int, int] = {}  # actor -> restarts; negative: no limit
         self.forked_for_a_lease: set[Proc] = set()  # and it was not granted yet
         self.prepared: set[Proc] = set()
-        self.doomed: set[Proc] = set()  # were killed
+        self.doomed: dict[Proc, Cause] = {}  # were killed
+        self.dead: set[Proc] = set()
+        # Actors whose processes died in this turn, and their restarts before that.
+        self.lost: list[tuple[Actor, int, Any]] = []
         self.seen: set[Proc] = set()
         self.groups: set[str] = set()
         # Deaths: who was asked and has not answered, and who holds something.
@@ -90,8 +106,14 @@ class Machine(RuleBasedStateMachine):
         self.undrained: dict[Proc, set[Proc]] = {}  # that may have unread rings
 
     def do(self, event: Any) -> None:
-        for command in self.life.handle(event):
-            self.carry_out(command)
+        self.turns.tell(event)
+        self.settle()
+
+    def settle(self) -> None:
+        self.turns.tell_news()
+        lost, self.lost = self.lost, []
+        for actor, restarts, last in lost:
+            self.check_restart(actor, restarts, last)
 
     def carry_out(self, command: Command) -> None:
         match command:
@@ -99,7 +121,11 @@ class Machine(RuleBasedStateMachine):
                 taken = min(wanted, self.free_tokens)
                 self.free_tokens -= taken
                 self.held_tokens += taken
-                self.do(CpusTaken(taken))
+                self.turns.tell(CpusTaken(taken))
+            case WantCpus(count):
+                self.cpus_wanted = count
+                if count and self.free_tokens:
+                    self.turns.tell(CpuFree())
             case GiveCpus(count):
                 self.free_tokens += count
                 self.held_tokens -= count
@@ -118,14 +144,17 @@ class Machine(RuleBasedStateMachine):
             case Prepare(proc):
                 self.is_new(proc)
                 self.prepared.add(proc)
+                self.waits.add(proc)
             case Fork(proc, kind):
+                assert proc not in self.dead
                 if kind == "actor":
                     assert proc in self.prepared
                     assert self.life.actors.at(proc) is not None
                 else:
                     self.is_new(proc)
                 assert proc not in self.making
-                self.making.add(proc)
+                self.waits.discard(proc)
+                self.making.append(proc)
                 if kind == "lease":
                     self.forked_for_a_lease.add(proc)
                     self.check_cpus(self.life.members[proc].resources)
@@ -139,8 +168,10 @@ class Machine(RuleBasedStateMachine):
             case TellForget(_, dead, step):
                 if step == 0:
                     assert not self.undrained.pop(dead, set())
-            case Kill(proc):
-                self.doomed.add(proc)
+            case Kill(proc, cause):
+                self.doomed.setdefault(proc, cause)
+                if proc in self.waits or proc in self.making[AHEAD:]:
+                    self.has_died(proc, Died(proc, self.doomed[proc], 0))
             case Recycle(dead):
                 assert not self.holders.pop(dead)
                 self.undrained.pop(dead, None)
@@ -197,7 +228,7 @@ class Machine(RuleBasedStateMachine):
 
     def ask_for(self, data: st.DataObject, needs: dict[str, float]) -> None:
         self.tasks += 1
-        owner = self.some(data, self.life.members)
+        owner = self.some(data, self.begun())
         self.wanted[owner, self.tasks] = needs
         self.do(LeaseWanted(owner, self.tasks, needs))
 
@@ -220,16 +251,34 @@ class Machine(RuleBasedStateMachine):
         self.needs.pop(worker, None)
         self.blocked.discard(worker)
 
-    @precondition(lambda self: self.running)
+    def can_wait(self) -> set[Proc]:
+        """Workers that run a leased task, and actors."""
+        return {*self.running} | ({a.proc for a in self.life.actors} & self.begun())
+
+    @precondition(lambda self: self.can_wait())
     @rule(data=st.data())
     def block_or_go_on(self, data: st.DataObject) -> None:
-        worker = self.some(data, self.running)
+        worker = self.some(data, self.can_wait())
         event = Unblocked if worker in self.blocked else Blocked
         self.blocked ^= {worker}
         self.do(event(worker))
 
+    @precondition(lambda self: self.free_tokens and not self.cpus_wanted)
+    @rule()
+    def take_a_cpu(self) -> None:
+        self.free_tokens -= 1
+        self.pool_tokens += 1
+
+    @precondition(lambda self: self.pool_tokens)
     @rule()
     def free_a_cpu(self) -> None:
+        self.free_tokens += 1
+        self.pool_tokens -= 1
+        if self.cpus_wanted:
+            self.do(CpuFree())
+
+    @rule()
+    def hear_of_a_cpu_that_is_gone_again(self) -> None:
         self.do(CpuFree())
 
     @rule(
@@ -252,18 +301,21 @@ class Machine(RuleBasedStateMachine):
 
     # Processes ---------------------------------------------------------------
 
-    @precondition(lambda self: self.making)
-    @rule(data=st.data())
-    def forked(self, data: st.DataObject) -> None:
-        proc = self.some(data, self.making)
-        self.making.discard(proc)
-        self.do(Forked(proc))
+    def begun(self) -> set[Proc]:
+        """Those that run, and so can ask for something."""
+        return set(self.life.members) - self.waits - {*self.making}
 
     @precondition(lambda self: self.making)
-    @rule(data=st.data())
-    def not_forked(self, data: st.DataObject) -> None:
-        proc = self.some(data, self.making)
-        self.is_dead(proc, NotForked(proc, "none"))
+    @rule()
+    def forked(self) -> None:
+        self.do(Forked(self.making.pop(0)))
+
+    @precondition(lambda self: self.making)
+    @rule()
+    def not_forked(self) -> None:
+        proc = self.making[0]
+        cause = self.doomed.get(proc)
+        self.is_dead(proc, Died(proc, cause, 0) if cause else NotForked(proc, "none"))
 
     @rule(full=st.booleans())
     def limit(self, full: bool) -> None:
@@ -275,35 +327,80 @@ class Machine(RuleBasedStateMachine):
         data=st.data(),
         max_restarts=st.sampled_from([0, 1, -1]),
         is_detached=st.booleans(),
-        robots=st.sampled_from([0.0, 1.0]),
+        robots=st.sampled_from([0.0, 1.0, 2.0]),
+        cpus=st.sampled_from([0.0, 1.0, 4.0]),
     )
     def want_actor(
-        self, data: st.DataObject, max_restarts: int, is_detached: bool, robots: float
+        self,
+        data: st.DataObject,
+        max_restarts: int,
+        is_detached: bool,
+        robots: float,
+        cpus: float,
     ) -> None:
-        owner = self.some(data, self.life.members)
+        owner = self.some(data, self.begun())
+        self.make_actor(owner, robots, cpus, max_restarts, is_detached)
+
+    @rule(
+        data=st.data(),
+        max_restarts=st.sampled_from([0, -1]),
+        robots=st.tuples(st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 2.0])),
+        cpus=st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0, 4.0])),
+        blocked=st.booleans(),
+    )
+    def actor_dies_that_owns_another(
+        self,
+        data: st.DataObject,
+        max_restarts: int,
+        robots: tuple[float, float],
+        cpus: tuple[float, float],
+        blocked: bool,
+    ) -> None:
+        """The other may wait for what the first had."""
+        first = self.make_actor(self.driver, robots[0], cpus[0], max_restarts, False)
+        while first in self.making:
+            self.forked()
+        if first is None or first not in self.begun():
+            return
+        self.make_actor(first, robots[1], cpus[1], 0, False)
+        if blocked:
+            self.blocked.add(first)
+            self.do(Blocked(first))
+        self.kill(data, first)
+
+    def make_actor(
+        self,
+        owner: Proc,
+        robots: float,
+        cpus: float,
+        max_restarts: int,
+        is_detached: bool,
+    ) -> Proc | None:
         proc = self.life.allocate("actor")
         assert (proc is None) == bool(self.life.room_for("actor")) or proc is not None
         if proc is None:
-            return
+            return None
         self.tasks += 1
+        needs = {"robot": robots, "CPU": cpus}
         request = ActorRequest(
             self.tasks,
             "A",
             name=("", str(self.tasks)),
-            resources={"robot": robots} if robots else {},
+            resources={name: amount for name, amount in needs.items() if amount},
             max_restarts=max_restarts,
             is_detached=is_detached,
         )
         self.left[self.tasks] = max_restarts
         self.do(ActorWanted(owner, proc, request))
+        return proc
 
     @precondition(lambda self: self.left)
     @rule(data=st.data(), no_restart=st.booleans())
     def kill_actor(self, data: st.DataObject, no_restart: bool) -> None:
         actor = self.some(data, self.left)
-        self.do(ActorKilled(actor, no_restart))
-        if no_restart and self.life.actors.get(actor) is not None:
+        if no_restart:
             self.left[actor] = 0
+        self.do(ActorKilled(actor, no_restart))
 
     @precondition(lambda self: self.left)
     @rule(data=st.data())
@@ -311,23 +408,33 @@ class Machine(RuleBasedStateMachine):
         actor_id = self.some(data, self.left)
         actor = self.life.actors.get(actor_id)
         if actor is not None:
-            self.do(ActorUnwanted(actor_id, actor.proc))
             self.left[actor_id] = 0
+            self.do(ActorUnwanted(actor_id, actor.proc))
 
     # Deaths ------------------------------------------------------------------
 
     @precondition(lambda self: len(self.life.members) > 1)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
-        proc = self.some(data, set(self.life.members) - {self.driver})
+        self.kill(data, self.some(data, set(self.life.members) - {self.driver}))
+
+    def kill(self, data: st.DataObject, proc: Proc) -> None:
         waits = sorted(set(self.life.pending()) - {proc})
         unread = data.draw(st.sets(st.sampled_from(waits))) if waits else set()
-        event = Died(proc, Cause.SIGNALED, 9, frozenset(unread))
+        cause = self.doomed.get(proc, Cause.SIGNALED)
+        event = Died(proc, cause, 9, frozenset(unread))
         self.is_dead(proc, event)
 
     def is_dead(self, proc: Proc, event: Any) -> None:
+        self.has_died(proc, event)
+        self.settle()
+
+    def has_died(self, proc: Proc, event: Any) -> None:
         unread = event.unread_by if isinstance(event, Died) else frozenset()
-        self.making.discard(proc)
+        if proc in self.making:
+            self.making.remove(proc)
+        self.waits.discard(proc)
+        self.dead.add(proc)
         self.has_ended(proc)
         for task in [task for task in self.wanted if task[0] == proc]:
             del self.wanted[task]
@@ -335,24 +442,26 @@ class Machine(RuleBasedStateMachine):
         for holders in (*self.holders.values(), *self.undrained.values()):
             holders.discard(proc)
         self.holders[proc] = set()
-        running = set(self.life.members) - set(self.life.pending()) - {proc}
+        running = set(self.life.members) - set(self.life.pending()) - self.dead
         self.undrained[proc] = running | unread
         actor = self.life.actors.at(proc)
-        self.do(event)
-        if actor is None:
-            return
+        if actor is not None:
+            self.lost.append((actor, actor.num_restarts, event))
+        self.turns.tell(event)
+
+    def check_restart(self, actor: Actor, restarts: int, event: Any) -> None:
         actor_id = actor.request.actor_id
-        restarted = self.life.actors.get(actor_id) is not None
-        if restarted:
+        if actor.num_restarts > restarts:
             assert self.left[actor_id] != 0
             assert isinstance(event, Died)
             self.left[actor_id] -= 1
-        else:
-            assert self.left[actor_id] == 0 or actor.cause is Cause.NO_PROCESS
-            assert self.life.actors.named(("", str(actor_id))) is None
+            return
+        meant = {Cause.NO_PROCESS, Cause.OWNER_ENDED, Cause.OUT_OF_SCOPE}
+        assert self.left[actor_id] == 0 or actor.cause in meant
+        assert self.life.actors.named(("", str(actor_id))) is None
 
     def can_answer(self) -> list[tuple[Proc, Proc]]:
-        waits = set(self.life.pending()) | self.making
+        waits = set(self.life.pending()) | {*self.making}
         return [(to, dead) for to, dead in self.asked if to not in waits]
 
     @precondition(lambda self: self.can_answer())
@@ -386,7 +495,13 @@ class Machine(RuleBasedStateMachine):
     def no_resource_is_given_twice(self) -> None:
         assert self.used("robot") <= TOTALS["robot"]
         assert self.used("GPU") <= TOTALS["GPU"]
-        assert self.free_tokens + self.held_tokens == 4
+        assert self.free_tokens + self.held_tokens + self.pool_tokens == 4
+        assert self.held_tokens == self.life._tokens
+
+    @invariant()
+    def the_pool_stands_back_for_what_can_start_then(self) -> None:
+        assert self.cpus_wanted == self.life._cpus_wanted
+        assert self.cpus_wanted <= self.free_tokens + self.pool_tokens
 
     def used(self, name: str) -> float:
         """What running leases use; while one is blocked, its CPUs are not used."""
@@ -421,7 +536,7 @@ class Machine(RuleBasedStateMachine):
     def the_dead_are_kept_while_somebody_is_asked_or_holds_something(self) -> None:
         waiting = {dead for _, dead in self.asked}
         # Who was killed is not asked, but waited for.
-        doomed = self.doomed & self.life.members.keys()
+        doomed = self.doomed.keys() & self.life.members.keys()
         assert all(self.holders[d] or d in waiting or doomed for d in self.holders)
         assert len(self.life._deaths) == len(self.holders)
 
@@ -429,12 +544,14 @@ class Machine(RuleBasedStateMachine):
         """When all has ended, nothing is left: no table, no resource, no place."""
         self.full = False
         self.do(RoomAgain())
+        while self.pool_tokens:
+            self.free_a_cpu()
         for proc in sorted(set(self.life.members) - {self.driver}):
             if proc in self.life.members:
                 actor = self.life.actors.at(proc)
                 if actor is not None:
-                    self.do(ActorKilled(actor.request.actor_id, no_restart=True))
                     self.left[actor.request.actor_id] = 0
+                    self.do(ActorKilled(actor.request.actor_id, no_restart=True))
         for task in list(self.wanted):
             if task in self.wanted:
                 del self.wanted[task]
@@ -442,7 +559,8 @@ class Machine(RuleBasedStateMachine):
         for group in sorted(self.groups):
             self.do(GroupRemoved(group))
         while others := sorted(set(self.life.members) - {self.driver}):
-            self.is_dead(others[0], Died(others[0], Cause.SIGNALED, 9))
+            cause = self.doomed.get(others[0], Cause.SIGNALED)
+            self.is_dead(others[0], Died(others[0], cause, 9))
         while self.asked or any(self.holders.values()):
             for to, dead in sorted(self.asked):
                 self.answer(to, dead, holds=False)
@@ -468,4 +586,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -267,13 +267,13 @@ class Lifecycle:
                 actor.may_restart = False
                 # Restarted meanwhile, it has not been told.
                 stray = actor.proc != told
-                return [Kill(actor.proc, Cause.OUT_OF_SCOPE)] if stray else []
+                return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if stray else []
             case ActorKilled(actor_id, no_restart):
                 actor = self.actors.get(actor_id)
                 if actor is None:
                     return []
                 actor.may_restart &= not no_restart
-                return [Kill(actor.proc)]
+                return [self._kill_actor(actor)]
             case GroupWanted():
                 self._groups[event.group] = event
                 if not event.never:
@@ -334,7 +334,10 @@ class Lifecycle:
                     heapq.heapreplace(heads, (line.head.number, place))
                 else:
                     heapq.heappop(heads)
-        first = self._waiting.first_lacking("CPU")
+        # The pool stands back for the oldest that can start when it does: for one that
+        # lacks what a lease or an actor holds, it would stand back in vain.
+        most = self._totals["CPU"] - self._used["CPU"]
+        first = self._waiting.first_lacking("CPU", most)
         missing = self._lacking_cpus(first) if first is not None else 0
         # Whoever puts one back tells us, once we have said that we want it.
         asked = cpus_as_before and missing == self._cpus_wanted
@@ -343,7 +346,7 @@ class Lifecycle:
         if missing != self._cpus_wanted:
             self._cpus_wanted = missing
             commands.append(WantCpus(missing))
-        return commands + self._give_back(keep=missing)
+        return commands if missing else [*commands, *self._give_back()]
 
     def _look_at(self, line: Line, commands: list[Command]) -> bool:
         """Grant to the head of the line; False: it must wait, and the line with it."""
@@ -494,8 +497,8 @@ class Lifecycle:
             member.placement = None
         member.blocked = False
 
-    def _give_back(self, keep: int) -> list[Command]:
-        spare = self._tokens - _tokens_for(self._used["CPU"]) - keep
+    def _give_back(self) -> list[Command]:
+        spare = self._tokens - _tokens_for(self._used["CPU"])
         if spare <= 0:
             return []
         self._tokens -= spare
@@ -535,6 +538,12 @@ class Lifecycle:
     def _kill(self, procs: Collection[Proc]) -> list[Command]:
         self._ending.update(procs)
         return [Kill(proc) for proc in sorted(procs)]
+
+    def _kill_actor(self, actor: Actor, cause: Cause = Cause.KILLED) -> Kill:
+        # One that waits is dead at once, also if what it waits for becomes free before
+        # we hear of that: it must not be started any more.
+        self._waiting.drop_actor(actor.proc)
+        return Kill(actor.proc, cause)
 
     def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
         member = self.members.get(proc)
@@ -599,7 +608,8 @@ class Lifecycle:
         self._running.pop(dead, None)
         commands = self._give_up_work_of(dead, member)
         commands += [
-            Kill(actor.proc, Cause.OWNER_ENDED) for actor in self.actors.owned_by(dead)
+            self._kill_actor(actor, Cause.OWNER_ENDED)
+            for actor in self.actors.owned_by(dead)
         ]
         actor = self.actors.at(dead)
         successor = None

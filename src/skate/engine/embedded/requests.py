@@ -181,7 +181,8 @@ class Waiting:
             line.lacks = ""
         self._due[line] = None
 
-    def first_lacking(self, name: str) -> Request | None:
-        """The oldest head that waits for it."""
+    def first_lacking(self, name: str, most: int) -> Request | None:
+        """The oldest head that waits for it, of those that need at most so much."""
         heads = (line.head for line in self._lacking.get(name, ()))
+        heads = (head for head in heads if head.units.get(name, 0) <= most)
         return min(heads, key=lambda request: request.number, default=None)

@@ -42,6 +42,7 @@ from .output import Collector
 from .placements import Placements
 from .processes import SUPERVISOR, Cause, Proc, set_name
 from .questions import LATER, Questions, Refusal
+from .turns import Turns
 
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
 _WATCH_AGAIN_S = 0.05
@@ -71,6 +72,7 @@ class Supervisor:
         self.output = Collector(driver_output, self._selector)
         self.outbox = wire.Outbox()
         self._children = Children(self, settings)
+        self._turns = Turns(self.life, self._carry_out)
         self.collectives = Collectives(self._children.make_group_segment)
         self.placements = Placements(settings["session_id"], self.life.is_created)
         self.notes = Notes()
@@ -134,13 +136,14 @@ class Supervisor:
             heapq.heappop(self._timers)[2]()
         if self.forker.look(now):
             self.tell(life.RoomAgain())
-        self._tell_news()
+        self._turns.tell_news()
+        for killer in self._children.take_killers():
+            self.send(killer, pickle.dumps(None))
         if self.outbox:
             self.outbox.flush()
-        if self._unsent:
-            self._unsent = self.control.collect()
         if self._memory_threshold is not None:
             self._watch_memory(self._memory_threshold)
+        self._unsent = self.control.collect()
 
     def _pause(self) -> float | None:
         """How long to wait for an event, at most."""
@@ -337,69 +340,59 @@ class Supervisor:
 
     def tell(self, event: life.Event) -> None:
         """Let the policy hear of it, and do what it says."""
-        self._do(self.life.take(event))
+        self._turns.tell(event)
 
-    def _tell_news(self) -> None:
-        while commands := self.life.news():
-            self._do(commands)
-        for killer in self._children.take_killers():
-            self.send(killer, pickle.dumps(None))
-
-    def _do(self, commands: list[life.Command]) -> None:
-        for command in commands:
-            match command:
-                case life.Fork(proc, kind):
-                    process = self._children.get(proc)
-                    if process is None:
-                        process = self._children.new(proc, is_pool=kind == "pool")
-                    process.fork = command
-                    self.forker.order(process)
-                case life.Prepare(proc, kind):
-                    self._children.new(proc, is_pool=kind == "pool")
-                case life.Kill(proc, cause):
-                    self._children.kill(proc, cause)
-                case life.Retire(proc):
-                    self._children.retire(proc)
-                case life.GrantLease(owner, task, worker):
-                    self.control.send_lease(
-                        owner.index, owner.epoch, task, worker.index, worker.epoch
-                    )
-                case life.RefuseLease(owner, task, why):
-                    number = self.notes.number_of(f"no process can be had: {why}.")
-                    self.control.send_lease_refused(
-                        owner.index, owner.epoch, task, number
-                    )
-                case life.KeepNote(number, text):
-                    self.notes.keep(number, text)
-                case life.TellDied(to, dead, cause, detail, successor, free):
-                    heir = successor or Proc(0, 0)
-                    self.control.send_died(
-                        to=to.index,
-                        to_epoch=to.epoch,
-                        index=dead.index,
-                        epoch=dead.epoch,
-                        cause=cause,
-                        detail=detail,
-                        successor=heir.index,
-                        successor_epoch=heir.epoch,
-                        place_is_free=free,
-                    )
-                case life.TellForget(to, dead, step):
-                    self.control.send_forget(
-                        to.index, to.epoch, dead.index, dead.epoch, step
-                    )
-                case life.Recycle(proc):
-                    self._children.recycle(proc)
-                case life.TakeCpus(count):
-                    self.tell(life.CpusTaken(self.control.take_cpus(count)))
-                case life.GiveCpus(count):
-                    self.control.give_cpus(count)
-                case life.WantCpus(count):
-                    self.control.want_cpus(count)
-                    # One that was put back just before tells nobody.
-                    if count and self.control.free_cpus():
-                        self.tell(life.CpuFree())
-        self._unsent = self.control.collect()
+    def _carry_out(self, command: life.Command) -> None:
+        match command:
+            case life.Fork(proc, kind):
+                process = self._children.get(proc)
+                if process is None:
+                    process = self._children.new(proc, is_pool=kind == "pool")
+                process.fork = command
+                self.forker.order(process)
+            case life.Prepare(proc, kind):
+                self._children.new(proc, is_pool=kind == "pool")
+            case life.Kill(proc, cause):
+                self._children.kill(proc, cause)
+            case life.Retire(proc):
+                self._children.retire(proc)
+            case life.GrantLease(owner, task, worker):
+                self.control.send_lease(
+                    owner.index, owner.epoch, task, worker.index, worker.epoch
+                )
+            case life.RefuseLease(owner, task, why):
+                number = self.notes.number_of(f"no process can be had: {why}.")
+                self.control.send_lease_refused(owner.index, owner.epoch, task, number)
+            case life.KeepNote(number, text):
+                self.notes.keep(number, text)
+            case life.TellDied(to, dead, cause, detail, successor, free):
+                heir = successor or Proc(0, 0)
+                self.control.send_died(
+                    to=to.index,
+                    to_epoch=to.epoch,
+                    index=dead.index,
+                    epoch=dead.epoch,
+                    cause=cause,
+                    detail=detail,
+                    successor=heir.index,
+                    successor_epoch=heir.epoch,
+                    place_is_free=free,
+                )
+            case life.TellForget(to, dead, step):
+                self.control.send_forget(
+                    to.index, to.epoch, dead.index, dead.epoch, step
+                )
+            case life.Recycle(proc):
+                self._children.recycle(proc)
+            case life.TakeCpus(count):
+                self.tell(life.CpusTaken(self.control.take_cpus(count)))
+            case life.GiveCpus(count):
+                self.control.give_cpus(count)
+            case life.WantCpus(count):
+                self.control.want_cpus(count)
+                # One that was put back just before tells nobody.
+                if count and self.control.free_cpus():
+                    self.tell(life.CpuFree())
 
 
 def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
