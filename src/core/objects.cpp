@@ -168,6 +168,10 @@ void Objects::drop(ObjectId id) {
       node_.deaths.let_go(owner);
     }
     node_.actors.forget_link(id);
+    if (!unsent_.empty()) {
+      for (auto [at, end] = unsent_.equal_range(id); at != end; at = unsent_.erase(at))
+        node_.store.free_block(at->second);
+    }
     node_.mail.send(owner, Message::kReturn, view_of(id));
   } else if (object->shared) {
     unheld_.push_back(id);
@@ -262,6 +266,16 @@ void Objects::free_value(Value& value) {
   if (value.kind == Value::Kind::kBlock) node_.store.free_block(value.block);
   for (const Contained& ref : value.contained) drop(ref.id);
   value.clear();
+}
+
+void Objects::free_unsent(ObjectId id, Value& value) {
+  const bool may_be_viewed = value.kind == Value::Kind::kBlock &&
+                             value.block.proc == home_.self && borrowed_.contains(id);
+  if (may_be_viewed) {
+    unsent_.emplace(id, value.block);
+    value.kind = Value::Kind::kNone;
+  }
+  free_value(value);
 }
 
 void Objects::add_borrow(ObjectId id, ProcId by) {

@@ -74,6 +74,9 @@ class Objects {
   void forget_waiting_task(ObjectId id);
   void mark_shared(const Value& value);  // its refs are about to leave this process
   void free_value(Value& value);
+  // The same for a result of the task `id`, made here, whose owner is gone: arrays that
+  // hold `id` may be views of its block, which is freed when they have let go of it.
+  void free_unsent(ObjectId id, Value& value);
   void forget(Object& object);  // makes its place in the table free for another
   void free_unheld();
   bool has_unheld() const { return !unheld_.empty(); }
@@ -125,6 +128,8 @@ class Objects {
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> lent_to_;
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> asked_by_;
   std::unordered_map<ObjectId, ObjectId> former_names_;
+  // Blocks of this arena, under what is held here while somebody reads them.
+  std::unordered_multimap<ObjectId, Location> unsent_;
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   std::vector<bool> seen_;        // by slot; only all_distinct uses it
   u64 owned_ = 0;

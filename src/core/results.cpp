@@ -66,7 +66,7 @@ void Results::send(Message kind, const Incoming& task, std::vector<Value>& value
                    std::string& message) {
   Peer* const owner = node_.mail.reach(task.owner);
   if (owner == nullptr) {
-    for (Value& value : values) node_.objects.free_value(value);
+    for (Value& value : values) node_.objects.free_unsent(task.header.task_id, value);
     return;
   }
   // Only now: blocks of an owner that dies are freed, and these were being written.

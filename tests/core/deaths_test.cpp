@@ -308,6 +308,38 @@ TEST(a_process_in_the_place_of_a_dead_one_is_not_taken_for_it) {
   CHECK(fleet.tell_died(kDriverId, former, {}, true) == 0);
 }
 
+// A method returned an array in a block of its own and keeps it, under the name of the
+// call. The block is its caller's only once the result is sent, which cannot be any
+// more.
+TEST(an_array_that_an_actor_keeps_outlives_the_caller_who_never_got_it) {
+  Fleet fleet;
+  fleet.start(kDriverId);
+  Node& actor = fleet.start({2, 1});
+  const ProcId caller{3, 1};
+  call(fleet.start(caller), {2, 1});
+  const Incoming made = next(actor);
+  const auto return_block = [&] {
+    Value value;
+    value.kind = Value::Kind::kBlock;
+    value.block = *actor.store.allocate(100'000, actor.home.self);
+    actor.store.seal_block(value.block, 0);
+    const Location block = value.block;
+    finish(actor, made, std::move(value));
+    return block;
+  };
+  fleet.kill(caller);
+  fleet.tell_died(kDriverId, caller);
+  fleet.tell_died({2, 1}, caller);
+  CHECK(!is_in_use(actor, return_block()));  // nobody keeps it
+  actor.objects.acquire(id_of(made));        // by the array
+  const Location block = return_block();
+  CHECK(is_in_use(actor, block));
+  fleet.tell_forget({2, 1}, caller, Forget::kAll);
+  CHECK(is_in_use(actor, block));
+  actor.objects.release(id_of(made));
+  CHECK(!is_in_use(actor, block));
+}
+
 // Each submits, runs, borrows, and dies.
 TEST(many_processes_of_one_place_leave_nothing_behind_where_others_wait) {
   const auto mapped = [] {
