@@ -1,4 +1,5 @@
 // Small things of the operating system's, and floors for benchmarks to compare with.
+#include <malloc.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <signal.h>
@@ -98,6 +99,14 @@ void bind_tools(nb::module_& m) {
   m.def(
       "become_subreaper", [] { prctl(PR_SET_CHILD_SUBREAPER, 1); },
       "Become the parent of orphans among this process's descendants.");
+  m.def(
+      "trim_heap",
+      [] {
+#ifdef __GLIBC__
+        malloc_trim(0);
+#endif
+      },
+      "Give free memory of the heap back to the system.");
   m.def("fork_orphan", &fork_orphan,
         "Fork a child of the nearest subreaper's: its id, 0 in it, -1 if that failed.");
   m.def(

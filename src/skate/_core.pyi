@@ -640,6 +640,9 @@ def die_with_parent() -> None:
 def become_subreaper() -> None:
     """Become the parent of orphans among this process's descendants."""
 
+def trim_heap() -> None:
+    """Give free memory of the heap back to the system."""
+
 def fork_orphan() -> int:
     """
     Fork a child of the nearest subreaper's: its id, 0 in it, -1 if that failed.

@@ -407,4 +407,5 @@ def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     output = socket.socket(fileno=output_fd)
+    _core.trim_heap()  # after its imports
     Supervisor(sock, output, zygote, settings).run()

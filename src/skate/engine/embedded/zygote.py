@@ -102,8 +102,12 @@ def _enter_runtime_env(settings: dict[str, Any]) -> None:
 
 
 def _freeze() -> None:
-    """Forked workers share these pages as long as nobody writes to them."""
+    """Forked workers share these pages as long as nobody writes to them.
+
+    Free places between what lives would be written to, and copied, by each of them.
+    """
     gc.collect()
+    _core.trim_heap()
     gc.freeze()
 
 
