@@ -90,6 +90,12 @@ struct Segment {
   Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {
     madvise(mapping.data(), bytes, MADV_HUGEPAGE);
   }
+  // A forked child shares the memory, but not what is free in it; its rank is its
+  // parent's.
+  void check_not_forked() const {
+    if (birthplace.in_forked_child()) refuse("forked_child");
+  }
+  const Birthplace birthplace;
   Mapping mapping;
   std::mutex mutex;
   std::optional<Arena> arena;  // in the rank's own area, under the mutex
@@ -101,6 +107,7 @@ struct Lease {
   Arena::Block block;
 
   ~Lease() {
+    if (segment->birthplace.in_forked_child()) return;
     const std::lock_guard lock(segment->mutex);
     segment->arena->free(block.offset, block.generation);
   }
@@ -118,7 +125,7 @@ std::size_t checked_size(int fd, std::size_t bytes) {
 // there: the place is used again after its death. 0: it always lives.
 using Lives = std::vector<std::pair<std::uintptr_t, u32>>;
 
-GroupHooks hooks_of(const Lives& alive) {
+GroupHooks hooks_of(const Lives& alive, const Segment& segment) {
   GroupHooks hooks;
   if (!alive.empty()) {
     hooks.alive = [alive](int rank) {
@@ -130,9 +137,15 @@ GroupHooks hooks_of(const Lives& alive) {
              words[1].load(std::memory_order_acquire) == epoch;
     };
   }
-  hooks.interrupted = [] {
+  hooks.interrupted = [&segment] {
     const nb::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
+    if (PyErr_CheckSignals() != 0) return true;
+    try {
+      segment.check_not_forked();  // the handler of a signal may have forked
+    } catch (const PythonError&) {
+      return true;
+    }
+    return false;
   };
   return hooks;
 }
@@ -148,8 +161,8 @@ class PyGroup {
   PyGroup(int fd, std::size_t bytes, int rank, int world_size, const Lives& alive,
           std::optional<double> spin_us)
       : segment_(std::make_shared<Segment>(fd, checked_size(fd, bytes))),
-        group_(segment_->mapping.data(), bytes, rank, world_size, hooks_of(alive),
-               timing_of(spin_us)) {
+        group_(segment_->mapping.data(), bytes, rank, world_size,
+               hooks_of(alive, *segment_), timing_of(spin_us)) {
     if (!alive.empty() && alive.size() != static_cast<std::size_t>(world_size)) {
       throw nb::value_error("alive needs one address for each rank");
     }
@@ -229,6 +242,7 @@ class PyGroup {
     check_peer(to);
     // Messages are taken in the order in which they were posted, and so are leases
     // freed.
+    segment_->check_not_forked();
     if (is_sending_) throw std::logic_error("another thread sends for this rank");
     const Sending sending(is_sending_);
     forget_taken(to);
@@ -279,6 +293,7 @@ class PyGroup {
 
  private:
   std::unique_ptr<Lease> lease_of(std::size_t bytes) {
+    segment_->check_not_forked();
     std::optional<Arena::Block> block;
     {
       const nb::gil_scoped_release released;
@@ -334,6 +349,7 @@ class PyGroup {
   // None, or (status, ranks, detail), for Python to raise.
   template <typename Run>
   nb::object finish(Run&& run) {
+    segment_->check_not_forked();
     GroupOutcome outcome;
     {
       const nb::gil_scoped_release released;
