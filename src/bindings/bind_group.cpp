@@ -90,10 +90,10 @@ struct Segment {
   Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {
     madvise(mapping.data(), bytes, MADV_HUGEPAGE);
   }
-  // A forked child shares the memory, but not what is free in it; its rank is its
-  // parent's.
+  // A forked child has the memory too: what is free in it, and the rank, it has not.
+  bool is_ours() const { return !birthplace.in_forked_child(); }
   void check_not_forked() const {
-    if (birthplace.in_forked_child()) refuse("forked_child");
+    if (!is_ours()) refuse("forked_child");
   }
   const Birthplace birthplace;
   Mapping mapping;
@@ -107,7 +107,7 @@ struct Lease {
   Arena::Block block;
 
   ~Lease() {
-    if (segment->birthplace.in_forked_child()) return;
+    if (!segment->is_ours()) return;
     const std::lock_guard lock(segment->mutex);
     segment->arena->free(block.offset, block.generation);
   }
@@ -140,12 +140,7 @@ GroupHooks hooks_of(const Lives& alive, const Segment& segment) {
   hooks.interrupted = [&segment] {
     const nb::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) return true;
-    try {
-      segment.check_not_forked();  // the handler of a signal may have forked
-    } catch (const PythonError&) {
-      return true;
-    }
-    return false;
+    return !segment.is_ours();  // the handler of a signal may have forked
   };
   return hooks;
 }
@@ -242,7 +237,6 @@ class PyGroup {
     check_peer(to);
     // Messages are taken in the order in which they were posted, and so are leases
     // freed.
-    segment_->check_not_forked();
     if (is_sending_) throw std::logic_error("another thread sends for this rank");
     const Sending sending(is_sending_);
     forget_taken(to);
@@ -359,6 +353,7 @@ class PyGroup {
       case GroupStatus::kOk:
         return nb::none();
       case GroupStatus::kInterrupted:
+        segment_->check_not_forked();
         throw nb::python_error();  // set by PyErr_CheckSignals
       case GroupStatus::kMismatch:
         return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));
