@@ -60,6 +60,14 @@ int array_type(const char* format) {
   return -1;
 }
 
+bool says_all(u8 code, PyObject* array) {
+  static PyObject* const name = checked(PyUnicode_InternFromString("dtype"));
+  const Owned dtype(PyObject_GetAttr(array, name));
+  if (dtype.get() == dtype_of(code)) return true;  // nearly always
+  const Owned metadata(PyObject_GetAttrString(dtype.get(), "metadata"));
+  return metadata.get() == Py_None;
+}
+
 PyObject* dtype_of(u8 code) {
   static PyObject* cache[std::size(kArrayTypes)] = {};
   if (code >= std::size(kArrayTypes)) {

@@ -27,6 +27,9 @@ const NumPy& numpy();
 
 // The code of a buffer format; -1: not written natively. No format is bytes.
 int array_type(const char* format);
+// Whether the code says all of an array's type: one with metadata is left to pickle,
+// which keeps it.
+bool says_all(u8 code, PyObject* array);
 // Borrowed. Throws PythonError.
 PyObject* dtype_of(u8 code);
 // The code of a NumPy scalar's type; -1 for dates, records and subclasses.

@@ -17,6 +17,7 @@ WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
     }
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    end_forked_child(node);  // the handler of a signal may have forked
   }
 }
 
@@ -44,6 +45,7 @@ nb::object next_task(Node& node) {
 nb::object next_notice(Node& node) {
   Incoming task;
   for (;;) {
+    end_forked_child(node);
     WaitResult result;
     {
       nb::gil_scoped_release release;

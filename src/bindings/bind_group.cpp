@@ -90,6 +90,12 @@ struct Segment {
   Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {
     madvise(mapping.data(), bytes, MADV_HUGEPAGE);
   }
+  // A forked child has the memory too: what is free in it, and the rank, it has not.
+  bool is_ours() const { return !birthplace.in_forked_child(); }
+  void check_not_forked() const {
+    if (!is_ours()) refuse("forked_child");
+  }
+  const Birthplace birthplace;
   Mapping mapping;
   std::mutex mutex;
   std::optional<Arena> arena;  // in the rank's own area, under the mutex
@@ -101,6 +107,7 @@ struct Lease {
   Arena::Block block;
 
   ~Lease() {
+    if (!segment->is_ours()) return;
     const std::lock_guard lock(segment->mutex);
     segment->arena->free(block.offset, block.generation);
   }
@@ -118,7 +125,7 @@ std::size_t checked_size(int fd, std::size_t bytes) {
 // there: the place is used again after its death. 0: it always lives.
 using Lives = std::vector<std::pair<std::uintptr_t, u32>>;
 
-GroupHooks hooks_of(const Lives& alive) {
+GroupHooks hooks_of(const Lives& alive, const Segment& segment) {
   GroupHooks hooks;
   if (!alive.empty()) {
     hooks.alive = [alive](int rank) {
@@ -130,9 +137,10 @@ GroupHooks hooks_of(const Lives& alive) {
              words[1].load(std::memory_order_acquire) == epoch;
     };
   }
-  hooks.interrupted = [] {
+  hooks.interrupted = [&segment] {
     const nb::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
+    if (PyErr_CheckSignals() != 0) return true;
+    return !segment.is_ours();  // the handler of a signal may have forked
   };
   return hooks;
 }
@@ -148,8 +156,8 @@ class PyGroup {
   PyGroup(int fd, std::size_t bytes, int rank, int world_size, const Lives& alive,
           std::optional<double> spin_us)
       : segment_(std::make_shared<Segment>(fd, checked_size(fd, bytes))),
-        group_(segment_->mapping.data(), bytes, rank, world_size, hooks_of(alive),
-               timing_of(spin_us)) {
+        group_(segment_->mapping.data(), bytes, rank, world_size,
+               hooks_of(alive, *segment_), timing_of(spin_us)) {
     if (!alive.empty() && alive.size() != static_cast<std::size_t>(world_size)) {
       throw nb::value_error("alive needs one address for each rank");
     }
@@ -285,6 +293,7 @@ class PyGroup {
   }
 
   std::unique_ptr<Lease> lease_of(std::size_t bytes) {
+    segment_->check_not_forked();
     std::optional<Arena::Block> block = allocate(bytes);
     if (!block) {  // messages that have arrived may have been in the way
       for (const auto& [to, leases] : sent_) forget_taken(to);
@@ -341,6 +350,7 @@ class PyGroup {
   // None, or (status, ranks, detail), for Python to raise.
   template <typename Run>
   nb::object finish(Run&& run) {
+    segment_->check_not_forked();
     GroupOutcome outcome;
     {
       const nb::gil_scoped_release released;
@@ -350,6 +360,7 @@ class PyGroup {
       case GroupStatus::kOk:
         return nb::none();
       case GroupStatus::kInterrupted:
+        segment_->check_not_forked();
         throw nb::python_error();  // set by PyErr_CheckSignals
       case GroupStatus::kMismatch:
         return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));

@@ -88,6 +88,7 @@ void bind_listing(nb::class_<Node>& node) {
       .def(
           "statistics",
           [](Node& node) {
+            check_not_forked(node);
             nb::dict d;
             const Objects::Counts counts = node.objects.counts();
             d["objects"] = counts.owned;
@@ -133,6 +134,7 @@ void bind_listing(nb::class_<Node>& node) {
       .def(
           "name_function",
           [](Node& node, ObjectId function, const Text& text) {
+            check_not_forked(node);
             node.home.trace.add(function, text);
             node.store.add_label(function, text);
           },
@@ -142,18 +144,23 @@ void bind_listing(nb::class_<Node>& node) {
       .def(
           "name_actor",
           [](Node& node, ObjectId actor, const Text& title) {
+            check_not_forked(node);
             node.home.trace.name_actor(actor, title);
           },
           "actor"_a, "title"_a, "What the trace calls an actor's class.",
           nb::sig("def name_actor(self, actor: int, title: str) -> None"))
       .def(
           "name_process",
-          [](Node& node, const Text& name) { node.store.set_default_label(name); },
+          [](Node& node, const Text& name) {
+            check_not_forked(node);
+            node.store.set_default_label(name);
+          },
           "name"_a, "What made its blocks that no function or line is known for.",
           nb::sig("def name_process(self, name: str) -> None"))
       .def(
           "record_span",
           [](Node& node, const Text& name, u64 start) {
+            if (node.in_forked_child()) return;  // a library's: it goes on without
             node.home.trace.span(node.home.trace.named(name), start);
           },
           "name"_a, "start_ns"_a, "Something of the user's, from then to now.",

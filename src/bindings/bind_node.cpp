@@ -120,7 +120,11 @@ void bind_node(nb::module_& m) {
           },
           nb::kw_only(), "session_fd"_a, "segment_fd"_a, "supervisor_fd"_a, "index"_a,
           "epoch"_a, "is_pool"_a)
-      .def("catch_up", &Node::catch_up)
+      .def("catch_up",
+           [](Node& node) {
+             check_not_forked(node);
+             node.catch_up();
+           })
       .def(
           "ask",
           [](Node& node, nb::bytes question) {
@@ -142,6 +146,7 @@ void bind_node(nb::module_& m) {
       .def(
           "tell",
           [](Node& node, nb::bytes note) {
+            if (node.in_forked_child()) return;  // also what ends here says so
             node.home.link.tell(Note::kTell, {note.c_str(), note.size()});
           },
           "note"_a)
@@ -169,10 +174,17 @@ void bind_node(nb::module_& m) {
              nb::gil_scoped_release release;
              node.close();
            })
-      .def("stop_serving", [](Node& node) { node.work.stop_serving(); })
+      .def("stop_serving",
+           [](Node& node) {
+             check_not_forked(node);
+             node.work.stop_serving();
+           })
       .def(
           "is_cancelled",
-          [](Node& node, ObjectId task) { return node.work.is_cancelled(task); },
+          [](Node& node, ObjectId task) {
+            check_not_forked(node);
+            return node.work.is_cancelled(task);
+          },
           "task"_a)
       .def(
           "interrupt_by", [](Node& node, int signal) { node.interrupts.by(signal); },

@@ -222,7 +222,10 @@ void bind_tasks(nb::class_<Node>& node) {
           nb::sig("def reserve_actor(self) -> ActorRef"))
       .def(
           "drop_reserved",
-          [](Node& node, nb::handle actor) { node.detached.drop(id_of(actor.ptr())); },
+          [](Node& node, nb::handle actor) {
+            check_not_forked(node);
+            node.detached.drop(id_of(actor.ptr()));
+          },
           "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
            "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a, "window"_a,
@@ -234,6 +237,7 @@ void bind_tasks(nb::class_<Node>& node) {
       .def(
           "unanswered_calls",
           [](Node& node, nb::handle actor) {
+            check_not_forked(node);
             return node.actors.unanswered(id_of(actor.ptr()));
           },
           "actor"_a, nb::sig("def unanswered_calls(self, actor: ActorRef) -> int"))
@@ -252,6 +256,7 @@ void bind_tasks(nb::class_<Node>& node) {
       .def(
           "place_actor",
           [](Node& node, nb::handle actor, u32 index, u32 epoch) {
+            check_not_forked(node);
             node.actors.place(id_of(actor.ptr()), ProcId{index, epoch});
           },
           "actor"_a, "index"_a, "epoch"_a,

@@ -236,8 +236,12 @@ nb::list running(const Statistics& s) {
 constexpr off_t kStackFileLimit = 4 << 20;
 constexpr unsigned kStackSeconds = 1;
 
-TracePart* g_part = nullptr;
-int g_stack_fd = -1;
+// Null while there is no session. A thread may be in the handler when another one ends
+// the session: the memory and the file stay until nobody is in it.
+std::atomic<TracePart*> g_part{nullptr};
+std::atomic<int> g_in_handler{0};  // so many threads
+std::atomic<int> g_stack_fd{-1};
+std::atomic<pid_t> g_stack_pid{0};  // a forked child is not whom they ask
 void (*g_write_stacks)(int) = nullptr;
 std::atomic_flag g_writes_stacks;  // a second signal can come to another thread
 
@@ -249,12 +253,10 @@ std::atomic_flag g_writes_stacks;  // a second signal can come to another thread
 // a wrong step there ends the process: so a copy of the process does it, and this one
 // only looks how that ended. The copy has one thread and nobody's handlers for what it
 // may do wrong; no fork handler runs, and waitpid(-1) of users does not meet it.
-void write_stacks(int signal_number) {
-  if (g_part == nullptr) return;  // the session has ended; the signal came late
+void write_stacks_to(TracePart& part, int fd, int signal_number) {
   // Acquire: pairs with the clear below. Who asked meanwhile will see the count change.
   if (g_writes_stacks.test_and_set(std::memory_order_acquire)) return;
-  const int saved = errno;
-  const off_t start = lseek(g_stack_fd, 0, SEEK_CUR);
+  const off_t start = lseek(fd, 0, SEEK_CUR);
   const pid_t copy =
       static_cast<pid_t>(syscall(SYS_clone, 0UL, nullptr, nullptr, nullptr, nullptr));
   if (copy == 0) {
@@ -273,15 +275,26 @@ void write_stacks(int signal_number) {
     while (waitpid(copy, &status, __WALL) < 0 && errno == EINTR) {
     }
   // A part of a stack would read as a whole one.
-  if (status != 0) lseek(g_stack_fd, start, SEEK_SET);
-  const off_t end = lseek(g_stack_fd, 0, SEEK_CUR);
-  g_part->stack_end.store(static_cast<u64>(end));
-  if (end > kStackFileLimit)
-    lseek(g_stack_fd, 0, SEEK_SET);  // readers are done by then
+  if (status != 0) lseek(fd, start, SEEK_SET);
+  const off_t end = lseek(fd, 0, SEEK_CUR);
+  part.stack_end.store(static_cast<u64>(end));
+  if (end > kStackFileLimit) lseek(fd, 0, SEEK_SET);  // readers are done by then
   // Before the count: who has seen it change may ask again at once.
   g_writes_stacks.clear(std::memory_order_release);
   // Pairs with the acquire load of readers.
-  g_part->stack_count.fetch_add(1, std::memory_order_release);
+  part.stack_count.fetch_add(1, std::memory_order_release);
+}
+
+void write_stacks(int signal_number) {
+  const int saved = errno;
+  if (getpid() == g_stack_pid.load(std::memory_order_relaxed)) {
+    // Pairs with forget_stacks: it sees that we are here, or we see that it was.
+    g_in_handler.fetch_add(1, std::memory_order_seq_cst);
+    TracePart* const part = g_part.load(std::memory_order_seq_cst);
+    // Null: the session has ended; the signal came late.
+    if (part != nullptr) write_stacks_to(*part, g_stack_fd, signal_number);
+    g_in_handler.fetch_sub(1, std::memory_order_release);  // pairs with forget_stacks
+  }
   errno = saved;
 }
 
@@ -289,12 +302,32 @@ void announce_stacks(Node& node, int signal_number, int fd) {
   struct sigaction action = {};
   sigaction(signal_number, nullptr, &action);
   if (action.sa_handler != write_stacks) g_write_stacks = action.sa_handler;
-  g_part = &node.home.trace.part();
+  TracePart& part = node.home.trace.part();
+  if (g_stack_pid.load(std::memory_order_relaxed) != getpid()) {
+    g_part = nullptr;
+    g_in_handler = 0;  // those were threads of the parent
+    g_writes_stacks.clear();
+  }
+  g_stack_pid.store(getpid(), std::memory_order_relaxed);
   g_stack_fd = fd;
+  g_part.store(&part, std::memory_order_seq_cst);  // the handler's load pairs with it
   action.sa_handler = write_stacks;
   action.sa_flags = SA_RESTART;
   sigaction(signal_number, &action, nullptr);
-  g_part->stack_fd.store(static_cast<u32>(fd) + 1, std::memory_order_release);
+  part.stack_fd.store(static_cast<u32>(fd) + 1, std::memory_order_release);
+}
+
+// Afterwards the file may be closed, and the memory go.
+void forget_stacks() {
+  if (g_stack_pid.load(std::memory_order_relaxed) != getpid()) return;  // the parent's
+  TracePart* const part = g_part.load(std::memory_order_relaxed);
+  if (part == nullptr) return;
+  part->stack_fd.store(0);
+  // Pairs with the handler's entry.
+  g_part.store(nullptr, std::memory_order_seq_cst);
+  const nb::gil_scoped_release release;
+  constexpr useconds_t kLookAgain = 200;
+  while (g_in_handler.load(std::memory_order_seq_cst) != 0) usleep(kLookAgain);
 }
 
 }  // namespace
@@ -302,10 +335,7 @@ void announce_stacks(Node& node, int signal_number, int fd) {
 void bind_trace(nb::module_& m) {
   m.def("announce_stacks", &announce_stacks, "node"_a, "signal_number"_a, "fd"_a,
         "After faulthandler.register(signal_number, fd): lets others ask for stacks.");
-  m.def("forget_stacks", [] {
-    if (g_part != nullptr) g_part->stack_fd.store(0);
-    g_part = nullptr;
-  });
+  m.def("forget_stacks", &forget_stacks);
   m.def("monotonic_ns", [] { return now_ns(); });
 
   nb::class_<Statistics>(m, "Statistics", "What the processes of a session say.")

@@ -192,6 +192,9 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
                   "-> ObjectRef[Any]"))
       .def(
           "holds_error",
-          [](Node& node, ObjectId id) { return node.objects.holds_error(id); },
+          [](Node& node, ObjectId id) {
+            check_not_forked(node);
+            return node.objects.holds_error(id);
+          },
           "object"_a);
 }

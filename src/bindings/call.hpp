@@ -199,13 +199,20 @@ class Call {
 
   // Whether the next item may be made now.
   bool has_room() {
+    end_forked_child(node_);
     return task_.header.window == 0 || node_.streams.has_room(task_, num_items_);
   }
 
   // 0: a call; 1: it was cancelled; 2: its items were read.
   int notice() const { return static_cast<int>(task_.notice); }
-  bool cancelled() { return node_.work.is_cancelled(task_.header.task_id); }
-  bool wanted() { return node_.work.is_wanted(task_); }
+  bool cancelled() {
+    end_forked_child(node_);
+    return node_.work.is_cancelled(task_.header.task_id);
+  }
+  bool wanted() {
+    end_forked_child(node_);
+    return node_.work.is_wanted(task_);
+  }
   void fail_cancelled() {
     end_forked_child(node_, 1);
     node_.work.finish_cancelled(task_);

@@ -31,8 +31,13 @@ inline Callbacks g_callbacks;
   refuse("session_ended", to_str(node.why_it_ended()));
 }
 
-inline void check_alive(const Node& node) {
+// What asks only for this may be called after the session's end.
+inline void check_not_forked(const Node& node) {
   if (node.in_forked_child()) refuse("forked_child");
+}
+
+inline void check_alive(const Node& node) {
+  check_not_forked(node);
   if (node.home.stopping.load(std::memory_order_relaxed)) refuse("shut_down");
   if (node.home.engine_died.load(std::memory_order_relaxed)) raise_engine_died(node);
 }
@@ -93,6 +98,7 @@ WaitResult wait_patiently(const Node& node, Wait&& wait) {
     if (result == WaitResult::kEngineDied) raise_engine_died(node);
     if (result != WaitResult::kInterrupted) return result;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    check_not_forked(node);  // the handler of a signal may have forked
     // What is waited for may be in messages that cannot be read now.
     const int error = node.mail.shortage();
     if (error != 0 && error != ETIMEDOUT) refuse("resources_lack", error);

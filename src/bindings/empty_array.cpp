@@ -77,12 +77,13 @@ bool find_unsealed(Node& node, PyObject* array, Unsealed& out) {
     PyErr_Clear();
     return false;
   }
+  const int code = array_type(view.format);
   const bool whole =
       view.buf == block->data + kArrayHeaderBytes && view.ndim <= kMaxDims &&
       static_cast<u64>(view.len) + kArrayHeaderBytes == static_cast<u64>(block->size) &&
-      PyBuffer_IsContiguous(&view, 'C') != 0 && array_type(view.format) >= 0;
+      PyBuffer_IsContiguous(&view, 'C') != 0 && code >= 0;
   PyBuffer_Release(&view);
-  if (!whole) return false;
+  if (!whole || !says_all(static_cast<u8>(code), array)) return false;
   out = {base, block->location, block->lent};
   return true;
 }

@@ -125,6 +125,7 @@ bool Encoder::encode_array(PyObject* object) {
     return false;
   }
   views_.push_back(view);
+  if (!says_all(static_cast<u8>(code), object)) return false;
   put_tag(meta, kArray);
   put(meta, static_cast<u8>(code));
   put(meta, static_cast<u8>(c_order ? 'C' : 'F'));

@@ -1,5 +1,7 @@
 #include "wait_list.hpp"
 
+#include <algorithm>
+
 namespace skate {
 namespace {
 
@@ -142,6 +144,8 @@ nb::tuple wait_for(Node& node, nb::list refs, std::size_t num_returns,
   const KnownList given(list);
   const bool checked = given == g_last_given || given == g_last_rest;
   std::vector<nb::object> items = items_of(list);  // the list may change from here on
+  // It may have since the caller compared the two.
+  num_returns = std::min(num_returns, items.size());
   std::vector<ObjectId> ids;
   ids.reserve(items.size());
   for (const nb::object& item : items) {

@@ -116,7 +116,8 @@ bool Mail::collect() {
 }
 
 void Mail::drain() {
-  if (draining_) return;
+  // What a forked child read here its parent would never get.
+  if (draining_ || node_.in_forked_child()) return;
   draining_ = true;
   struct Done {
     bool& draining;

@@ -14,21 +14,10 @@ constexpr i64 kWatchdogFirst = 1'000'000;
 // Without memory for a message: until somebody may have read others.
 constexpr i64 kShortPause = 10'000'000;
 
-// In each process one more than in the one that it was forked from.
-std::atomic<u64> g_forks{0};
-
-u64 count_forks() {
-  static const int once = pthread_atfork(
-      nullptr, nullptr, [] { g_forks.fetch_add(1, std::memory_order_relaxed); });
-  (void)once;
-  return g_forks.load(std::memory_order_relaxed);
-}
-
 }  // namespace
 
 Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool)
-    : forks_at_birth(count_forks()),
-      home(session_fd, segment_fd, supervisor_fd, self, is_pool),
+    : home(session_fd, segment_fd, supervisor_fd, self, is_pool),
       waits(*this),
       mail(*this),
       arenas(*this),
@@ -53,10 +42,6 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
 }
 
 Node::~Node() { close(); }
-
-bool Node::in_forked_child() const {
-  return g_forks.load(std::memory_order_relaxed) != forks_at_birth;
-}
 
 std::string_view Node::why_it_ended() const {
   // Pairs with the release store in Control::say_why.

@@ -59,7 +59,7 @@ class Node {
   // nothing.
   void close();
   // True in a forked child of this process: nothing may be touched any more.
-  bool in_forked_child() const;
+  bool in_forked_child() const { return birthplace_.in_forked_child(); }
   // What the supervisor said of the session's end; empty if it said nothing.
   std::string_view why_it_ended() const;
   // Takes in what others have said until now.
@@ -78,10 +78,6 @@ class Node {
     if (home.me->inbox_summary.load(std::memory_order_relaxed) != 0) mail.drain();
   }
 
-  // Of this process and those that it was forked from, when this Node was made. Each
-  // Node has its own: a forked child may begin a session while it still has its
-  // parent's objects.
-  const u64 forks_at_birth;
   Home home;
   Waits waits;
   Mail mail;
@@ -105,6 +101,7 @@ class Node {
  private:
   void housekeep();
 
+  const Birthplace birthplace_;
   std::thread housekeeper_;
 };
 

@@ -1,6 +1,7 @@
 #include "platform.hpp"
 
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -90,6 +91,14 @@ void futex_wake(std::atomic<u32>& word, int count) {
   syscall(SYS_futex, reinterpret_cast<u32*>(&word), FUTEX_WAKE, count, nullptr, nullptr,
           0);
 }
+
+Birthplace::Birthplace()
+    : forks_at_birth_([] {
+        static const int once = pthread_atfork(
+            nullptr, nullptr, [] { forks_.fetch_add(1, std::memory_order_relaxed); });
+        (void)once;
+        return forks_.load(std::memory_order_relaxed);
+      }()) {}
 
 Mapping::Mapping(int fd, std::size_t offset, std::size_t bytes, bool writable)
     : size_(bytes) {

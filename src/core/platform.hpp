@@ -43,6 +43,23 @@ FutexResult futex_wait(std::atomic<u32>& word, u32 expected, i64 timeout_ns,
                        bool exactly = false);
 void futex_wake(std::atomic<u32>& word, int count = 1);
 
+// The process that something was made in: a forked child inherits what may not be
+// touched there. Each thing has its own, as a child may make some itself while it still
+// has its parent's.
+class Birthplace {
+ public:
+  Birthplace();
+  Birthplace(const Birthplace&) = delete;
+  bool in_forked_child() const {
+    return forks_.load(std::memory_order_relaxed) != forks_at_birth_;
+  }
+
+ private:
+  // In each process one more than in the one that it was forked from.
+  static inline std::atomic<u64> forks_{0};
+  const u64 forks_at_birth_;
+};
+
 // A shared mapping of a descriptor, unmapped with its owner.
 class Mapping {
  public:

@@ -68,6 +68,16 @@ def test_arrays_of_every_kind_survive(array: np.ndarray) -> None:
         assert value.dtype == array.dtype
 
 
+def test_arrays_keep_the_metadata_of_their_type() -> None:
+    kind = np.dtype("f8", metadata={"unit": "m"})
+    made = skate.empty(3, kind)
+    made[:] = 1
+    for array in (np.ones(3, kind), made):
+        for value in (skate.get(skate.put(array)), skate.get(identity.remote(array))):
+            np.testing.assert_array_equal(value, array)
+            assert value.dtype.metadata == {"unit": "m"}
+
+
 @skate.remote
 def read_only(array: np.ndarray) -> bool:
     return not array.flags.writeable

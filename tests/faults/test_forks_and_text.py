@@ -215,6 +215,21 @@ def test_a_child_that_returns_from_a_task_does_not_answer_for_it(
     assert f"status {status}\n" in out
 
 
+def test_wait_for_more_refs_than_another_thread_has_left_in_the_list_ends() -> None:
+    run(
+        """
+        import skate
+
+        with skate.init("embedded", num_cpus=1):
+            refs = [skate.put(i) for i in range(3)]
+            # As if one had been there when skate.wait compared the two.
+            done, rest = skate._runtime.current().wait(refs, 4, None)
+            assert (done, rest) == (refs, [])
+        """,
+        seconds=30,
+    )
+
+
 def test_wait_bears_a_finalizer_that_shortens_its_list() -> None:
     run(
         """

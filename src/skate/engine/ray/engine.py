@@ -138,7 +138,7 @@ class RayEngine:
         """Nothing: the id holds Ray's own ref, and goes with it."""
 
     def adopt(self, kind: type[ObjectRef[Any]], ref_id: int, /) -> ObjectRef[Any]:
-        return kind._new(self._arriving.ids[ref_id], self)
+        return kind._new(self._arriving.ids[ref_id], self)  # type: ignore[arg-type]  # no int
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
         """Nothing: Ray knows the class."""

@@ -1,0 +1,122 @@
+"""What a forked child asks of its parent's session it is refused, whatever it is."""
+
+from __future__ import annotations
+
+import pytest
+from programs import run
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+FORK = """
+    import os
+
+    def in_child(what):
+        "How `what` ends in a forked child: `ok`, or the type of its error."
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                what()
+                said = b"ok"
+            except BaseException as error:
+                said = type(error).__name__.encode()
+            os.write(writer, said)
+            os._exit(0)
+        os.close(writer)
+        said = os.read(reader, 1000).decode()
+        os.close(reader)
+        os.waitpid(child, 0)
+        return said
+"""
+
+ASKS = {
+    "statistics": "skate._runtime.current().statistics()",
+    "whether it holds an error": "skate._runtime.current().failed(ref)",
+    "a call with a limit": "counter.add.remote()",
+    "a message to be read": "skate._runtime.current().node.catch_up()",
+}
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+def test_a_forked_child_of_the_driver_is_refused(ask: str) -> None:
+    run(
+        FORK
+        + f"""
+    import skate
+
+    @skate.remote(max_pending_calls=9)
+    class Counter:
+        n = 0
+        def add(self):
+            self.n += 1
+            return self.n
+
+    with skate.init("embedded", num_cpus=1):
+        counter = Counter.remote()
+        ref = counter.add.remote()
+        assert skate.get(ref) == 1
+        assert in_child(lambda: {ask}) == "EngineError"
+        assert skate.get(counter.add.remote(), timeout=30) == 2
+"""
+    )
+
+
+def test_a_forked_child_of_a_task_cannot_ask_whether_it_is_cancelled() -> None:
+    run(
+        FORK
+        + """
+    import skate
+
+    @skate.remote
+    def task():
+        asks = skate.get_runtime_context().is_canceled
+        return asks(), in_child(asks), asks()
+
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(task.remote()) == (False, "EngineError", False)
+"""
+    )
+
+
+RANK = """
+    import numpy as np
+    import skate
+    from skate import collective
+
+    @skate.remote
+    class Rank:
+        def run(self, spec):
+            group = spec.join(0)
+            try:
+                return self.check(group)
+            finally:
+                group.close()
+
+        def check(self, group):
+            {check}
+
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(Rank.remote().run.remote(collective.create_group(1))) == "well"
+"""
+
+
+def test_a_forked_child_frees_no_array_of_its_parents_group() -> None:
+    check = """
+            for _ in range(10):  # there is room for five at a time
+                arrays = [group.empty(700 << 20, np.uint8)]
+                assert in_child(arrays.clear) == "ok"
+                arrays.clear()
+            return "well"
+"""
+    run(FORK + RANK.format(check=check))
+
+
+def test_a_forked_child_makes_no_array_in_its_parents_group() -> None:
+    check = """
+            assert in_child(lambda: group.empty(1000, np.uint8)) == "EngineError"
+            assert in_child(group.barrier) == "EngineError"
+            assert in_child(group.close) == "ok"
+            group.barrier(timeout=10)
+            return "well"
+"""
+    run(FORK + RANK.format(check=check))
