@@ -240,6 +240,7 @@ class Worker:
             result = call.run(code.function, args, kwargs)
             del args, kwargs
             if call.is_streaming:
+                check_generator(result, name)
                 call.stream(result, True)
                 result = None
             self.encode(call, result, name)
