@@ -6,6 +6,7 @@ naming errors, asking the supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -511,8 +512,11 @@ class EmbeddedEngine:
         from .why import nothing_runs
 
         text = nothing_runs(self)
-        if text:
-            print(text, file=sys.stderr, flush=True)
+        # It may be closed: that is no business of the call that waits.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            if text:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
         return bool(text)
 
     def why(self, ref: ObjectRef[Any]) -> str:
