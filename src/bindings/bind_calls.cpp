@@ -135,6 +135,18 @@ nb::object serve_calls(Node& node, nb::object object, const Text& title, nb::set
   }
 }
 
+// For sys.unraisablehook. Where Python lets go of what skate.cancel raised, such as in
+// the callback of a weak reference, it is raised again in the code around it: by a
+// signal, whose handler runs as soon as Python code does. Were this hook written in
+// Python, that would be within the hook.
+void on_unraisable(Node& node, nb::handle otherwise, nb::handle what) {
+  const nb::object error = what.attr("exc_value");
+  if (nb::hasattr(error, "_skate_cancelled"))
+    node.interrupts.give_back();
+  else
+    otherwise(what);
+}
+
 }  // namespace
 
 void bind_calls(nb::module_& m, nb::class_<Node>& node) {
@@ -181,6 +193,8 @@ void bind_calls(nb::module_& m, nb::class_<Node>& node) {
   node.def_prop_ro(
           "in_forked_child", [](const Node& node) { return node.in_forked_child(); },
           "Nothing of the session may be touched: it is the parent's.")
+      .def("on_unraisable", &on_unraisable, "otherwise"_a, "what"_a,
+           nb::sig("def on_unraisable(self, otherwise: Any, what: Any) -> None"))
       .def("next_task", &next_task, nb::keep_alive<0, 1>(),
            nb::sig("def next_task(self) -> Call | None"))
       .def("next_notice", &next_notice, nb::keep_alive<0, 1>(),

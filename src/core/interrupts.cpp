@@ -61,4 +61,19 @@ void Interrupts::postpone() {
   ring_doorbell(home_.me->housekeeper_doorbell);
 }
 
+void Interrupts::give_back() {
+  if (!interruptible_.load(std::memory_order_relaxed) ||  // this thread stores it
+      !pthread_equal(pthread_self(), user_thread_.load(std::memory_order_relaxed)))
+    return;
+  {
+    std::lock_guard lock(home_.mu);  // against want()
+    // Relaxed: none but this thread takes it.
+    if (low_.load(std::memory_order_relaxed) != 0) return;  // it is asked for already
+    const ObjectId running = home_.running();
+    high_.store(running.high, std::memory_order_relaxed);
+    low_.store(running.low, std::memory_order_relaxed);
+  }
+  send();
+}
+
 }  // namespace skate

@@ -29,6 +29,8 @@ class Interrupts {
   bool take();
   // Asks again a little later: the signal came where nothing may be raised.
   void postpone();
+  // Asks again at once: what take() had allowed to be raised was lost.
+  void give_back();
 
   // For the other parts, with the lock held.
   void want(ObjectId task);

@@ -268,6 +268,8 @@ class Node:
     def in_forked_child(self) -> bool:
         """Nothing of the session may be touched: it is the parent's."""
 
+    def on_unraisable(self, otherwise: Any, what: Any) -> None: ...
+
     def next_task(self) -> Call | None: ...
 
     def next_notice(self) -> Call | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,28 @@ def test_a_threaded_actor_whose_error_cannot_be_told_ends(session: None) -> None
         skate.get(actor.fail.remote(), timeout=TIMEOUT)
 
 
+class Undecided(type):
+    def __instancecheck__(cls, _: object) -> bool:
+        raise ValueError("who knows")
+
+
+class Transient(Exception, metaclass=Undecided):
+    """Nobody can say whether an error is one."""
+
+
+@skate.remote
+class Looping:
+    @skate.method(max_task_retries=1, retry_exceptions=[Transient])
+    async def fail(self) -> None:
+        raise ValueError
+
+
+def test_an_async_actor_that_cannot_answer_a_call_ends(session: None) -> None:
+    actor = Looping.remote()
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.fail.remote(), timeout=TIMEOUT)
+
+
 def test_threads_that_ask_why_at_once_all_get_an_answer(
     session: None, tmp_path: Path
 ) -> None:
@@ -276,3 +300,44 @@ def test_to_ask_where_a_process_stands_does_not_end_it(session: None) -> None:
         thread.join()
     skate.cancel(running)
     assert skate.get(waiting, timeout=TIMEOUT) == 1
+
+
+def call_back_by_weak_reference(callback: Callable[[], None]) -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+    there = weakref.ref(thing, lambda _: callback())
+    del thing
+    assert there() is None
+
+
+def call_back_from_c(callback: Callable[[], None]) -> None:
+    ctypes.CFUNCTYPE(None)(callback)()
+
+
+@pytest.mark.parametrize("call", [call_back_by_weak_reference, call_back_from_c])
+def test_a_cancel_that_comes_in_a_callback_from_c_interrupts_the_code_around(
+    session: None, call: Callable[[Callable[[], None]], None], tmp_path: Path
+) -> None:
+    @skate.remote
+    def work(started: Path, caught: Path) -> None:
+        def callback() -> None:
+            started.touch()
+            try:
+                while True:  # the cancel can come nowhere else
+                    pass
+            finally:
+                caught.touch()
+
+        call(callback)
+        while True:
+            pass
+
+    started, caught = tmp_path / "started", tmp_path / "caught"
+    ref = work.remote(started, caught)
+    wait_for_file(started)
+    skate.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        skate.get(ref, timeout=TIMEOUT)
+    assert caught.exists()

@@ -10,6 +10,7 @@ import gc
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from processes import children
 from programs import run
 
 import skate
+from skate.actor import exit_actor
 from skate.collective import GroupSpec
 from skate.exceptions import ActorDiedError, TaskCancelledError
 from skate.util import placement_group, remove_placement_group
@@ -381,6 +383,35 @@ def test_an_actor_that_has_ended_leaves_nothing() -> None:
         assert left < 300 * 500, left
 """
     )
+
+
+@skate.remote
+class Leaving:
+    def leave(self) -> None:
+        exit_actor()
+
+
+@pytest.mark.parametrize("how", ["by kill", "by itself"])
+def test_few_handles_are_kept_of_detached_actors_that_have_died(
+    session: None, how: str
+) -> None:
+    handles: list[weakref.ref[Any]] = []
+    living = Leaving.options(lifetime="detached").remote()
+    for _ in range(40):
+        actor = Leaving.options(lifetime="detached").remote()
+        handles.append(weakref.ref(actor._skate_actor))
+        if how == "by kill":
+            skate.kill(actor)
+        else:
+            with pytest.raises(ActorDiedError):
+                skate.get(actor.leave.remote(), timeout=60)
+        del actor
+    gc.collect()
+    assert sum(handle() is not None for handle in handles) <= 20
+    kept = weakref.ref(living._skate_actor)
+    del living
+    gc.collect()
+    assert kept() is not None
 
 
 def test_the_memory_of_a_group_goes_with_its_ranks(session: None) -> None:

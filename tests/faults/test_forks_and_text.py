@@ -415,3 +415,43 @@ def test_a_list_may_change_while_a_call_uses_it(call: str) -> None:
                 shared.clear()
         """
     )
+
+
+@pytest.mark.parametrize("stderr", ["closed", "none", "broken"])
+def test_a_report_of_a_hang_that_cannot_be_shown_disturbs_no_call(stderr: str) -> None:
+    run(
+        """
+        import os, sys
+        import skate
+        from skate.exceptions import GetTimeoutError
+
+        @skate.remote
+        class Selfish:
+            def wait(self, handle):
+                skate.get(handle[0].get.remote())
+
+            def get(self):
+                return 1
+
+        class Broken:
+            def write(self, text):
+                raise BrokenPipeError
+
+            def flush(self):
+                pass
+
+        with skate.init("embedded", num_cpus=1):
+            actor = Selfish.remote()
+            if sys.argv[1] == "closed":
+                sys.stderr.close()
+            else:
+                sys.stderr = None if sys.argv[1] == "none" else Broken()
+            try:
+                skate.get(actor.wait.remote([actor]), timeout=3)
+            except GetTimeoutError:
+                sys.exit(0)
+            sys.exit(1)
+        """,
+        stderr,
+        SKATE_HANG_REPORT_S="0.2",
+    )

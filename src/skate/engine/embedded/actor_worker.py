@@ -157,7 +157,7 @@ class ActorProcess:
             result = method(*args, **kwargs)
             del args, kwargs
             if call.is_streaming:
-                check_generator(result, name)
+                check_generator(result, name, in_loop=True)
                 await send_all(call, result, room)
                 result = None
             elif inspect.isawaitable(result) and not isinstance(result, ObjectRef):

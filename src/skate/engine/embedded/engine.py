@@ -6,6 +6,7 @@ naming errors, asking the supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from ..protocol import Group
 
 _Error = _core.SystemError
+_DETACHED_MIN = 16
 _STREAM_STATES: dict[int, int] = {
     _core.NextItem.ITEM: ITEM,
     _core.NextItem.END: END,
@@ -117,7 +119,9 @@ class EmbeddedEngine:
         self.context_var: ContextVar[tuple[int, int, str]] = ContextVar(
             "skate_context", default=(0, 0, "")
         )
-        self._detached: list[ActorRef] = []  # these live without any other handle
+        # By id: these live without any other handle.
+        self._detached: dict[int, ActorRef] = {}
+        self._detached_max = _DETACHED_MIN  # then the dead are looked for
         self.num_restarts = 0  # of the actor that this process is
         self.own_interface = b""  # of that actor, pickled
         self.env = config.runtime_env  # of this process
@@ -250,6 +254,8 @@ class EmbeddedEngine:
             full_name = (self._namespace(options.namespace), options.name)
         is_detached = options.lifetime == "detached"
         # A worker may end before the actor: the driver owns the handle then.
+        if is_detached:
+            self._forget_the_dead()
         by_driver = is_detached and not self._is_driver
         actor = self.node.reserve_actor() if by_driver else self.node.new_actor()
         request = ActorRequest(
@@ -294,8 +300,21 @@ class EmbeddedEngine:
                 spec.name, args, kwargs, error
             ) from error.__cause__
         if is_detached and not by_driver:
-            self._detached.append(actor)
+            self._detached[actor._id] = actor
         return actor
+
+    def _forget_the_dead(self) -> None:
+        """Drop handles of detached actors that have died, once there are many."""
+        if len(self._detached) < self._detached_max:
+            return
+        known = list(self._detached)
+        infos = self.list_actors()
+        alive = {i.actor_id for i in infos if i.state is not ActorState.DEAD}
+        for actor_id in known:
+            if actor_id not in alive:
+                self._detached.pop(actor_id, None)
+        # Twice as many: a look at all of them costs each a constant time.
+        self._detached_max = max(_DETACHED_MIN, 2 * len(self._detached))
 
     def _namespace(self, namespace: str | None) -> str:
         return self.config.namespace if namespace is None else namespace
@@ -336,6 +355,8 @@ class EmbeddedEngine:
     def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
         self._ask("kill", self._own_id(actor), no_restart)
         self.node.catch_up()  # calls from now on go to where it restarts
+        if no_restart:
+            self._detached.pop(actor._id, None)
 
     def get_actor(self, name: str, namespace: str | None) -> NamedActor:
         space = self._namespace(namespace)
@@ -514,8 +535,11 @@ class EmbeddedEngine:
         from .why import nothing_runs
 
         text = nothing_runs(self)
-        if text:
-            print(text, file=sys.stderr, flush=True)
+        # It may be closed: that is no business of the call that waits.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            if text:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
         return bool(text)
 
     def why(self, ref: ObjectRef[Any]) -> str:

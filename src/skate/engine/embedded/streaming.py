@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from ... import _core
 
 
-def check_generator(result: Any, name: str) -> None:
-    if not isinstance(result, (types.GeneratorType, types.AsyncGeneratorType)):
+def check_generator(result: Any, name: str, *, in_loop: bool = False) -> None:
+    """``in_loop``: of an async actor, whose methods may be async generators."""
+    is_async = isinstance(result, types.AsyncGeneratorType)
+    if not (isinstance(result, types.GeneratorType) or (is_async and in_loop)):
         raise TypeError(
             f"{name} was called with num_returns='streaming' and must be a generator; "
             f"it returned {type(result).__name__}."

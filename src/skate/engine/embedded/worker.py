@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import faulthandler
+import functools
 import os
 import pickle
 import signal
@@ -167,10 +168,20 @@ def _let_cancel_interrupt(node: _core.Node) -> None:
                 return
             frame = frame.f_back
         if node.take_interrupt():
-            raise KeyboardInterrupt
+            raise _cancelled()
 
     signal.signal(_INTERRUPT, interrupted)
+    # There are more places where what is raised is lost: callbacks of weak references,
+    # and of C code by ctypes. No frame tells them.
+    sys.unraisablehook = functools.partial(node.on_unraisable, sys.unraisablehook)
     node.interrupt_by(_INTERRUPT)
+
+
+def _cancelled() -> KeyboardInterrupt:
+    """What the core knows again, should Python let go of it."""
+    error = KeyboardInterrupt()
+    vars(error)["_skate_cancelled"] = True
+    return error
 
 
 def _end_when_told(node: _core.Node) -> None:
@@ -240,6 +251,7 @@ class Worker:
             result = call.run(code.function, args, kwargs)
             del args, kwargs
             if call.is_streaming:
+                check_generator(result, name)
                 call.stream(result, True)
                 result = None
             self.encode(call, result, name)
