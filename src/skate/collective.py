@@ -94,6 +94,8 @@ class Handle:
 class Group:
     """A rank's end of a collective group. Get it with :meth:`GroupSpec.join`.
 
+    A rank leaves its group by :meth:`close`, or when nothing holds this object.
+
     Every rank makes the same calls in the same order, with arrays of the same shapes
     and dtypes: NumPy arrays, torch CPU tensors, or others that export DLPack in CPU
     memory; of float32, float64, float16, bfloat16 or integers. Ranks that disagree get

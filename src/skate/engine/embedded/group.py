@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from ... import _core
 from ...exceptions import (
@@ -153,10 +153,12 @@ class EmbeddedGroup:
         self._engine = engine
         self._core = core
         self._name = name
-        self._number = number  # of all groups: there may be several of the name
-        self._closed = False
         self.rank: int = core.rank
         self.world_size: int = core.world_size
+        # Of all groups the one of that number: there may be several of the name. Also
+        # when it is dropped; not at the interpreter's end, which the supervisor sees.
+        self._leave = finalize(self, _leave, engine, name, self.rank, number)
+        self._leave.atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         import numpy
@@ -234,11 +236,8 @@ class EmbeddedGroup:
         self._core.close()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         self._core.close()
-        _leave(self._engine, self._name, self.rank, self._number)
+        self._leave()
 
     def _is_session_over(self) -> bool:
         return self._engine.has_died() or self._engine.node.closed
