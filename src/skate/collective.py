@@ -107,7 +107,9 @@ class Group:
     and a copy out. With ``async_op=True`` a call returns a :class:`Handle` at once, and
     later calls of the rank come after it. A call's ``timeout`` is in seconds; None
     waits for ever. A timeout ends the group for all, as does the death of a rank:
-    who came cannot be called back.
+    who came cannot be called back. A rank that was stopped inside that call writes its
+    share into all ranks' arrays of :meth:`empty` when it goes on. Do not use these any
+    more, but those of a new group.
 
     Raises:
         ShapeMismatchError: the ranks made different calls.
