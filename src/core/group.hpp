@@ -157,6 +157,7 @@ class Group {
   struct RankState;
   struct Call;
   struct Channel;
+  struct Wish;
   class Turn;
 
   static constexpr i64 kNever = std::numeric_limits<i64>::max();
@@ -185,8 +186,10 @@ class Group {
   GroupOutcome sleep_until_met(i64 deadline_ns);
   GroupOutcome wait_for_peer(For what, int peer, i64 timeout_ns);
   bool is_missing(int rank) const;
-  // Ends the group if nothing can ever bring the message that this rank waits for.
+  // Ends the group if nothing can ever bring the message, or make the room, that this
+  // rank waits for.
   void end_if_deadlocked();
+  bool is_unmet(int rank, Wish wish) const;
   void end_with(GroupStatus status, int rank, const std::string& detail);
   void check_usable() const;
   bool is_met() const;

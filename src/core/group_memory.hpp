@@ -34,10 +34,26 @@ struct alignas(kCacheLine) Group::RankState {
   // By parity of the call: a rank may begin its next call while a slower one still
   // reads the record of this one, but not the call after.
   alignas(kCacheLine) CallRecord calls[2];
-  // One more than the rank whose message is waited for; 0 for none. Stored by the rank
-  // alone, read by those that look for a deadlock.
-  std::atomic<u32> wants_from;
+  // See Wish. Stored by the rank alone, read by those that look for a deadlock.
+  std::atomic<u32> wish;
   char problem[kProblemBytes];  // written before the decision that names this rank
+};
+
+// What a rank waits for at a channel, with no time limit; peer -1: nothing.
+struct Group::Wish {
+  static constexpr u32 kRoom = 1u << 31;
+
+  For what = For::kMessage;
+  int peer = -1;
+
+  bool operator==(const Wish&) const = default;
+  u32 pack() const {
+    return static_cast<u32>(peer + 1) | (what == For::kSpace ? kRoom : 0);
+  }
+  static Wish unpack(u32 word) {
+    return {(word & kRoom) != 0 ? For::kSpace : For::kMessage,
+            static_cast<int>(word & ~kRoom) - 1};
+  }
 };
 
 // From one rank to another. Only the sender stores `posted`, which publishes the
@@ -48,9 +64,15 @@ struct alignas(kCacheLine) Group::Channel {
   alignas(kCacheLine) std::atomic<u64> taken;
   GroupMessage messages[kMessages];
 
-  bool is_empty() const {
-    return posted.load(std::memory_order_seq_cst) ==
-           taken.load(std::memory_order_seq_cst);
+  // For any rank. One that is full is so at the second load; one that is empty, if the
+  // sender posts nothing meanwhile.
+  bool is_empty() const { return count() == 0; }
+  bool is_full() const { return count() == kMessages; }
+
+ private:
+  u64 count() const {
+    const u64 sent = posted.load(std::memory_order_seq_cst);
+    return sent - taken.load(std::memory_order_seq_cst);
   }
 };
 

@@ -65,40 +65,55 @@ GroupOutcome Group::receive(const GroupArray& x, int from, i64 timeout_ns) {
   return {};
 }
 
+bool Group::is_unmet(int rank, Wish wish) const {
+  return wish.what == For::kSpace ? channel(rank, wish.peer).is_full()
+                                  : channel(wish.peer, rank).is_empty();
+}
+
 // Follows the ranks that this one waits for, one after the other, to one that waits for
-// this one: in receive(), or at a barrier at which this one has not arrived. Then looks
-// again from that end. A rank posts nothing while it waits, so of a rank that waits for
-// good, a channel that is found empty stays so, and who is then found to wait for it
-// waits for good as well.
+// this one: at a channel, or at a barrier at which this one has not arrived. Then looks
+// again from that end. A rank that waits posts nothing, and takes nothing but what it
+// waits for. So of a rank that waits for good, a channel from it that is found empty
+// stays so, and one to it that is found full; and who is then found to wait at that
+// channel waits for good as well.
 void Group::end_if_deadlocked() {
-  const auto wanted_by = [&](int rank) {
-    return static_cast<int>(state(rank).wants_from.load(std::memory_order_seq_cst)) - 1;
+  const auto wish_of = [&](int rank) {
+    return Wish::unpack(state(rank).wish.load(std::memory_order_seq_cst));
   };
   const auto is_at_barrier = [&](int rank) {
     return state(rank).arrived.load(std::memory_order_seq_cst) > barrier_;
   };
-  std::vector<int> row = {peer_};
-  while (!is_at_barrier(row.back())) {
-    const int next = wanted_by(row.back());
-    if (next == rank_) break;
-    if (next < 0 || row.size() > static_cast<std::size_t>(world_size_)) return;
-    row.push_back(next);
+  struct Waiting {
+    int rank;
+    Wish wish;
+  };
+  const Wish own = {waiting_for_, peer_};
+  std::vector<Waiting> row = {{rank_, own}};
+  bool is_round = false;
+  int last = peer_;
+  while (!is_round && !is_at_barrier(last)) {
+    const Wish wish = wish_of(last);
+    if (wish.peer < 0 || row.size() > static_cast<std::size_t>(world_size_)) return;
+    row.push_back({last, wish});
+    last = wish.peer;
+    is_round = last == rank_;
   }
-  if (!is_at_barrier(row.back())) {
-    if (!channel(rank_, row.back()).is_empty()) return;
-    if (wanted_by(row.back()) != rank_) return;
+  for (std::size_t i = row.size(); i-- > 0;) {
+    if (!is_unmet(row[i].rank, row[i].wish)) return;
+    if (i > 0 && wish_of(row[i].rank) != row[i].wish) return;
   }
-  for (std::size_t i = row.size() - 1; i-- > 0;) {
-    if (!channel(row[i + 1], row[i]).is_empty()) return;
-    if (wanted_by(row[i]) != row[i + 1]) return;
+  std::string text;
+  for (const auto& [rank, wish] : row) {
+    const std::string peer = std::to_string(wish.peer);
+    text += (text.empty() ? "rank " : "; rank ") + std::to_string(rank) + ": ";
+    text += wish.what == For::kMessage
+                ? "recv(from " + peer + ")"
+                : "send(to " + peer + ", which has " + std::to_string(kMessages) +
+                      " messages to receive)";
   }
-  if (!channel(peer_, rank_).is_empty()) return;
-  std::string text =
-      "rank " + std::to_string(rank_) + ": recv(from " + std::to_string(peer_) + ")";
-  for (const int rank : row) {
-    text += "; rank " + std::to_string(rank) + ": ";
-    text += is_at_barrier(rank) ? state(rank).calls[calls_ & 1].describe()
-                                : "recv(from " + std::to_string(wanted_by(rank)) + ")";
+  if (!is_round) {
+    text += "; rank " + std::to_string(last) + ": ";
+    text += state(last).calls[calls_ & 1].describe();
   }
   end_with(GroupStatus::kDeadlock, peer_, text);
 }

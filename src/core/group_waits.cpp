@@ -134,7 +134,7 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
       if (waiting_for_ != For::kBarrier) return {GroupStatus::kRankLeft, {rank_}, {}};
       end(GroupStatus::kRankLeft, rank_);
     }
-    if (waiting_for_ == For::kMessage && deadline_ns == kNever) end_if_deadlocked();
+    if (waiting_for_ != For::kBarrier && deadline_ns == kNever) end_if_deadlocked();
     if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
     const i64 left = deadline_ns - now_ns();
     if (left <= 0 && waiting_for_ != For::kBarrier) {
@@ -167,11 +167,11 @@ GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
   GroupOutcome outcome;
   if (!spin_until_met()) {
     // A wait that ends by itself makes no deadlock.
-    const bool for_good = what == For::kMessage && deadline == kNever;
-    const u32 wanted = for_good ? static_cast<u32>(peer) + 1 : 0;
-    state(rank_).wants_from.store(wanted, std::memory_order_seq_cst);
+    const Wish wish = deadline == kNever ? Wish{what, peer} : Wish{};
+    // Pairs with the loads in end_if_deadlocked, as this one below.
+    state(rank_).wish.store(wish.pack(), std::memory_order_seq_cst);
     outcome = sleep_until_met(deadline);
-    state(rank_).wants_from.store(0, std::memory_order_seq_cst);
+    state(rank_).wish.store(Wish{}.pack(), std::memory_order_seq_cst);
   }
   waiting_for_ = For::kBarrier;
   return outcome;

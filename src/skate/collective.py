@@ -94,6 +94,8 @@ class Handle:
 class Group:
     """A rank's end of a collective group. Get it with :meth:`GroupSpec.join`.
 
+    A rank leaves its group by :meth:`close`, or when nothing holds this object.
+
     Every rank makes the same calls in the same order, with arrays of the same shapes
     and dtypes: NumPy arrays, torch CPU tensors, or others that export DLPack in CPU
     memory; of float32, float64, float16, bfloat16 or integers. Ranks that disagree get
@@ -105,7 +107,9 @@ class Group:
     and a copy out. With ``async_op=True`` a call returns a :class:`Handle` at once, and
     later calls of the rank come after it. A call's ``timeout`` is in seconds; None
     waits for ever. A timeout ends the group for all, as does the death of a rank:
-    who came cannot be called back.
+    who came cannot be called back. A rank that was stopped inside that call writes its
+    share into all ranks' arrays of :meth:`empty` when it goes on. Do not use these any
+    more, but those of a new group.
 
     Raises:
         ShapeMismatchError: the ranks made different calls.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import children
@@ -29,7 +30,18 @@ class Rank:
             self.group = group.join(rank, timeout=timeout)
         except CollectiveTimeoutError:
             return "timeout"
+        except ValueError:
+            return "refused"
         return "joined"
+
+    def join_in_threads(self, world_size: int, rank: int) -> list[str]:
+        """What several joins of the same rank give that are made at a time."""
+        with ThreadPoolExecutor(4) as pool:
+            joins = [pool.submit(self.join, world_size, rank, 30) for _ in range(4)]
+            return sorted(join.result() for join in joins)
+
+    def meet(self) -> None:
+        self.group.barrier(30)
 
 
 def test_rank_whose_join_timed_out_is_free_for_another(session: None) -> None:
@@ -49,3 +61,21 @@ def test_joins_that_time_out_keep_no_descriptors(session: None) -> None:
             collective.create_group(world_size=2).join(0, timeout=0.001)
     skate.available_resources()  # what was told before is taken by now
     assert len(os.listdir(f"/proc/{supervisor}/fd")) <= before + 5
+
+
+def test_a_member_that_joins_again_is_refused_and_stays_a_member(session: None) -> None:
+    first, second = Rank.remote(), Rank.remote()
+    joins = [first.join.remote(2, 0, 30), second.join.remote(2, 1, 30)]
+    assert skate.get(joins) == ["joined"] * 2
+    for _ in range(3):  # had the first one taken it out, a new group would be made
+        assert skate.get(first.join.remote(2, 0, 30)) == "refused"
+    skate.get([first.meet.remote(), second.meet.remote()])
+
+
+def test_of_several_joins_of_a_rank_at_a_time_one_succeeds(session: None) -> None:
+    first, second = Rank.remote(), Rank.remote()
+    joins = first.join_in_threads.remote(2, 0)
+    assert skate.get(second.join.remote(2, 1, 30)) == "joined"
+    assert skate.get(joins) == ["joined", *["refused"] * 3]
+    assert skate.get(first.join.remote(2, 0, 30)) == "refused"
+    skate.get([first.meet.remote(), second.meet.remote()])

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from polling import wait_until
+from processes import children
 from programs import run
+
+import skate
+from skate.collective import Group, GroupSpec, create_group
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
@@ -47,3 +59,95 @@ def test_a_program_ends_although_a_call_waits_at_its_shutdown(call: str) -> None
     """
     printed = run(PAIR + textwrap.dedent(program), seconds=30)
     assert printed.count("group 'pair', rank 0 of 2: the session has ended") == 2
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    with skate.init("embedded", num_cpus=2):
+        yield
+
+
+def kept_groups() -> int:
+    """Whose memory the supervisor keeps."""
+    (supervisor,) = children(os.getpid())
+    count = 0
+    for path in Path(f"/proc/{supervisor}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed just now
+            count += "skate-group" in os.readlink(path)
+    return count
+
+
+@skate.remote(num_cpus=0)
+class Rank:
+    """A rank of several groups that have one name."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.groups: list[Group] = []
+
+    def join(self) -> bool:
+        self.groups.append(GroupSpec("same", 2).join(self.rank, 10))
+        return True
+
+    def close(self, which: int) -> None:
+        self.groups[which].close()
+
+    def meet(self) -> None:
+        self.groups[-1].barrier(30)
+
+
+def join_one_after_the_other(*ranks: Any) -> None:
+    before = kept_groups()
+    first = ranks[0].join.remote()
+    assert wait_until(lambda: kept_groups() > before)
+    assert skate.get([ranks[1].join.remote(), first]) == [True, True]
+
+
+def test_closing_a_group_leaves_no_other_of_its_name(session: None) -> None:
+    first, second = (Rank.remote(rank) for rank in range(2))
+    both: list[Any] = [first, second]
+    assert all(skate.get([rank.join.remote() for rank in both]))
+    skate.get(second.close.remote(0))
+    join_one_after_the_other(second, first)  # which is in the old one, too
+    skate.get(first.close.remote(1))
+    join_one_after_the_other(first, second)
+    skate.get([rank.meet.remote() for rank in both])
+
+
+def use_and_drop(asynchronously: bool) -> None:
+    group = create_group(1).join(0)
+    x = group.empty(1 << 16, np.uint8)
+    x[...] = 1
+    group.allreduce(x, async_op=asynchronously)
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_group_that_is_dropped_is_left(session: None, asynchronously: bool) -> None:
+    for _ in range(20):
+        use_and_drop(asynchronously)
+
+    def all_left() -> bool:
+        gc.collect()  # a handle and its group hold each other
+        return kept_groups() == 0
+
+    assert wait_until(all_left)
+
+
+def test_a_name_is_free_when_its_group_is_dropped(session: None) -> None:
+    for _ in range(3):
+        group = create_group(1, name="one").join(0, 10)
+        group.barrier(10)
+        del group
+
+
+def test_a_forked_child_that_drops_a_group_does_not_leave_it(session: None) -> None:
+    group = create_group(1, name="one").join(0, 10)
+    child = os.fork()
+    if child == 0:
+        del group
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(ValueError, match="has joined already, in this process"):
+        create_group(1, name="one").join(0, 10)
+    assert kept_groups() == 1
+    group.barrier(10)

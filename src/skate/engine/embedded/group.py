@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from ... import _core
 from ...exceptions import (
@@ -37,13 +37,12 @@ def join(
     """Wait for all ranks, then map the group's segment."""
     joined: set[int] = set()
     try:
-        core = _join(engine, name, rank, world_size, timeout, joined)
-    except BaseException:
+        core, number = _join(engine, name, rank, world_size, timeout, joined)
+        group = EmbeddedGroup(engine, core, name, number)
+        joined.discard(number)  # and the rank leaves those that it did not wait for
+    finally:
         for number in joined:  # free for others, and the memory goes with the last
-            with contextlib.suppress(Exception):  # the session may have ended
-                engine.node.tell(pickle.dumps(("leave_group", name, rank, number)))
-        raise
-    group = EmbeddedGroup(engine, core, name)
+            _leave(engine, name, rank, number)
     engine.memberships.add(group)
     if engine.node.closed:
         group.end()
@@ -51,11 +50,25 @@ def join(
 
 
 class Memberships:
-    """The groups that this process is in, to end with its session."""
+    """The groups that this process is in, to end with its session.
+
+    In each group it is a rank at most once, from the first answer to its join on: one
+    that joins again is refused, and must not take the rank out when it gives up.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: WeakSet[EmbeddedGroup] = WeakSet()
+        # By group and rank, the join that has it. Each change is one step of the
+        # interpreter: a lock could be held by the thread that a finalizer runs on.
+        self._joins: dict[tuple[int, int], object] = {}
+
+    def take(self, number: int, rank: int, join: object) -> bool:
+        """False if another join of this process has that rank."""
+        return self._joins.setdefault((number, rank), join) is join
+
+    def give_back(self, number: int, rank: int) -> None:
+        self._joins.pop((number, rank), None)
 
     def add(self, group: EmbeddedGroup) -> None:
         with self._lock:
@@ -68,6 +81,12 @@ class Memberships:
             group.end()
 
 
+def _leave(engine: EmbeddedEngine, name: str, rank: int, number: int) -> None:
+    with contextlib.suppress(Exception):  # the session may have ended
+        engine.node.tell(pickle.dumps(("leave_group", name, rank, number)))
+    engine.memberships.give_back(number, rank)
+
+
 def _join(
     engine: EmbeddedEngine,
     name: str,
@@ -75,15 +94,23 @@ def _join(
     world_size: int,
     timeout: float | None,
     joined: set[int],
-) -> _core.Group:
-    """``joined``: gets the numbers of the groups that the supervisor has this rank in.
+) -> tuple[_core.Group, int]:
+    """The group and its number.
 
-    They are several if one of that name was over before all had joined.
+    Args:
+        joined: gets the numbers of the groups that the supervisor has this rank in.
+            They are several if one of that name was over before all had joined.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
     while True:
         (answer, value, number), fd = engine.ask("group", name, rank, world_size, size)
+        if number and not engine.memberships.take(number, rank, joined):
+            if fd >= 0:
+                os.close(fd)
+            raise ValueError(
+                f"rank {rank} of group {name!r} has joined already, in this process."
+            )
         if number:
             joined.add(number)
         if answer == "ok":
@@ -102,9 +129,9 @@ def _join(
                 f"group {name!r}: ranks {value} did not join within {timeout} s.", value
             )
         time.sleep(_JOIN_POLL_S)
-    alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
     try:
-        return _core.Group(fd, size, rank, world_size, alive)
+        alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
+        return _core.Group(fd, size, rank, world_size, alive), number
     finally:
         os.close(fd)
 
@@ -120,13 +147,18 @@ class EmbeddedGroup:
     threads = True
     gpus = False
 
-    def __init__(self, engine: EmbeddedEngine, core: _core.Group, name: str) -> None:
+    def __init__(
+        self, engine: EmbeddedEngine, core: _core.Group, name: str, number: int
+    ) -> None:
         self._engine = engine
         self._core = core
         self._name = name
-        self._closed = False
         self.rank: int = core.rank
         self.world_size: int = core.world_size
+        # Of all groups the one of that number: there may be several of the name. Also
+        # when it is dropped; not at the interpreter's end, which the supervisor sees.
+        self._leave = finalize(self, _leave, engine, name, self.rank, number)
+        self._leave.atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         import numpy
@@ -204,12 +236,8 @@ class EmbeddedGroup:
         self._core.close()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         self._core.close()
-        note = ("leave_group", self._name, self.rank)
-        self._engine.node.tell(pickle.dumps(note))
+        self._leave()
 
     def _is_session_over(self) -> bool:
         return self._engine.has_died() or self._engine.node.closed
