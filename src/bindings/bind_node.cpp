@@ -168,6 +168,7 @@ void bind_node(nb::module_& m) {
              node.close();
            })
       .def("stop_serving", [](Node& node) { node.work.stop_serving(); })
+      .def("wear_out", [](Node& node) { node.work.wear_out(); })
       .def(
           "is_cancelled",
           [](Node& node, ObjectId task) { return node.work.is_cancelled(task); },

@@ -724,3 +724,13 @@ def test_who_was_killed_is_waited_for_but_not_told() -> None:
     assert life.handle(Confirmed(driver, actor, False, False)) == []
     commands = life.handle(Died(other, Cause.KILLED, 0))
     assert TellForget(driver, actor, 0) in commands
+
+
+def test_a_worker_that_is_worn_out_gets_no_other_task(life: Lifecycle) -> None:
+    owner = new_worker(life)
+    fork = lease(life, owner, 1, {"robot": 2.0})
+    life.handle(LeaseWanted(owner, 2, {"robot": 2.0}))
+    commands = life.handle(LeaseDone(fork.proc, is_worn_out=True))
+    assert Retire(fork.proc) in commands
+    assert not [c for c in commands if isinstance(c, GrantLease)]
+    assert [c for c in commands if isinstance(c, Fork)]
