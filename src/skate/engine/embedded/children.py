@@ -60,7 +60,6 @@ class Children:
         self._spill_files: dict[Proc, int] = {}  # they outlive their processes
         self._killers: list[Process] = []
         self._worker_failures = 0
-        self._no_worker_since = 0.0
         self._open_files = len(os.listdir("/proc/self/fd"))
         self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -184,9 +183,8 @@ class Children:
         try:
             process.pidfd = os.pidfd_open(pid)
         except OSError as error:  # the whole system is short of descriptors
-            kill_pid(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+            if kill_pid(pid):
+                _reap(pid)
             self.not_forked(process, f"it could not be watched: {error}")
             return
         process.pid = pid
@@ -325,10 +323,9 @@ class Children:
         for pid in _children():
             if pid in known or not which(pid):
                 continue
-            kill_pid(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            ended += 1
+            if kill_pid(pid):
+                _reap(pid)
+                ended += 1
         return ended
 
     def kill(self, proc: Proc, cause: Cause) -> None:
@@ -348,7 +345,7 @@ class Children:
             self.kill(proc, Cause.KILLED)
             return
         process.killed_for = process.killed_for or Cause.KILLED
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, RETIRE)
 
     def end_all(self) -> None:
@@ -360,14 +357,16 @@ class Children:
         self._reap_all()
 
     def _reap_all(self) -> None:
-        while True:
-            # A worker's own children come to us when it ends: we are their subreaper.
-            for pid in _children():
-                kill_pid(pid)
-            try:
+        # A worker's own children come to us when it ends: we are their subreaper.
+        while children := _children():
+            killed = [pid for pid in children if kill_pid(pid)]
+            if not killed:
+                return  # those that are left are another user's
+            for pid in killed:
+                _reap(pid)
+        with contextlib.suppress(ChildProcessError):
+            while True:  # where there is no list of them
                 os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
 
     # Memory of processes -----------------------------------------------------
 
@@ -402,11 +401,20 @@ class Children:
                 os.close(fd)
 
 
-def kill_pid(pid: int) -> None:
+def kill_pid(pid: int) -> bool:
+    """False: we may not, for it is another user's by now, as sudo makes them."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    except PermissionError:
+        return False
+    return True
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _children() -> list[int]:
