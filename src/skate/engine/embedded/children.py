@@ -278,6 +278,7 @@ class Children:
     def has_started(self) -> None:
         """Some process is ready for tasks: so can be others."""
         self._worker_failures = 0
+        self._no_worker_since = 0.0
 
     def _count_failure(self, process: Process, code: int) -> None:
         """It ended before it was ready for a task: one more may fare no better."""
