@@ -203,6 +203,12 @@ class Lifecycle:
         """Requests that were not granted yet, oldest first."""
         return list(self._waiting)
 
+    def find_waiting(
+        self, *, task: int | None = None, actor: int | None = None
+    ) -> tuple[Request, int] | None:
+        """A task's request, or that of the actor in a place; how many are before it."""
+        return self._waiting.find(task=task, actor=actor)
+
     def holders(self) -> dict[int, dict[str, float]]:
         """What processes with resources of their own hold, by index."""
         return {
