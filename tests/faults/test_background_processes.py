@@ -48,6 +48,29 @@ def test_background_process_ends_with_the_actor_that_started_it_alone() -> None:
         skate.shutdown()
 
 
+@skate.remote(num_cpus=0)
+class Daemonizer:
+    def start(self) -> int:
+        """A process that leads a session of its own, and whose parent has ended."""
+        inner = "sleep 300 >/dev/null 2>&1 & echo $!"
+        command = ["setsid", "--wait", "sh", "-c", inner]
+        found = subprocess.run(command, capture_output=True, check=True)
+        return int(found.stdout)
+
+
+def test_a_daemon_ends_with_the_actor_that_started_it_alone() -> None:
+    with skate.init(num_cpus=1):
+        first, second = Daemonizer.remote(), Daemonizer.remote()
+        of_first, of_second = skate.get([first.start.remote(), second.start.remote()])
+        assert runs(of_first)
+        assert runs(of_second)
+        skate.kill(first)
+        assert wait_until(lambda: not runs(of_first))
+        assert runs(of_second)
+        skate.kill(second)
+        assert wait_until(lambda: not runs(of_second))
+
+
 @skate.remote(max_retries=0)
 def leave_a_printer() -> None:
     subprocess.Popen(["yes", "from a child"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _core
 from ..._placement import lends
 from . import events as life
-from . import spilling, wire
+from . import leftovers, spilling, wire
 from .forker import Process, describe_end
 from .processes import RETIRE, Cause, Kind, Proc
 
@@ -302,16 +302,19 @@ class Children:
     def _kill_orphans(self, dead_pid: int) -> None:
         """End what a dead worker had started: it is our child now.
 
-        A worker leads a session of its own, so its offspring is known by that, and that
-        of the living is left alone; one that made yet another session is whatever child
-        we do not know, unless a worker is just being handed to us.
+        A worker leads a session of its own, so its offspring is known by that; one
+        that made yet another session, as daemons do, by the worker's mark in its
+        environment. One that has neither may be a live worker's, or a worker that is
+        just being handed to us: it ends with the session.
         """
-        forking = self._supervisor.forker.is_forking
         living = self.by_pid()
 
         def is_orphan(pid: int) -> bool:
             session = _session_of(pid)
-            return session == dead_pid or not (forking or session in living)
+            if session == dead_pid or session in living:
+                return session == dead_pid
+            worker = leftovers.worker_of(pid)
+            return worker != 0 and worker not in living
 
         self._kill_unknown(is_orphan)
 

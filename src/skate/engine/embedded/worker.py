@@ -29,7 +29,7 @@ from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
 from ..surroundings import Surroundings
-from . import wire
+from . import leftovers, wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
@@ -66,6 +66,7 @@ def main(
     )
     os.close(session_fd)
     refusal: SkateError | None = _enter_runtime_env(settings, order)
+    leftovers.mark_worker()
     node.report_blocking(order["counts_cpus"])
     engine = EmbeddedEngine(
         node, settings["config"], settings["session_id"], is_driver=False
