@@ -179,6 +179,7 @@ void bind_node(nb::module_& m) {
              check_not_forked(node);
              node.work.stop_serving();
            })
+      .def("wear_out", [](Node& node) { node.work.wear_out(); })
       .def(
           "is_cancelled",
           [](Node& node, ObjectId task) {

@@ -31,7 +31,7 @@ enum class Note : char {
   kWantWorker = 'W',
   kWantLease = 'L',  // + task, resources
   kDropLease = 'X',  // + task: it is not needed any more
-  kLeaseDone = 'D',  // + worker
+  kLeaseDone = 'D',  // + worker, and of one that says so itself: u8, it is worn out
   kBlocked = 'B',
   kRunning = 'R',
   kTokenFree = 'F',

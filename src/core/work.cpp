@@ -112,6 +112,17 @@ void Work::stop_serving() {
   node_.waits.announce();
 }
 
+void Work::wear_out() {
+  std::lock_guard lock(home_.mu);
+  worn_out_ = true;
+}
+
+void Work::tell_lease_done() {
+  std::string note(view_of(home_.self));
+  note += view_of(static_cast<u8>(worn_out_));
+  home_.link.tell(Note::kLeaseDone, note);
+}
+
 void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryable) {
   if (node_.in_forked_child()) return;  // its parent answers
   std::lock_guard lock(home_.mu);
@@ -145,8 +156,7 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
   note_no_task(*home_.me);
   home_.me->tasks_done.store(home_.me->tasks_done.load(std::memory_order_relaxed) + 1,
                              std::memory_order_relaxed);
-  if ((task.header.flags & kLeased) != 0)
-    home_.link.tell(Note::kLeaseDone, view_of(home_.self));
+  if ((task.header.flags & kLeased) != 0) tell_lease_done();
 }
 
 void Work::finish_cancelled(const Incoming& task) {
@@ -415,8 +425,7 @@ void Work::send_cancelled(const Incoming& call) {
     message += view_of(u8{0});
     node_.results.send(Message::kResult, call, values, message);
   }
-  if ((call.header.flags & kLeased) != 0)
-    home_.link.tell(Note::kLeaseDone, view_of(home_.self));
+  if ((call.header.flags & kLeased) != 0) tell_lease_done();
 }
 
 bool Work::is_cancelled(ObjectId task_id) {

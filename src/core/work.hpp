@@ -38,6 +38,9 @@ class Work {
   void discard(std::vector<Value>& values);  // instead of sending them
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
+  // This worker ends once its program lets it: no leased task is to be given to it any
+  // more. Said before the result of the task that runs, so that no grant comes between.
+  void wear_out();
   // next_task also gives notices: for processes that run several calls at once.
   void want_notices() { notices_ = true; }
   // Whether this process was told to end `task_id`, which it runs.
@@ -75,6 +78,7 @@ class Work {
   void note_task(const TaskHeader& header);
   void send_cancelled(const Incoming& call);
   void hand_out(const Incoming& call);
+  void tell_lease_done();
 
   Node& node_;
   Home& home_;
@@ -95,6 +99,7 @@ class Work {
   bool leaving_ = false;      // actor: it ends itself, whatever is still to do
   bool constructed_ = false;  // actor: its constructor has been started
   bool was_idle_ = true;
+  bool worn_out_ = false;
 
   // When each queue that waits beside another was last seen to be served: see
   // best_offer.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,29 @@ def test_background_process_ends_with_the_actor_that_started_it_alone() -> None:
         skate.shutdown()
 
 
+@skate.remote(num_cpus=0)
+class Daemonizer:
+    def start(self) -> int:
+        """A process that leads a session of its own, and whose parent has ended."""
+        inner = "sleep 300 >/dev/null 2>&1 & echo $!"
+        command = ["setsid", "--wait", "sh", "-c", inner]
+        found = subprocess.run(command, capture_output=True, check=True)
+        return int(found.stdout)
+
+
+def test_a_daemon_ends_with_the_actor_that_started_it_alone() -> None:
+    with skate.init(num_cpus=1):
+        first, second = Daemonizer.remote(), Daemonizer.remote()
+        of_first, of_second = skate.get([first.start.remote(), second.start.remote()])
+        assert runs(of_first)
+        assert runs(of_second)
+        skate.kill(first)
+        assert wait_until(lambda: not runs(of_first))
+        assert runs(of_second)
+        skate.kill(second)
+        assert wait_until(lambda: not runs(of_second))
+
+
 @skate.remote(max_retries=0)
 def leave_a_printer() -> None:
     subprocess.Popen(["yes", "from a child"])
@@ -61,3 +88,52 @@ def test_a_child_that_prints_without_end_holds_up_nobody() -> None:
             with pytest.raises(skate.exceptions.WorkerCrashedError):
                 skate.get(leave_a_printer.remote(), timeout=30)
             assert skate.get(answer.remote(i), timeout=30) == i
+
+
+# As under sudo: the child is another user's, and the session may not end it.
+NOT_OURS = """
+import os, subprocess
+import skate
+
+@skate.remote(max_retries=0)
+def leave_a_child():
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    program = ["sh", "-c", "echo $$; exec sleep 100 >/dev/null 2>&1"]
+    child = subprocess.Popen([*other, *program], stdout=subprocess.PIPE)
+    print(int(child.stdout.readline()), flush=True)  # another user's by now
+    os._exit(3)
+
+@skate.remote
+def echo(x):
+    return x
+
+skate.init("embedded", num_cpus=2)
+try:
+    skate.get(leave_a_child.remote(), timeout=20)
+except skate.exceptions.WorkerCrashedError:
+    assert skate.get([echo.remote(i) for i in range(8)], timeout=20) == [*range(8)]
+    skate.shutdown()
+    print("went on")
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root can make another user's process, without sudo",
+)
+def test_a_child_that_may_not_be_ended_does_not_end_the_session() -> None:
+    less = ["setpriv", "--bounding-set", "-kill", "--inh-caps", "-kill"]
+    done = subprocess.run(
+        [*less, sys.executable, "-c", NOT_OURS],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    printed = re.findall(r"\b(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    for pid in map(int, printed):
+        os.kill(pid, signal.SIGKILL)
+    assert printed, done.stderr
+    assert "went on" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

@@ -60,3 +60,29 @@ def test_idle_workers_over_the_limit_end_after_the_tasks_that_they_have_started(
     path.touch()
     assert skate.get(list(children), timeout=20) == [7] * 8
     assert wait_until(lambda: sum(map(runs, set(parents))) <= 4)
+
+
+@skate.remote(num_cpus=2, max_calls=1, max_retries=0)
+def pid_of_its_only_call() -> int:
+    return os.getpid()
+
+
+def test_no_leased_task_is_given_to_a_worker_that_max_calls_ends(session: None) -> None:
+    refs = [pid_of_its_only_call.remote() for _ in range(20)]
+    assert len(set(skate.get(refs, timeout=60))) == 20
+
+
+@skate.remote(num_cpus=2, max_calls=1, max_retries=0)
+def hand_out_once(path: str) -> tuple[skate.ObjectRef[int], int]:
+    return go_on_after.options(num_cpus=0).remote(path), os.getpid()
+
+
+def test_worker_that_max_calls_ends_waits_for_the_tasks_that_it_has_started(
+    session: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "go"
+    child, parent = skate.get(hand_out_once.remote(str(path)))
+    assert skate.get(pid_of_its_only_call.remote(), timeout=20) != parent
+    path.touch()
+    assert skate.get(child, timeout=20) == 7
+    assert wait_until(lambda: not runs(parent))

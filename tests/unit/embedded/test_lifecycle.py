@@ -724,3 +724,29 @@ def test_who_was_killed_is_waited_for_but_not_told() -> None:
     assert life.handle(Confirmed(driver, actor, False, False)) == []
     commands = life.handle(Died(other, Cause.KILLED, 0))
     assert TellForget(driver, actor, 0) in commands
+
+
+def test_a_worker_that_is_worn_out_gets_no_other_task(life: Lifecycle) -> None:
+    owner = new_worker(life)
+    fork = lease(life, owner, 1, {"robot": 2.0})
+    life.handle(LeaseWanted(owner, 2, {"robot": 2.0}))
+    commands = life.handle(LeaseDone(fork.proc, is_worn_out=True))
+    assert Retire(fork.proc) in commands
+    assert not [c for c in commands if isinstance(c, GrantLease)]
+    assert [c for c in commands if isinstance(c, Fork)]
+
+
+def test_what_waits_is_found_with_its_place_in_line(life: Lifecycle) -> None:
+    owner = new_worker(life)
+    lease(life, owner, 1, {"robot": 2.0})
+    for task in (2, 3):
+        life.handle(LeaseWanted(owner, task, {"robot": float(task - 1)}))
+    actor = new_process(life, "actor")
+    request = ActorRequest(9, "A", resources={"robot": 1.0})
+    life.handle(ActorWanted(owner, actor, request))
+    life.handle(LeaseDropped(owner, 2))
+    assert life.find_waiting(task=1) is None
+    assert [r.task for r in life.waiting()] == [3, 0]
+    task, of_actor = life.waiting()
+    assert life.find_waiting(task=3) == (task, 0)
+    assert life.find_waiting(actor=actor.index) == (of_actor, 1)

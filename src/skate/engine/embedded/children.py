@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _core
 from ..._placement import lends
 from . import events as life
-from . import spilling, wire
+from . import leftovers, spilling, wire
 from .forker import Process, describe_end
 from .processes import RETIRE, Cause, Kind, Proc
 
@@ -60,7 +60,6 @@ class Children:
         self._spill_files: dict[Proc, int] = {}  # they outlive their processes
         self._killers: list[Process] = []
         self._worker_failures = 0
-        self._no_worker_since = 0.0
         self._open_files = len(os.listdir("/proc/self/fd"))
         self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -184,9 +183,8 @@ class Children:
         try:
             process.pidfd = os.pidfd_open(pid)
         except OSError as error:  # the whole system is short of descriptors
-            kill_pid(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+            if kill_pid(pid):
+                _reap(pid)
             self.not_forked(process, f"it could not be watched: {error}")
             return
         process.pid = pid
@@ -280,6 +278,7 @@ class Children:
     def has_started(self) -> None:
         """Some process is ready for tasks: so can be others."""
         self._worker_failures = 0
+        self._no_worker_since = 0.0
 
     def _count_failure(self, process: Process, code: int) -> None:
         """It ended before it was ready for a task: one more may fare no better."""
@@ -303,16 +302,19 @@ class Children:
     def _kill_orphans(self, dead_pid: int) -> None:
         """End what a dead worker had started: it is our child now.
 
-        A worker leads a session of its own, so its offspring is known by that, and that
-        of the living is left alone; one that made yet another session is whatever child
-        we do not know, unless a worker is just being handed to us.
+        A worker leads a session of its own, so its offspring is known by that; one
+        that made yet another session, as daemons do, by the worker's mark in its
+        environment. One that has neither may be a live worker's, or a worker that is
+        just being handed to us: it ends with the session.
         """
-        forking = self._supervisor.forker.is_forking
         living = self.by_pid()
 
         def is_orphan(pid: int) -> bool:
             session = _session_of(pid)
-            return session == dead_pid or not (forking or session in living)
+            if session == dead_pid or session in living:
+                return session == dead_pid
+            worker = leftovers.worker_of(pid)
+            return worker != 0 and worker not in living
 
         self._kill_unknown(is_orphan)
 
@@ -325,10 +327,9 @@ class Children:
         for pid in _children():
             if pid in known or not which(pid):
                 continue
-            kill_pid(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            ended += 1
+            if kill_pid(pid):
+                _reap(pid)
+                ended += 1
         return ended
 
     def kill(self, proc: Proc, cause: Cause) -> None:
@@ -348,7 +349,7 @@ class Children:
             self.kill(proc, Cause.KILLED)
             return
         process.killed_for = process.killed_for or Cause.KILLED
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, RETIRE)
 
     def end_all(self) -> None:
@@ -360,14 +361,16 @@ class Children:
         self._reap_all()
 
     def _reap_all(self) -> None:
-        while True:
-            # A worker's own children come to us when it ends: we are their subreaper.
-            for pid in _children():
-                kill_pid(pid)
-            try:
+        # A worker's own children come to us when it ends: we are their subreaper.
+        while children := _children():
+            killed = [pid for pid in children if kill_pid(pid)]
+            if not killed:
+                return  # those that are left are another user's
+            for pid in killed:
+                _reap(pid)
+        with contextlib.suppress(ChildProcessError):
+            while True:  # where there is no list of them
                 os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
 
     # Memory of processes -----------------------------------------------------
 
@@ -402,11 +405,20 @@ class Children:
                 os.close(fd)
 
 
-def kill_pid(pid: int) -> None:
+def kill_pid(pid: int) -> bool:
+    """False: we may not, for it is another user's by now, as sudo makes them."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    except PermissionError:
+        return False
+    return True
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _children() -> list[int]:

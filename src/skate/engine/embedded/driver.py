@@ -250,4 +250,7 @@ def _environment(session_id: str) -> dict[str, str]:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     python_path = os.pathsep.join(dict.fromkeys(paths))
-    return {**os.environ, "PYTHONPATH": python_path, leftovers.MARK: session_id}
+    found = {**os.environ, "PYTHONPATH": python_path, leftovers.MARK: session_id}
+    # Of another session's worker, which has started this program: no mark of ours.
+    found.pop(leftovers.WORKER_MARK, None)
+    return found

@@ -36,6 +36,7 @@ class LeaseDropped(NamedTuple):
 
 class LeaseDone(NamedTuple):
     worker: Proc
+    is_worn_out: bool = False  # it is about to end
 
 
 class ActorWanted(NamedTuple):

@@ -3,7 +3,8 @@
 The supervisor ends everything it started, and all that its workers started. Killed
 itself, it cannot: its workers end with it, but not what *they* had started. Every
 process of a session has the session's mark in the environment that it was started with,
-and so have its children; that is how they are found.
+and so have its children; that is how they are found. What a worker starts has the
+worker's mark as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import time
 
 MARK = "SKATE_SESSION_MARK"
+WORKER_MARK = "SKATE_WORKER_MARK"
 _PATIENCE_S = 5.0
 
 
@@ -26,6 +28,20 @@ def end_all(session_id: str, spare: set[int]) -> None:
             except (ProcessLookupError, PermissionError):
                 continue
         time.sleep(0.005)
+
+
+def mark_worker() -> None:
+    """Let what this process starts be known as its own, whatever session it leads."""
+    os.environ[WORKER_MARK] = str(os.getpid())
+
+
+def worker_of(pid: int) -> int:
+    """The pid of the worker that started it, or its parents; 0: it is not known."""
+    mark = f"{WORKER_MARK}=".encode()
+    for variable in _environment(str(pid)).split(b"\0"):
+        if variable.startswith(mark) and variable[len(mark) :].isdigit():
+            return int(variable[len(mark) :])
+    return 0
 
 
 def _marked(session_id: str) -> set[int]:

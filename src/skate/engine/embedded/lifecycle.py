@@ -203,6 +203,12 @@ class Lifecycle:
         """Requests that were not granted yet, oldest first."""
         return list(self._waiting)
 
+    def find_waiting(
+        self, *, task: int | None = None, actor: int | None = None
+    ) -> tuple[Request, int] | None:
+        """A task's request, or that of the actor in a place; how many are before it."""
+        return self._waiting.find(task=task, actor=actor)
+
     def holders(self) -> dict[int, dict[str, float]]:
         """What processes with resources of their own hold, by index."""
         return {
@@ -287,8 +293,8 @@ class Lifecycle:
                 if worker is not None:  # it is used for another, when it has been made
                     self.members[worker].request = None
                 return self._schedule()
-            case LeaseDone(worker):
-                return self._end_lease(worker)
+            case LeaseDone(worker, is_worn_out):
+                return self._end_lease(worker, is_worn_out)
             case Blocked(proc) | Unblocked(proc):
                 return self._set_blocked(proc, isinstance(event, Blocked))
             case CpuFree():
@@ -504,7 +510,7 @@ class Lifecycle:
         self._tokens -= spare
         return [GiveCpus(spare)]
 
-    def _end_lease(self, worker: Proc) -> list[Command]:
+    def _end_lease(self, worker: Proc, is_worn_out: bool = False) -> list[Command]:
         member = self.members.get(worker)
         if member is None or not member.granted or member.kind != "lease":
             return []
@@ -513,8 +519,8 @@ class Lifecycle:
         commands: list[Command] = []
         if worker in self._ending:
             pass
-        elif member.gpus.ids or member.refuses:
-            # Its CUDA_VISIBLE_DEVICES was for one task.
+        elif member.gpus.ids or member.refuses or is_worn_out:
+            # Its CUDA_VISIBLE_DEVICES was for one task, or it ends by itself.
             commands += self._end(worker)
         else:
             self._idle_leased.append(worker)

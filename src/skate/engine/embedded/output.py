@@ -159,6 +159,7 @@ class Collector:
         self._kept_bytes = 0
         self._waits_for_room = False
         self._gone = False  # the driver does not listen any more
+        self._paused = False  # too much waits: no source is watched
 
     def open(self) -> tuple[list[int], list[int]]:
         """Pipes for a new worker: the ends to keep here, and the worker's."""
@@ -177,7 +178,7 @@ class Collector:
         for source in (out, err):
             os.set_blocking(source.fd, False)
             self._sources[source.fd] = source
-        self._settle()
+            self._watch(source)
         return [out.fd, err.fd], [writable for _, writable in pipes]
 
     def name_process(self, fds: list[int], pid: int) -> None:
@@ -196,6 +197,7 @@ class Collector:
                 left -= _CHUNK
             self._cut(source, b"", last=True)
             os.close(fd)
+        self._settle()
 
     def finish(self, timeout: float) -> None:
         """The session ends: wait a little for the driver to take what is left."""
@@ -215,21 +217,32 @@ class Collector:
         return True
 
     def _settle(self) -> None:
-        """Watch what should be watched: all sources, unless too much waits already."""
+        """Watch all sources, unless too much waits already.
+
+        Called for every chunk that is read, so it looks at all of them only if that
+        has changed.
+        """
         paused = self._kept_bytes > _MAX_KEPT and not self._gone
-        for source in self._sources.values():
-            wanted = not (paused or source.ended)
-            if wanted == source.watched:
-                continue
-            source.watched = wanted
-            if wanted:
-                reader = functools.partial(self._on_readable, source)
-                self._selector.register(source.fd, selectors.EVENT_READ, reader)
-            else:
-                self._selector.unregister(source.fd)
+        if paused != self._paused:
+            self._paused = paused
+            for source in self._sources.values():
+                self._watch(source)
+
+    def _watch(self, source: _Source) -> None:
+        """Or do not, as things are now."""
+        wanted = not (self._paused or source.ended)
+        if wanted == source.watched:
+            return
+        source.watched = wanted
+        if wanted:
+            reader = functools.partial(self._on_readable, source)
+            self._selector.register(source.fd, selectors.EVENT_READ, reader)
+        else:
+            self._selector.unregister(source.fd)
 
     def _on_readable(self, source: _Source) -> None:
         self._read(source)
+        self._watch(source)
         self._settle()
 
     def _read(self, source: _Source) -> bool:

@@ -47,7 +47,7 @@ def event_of(sender: Proc, kind: bytes, payload: bytes) -> life.Event | None:
         case _core.NOTE_DROP_LEASE:
             return life.LeaseDropped(sender, id_of(payload))
         case _core.NOTE_LEASE_DONE:
-            return life.LeaseDone(proc_of(payload))
+            return life.LeaseDone(proc_of(payload), any(payload[_PROC.size :]))
         case _core.NOTE_UNWANTED:
             return life.ActorUnwanted(id_of(payload), proc_of(payload, _ID.size))
         case _core.NOTE_BLOCKED:

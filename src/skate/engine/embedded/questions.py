@@ -12,6 +12,7 @@ from ...exceptions import EngineError
 from . import events as life
 from .actors import ActorRequest, Name
 from .forker import Process
+from .requests import Request
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -32,6 +33,12 @@ class Refusal:
 
 def _raise(text: str) -> None:
     raise EngineError(text)
+
+
+def _place_in_line(
+    found: tuple[Request, int] | None,
+) -> tuple[dict[str, float], int] | None:
+    return None if found is None else (dict(found[0].resources), found[1])
 
 
 class Questions:
@@ -108,16 +115,13 @@ class Questions:
     def _ask_assigned(self, process: Process) -> Any:
         return self._life.assigned(process.proc)
 
-    def _ask_waiting(self, process: Process) -> Any:
-        """Requests for resources that were not granted yet, oldest first."""
-        return [
-            (
-                (r.owner.index, r.task) if r.owner is not None else None,
-                r.actor.index if r.actor is not None else None,
-                dict(r.resources),
-            )
-            for r in self._life.waiting()
-        ]
+    def _ask_waiting_task(self, process: Process, task: int) -> Any:
+        """What it waits for, and how many requests were before its; None: it has it."""
+        return _place_in_line(self._life.find_waiting(task=task))
+
+    def _ask_waiting_actor(self, process: Process, index: int) -> Any:
+        """The same of the actor in a place."""
+        return _place_in_line(self._life.find_waiting(actor=index))
 
     def _ask_holders(self, process: Process) -> Any:
         """Who holds resources: process index -> what."""

@@ -86,6 +86,20 @@ class Waiting:
         found = (line.requests[n] for line, n in self._by_name.values())
         return iter(sorted(found, key=lambda request: request.number))
 
+    def find(
+        self, *, task: int | None = None, actor: int | None = None
+    ) -> tuple[Request, int] | None:
+        """A task's request, or that of the actor in a place; how many are before it."""
+        for line, number in self._by_name.values():
+            found = line.requests[number]
+            if found.owner is not None:
+                matches = found.task == task
+            else:
+                matches = found.actor is not None and found.actor.index == actor
+            if matches:
+                return found, sum(n < number for _, n in self._by_name.values())
+        return None
+
     def add(self, request: Request, *, first: bool = False) -> None:
         """``first``: before all that wait."""
         need = request.need()

@@ -292,30 +292,30 @@ class Explainer:
                 self._path.pop()
 
     def _starting(self, index: int, name: str, depth: int) -> None:
-        requests = self._engine.ask("waiting")[0]
-        for place, (_, actor, resources) in enumerate(requests):
-            if actor == index:
-                self._say(
-                    depth,
-                    f"{name}: its actor has not started; it needs "
-                    f"{_amounts(resources)}, with {_requests(place)} before it.",
-                )
-                self._resources(resources, depth + 1)
-                return
-        self._say(depth, f"{name}: its actor's process is starting.")
+        waiting = self._engine.ask("waiting_actor", index)[0]
+        if waiting is None:
+            self._say(depth, f"{name}: its actor's process is starting.")
+            return
+        resources, before = waiting
+        self._say(
+            depth,
+            f"{name}: its actor has not started; it needs {_amounts(resources)}, "
+            f"with {_requests(before)} before it.",
+        )
+        self._resources(resources, depth + 1)
 
     def _lease(self, task: int, name: str, depth: int) -> None:
-        requests = self._engine.ask("waiting")[0]
-        for place, (asker, _, resources) in enumerate(requests):
-            if asker is not None and asker[1] == task:
-                self._say(
-                    depth,
-                    f"{name} is queued for {_amounts(resources)}, with "
-                    f"{_requests(place)} before it.",
-                )
-                self._resources(resources, depth + 1)
-                return
-        self._say(depth, f"{name} has its resources; its worker is starting.")
+        waiting = self._engine.ask("waiting_task", task)[0]
+        if waiting is None:
+            self._say(depth, f"{name} has its resources; its worker is starting.")
+            return
+        resources, before = waiting
+        self._say(
+            depth,
+            f"{name} is queued for {_amounts(resources)}, with {_requests(before)} "
+            "before it.",
+        )
+        self._resources(resources, depth + 1)
 
     # Resources --------------------------------------------------------------------
 

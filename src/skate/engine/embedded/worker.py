@@ -30,7 +30,7 @@ from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
 from ..surroundings import Surroundings
-from . import wire
+from . import leftovers, wire
 from .actor_worker import ActorProcess
 from .engine import EmbeddedEngine
 from .output import redirect_worker
@@ -68,6 +68,7 @@ def main(
     )
     os.close(session_fd)
     refusal: SkateError | None = _enter_runtime_env(settings, order)
+    leftovers.mark_worker()
     node.report_blocking(order["counts_cpus"])
     engine = EmbeddedEngine(
         node, settings["config"], settings["session_id"], is_driver=False
@@ -83,7 +84,7 @@ def main(
     _stop_breakpoints_in_driver(worker)
     faulthandler.enable(sys.stderr.fileno())  # a crash says where
     if is_leased:
-        _thread.start_new_thread(_end_when_told, (node,))
+        _thread.start_new_thread(_end_when_told, (worker,))
     node.tell(pickle.dumps(("ready",)))
     if order["actor_id"]:
         engine.num_restarts = order["num_restarts"]
@@ -184,11 +185,14 @@ def _cancelled() -> KeyboardInterrupt:
     return error
 
 
-def _end_when_told(node: _core.Node) -> None:
+def _end_when_told(worker: Worker) -> None:
     """Tasks that it has started and that still run would end with it."""
     signal.sigwait([RETIRE])
-    while node.statistics()["pending_tasks"]:
+    while worker.node.statistics()["pending_tasks"]:
         time.sleep(_LOOK_AGAIN_S)
+    if worker.is_worn_out:  # it ends by itself, if it does not wait for another task
+        worker.node.stop_serving()
+        return
     _flush()
     os._exit(0)
 
@@ -212,7 +216,7 @@ class Worker:
         # Of those, what the core may call by itself.
         self._plain: dict[int, tuple[Callable[..., Any], str]] = {}
         self.leave: Callable[[], None] | None = None  # of an actor: end on purpose
-        self._worn_out = False  # a function has been called max_calls times
+        self.is_worn_out = False  # a function has been called max_calls times
         self.title = ""  # of an actor's process: its class
 
     def printing_name(self) -> str:
@@ -228,7 +232,7 @@ class Worker:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
             # Tasks that it has started and that still run would end with it.
-            if self._worn_out and self.node.statistics()["pending_tasks"] == 0:
+            if self.is_worn_out and self.node.statistics()["pending_tasks"] == 0:
                 return
 
     def run_task(self, call: _core.Call) -> None:
@@ -245,7 +249,9 @@ class Worker:
             return
         if code.max_calls:
             code.calls += 1
-            self._worn_out |= code.calls >= code.max_calls
+            if code.calls >= code.max_calls and not self.is_worn_out:
+                self.is_worn_out = True
+                self.node.wear_out()
         token = self.engine.context_var.set((call.task_id, 0, name))
         try:
             result = call.run(code.function, args, kwargs)
