@@ -60,6 +60,7 @@ bool Deaths::settle(const News& news) {
   for (const Location& block : freed)
     if (block.proc == dead) node_.estate.free(block);
   node_.waits.changed();  // a producer may wait for it to read
+  node_.work.caller_died(dead);
   const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
   node_.tasks.recover(dead, crash);
   node_.tasks.sort_flights(from);  // each that is sent again goes to the front
