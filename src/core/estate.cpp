@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <system_error>
+#include <utility>
 
 #include "node.hpp"
 #include "spill.hpp"
@@ -55,9 +57,9 @@ void Estate::take_over(ProcId dead) {
   const u32 count =
       table.count.load(std::memory_order_acquire);  // pairs with Labels::add
   for (u32 i = 0; i < count; ++i) heritage->labels.emplace_back(label_name(table, i));
+  all_.emplace(dead, heritage);
   publish(*heritage, used, spillable, spilled);
   clear();
-  all_.emplace(dead, heritage);
   map(*heritage);
 }
 
@@ -70,13 +72,16 @@ bool Estate::map(Heritage& heritage) {
     const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
                                home_.session->arena_bytes);
     heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
-    heritage.arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+    auto arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+    for (const Handing& handing : heritage.handed) arena->hand(handing);
+    for (const Location& block : heritage.freed)
+      arena->free(block.offset, block.generation);
+    heritage.arena = std::move(arena);
   } catch (const std::system_error&) {
     return false;
+  } catch (const std::bad_alloc&) {
+    return false;  // what was done of it finds that done the next time
   }
-  for (const Handing& handing : heritage.handed) heritage.arena->hand(handing);
-  for (const Location& block : heritage.freed)
-    heritage.arena->free(block.offset, block.generation);
   heritage.handed.clear();
   heritage.freed.clear();
   punch(heritage);

@@ -29,13 +29,22 @@ std::vector<ObjectId> fill_with_calls(Node& node, ObjectId actor) {
 }
 
 // Sends until there is no memory for a message of even one byte.
-void fill_to_the_brim(Node& node) {
+void fill_to_the_brim(Node& node, ProcId deaf = kDeaf) {
   const Lock lock(node.home.mu);
   for (std::size_t size = 100'000; size != 0; size /= 2) {
     try {
-      for (;;) node.mail.send(kDeaf, Message::kRoom, filler(size));
+      for (;;) node.mail.send(deaf, Message::kRoom, filler(size));
     } catch (const std::bad_alloc&) {
     }
+  }
+}
+
+bool lacks_memory(const std::function<void()>& what) {
+  try {
+    what();
+    return false;
+  } catch (const std::bad_alloc&) {
+    return true;
   }
 }
 
@@ -180,6 +189,28 @@ TEST(a_message_is_not_taken_in_while_there_is_no_memory_for_what_follows_from_it
   CHECK(text_of(driver, result) == "done");
   driver.objects.release(id);
   CHECK(text_of(other, id) == "value");
+}
+
+// The driver cannot be told what the dead one had not read.
+TEST(a_death_is_settled_to_its_end_when_there_is_memory_again) {
+  Fleet fleet(small_arenas());
+  fleet.prepare(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  const ObjectId result = call(node, kDeaf);
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = {kDeaf, 1, kBlockHeaderBytes, 100};
+  node.objects.release(node.objects.put(std::move(value), Object::Kind::kData));
+  fill_to_the_brim(node, kDriverId);
+  fleet.kill(kDeaf);
+  fleet.say_died(kOther, kDeaf);
+  CHECK(lacks_memory([&] { node.catch_up(); }));
+  CHECK(!fleet.confirmed(kOther, kDeaf));
+  fleet.start(kDriverId);  // reads
+  until([&] { return !lacks_memory([&] { node.catch_up(); }); });
+  CHECK(error_of(node, result) == SystemError::kActorDied);
+  until([&] { return fleet.confirmed(kOther, kDeaf).has_value(); });
 }
 
 TEST_MAIN()
