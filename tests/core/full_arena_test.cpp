@@ -213,4 +213,56 @@ TEST(a_death_is_settled_to_its_end_when_there_is_memory_again) {
   until([&] { return fleet.confirmed(kOther, kDeaf).has_value(); });
 }
 
+TEST(an_owner_that_could_not_be_told_of_a_borrow_is_told_of_the_next) {
+  const ObjectId lent = [] {
+    Fleet fleet(small_arenas());
+    return put(fleet.start(kDeaf));
+  }();
+  Fleet fleet(small_arenas());
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  fill_to_the_brim(node);
+  CHECK(lacks_memory([&] { node.objects.acquire(lent); }));
+  CHECK(node.objects.counts().borrowed == 0);
+  Node& owner = fleet.start(kDeaf);  // reads
+  CHECK(put(owner) == lent);
+  until([&] {
+    const Lock lock(node.home.mu);
+    return !node.mail.collect();
+  });
+  node.objects.acquire(lent);
+  owner.catch_up();
+  owner.objects.release(lent);
+  owner.catch_up();
+  CHECK(text_of(node, lent) == "x");
+}
+
+TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  const ObjectId result = call(node, kOther);
+  const Incoming task = next(node);
+  driver.objects.acquire(result);
+  std::thread reader([&] { CHECK(text_of(driver, result).size() == 9000); });
+  until([&] {
+    node.catch_up();
+    const Lock lock(node.home.mu);
+    return node.objects.others_wait();
+  });
+  Watch* const watch = node.watches.open();
+  node.watches.add(watch, result, 7);
+  fill_to_the_brim(node);
+  finish(node, task, text(filler(9000)));  // does not fit into a ring
+  std::vector<u32> ready;
+  CHECK(node.watches.wait(watch, ready, now_ns() + kPatience) == WaitResult::kReady);
+  CHECK(ready == std::vector<u32>{7});
+  CHECK(node.objects.others_wait());
+  fleet.bury(kDeaf, {kOther, kDriverId});
+  reader.join();
+  CHECK(!node.objects.others_wait());
+  node.watches.close(watch);
+}
+
 TEST_MAIN()
