@@ -136,13 +136,24 @@ void Estate::free_all_of(ProcId owner) {
   }
 }
 
+int Estate::file_of(ProcId dead) {
+  const Descriptor* file = files_.find(dead);
+  if (file == nullptr) {
+    Descriptor fetched(home_.link.fetch_spill_file(dead));
+    if (!fetched) return -1;
+    file = &files_.put(dead, std::move(fetched));
+  }
+  return file->get();
+}
+
 void Estate::punch(Heritage& heritage) {
   if (!heritage.arena->has_discarded()) return;
-  if (!heritage.file)
-    heritage.file = Descriptor(home_.link.fetch_spill_file(heritage.id));
-  if (!heritage.file) return;  // the next time
+  if (const int file = file_of(heritage.id); file >= 0) punch(heritage, file);
+}  // else the next time
+
+void Estate::punch(Heritage& heritage, int file) {
   for (const Hole& hole : heritage.arena->take_discarded())
-    discard_pages(heritage.file.get(), hole.pages.from, hole.pages.bytes());
+    discard_pages(file, hole.pages.from, hole.pages.bytes());
 }
 
 void Estate::forget(ProcId dead) {
@@ -150,6 +161,7 @@ void Estate::forget(ProcId dead) {
   if (it == all_.end()) return;
   publish(*it->second, 0, 0, 0);
   all_.erase(it);
+  files_.erase(dead);
 }
 
 void Estate::list(std::vector<BlockInfo>& blocks) {
@@ -185,9 +197,9 @@ int Estate::spill(Lock& lock, u64 wanted, u64& done) {
 
 int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done) {
   DeadArena& arena = *heritage->arena;
-  if (!heritage->file)
-    heritage->file = Descriptor(home_.link.fetch_spill_file(heritage->id));
-  if (!heritage->file) return errno == 0 ? ENOENT : errno;
+  // Its own: others come and go in files_ while the lock is given up.
+  const Descriptor file(home_.link.fetch_spill_file(heritage->id));
+  if (!file) return errno == 0 ? ENOENT : errno;
   std::size_t budget = arena.candidates();
   const std::vector<Leaving> batch = arena.choose(wanted, budget);
   const std::optional<std::vector<u64>> pinned =
@@ -201,15 +213,15 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
         !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
     int lacking = 0;
     if (!is_read && error == 0)
-      lacking = node_.spiller.room_on_disk(heritage->file.get(), block.pages.bytes());
+      lacking = node_.spiller.room_on_disk(file.get(), block.pages.bytes());
     if (lacking != 0) too_large = lacking;
     if (is_read || lacking != 0 || error != 0 || home_.stopping) {
       arena.stay(block);
       continue;
     }
     lock.unlock();
-    error = write_pages(heritage->file.get(), arena.at(from), from, to - from);
-    if (error != 0) discard_pages(heritage->file.get(), from, to - from);
+    error = write_pages(file.get(), arena.at(from), from, to - from);
+    if (error != 0) discard_pages(file.get(), from, to - from);
     lock.lock();
     node_.spiller.has_written(error);
     if (error != 0) {
@@ -219,7 +231,7 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
       arena.leave(block);
       done += block.pages.bytes();
     }
-    punch(*heritage);
+    punch(*heritage, file.get());
     if (all_.contains(heritage->id)) publish(*heritage);
   }
   if (all_.contains(heritage->id)) publish(*heritage);
