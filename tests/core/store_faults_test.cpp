@@ -174,4 +174,33 @@ TEST(ids_of_short_and_long_lists_are_told_to_be_distinct) {
   }
 }
 
+TEST(however_many_processes_tensors_are_read_from_few_of_their_files_are_open) {
+  constexpr u32 kMakers = 30, kFew = 16;
+  Fleet fleet;
+  fleet.start(kDriverId, false);
+  Node& reader = fleet.start(kReader);
+  std::vector<std::pair<View, std::byte*>> views;
+  i64 opened = 0;
+  for (u32 i = 0; i < kMakers; ++i) {
+    const ProcId maker{kReader.index + 1 + i, 1};
+    Location block;
+    put_into(reader, fleet.start(maker), block);
+    fleet.kill(maker);
+    View view = reader.store.open_view(block);
+    CHECK(view.bytes != nullptr);
+    const i64 before = open_memory_files();
+    std::byte* const own = reader.store.map_private(maker, view.bytes, block.size);
+    CHECK(own != nullptr);
+    own[0] = std::byte{1};  // written here alone
+    CHECK(view.bytes[0] == std::byte{0});
+    opened += open_memory_files() - before;
+    views.emplace_back(std::move(view), own);
+  }
+  CHECK(opened <= kFew);
+  for (const auto& [view, own] : views) {
+    Store::unmap_private(own, 100'000);
+    reader.store.close_view(view.proc, view.pin);
+  }
+}
+
 TEST_MAIN()
