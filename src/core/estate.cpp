@@ -208,7 +208,6 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
   int too_large = 0;  // what is said of a block for which there is no room on disk
   const u64 before = done;
   for (const Leaving& block : batch) {
-    const auto [from, to] = block.pages;
     const bool is_read =
         !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
     int lacking = 0;
@@ -220,12 +219,11 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
       continue;
     }
     lock.unlock();
-    error = write_pages(file.get(), arena.at(from), from, to - from);
-    if (error != 0) discard_pages(file.get(), from, to - from);
+    error = node_.spiller.write(file.get(), arena.at(block.pages.from), block.pages);
     lock.lock();
-    node_.spiller.has_written(error);
     if (error != 0) {
       arena.stay(block);
+      if (is_about_room(error)) too_large = std::exchange(error, 0);
     } else if (arena.written(block)) {
       arena.give_back(block);
       arena.leave(block);

@@ -1,6 +1,8 @@
 // The store when something it needs is not to be had: messages that cannot be read,
 // threads, files, processes that go on.
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 
@@ -27,6 +29,21 @@ class NoThreads {
 
  private:
   pthread_attr_t usual_;
+};
+
+// Files get no longer as long as this lives.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(u64 bytes) {
+    signal(SIGXFSZ, SIG_IGN);  // as Python does
+    CHECK(getrlimit(RLIMIT_FSIZE, &usual_) == 0);
+    const rlimit low{bytes, usual_.rlim_max};
+    CHECK(setrlimit(RLIMIT_FSIZE, &low) == 0);
+  }
+  ~FileSizeLimit() { CHECK(setrlimit(RLIMIT_FSIZE, &usual_) == 0); }
+
+ private:
+  rlimit usual_;
 };
 
 // What comes of waiting for room of this size.
@@ -146,6 +163,63 @@ TEST(the_driver_spills_what_is_wanted_once) {
   fleet.kill(kWorker);
   fleet.tell_died(kDriverId, kWorker);
   CHECK(spill(driver, 8 * kMiB) < 12 * kMiB);
+}
+
+// The oldest lies where the file must not reach.
+TEST(a_file_that_may_not_grow_takes_what_lies_nearer_to_its_beginning) {
+  for (const bool is_dead : {false, true}) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId, false);
+    Node& worker = fleet.start(kWorker);
+    Node& where = is_dead ? worker : driver;
+    const Location first = *where.store.allocate(3 * kMiB, where.home.self);
+    Location far, near;
+    put_into(driver, where, far, 3 * kMiB);
+    where.store.free_own_block(first);
+    put_into(driver, where, near, 3 * kMiB);
+    CHECK(near.offset < far.offset);
+    if (is_dead) {
+      fleet.kill(kWorker);
+      fleet.tell_died(kDriverId, kWorker);
+    }
+    const FileSizeLimit limit(far.offset);
+    CHECK(spill(driver, 6 * kMiB) > 2 * kMiB);
+    CHECK(driver.spiller.spill_error() == EFBIG);
+    for (const BlockInfo& block : driver.store.blocks())
+      CHECK((block.state == BlockState::kOnDisk) ==
+            (block.location.offset == near.offset));
+  }
+}
+
+// The first large block after a shortage may take long.
+TEST(while_a_write_goes_better_than_the_one_that_failed_nobody_is_told_of_that_one) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  const ProcEntry& me = *driver.home.me;
+  bool seen = false;
+  while (!seen) {
+    Location block;
+    const ObjectId id = put_into(driver, driver, block, 48 * kMiB);
+    const u64 before = driver.spiller.spilled();
+    const auto wish = [&] {
+      const std::lock_guard lock(driver.home.mu);
+      driver.spiller.start(kMiB);
+    };
+    {
+      const FileSizeLimit limit(kMiB);
+      wish();
+      until([&] { return driver.spiller.spill_error() == EFBIG; });
+      until([&] { return me.spilling.load() == 0; });
+    }
+    wish();
+    while (driver.spiller.spilled() == before)
+      if (me.spill_error.load() == 0 && driver.spiller.spilled() == before) seen = true;
+    driver.objects.release(id);
+    until([&] {
+      driver.catch_up();
+      return driver.store.used() == 0 && driver.spiller.spilled() == 0;
+    });
+  }
 }
 
 TEST(what_once_kept_from_spilling_is_not_told_of_one_who_has_nothing_to_spill) {
