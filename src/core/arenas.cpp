@@ -74,17 +74,17 @@ std::optional<u64> Arenas::offset_of(ProcId proc, const std::byte* data) const {
 }
 
 int Arenas::file_of(ProcId proc) {
-  Descriptor* file = &own_file_;
-  if (proc != home_.self) {
-    const auto it = all_.find(proc);
-    if (it == all_.end()) return -1;
-    file = &it->second.file;
+  const Descriptor* file = files_.find(proc);
+  if (file == nullptr) {
+    Descriptor fetched(home_.link.fetch_segment(proc));
+    if (!fetched) return -1;
+    file = &files_.put(proc, std::move(fetched));
   }
-  if (!*file) *file = Descriptor(home_.link.fetch_segment(proc));
   return file->get();
 }
 
 void Arenas::forget(ProcId proc) {
+  files_.erase(proc);
   const auto it = all_.find(proc);
   if (it == all_.end()) return;
   it->second.forgotten = true;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "home.hpp"
+#include "recent.hpp"
 
 namespace skate {
 
@@ -34,8 +35,8 @@ class Arenas {
   void close_view(ProcId proc);
   // The offset of `data`, which lies in what is mapped of the arena.
   std::optional<u64> offset_of(ProcId proc, const std::byte* data) const;
-  // Of the memory of `proc`, kept open once a private mapping of a part was wanted; -1:
-  // none.
+  // Of the memory of `proc`, for a private mapping of a part; -1: none. It is open
+  // until the next call at least.
   int file_of(ProcId proc);
   // The session has forgotten it.
   void forget(ProcId proc);
@@ -44,7 +45,6 @@ class Arenas {
  private:
   struct Foreign {
     std::vector<Mapping> prefixes;  // the last is the longest
-    Descriptor file;
     u32 views = 0;
     bool forgotten = false;
   };
@@ -53,7 +53,8 @@ class Arenas {
   Node& node_;
   Home& home_;
   std::unordered_map<ProcId, Foreign> all_;
-  Descriptor own_file_;
+  // However many are read, few files are open, and those that were wanted lately.
+  Recent<ProcId, Descriptor> files_{8};
   int shortage_ = 0;
 };
 

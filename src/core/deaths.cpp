@@ -32,7 +32,9 @@ void Deaths::retry_postponed() {
 }
 
 // Takes all that it has said, then settles what it was doing for us. False: what it
-// said cannot be read now.
+// said cannot be read now. If there is no memory for a step, the message of this death
+// stays unread, and all that was not done is done when it is read again: each step may
+// be repeated.
 bool Deaths::settle(const News& news) {
   const auto& [dead, failure, successor, place_is_free] = news;
   if (place_is_free) {
@@ -40,26 +42,12 @@ bool Deaths::settle(const News& news) {
     return true;
   }
   Peer& from = node_.mail.meet(dead, false);
-  if (from.settled) return true;
-  if (!node_.mail.drain_ring(from)) return false;
-  from.settled = true;
-  told_[dead].settled = true;
-  from.dead = true;
-  from.failure = failure;
-  // What it had not read about blocks in its arena is for the driver now.
-  std::vector<Location> freed;
-  std::vector<Handing> handed;
-  node_.mail.for_each_unread(from, [&](Message kind, Reader reader) {
-    if (kind == Message::kFreeBlock) freed.push_back(reader.pod<Location>());
-    if (kind == Message::kGiveBlock) handed.push_back(reader.pod<Handing>());
-  });
-  node_.mail.close(from);
+  if (from.ended) return true;
+  if (!from.settled && !hear_out(from, failure)) return false;
   if (home_.is_driver()) node_.estate.take_over(dead);
-  for (const Handing& handing : handed)
-    if (handing.block.proc == dead) node_.estate.hand(handing);
-  for (const Location& block : freed)
-    if (block.proc == dead) node_.estate.free(block);
+  pass_on_unread(dead);
   node_.waits.changed();  // a producer may wait for it to read
+  node_.work.caller_died(dead);
   const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
   node_.tasks.recover(dead, crash);
   node_.tasks.sort_flights(from);  // each that is sent again goes to the front
@@ -74,15 +62,49 @@ bool Deaths::settle(const News& news) {
   node_.actors.process_died({dead, failure, successor});
   node_.detached.maker_died(dead);
   node_.streams.reader_died(dead);
-  while (!from.untaken.empty()) {
-    const std::vector<ObjectId> ids = std::move(from.untaken.front());
-    from.untaken.pop_front();
-    for (ObjectId id : ids) node_.objects.drop(id);
+  for (; !from.untaken.empty(); from.untaken.pop_front()) {
+    std::vector<ObjectId>& ids = from.untaken.front();
+    while (!ids.empty()) {
+      const ObjectId id = ids.back();
+      ids.pop_back();
+      node_.objects.drop(id);
+    }
   }
   node_.objects.lose_owner(dead, failure);
+  told_[dead].settled = true;
+  from.ended = true;
   // It may have been the one that was about to take, or to ask for, what waits here.
   if (node_.tasks.queue_waits()) node_.cpus.wake_for_work();
   return true;
+}
+
+// False: some of it cannot be read now.
+bool Deaths::hear_out(Peer& from, const Failure& failure) {
+  const ProcId dead = from.id;
+  if (!node_.mail.drain_ring(from)) return false;
+  from.dead = true;
+  from.failure = failure;
+  Unread unread;
+  node_.mail.for_each_unread(from, [&](Message kind, Reader reader) {
+    if (kind == Message::kFreeBlock) unread.freed.push_back(reader.pod<Location>());
+    if (kind == Message::kGiveBlock) unread.handed.push_back(reader.pod<Handing>());
+  });
+  if (!unread.freed.empty() || !unread.handed.empty())
+    unread_[dead] = std::move(unread);
+  node_.mail.close(from);  // gives memory back; from now on it cannot be read again
+  from.settled = true;
+  return true;
+}
+
+// What it had not read about blocks in its arena is for the driver now.
+void Deaths::pass_on_unread(ProcId dead) {
+  const auto it = unread_.find(dead);
+  if (it == unread_.end()) return;
+  for (const Handing& handing : it->second.handed)
+    if (handing.block.proc == dead) node_.estate.hand(handing);
+  for (const Location& block : it->second.freed)
+    if (block.proc == dead) node_.estate.free(block);
+  unread_.erase(it);  // who is told twice does nothing the second time
 }
 
 // Everybody who was there had settled it, so its place may be another's at any moment:
@@ -91,10 +113,10 @@ bool Deaths::settle(const News& news) {
 void Deaths::settle_late(const News& news) {
   const ProcId dead = news.dead;
   if (told_.contains(dead) && told_[dead].settled) return;
-  told_[dead].settled = true;
   node_.objects.forget_asker(dead);
   node_.actors.process_died({dead, news.failure, news.successor});
   node_.objects.lose_owner(dead, news.failure);
+  told_[dead].settled = true;
 }
 
 // Says what is held here of the dead. All that was said here before has been sent: what

@@ -12,12 +12,14 @@
 #include <unordered_map>
 #include <vector>
 
+#include "blocks.hpp"
 #include "home.hpp"
 #include "message.hpp"
 
 namespace skate {
 
 class Node;
+struct Peer;
 
 class Deaths {
  public:
@@ -62,6 +64,8 @@ class Deaths {
     bool place_is_free;
   };
   bool settle(const News& news);
+  bool hear_out(Peer& from, const Failure& failure);
+  void pass_on_unread(ProcId dead);
   void settle_late(const News& news);
   void confirm(ProcId dead);
   void forget(ProcId dead, Forget step);
@@ -71,6 +75,12 @@ class Deaths {
   Home& home_;
   std::unordered_map<ProcId, u64> blocks_in_;
   std::unordered_map<ProcId, Told> told_;
+  // What was told to the dead about blocks, and has still to be told to the driver.
+  struct Unread {
+    std::vector<Location> freed;
+    std::vector<Handing> handed;
+  };
+  std::unordered_map<ProcId, Unread> unread_;
   std::vector<News> postponed_;  // what the dead said cannot be read yet
   std::vector<std::pair<ProcId, Forget>> forgets_;
   bool let_go_ = false;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <system_error>
+#include <utility>
 
 #include "node.hpp"
 #include "spill.hpp"
@@ -55,9 +57,9 @@ void Estate::take_over(ProcId dead) {
   const u32 count =
       table.count.load(std::memory_order_acquire);  // pairs with Labels::add
   for (u32 i = 0; i < count; ++i) heritage->labels.emplace_back(label_name(table, i));
+  all_.emplace(dead, heritage);
   publish(*heritage, used, spillable, spilled);
   clear();
-  all_.emplace(dead, heritage);
   map(*heritage);
 }
 
@@ -70,13 +72,16 @@ bool Estate::map(Heritage& heritage) {
     const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
                                home_.session->arena_bytes);
     heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
-    heritage.arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+    auto arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+    for (const Handing& handing : heritage.handed) arena->hand(handing);
+    for (const Location& block : heritage.freed)
+      arena->free(block.offset, block.generation);
+    heritage.arena = std::move(arena);
   } catch (const std::system_error&) {
     return false;
+  } catch (const std::bad_alloc&) {
+    return false;  // what was done of it finds that done the next time
   }
-  for (const Handing& handing : heritage.handed) heritage.arena->hand(handing);
-  for (const Location& block : heritage.freed)
-    heritage.arena->free(block.offset, block.generation);
   heritage.handed.clear();
   heritage.freed.clear();
   punch(heritage);
@@ -131,13 +136,24 @@ void Estate::free_all_of(ProcId owner) {
   }
 }
 
+int Estate::file_of(ProcId dead) {
+  const Descriptor* file = files_.find(dead);
+  if (file == nullptr) {
+    Descriptor fetched(home_.link.fetch_spill_file(dead));
+    if (!fetched) return -1;
+    file = &files_.put(dead, std::move(fetched));
+  }
+  return file->get();
+}
+
 void Estate::punch(Heritage& heritage) {
   if (!heritage.arena->has_discarded()) return;
-  if (!heritage.file)
-    heritage.file = Descriptor(home_.link.fetch_spill_file(heritage.id));
-  if (!heritage.file) return;  // the next time
+  if (const int file = file_of(heritage.id); file >= 0) punch(heritage, file);
+}  // else the next time
+
+void Estate::punch(Heritage& heritage, int file) {
   for (const Hole& hole : heritage.arena->take_discarded())
-    discard_pages(heritage.file.get(), hole.pages.from, hole.pages.bytes());
+    discard_pages(file, hole.pages.from, hole.pages.bytes());
 }
 
 void Estate::forget(ProcId dead) {
@@ -145,6 +161,7 @@ void Estate::forget(ProcId dead) {
   if (it == all_.end()) return;
   publish(*it->second, 0, 0, 0);
   all_.erase(it);
+  files_.erase(dead);
 }
 
 void Estate::list(std::vector<BlockInfo>& blocks) {
@@ -180,9 +197,9 @@ int Estate::spill(Lock& lock, u64 wanted, u64& done) {
 
 int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done) {
   DeadArena& arena = *heritage->arena;
-  if (!heritage->file)
-    heritage->file = Descriptor(home_.link.fetch_spill_file(heritage->id));
-  if (!heritage->file) return errno == 0 ? ENOENT : errno;
+  // Its own: others come and go in files_ while the lock is given up.
+  const Descriptor file(home_.link.fetch_spill_file(heritage->id));
+  if (!file) return errno == 0 ? ENOENT : errno;
   std::size_t budget = arena.candidates();
   const std::vector<Leaving> batch = arena.choose(wanted, budget);
   const std::optional<std::vector<u64>> pinned =
@@ -191,30 +208,28 @@ int Estate::spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done)
   int too_large = 0;  // what is said of a block for which there is no room on disk
   const u64 before = done;
   for (const Leaving& block : batch) {
-    const auto [from, to] = block.pages;
     const bool is_read =
         !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
     int lacking = 0;
     if (!is_read && error == 0)
-      lacking = node_.spiller.room_on_disk(heritage->file.get(), block.pages.bytes());
+      lacking = node_.spiller.room_on_disk(file.get(), block.pages.bytes());
     if (lacking != 0) too_large = lacking;
     if (is_read || lacking != 0 || error != 0 || home_.stopping) {
       arena.stay(block);
       continue;
     }
     lock.unlock();
-    error = write_pages(heritage->file.get(), arena.at(from), from, to - from);
-    if (error != 0) discard_pages(heritage->file.get(), from, to - from);
+    error = node_.spiller.write(file.get(), arena.at(block.pages.from), block.pages);
     lock.lock();
-    node_.spiller.has_written(error);
     if (error != 0) {
       arena.stay(block);
+      if (is_about_room(error)) too_large = std::exchange(error, 0);
     } else if (arena.written(block)) {
       arena.give_back(block);
       arena.leave(block);
       done += block.pages.bytes();
     }
-    punch(*heritage);
+    punch(*heritage, file.get());
     if (all_.contains(heritage->id)) publish(*heritage);
   }
   if (all_.contains(heritage->id)) publish(*heritage);

@@ -15,6 +15,7 @@
 
 #include "dead_arena.hpp"
 #include "home.hpp"
+#include "recent.hpp"
 #include "store.hpp"
 
 namespace skate {
@@ -45,7 +46,6 @@ class Estate {
     ProcId id;
     Mapping memory;
     std::unique_ptr<DeadArena> arena;  // null: it could not be mapped yet
-    Descriptor file;                   // what it has spilled
     std::vector<std::string> labels;
     u32 pid = 0;
     // As they stand in the session's words.
@@ -65,10 +65,15 @@ class Estate {
   void publish(Heritage& heritage);
   int spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done);
   void punch(Heritage& heritage);
+  void punch(Heritage& heritage, int file);
+  // What it has spilled; -1: it is not to be had.
+  int file_of(ProcId dead);
 
   Node& node_;
   Home& home_;
   std::unordered_map<ProcId, Shared> all_;
+  // However many have died, few files of theirs are open.
+  Recent<ProcId, Descriptor> files_{4};
 };
 
 }  // namespace skate

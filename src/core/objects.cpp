@@ -1,6 +1,7 @@
 #include "objects.hpp"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "node.hpp"
@@ -129,20 +130,35 @@ void Objects::free_chunks() {
 Object& Objects::borrowed(ObjectId id) {
   std::unique_ptr<Object>& slot = borrowed_[id];
   if (slot) return *slot;
-  slot = std::make_unique<Object>();
-  Object& object = *slot;
-  object.id = id;
-  object.kind = Object::Kind::kData;
-  const ProcId owner = id.owner();
-  borrowed_of_[owner].insert(id);
-  if (node_.mail.reach(owner) == nullptr) {
-    object.ready = true;
-    object.value = lost_value();
-    node_.deaths.come_by(owner, kCameByObjects, kHoldsObjects);
-  } else {
-    node_.mail.send(owner, Message::kBorrow, view_of(id), Ring::kNobody);
+  try {
+    slot = std::make_unique<Object>();
+    Object& object = *slot;
+    object.id = id;
+    object.kind = Object::Kind::kData;
+    const ProcId owner = id.owner();
+    borrowed_of_[owner].insert(id);
+    if (node_.mail.reach(owner) == nullptr) {
+      object.ready = true;
+      object.value = lost_value();
+      node_.deaths.come_by(owner, kCameByObjects, kHoldsObjects);
+    } else {
+      node_.mail.send(owner, Message::kBorrow, view_of(id), Ring::kNobody);
+    }
+    return object;
+  } catch (...) {
+    forget_borrowed(id);  // its owner does not know: the next one to hold it says so
+    throw;
   }
-  return object;
+}
+
+void Objects::forget_borrowed(ObjectId id) {
+  borrowed_.erase(id);
+  const auto all = borrowed_of_.find(id.owner());
+  if (all == borrowed_of_.end()) return;
+  all->second.erase(id);
+  if (!all->second.empty()) return;
+  borrowed_of_.erase(all);
+  node_.deaths.let_go(id.owner());
 }
 
 void Objects::hold(ObjectId id) {
@@ -160,13 +176,7 @@ void Objects::drop(ObjectId id) {
   const ProcId owner = id.owner();
   if (owner != home_.self) {
     take_value(*object);
-    borrowed_.erase(id);
-    const auto all = borrowed_of_.find(owner);
-    all->second.erase(id);
-    if (all->second.empty()) {
-      borrowed_of_.erase(all);
-      node_.deaths.let_go(owner);
-    }
+    forget_borrowed(id);
     node_.actors.forget_link(id);
     if (!unsent_.empty()) {
       for (auto [at, end] = unsent_.equal_range(id); at != end; at = unsent_.erase(at))
@@ -216,6 +226,7 @@ ObjectId Objects::keep(Value value, Object::Kind kind) {
 // Counts that reached zero may be freed once the inbox has been emptied: drain() calls
 // this when it has.
 void Objects::free_unheld() {
+  if (!untold_.empty()) tell_again();
   while (!unheld_.empty()) {
     const ObjectId id = unheld_.back();
     unheld_.pop_back();
@@ -349,45 +360,6 @@ void Objects::forget_waiting_task(ObjectId id) {
   });
 }
 
-void Objects::resolve(Object& object) {
-  object.ready = true;
-  errors_ += object.value.is_error;
-  node_.waits.changed();
-  if (object.waiters.empty()) return;
-  std::vector<Waiter> waiters = std::move(object.waiters);
-  object.waiters.clear();
-  object.stale_waiters = 0;
-  const ObjectId id = object.id;
-  ++object.local;  // a watch may be the last to hold it
-  for (const Waiter& waiter : waiters) {
-    switch (waiter.kind) {
-      case Waiter::Kind::kTask:
-        node_.tasks.dependency_is_ready(waiter.task);
-        break;
-      case Waiter::Kind::kProcess: {
-        --asked_values_;
-        if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
-          it->second.erase(id);
-          if (it->second.empty()) asked_by_.erase(it);
-        }
-        std::string payload;
-        Writer writer(payload);
-        writer.pod(id);
-        writer.value(object.value);
-        node_.mail.send(waiter.process, Message::kValue, payload);
-        break;
-      }
-      case Waiter::Kind::kLink:
-        node_.actors.address_is_known(id);
-        break;
-      case Waiter::Kind::kWatch:
-        node_.watches.is_ready(waiter.watch, waiter.tag, id);
-        break;
-    }
-  }
-  drop(id);
-}
-
 void Objects::answer(ObjectId id, ProcId asker) {
   Object* object = find(id);
   // An actor's new address, or that there is none, will be known when we have dealt
@@ -404,11 +376,7 @@ void Objects::answer(ObjectId id, ProcId asker) {
     ++asked_values_;
     return;
   }
-  std::string payload;
-  Writer writer(payload);
-  writer.pod(id);
-  writer.value(object == nullptr ? lost_value() : object->value);
-  node_.mail.send(asker, Message::kValue, payload);
+  tell_value(id, object == nullptr ? lost_value() : object->value, asker);
 }
 
 void Objects::take_answer(ObjectId id, Value&& value) {

@@ -111,6 +111,10 @@ class Objects {
   };
   Object* at(u32 slot) const;
   void free_object(Object& object);
+  void forget_borrowed(ObjectId id);
+  void tell(Object& object, const Waiter& waiter);
+  void tell_value(ObjectId id, const Value& value, ProcId to);
+  void tell_again();
   void free_chunks();
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);
   void drop_value(Value&& value);
@@ -130,6 +134,7 @@ class Objects {
   std::unordered_map<ObjectId, ObjectId> former_names_;
   // Blocks of this arena, under what is held here while somebody reads them.
   std::unordered_multimap<ObjectId, Location> unsent_;
+  std::vector<ObjectId> untold_;  // those who asked could not be told of these
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   std::vector<bool> seen_;        // by slot; only all_distinct uses it
   u64 owned_ = 0;

@@ -1,6 +1,9 @@
-// Waiting for objects, and looking at them, for the program.
+// Waiting for objects, looking at them, and telling those who wait.
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <new>
+#include <utility>
 
 #include "node.hpp"
 
@@ -165,6 +168,76 @@ Objects::Counts Objects::counts() {
   std::lock_guard lock(home_.mu);
   node_.mail.drain();
   return {owned_ - functions_ - actors_, borrowed_.size()};
+}
+
+// Telling those who wait
+// -----------------------------------------------------------------
+
+void Objects::resolve(Object& object) {
+  object.ready = true;
+  errors_ += object.value.is_error;
+  node_.waits.changed();
+  if (object.waiters.empty()) return;
+  std::vector<Waiter> waiters = std::move(object.waiters);
+  object.waiters.clear();
+  object.stale_waiters = 0;
+  const ObjectId id = object.id;
+  ++object.local;  // a watch may be the last to hold it
+  std::exception_ptr failed;
+  for (const Waiter& waiter : waiters) {
+    try {
+      tell(object, waiter);
+    } catch (const std::bad_alloc&) {  // the others are told all the same
+      failed = std::current_exception();
+    }
+  }
+  drop(id);
+  if (failed) std::rethrow_exception(failed);
+}
+
+void Objects::tell(Object& object, const Waiter& waiter) {
+  const ObjectId id = object.id;
+  switch (waiter.kind) {
+    case Waiter::Kind::kTask:
+      node_.tasks.dependency_is_ready(waiter.task);
+      break;
+    case Waiter::Kind::kProcess:
+      try {
+        tell_value(id, object.value, waiter.process);
+      } catch (const std::bad_alloc&) {  // no memory for the message now
+        object.waiters.push_back(waiter);
+        untold_.push_back(id);
+        return;
+      }
+      --asked_values_;
+      if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
+        it->second.erase(id);
+        if (it->second.empty()) asked_by_.erase(it);
+      }
+      break;
+    case Waiter::Kind::kLink:
+      node_.actors.address_is_known(id);
+      break;
+    case Waiter::Kind::kWatch:
+      node_.watches.is_ready(waiter.watch, waiter.tag, id);
+      break;
+  }
+}
+
+void Objects::tell_value(ObjectId id, const Value& value, ProcId to) {
+  std::string payload;
+  Writer writer(payload);
+  writer.pod(id);
+  writer.value(value);
+  node_.mail.send(to, Message::kValue, payload);
+}
+
+void Objects::tell_again() {
+  const std::size_t now = untold_.size();  // who cannot be told again comes behind
+  for (std::size_t i = 0; i < now; ++i)
+    if (Object* const object = find(untold_[i]); object != nullptr && object->ready)
+      resolve(*object);
+  untold_.erase(untold_.begin(), untold_.begin() + static_cast<std::ptrdiff_t>(now));
 }
 
 }  // namespace skate

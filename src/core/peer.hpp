@@ -15,7 +15,8 @@ struct Task;
 struct Peer {
   ProcId id;
   bool dead = false;
-  bool settled = false;  // its death has been dealt with here
+  bool settled = false;  // what it had said was read here for the last time
+  bool ended = false;    // and what follows from its death has been done
   Failure failure;       // why, once dead
   Mapping control;       // its queue and rings, writable
   int map_error = 0;     // why they cannot be mapped now; 0: they are gone

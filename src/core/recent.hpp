@@ -40,6 +40,10 @@ class Recent {
     return young_.insert_or_assign(key, std::move(value)).first->second;
   }
 
+  void erase(const Key& key) {
+    if (young_.erase(key) == 0) old_.erase(key);
+  }
+
   std::size_t size() const { return young_.size() + old_.size(); }
   // How often a generation has gone: caches in front of this must be emptied then, or
   // what they serve would look unused.

@@ -13,7 +13,8 @@ constexpr u64 kPiece = 8 << 20;
 
 }  // namespace
 
-int write_pages(int fd, const std::byte* from, u64 offset, u64 bytes) {
+int write_pages(int fd, const std::byte* from, u64 offset, u64 bytes,
+                const std::function<bool(u64)>& goes_on) {
   for (u64 done = 0; done < bytes;) {
     const ssize_t n = pwrite(fd, from + done, std::min(bytes - done, kPiece),
                              static_cast<off_t>(offset + done));
@@ -21,6 +22,7 @@ int write_pages(int fd, const std::byte* from, u64 offset, u64 bytes) {
     if (n < 0) return errno;
     if (n == 0) return ENOSPC;
     done += static_cast<u64>(n);
+    if (goes_on && !goes_on(done)) return ECANCELED;
   }
   return 0;
 }
@@ -42,6 +44,10 @@ void discard_pages(int fd, u64 offset, u64 bytes) {
                    static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0 &&
          errno == EINTR) {
   }
+}
+
+bool is_about_room(int error) {
+  return error == EDQUOT || error == ENOSPC || error == EFBIG;
 }
 
 }  // namespace skate

@@ -26,9 +26,6 @@ constexpr u64 kBatch = 64 << 20;
 // Room is made for a while, not for one object: this part of the store at least.
 constexpr u64 kAtOnce = 20;
 
-// There is no room on disk for this block; there may be for a smaller one.
-bool is_about_room(int error) { return error == EDQUOT || error == ENOSPC; }
-
 }  // namespace
 
 Spiller::Spiller(Node& node) : node_(node), home_(node.home) {}
@@ -224,6 +221,7 @@ void Spiller::spill_some(Lock& lock, u64 wanted) {
   int error = 0;
   if (home_.is_driver()) error = node_.estate.spill(lock, wanted, done);
   const int own = spill_own(lock, wanted, done);
+  if (home_.stopping) return;  // nothing failed
   home_.me->spill_error.store(static_cast<u32>(error != 0 ? error : own));
 }
 
@@ -276,22 +274,36 @@ int Spiller::room_on_disk(int file, u64 bytes) {
       disk.f_bavail * disk.f_frsize < bytes)
     return ENOSPC;
   // An attempt that may well end well: until then nobody should give up.
-  if (!write_failed_) home_.me->spill_error.store(0);
+  if (!failed_after_) home_.me->spill_error.store(0);
   return 0;
+}
+
+int Spiller::write(int file, const std::byte* from, const Pages& pages) {
+  u64 written = 0;
+  const int error = write_pages(file, from, pages.from, pages.bytes(), [&](u64 done) {
+    written = done;
+    // It goes better than the last time: until it ends nobody should give up.
+    if (failed_after_ && done > *failed_after_) home_.me->spill_error.store(0);
+    return !home_.stopping;
+  });
+  if (error == 0) {
+    failed_after_.reset();
+    return 0;
+  }
+  failed_after_ = std::max(failed_after_.value_or(0), written);
+  discard_pages(file, pages.from, pages.bytes());
+  return error;
 }
 
 int Spiller::write_block(Lock& lock, const Leaving& block) {
   Arena& arena = node_.store.arena();
-  const auto [from, to] = block.pages;
   if (const int lacking = room_on_disk(file_, block.pages.bytes()); lacking != 0) {
     arena.stay(block);
     return lacking;
   }
   lock.unlock();
-  const int error = write_pages(file_, arena.at(from), from, to - from);
-  if (error != 0) discard_pages(file_, from, to - from);
+  const int error = write(file_, arena.at(block.pages.from), block.pages);
   lock.lock();
-  has_written(error);
   if (error != 0) {
     arena.stay(block);
     return error;

@@ -41,7 +41,8 @@ class Spiller {
   int spill_error() const;  // 0, or the errno that keeps somebody from spilling
   // 0, or why the file cannot take so many bytes more: EDQUOT or ENOSPC.
   int room_on_disk(int file, u64 bytes);
-  void has_written(int error) { write_failed_ = error != 0; }
+  // Writes a block's pages, or gives back what the file has of them and returns why.
+  int write(int file, const std::byte* from, const Pages& pages);
 
   // For the other parts, with the lock held.
   void start(u64 bytes);
@@ -73,7 +74,9 @@ class Spiller {
       std::make_unique<std::condition_variable>();
   std::thread thread_;  // started when it is first needed
   int file_ = -1;
-  bool write_failed_ = false;  // the last one did, though there should have been room
+  // The last one failed, though there should have been room, and no one since the last
+  // that did not has got further than these bytes.
+  std::optional<u64> failed_after_;
 };
 
 }  // namespace skate

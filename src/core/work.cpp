@@ -24,6 +24,12 @@ std::vector<Value> cancelled_values(const Incoming& task) {
   return std::vector<Value>(std::max<u32>(task.header.num_returns, 1), value);
 }
 
+// For each its id and its value. Nothing, if the body was gone when it came.
+std::string_view dependencies_of(const Incoming& call) {
+  const std::string_view body(call.body);
+  return body.substr(std::min<std::size_t>(call.header.args_size, body.size()));
+}
+
 QueueMemory* queue_in(std::byte* segment) {
   return reinterpret_cast<QueueMemory*>(segment + kQueueOffset);
 }
@@ -65,6 +71,7 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
         node_.cpus.release_token();
       if (node_.cpus.take_token() && claim(out, lock)) {
         node_.waits.stop_idling(idling, false);
+        note_arguments(out);
         // First: whoever publishes from here on must not count on us to look for it.
         set_state(ProcState::kRunning);
         if (was_idle_ && work_waiting()) node_.cpus.wake_for_work();
@@ -99,6 +106,7 @@ WaitResult Work::next_notice(Incoming& out) {
 void Work::hand_out(const Incoming& call) {
   constructed_ |= (call.header.flags & kConstructor) != 0;
   if (notices_) given_out_.insert(call.header.task_id);
+  note_arguments(call);
   note_no_task(*home_.me);
   note_task(call.header);
   note_running(*home_.me, call.header.task_id, call.header.attempt);
@@ -148,6 +156,7 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
     node_.results.send(Message::kResult, task, values, scratch_);
   }
   if (notices_) given_out_.erase(task_id);
+  if (task.header.num_deps != 0) call_ended(task_id);
   if (!cancelled_.empty() && cancelled_.erase(task_id) != 0) {
     node_.interrupts.withdraw(task_id);
   }
@@ -162,6 +171,59 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
 void Work::finish_cancelled(const Incoming& task) {
   std::vector<Value> values = cancelled_values(task);
   finish(task, values);
+}
+
+// The caller's death
+// ---------------------------------------------------------------------
+
+void Work::note_arguments(const Incoming& call) {
+  if (call.header.num_deps == 0 || call.owner == home_.self) return;
+  auto place = std::find_if(arguments_.begin(), arguments_.end(),
+                            [](const Arguments& a) { return !a.task_id; });
+  if (place == arguments_.end()) place = arguments_.emplace(place);
+  place->dependencies.assign(dependencies_of(call));
+  place->owner = call.owner;
+  place->task_id = call.header.task_id;
+}
+
+// What it held, its calls among them, is dropped once all have confirmed its death.
+void Work::caller_died(ProcId dead) {
+  for (const Incoming& call : incoming_)
+    if (call.owner == dead && call.header.num_deps != 0)
+      hold_arguments(call.header.task_id, dependencies_of(call));
+  for (const Arguments& call : arguments_)
+    if (call.task_id && call.owner == dead)
+      hold_arguments(call.task_id, call.dependencies);
+}
+
+void Work::hold_arguments(ObjectId task_id, std::string_view dependencies) {
+  std::vector<ObjectId> needed;
+  Value value;
+  for (Reader reader(dependencies); reader.remaining() != 0;) {
+    needed.push_back(reader.pod<ObjectId>());
+    reader.value(value);
+    for (const Contained& ref : value.contained) needed.push_back(ref.id);
+  }
+  // If there is no memory for it now, the death is settled again, and this goes on.
+  std::vector<ObjectId>& held = held_[task_id];
+  held.reserve(needed.size());
+  while (held.size() < needed.size()) {
+    node_.objects.hold(needed[held.size()]);
+    held.push_back(needed[held.size()]);
+  }
+}
+
+void Work::call_ended(ObjectId task_id) {
+  const auto place =
+      std::find_if(arguments_.begin(), arguments_.end(),
+                   [&](const Arguments& a) { return a.task_id == task_id; });
+  if (place != arguments_.end()) place->task_id = {};
+  if (held_.empty()) return;
+  const auto it = held_.find(task_id);
+  if (it == held_.end()) return;
+  const std::vector<ObjectId> held = std::move(it->second);
+  held_.erase(it);
+  for (const ObjectId id : held) node_.objects.drop(id);
 }
 
 void Work::discard(std::vector<Value>& values) {
@@ -425,6 +487,7 @@ void Work::send_cancelled(const Incoming& call) {
     message += view_of(u8{0});
     node_.results.send(Message::kResult, call, values, message);
   }
+  if (call.header.num_deps != 0) call_ended(call.header.task_id);
   if ((call.header.flags & kLeased) != 0) tell_lease_done();
 }
 

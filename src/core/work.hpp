@@ -66,6 +66,9 @@ class Work {
   bool is_told_to_end(ObjectId task_id, bool by_interrupt) const;
   // The calls that wait here: the place of one, or none.
   std::optional<u32> place_of_call(ObjectId task_id) const;
+  // Its death is being settled here, and all its calls have come: those that have not
+  // ended hold their stored arguments themselves from now on.
+  void caller_died(ProcId dead);
 
  private:
   bool claim(Incoming& out, Lock& lock);
@@ -79,6 +82,9 @@ class Work {
   void send_cancelled(const Incoming& call);
   void hand_out(const Incoming& call);
   void tell_lease_done();
+  void note_arguments(const Incoming& call);
+  void hold_arguments(ObjectId task_id, std::string_view dependencies);
+  void call_ended(ObjectId task_id);
 
   Node& node_;
   Home& home_;
@@ -94,6 +100,16 @@ class Work {
   // several.
   std::unordered_set<ObjectId> given_out_;
   std::unordered_set<ObjectId> cancelled_;  // tasks that run here
+  // What those that were given out need of the store, in the bytes of their bodies, in
+  // case their callers die. Places are used again, with their memory.
+  struct Arguments {
+    ObjectId task_id;  // none: the place is free
+    ProcId owner;
+    std::string dependencies;
+  };
+  std::vector<Arguments> arguments_;
+  // Objects that are held for calls whose callers have died.
+  std::unordered_map<ObjectId, std::vector<ObjectId>> held_;
   bool notices_ = false;
   bool ending_ = false;       // actor: the last handle is gone
   bool leaving_ = false;      // actor: it ends itself, whatever is still to do

@@ -340,6 +340,66 @@ TEST(an_array_that_an_actor_keeps_outlives_the_caller_who_never_got_it) {
   CHECK(!is_in_use(actor, block));
 }
 
+// A call of `callee`, with an argument in the store.
+ObjectId call_with(Node& caller, ProcId callee, ObjectId argument) {
+  Task* task = make_call(caller, actor_at(caller, callee));
+  task->deps.push_back(argument);
+  task->pins.push_back(argument);
+  return submit(caller, task);
+}
+
+// It looked at none of its arguments before it was asked for the last time.
+TEST(a_call_whose_caller_is_dead_keeps_its_arguments_until_it_has_run) {
+  for (const bool has_begun : {false, true}) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    const ProcId caller{2, 1}, callee{3, 1};
+    Node& from = fleet.start(caller);
+    Node& actor = fleet.start(callee);
+    Location block;
+    call_with(from, callee, put_into(from, from, block));
+    std::optional<Incoming> call;
+    if (has_begun) call = next(actor);
+    actor.catch_up();
+    fleet.kill(caller);
+    CHECK(fleet.tell_died(kDriverId, caller) == 0);
+    CHECK((fleet.tell_died(callee, caller) & kHoldsObjects) != 0);
+    for (const ProcId to : {kDriverId, callee})
+      fleet.tell_forget(to, caller, Forget::kBorrows);
+    CHECK(fleet.tell_died(callee, caller) == kHoldsObjects);
+    CHECK(is_in_use(driver, block));
+    if (!has_begun) call = next(actor);
+    finish(actor, *call);
+    fleet.hear_let_go(callee, caller);
+    CHECK(fleet.tell_died(callee, caller) == 0);
+  }
+}
+
+// Its caller held it, and that goes once all have heard of its death.
+TEST(an_argument_that_a_dead_caller_had_borrowed_stays_until_the_call_has_run) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId caller{2, 1}, callee{3, 1};
+  Node& from = fleet.start(caller);
+  Node& actor = fleet.start(callee);
+  Location block;
+  const ObjectId lent = put_into(driver, driver, block);
+  from.objects.acquire(lent);
+  CHECK(!fails(from, lent));
+  call_with(from, callee, lent);
+  const ObjectId cancelled = call_with(from, callee, lent);
+  actor.catch_up();
+  driver.objects.release(lent);
+  CHECK(is_in_use(driver, block));
+  CHECK(from.tasks.cancel(cancelled, false, false));
+  fleet.bury(caller, {callee, kDriverId});
+  driver.catch_up();
+  CHECK(is_in_use(driver, block));
+  finish(actor, next(actor));
+  CHECK(!has_work(actor));
+  CHECK(!is_in_use(driver, block));
+}
+
 // Each submits, runs, borrows, and dies.
 TEST(many_processes_of_one_place_leave_nothing_behind_where_others_wait) {
   const auto mapped = [] {

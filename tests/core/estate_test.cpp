@@ -278,4 +278,30 @@ TEST(memory_of_the_dead_that_cannot_be_mapped_at_once_is_taken_over_later) {
   CHECK(driver.store.used() < used);
 }
 
+// Results of processes that end after each task, as those with GPUs do.
+TEST(however_many_of_the_dead_have_spilled_few_of_their_files_are_open) {
+  constexpr u32 kDead = 20, kFew = 10;
+  SessionOptions options = usual_options();
+  options.store_limit = kDead << 20;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId);
+  std::vector<ObjectId> all;
+  std::vector<Location> blocks(kDead);
+  for (u32 i = 0; i < kDead; ++i) {
+    const ProcId dead{kOther.index + 1 + i, 1};
+    all.push_back(put_letters(driver, fleet.start(dead), blocks[i],
+                              static_cast<char>('a' + i), 500'000));
+    fleet.bury(dead, {kDriverId});
+  }
+  Node& needs = fleet.start(kOther);
+  const i64 before = open_memory_files();
+  allocate_patiently(needs, (kDead - 8) << 20);
+  until([&] { return driver.home.me->spilling.load() == 0; });
+  CHECK(driver.home.session->dead_spilled.load() > 5 * 400'000);
+  CHECK(open_memory_files() <= before + 1);
+  for (const ObjectId id : all) driver.objects.release(id);
+  CHECK(accounts_are_zero(driver));
+  CHECK(open_memory_files() <= before + kFew);
+}
+
 TEST_MAIN()

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -325,6 +326,17 @@ inline std::string text_of(Node& node, ObjectId id) {
 inline SystemError error_of(Node& node, ObjectId id) {
   CHECK(fails(node, id));
   return node.objects.value_of(id).failure.error;
+}
+
+// The files in memory that this test has open, of the fleet as well.
+inline i64 open_memory_files() {
+  i64 found = 0;
+  for (const auto& file : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string path = std::filesystem::read_symlink(file, gone);
+    found += path.find("memfd:") != std::string::npos;
+  }
+  return found;
 }
 
 // Tasks

@@ -29,13 +29,22 @@ std::vector<ObjectId> fill_with_calls(Node& node, ObjectId actor) {
 }
 
 // Sends until there is no memory for a message of even one byte.
-void fill_to_the_brim(Node& node) {
+void fill_to_the_brim(Node& node, ProcId deaf = kDeaf) {
   const Lock lock(node.home.mu);
   for (std::size_t size = 100'000; size != 0; size /= 2) {
     try {
-      for (;;) node.mail.send(kDeaf, Message::kRoom, filler(size));
+      for (;;) node.mail.send(deaf, Message::kRoom, filler(size));
     } catch (const std::bad_alloc&) {
     }
+  }
+}
+
+bool lacks_memory(const std::function<void()>& what) {
+  try {
+    what();
+    return false;
+  } catch (const std::bad_alloc&) {
+    return true;
   }
 }
 
@@ -180,6 +189,80 @@ TEST(a_message_is_not_taken_in_while_there_is_no_memory_for_what_follows_from_it
   CHECK(text_of(driver, result) == "done");
   driver.objects.release(id);
   CHECK(text_of(other, id) == "value");
+}
+
+// The driver cannot be told what the dead one had not read.
+TEST(a_death_is_settled_to_its_end_when_there_is_memory_again) {
+  Fleet fleet(small_arenas());
+  fleet.prepare(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  const ObjectId result = call(node, kDeaf);
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = {kDeaf, 1, kBlockHeaderBytes, 100};
+  node.objects.release(node.objects.put(std::move(value), Object::Kind::kData));
+  fill_to_the_brim(node, kDriverId);
+  fleet.kill(kDeaf);
+  fleet.say_died(kOther, kDeaf);
+  CHECK(lacks_memory([&] { node.catch_up(); }));
+  CHECK(!fleet.confirmed(kOther, kDeaf));
+  fleet.start(kDriverId);  // reads
+  until([&] { return !lacks_memory([&] { node.catch_up(); }); });
+  CHECK(error_of(node, result) == SystemError::kActorDied);
+  until([&] { return fleet.confirmed(kOther, kDeaf).has_value(); });
+}
+
+TEST(an_owner_that_could_not_be_told_of_a_borrow_is_told_of_the_next) {
+  const ObjectId lent = [] {
+    Fleet fleet(small_arenas());
+    return put(fleet.start(kDeaf));
+  }();
+  Fleet fleet(small_arenas());
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  fill_to_the_brim(node);
+  CHECK(lacks_memory([&] { node.objects.acquire(lent); }));
+  CHECK(node.objects.counts().borrowed == 0);
+  Node& owner = fleet.start(kDeaf);  // reads
+  CHECK(put(owner) == lent);
+  until([&] {
+    const Lock lock(node.home.mu);
+    return !node.mail.collect();
+  });
+  node.objects.acquire(lent);
+  owner.catch_up();
+  owner.objects.release(lent);
+  owner.catch_up();
+  CHECK(text_of(node, lent) == "x");
+}
+
+TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  const ObjectId result = call(node, kOther);
+  const Incoming task = next(node);
+  driver.objects.acquire(result);
+  std::thread reader([&] { CHECK(text_of(driver, result).size() == 9000); });
+  until([&] {
+    node.catch_up();
+    const Lock lock(node.home.mu);
+    return node.objects.others_wait();
+  });
+  Watch* const watch = node.watches.open();
+  node.watches.add(watch, result, 7);
+  fill_to_the_brim(node);
+  finish(node, task, text(filler(9000)));  // does not fit into a ring
+  std::vector<u32> ready;
+  CHECK(node.watches.wait(watch, ready, now_ns() + kPatience) == WaitResult::kReady);
+  CHECK(ready == std::vector<u32>{7});
+  CHECK(node.objects.others_wait());
+  fleet.bury(kDeaf, {kOther, kDriverId});
+  reader.join();
+  CHECK(!node.objects.others_wait());
+  node.watches.close(watch);
 }
 
 TEST_MAIN()

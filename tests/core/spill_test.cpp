@@ -134,6 +134,19 @@ TEST(a_block_leaves_and_is_read_back_whole) {
   }
 }
 
+TEST(a_transfer_ends_between_two_pieces_when_it_is_told_to) {
+  constexpr u64 kBytes = 24 << 20;
+  const std::vector<std::byte> data(kBytes, std::byte{7});
+  const Descriptor file(make_memfd("skate-test-spill", 0));
+  u64 told = 0;
+  CHECK(write_pages(file.get(), data.data(), 0, kBytes, [&](u64 done) {
+          told = done;
+          return done < kBytes / 2;
+        }) == ECANCELED);
+  CHECK(told >= kBytes / 2 && told < kBytes);
+  CHECK(lseek(file.get(), 0, SEEK_END) == static_cast<off_t>(told));
+}
+
 TEST(what_is_read_or_small_or_not_sealed_stays) {
   Store store;
   const Arena::Block read = store.put(1);

@@ -1,6 +1,8 @@
 // The store when something it needs is not to be had: messages that cannot be read,
 // threads, files, processes that go on.
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 
@@ -27,6 +29,21 @@ class NoThreads {
 
  private:
   pthread_attr_t usual_;
+};
+
+// Files get no longer as long as this lives.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(u64 bytes) {
+    signal(SIGXFSZ, SIG_IGN);  // as Python does
+    CHECK(getrlimit(RLIMIT_FSIZE, &usual_) == 0);
+    const rlimit low{bytes, usual_.rlim_max};
+    CHECK(setrlimit(RLIMIT_FSIZE, &low) == 0);
+  }
+  ~FileSizeLimit() { CHECK(setrlimit(RLIMIT_FSIZE, &usual_) == 0); }
+
+ private:
+  rlimit usual_;
 };
 
 // What comes of waiting for room of this size.
@@ -148,6 +165,63 @@ TEST(the_driver_spills_what_is_wanted_once) {
   CHECK(spill(driver, 8 * kMiB) < 12 * kMiB);
 }
 
+// The oldest lies where the file must not reach.
+TEST(a_file_that_may_not_grow_takes_what_lies_nearer_to_its_beginning) {
+  for (const bool is_dead : {false, true}) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId, false);
+    Node& worker = fleet.start(kWorker);
+    Node& where = is_dead ? worker : driver;
+    const Location first = *where.store.allocate(3 * kMiB, where.home.self);
+    Location far, near;
+    put_into(driver, where, far, 3 * kMiB);
+    where.store.free_own_block(first);
+    put_into(driver, where, near, 3 * kMiB);
+    CHECK(near.offset < far.offset);
+    if (is_dead) {
+      fleet.kill(kWorker);
+      fleet.tell_died(kDriverId, kWorker);
+    }
+    const FileSizeLimit limit(far.offset);
+    CHECK(spill(driver, 6 * kMiB) > 2 * kMiB);
+    CHECK(driver.spiller.spill_error() == EFBIG);
+    for (const BlockInfo& block : driver.store.blocks())
+      CHECK((block.state == BlockState::kOnDisk) ==
+            (block.location.offset == near.offset));
+  }
+}
+
+// The first large block after a shortage may take long.
+TEST(while_a_write_goes_better_than_the_one_that_failed_nobody_is_told_of_that_one) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  const ProcEntry& me = *driver.home.me;
+  bool seen = false;
+  while (!seen) {
+    Location block;
+    const ObjectId id = put_into(driver, driver, block, 48 * kMiB);
+    const u64 before = driver.spiller.spilled();
+    const auto wish = [&] {
+      const std::lock_guard lock(driver.home.mu);
+      driver.spiller.start(kMiB);
+    };
+    {
+      const FileSizeLimit limit(kMiB);
+      wish();
+      until([&] { return driver.spiller.spill_error() == EFBIG; });
+      until([&] { return me.spilling.load() == 0; });
+    }
+    wish();
+    while (driver.spiller.spilled() == before)
+      if (me.spill_error.load() == 0 && driver.spiller.spilled() == before) seen = true;
+    driver.objects.release(id);
+    until([&] {
+      driver.catch_up();
+      return driver.store.used() == 0 && driver.spiller.spilled() == 0;
+    });
+  }
+}
+
 TEST(what_once_kept_from_spilling_is_not_told_of_one_who_has_nothing_to_spill) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId, false);
@@ -171,6 +245,35 @@ TEST(ids_of_short_and_long_lists_are_told_to_be_distinct) {
     CHECK(driver.objects.all_distinct(ids));
     ids.push_back(ids.front());
     CHECK(!driver.objects.all_distinct(ids));
+  }
+}
+
+TEST(however_many_processes_tensors_are_read_from_few_of_their_files_are_open) {
+  constexpr u32 kMakers = 30, kFew = 16;
+  Fleet fleet;
+  fleet.start(kDriverId, false);
+  Node& reader = fleet.start(kReader);
+  std::vector<std::pair<View, std::byte*>> views;
+  i64 opened = 0;
+  for (u32 i = 0; i < kMakers; ++i) {
+    const ProcId maker{kReader.index + 1 + i, 1};
+    Location block;
+    put_into(reader, fleet.start(maker), block);
+    fleet.kill(maker);
+    View view = reader.store.open_view(block);
+    CHECK(view.bytes != nullptr);
+    const i64 before = open_memory_files();
+    std::byte* const own = reader.store.map_private(maker, view.bytes, block.size);
+    CHECK(own != nullptr);
+    own[0] = std::byte{1};  // written here alone
+    CHECK(view.bytes[0] == std::byte{0});
+    opened += open_memory_files() - before;
+    views.emplace_back(std::move(view), own);
+  }
+  CHECK(opened <= kFew);
+  for (const auto& [view, own] : views) {
+    Store::unmap_private(own, 100'000);
+    reader.store.close_view(view.proc, view.pin);
   }
 }
 

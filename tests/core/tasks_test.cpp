@@ -226,7 +226,7 @@ TEST(a_lease_is_asked_for_again_if_its_worker_died_before_or_after_it_had_the_ta
   CHECK(got.header.attempt == 1);
   finish(other, got);
   CHECK(text_of(driver, id) == "done");
-  until([&] { return fleet.heard(last, Note::kLeaseDone, bytes_of(last)); });
+  until([&] { return fleet.heard(last, Note::kLeaseDone, bytes_of(last, u8{0})); });
 }
 
 TEST(a_lease_that_is_not_needed_any_more_is_given_back) {
