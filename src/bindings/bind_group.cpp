@@ -16,7 +16,7 @@
 
 #include "core/arena.hpp"
 #include "core/group.hpp"
-#include "refuse.hpp"
+#include "group_segment.hpp"
 #include "seconds.hpp"
 
 namespace nb = nanobind;
@@ -81,36 +81,6 @@ class Operand {
   Array array_;
   DType dtype_;
   std::vector<u64> shape_;
-};
-
-// The segment as this process maps it; the arrays made in it keep it.
-struct Segment {
-  // Fewer faults at first touch, and fewer misses of address translation later; where
-  // the system does not allow it for shared memory, nothing happens.
-  Segment(int fd, std::size_t bytes) : mapping(fd, 0, bytes, true) {
-    madvise(mapping.data(), bytes, MADV_HUGEPAGE);
-  }
-  // A forked child has the memory too: what is free in it, and the rank, it has not.
-  bool is_ours() const { return !birthplace.in_forked_child(); }
-  void check_not_forked() const {
-    if (!is_ours()) refuse("forked_child");
-  }
-  const Birthplace birthplace;
-  Mapping mapping;
-  std::mutex mutex;
-  std::optional<Arena> arena;  // in the rank's own area, under the mutex
-};
-
-// One array made by Group.empty, until its last view goes.
-struct Lease {
-  std::shared_ptr<Segment> segment;
-  Arena::Block block;
-
-  ~Lease() {
-    if (!segment->is_ours()) return;
-    const std::lock_guard lock(segment->mutex);
-    segment->arena->free(block.offset, block.generation);
-  }
 };
 
 std::size_t checked_size(int fd, std::size_t bytes) {
