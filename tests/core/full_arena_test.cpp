@@ -255,9 +255,9 @@ TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
   node.watches.add(watch, result, 7);
   fill_to_the_brim(node);
   finish(node, task, text(filler(9000)));  // does not fit into a ring
-  std::vector<u32> ready;
+  std::vector<u64> ready;
   CHECK(node.watches.wait(watch, ready, now_ns() + kPatience) == WaitResult::kReady);
-  CHECK(ready == std::vector<u32>{7});
+  CHECK(ready == std::vector<u64>{7});
   CHECK(node.objects.others_wait());
   fleet.bury(kDeaf, {kOther, kDriverId});
   reader.join();
