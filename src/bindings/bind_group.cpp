@@ -330,8 +330,9 @@ class PyGroup {
       case GroupStatus::kOk:
         return nb::none();
       case GroupStatus::kInterrupted:
-        segment_->check_not_forked();
-        throw nb::python_error();  // set by PyErr_CheckSignals
+        // Else set by PyErr_CheckSignals.
+        if (PyErr_Occurred() == nullptr) segment_->check_not_forked();
+        throw nb::python_error();
       case GroupStatus::kMismatch:
         return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));
       case GroupStatus::kDeadlock:

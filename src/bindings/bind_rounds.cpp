@@ -2,7 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include "core/platform.hpp"
 #include "core/rounds.hpp"
+#include "refuse.hpp"
 #include "seconds.hpp"
 
 namespace nb = nanobind;
@@ -21,9 +23,13 @@ class PyRounds {
       throw nb::value_error("too few words for so many workers");
   }
 
-  u64 begin() { return rounds_.begin(); }
+  u64 begin() {
+    check_not_forked();
+    return rounds_.begin();
+  }
 
   bool wait(double timeout) {
+    check_not_forked();
     bool all;
     {
       nb::gil_scoped_release release;
@@ -34,6 +40,7 @@ class PyRounds {
   }
 
   u64 next(u64 seen, double timeout) {
+    check_not_forked();
     u64 now;
     {
       nb::gil_scoped_release release;
@@ -46,15 +53,21 @@ class PyRounds {
   bool has_ended(u32 worker) const { return rounds_.has_ended(checked(worker)); }
   u32 num_odd() const { return rounds_.num_odd(); }
   void end(u32 worker, u64 number, bool is_odd) {
+    check_not_forked();
     rounds_.end(checked(worker), number, is_odd);
   }
 
  private:
+  // The words are its parent's, and so are the rounds.
+  void check_not_forked() const {
+    if (birthplace_.in_forked_child()) refuse("forked_child");
+  }
   u32 checked(u32 worker) const {
     if (worker >= rounds_.workers()) throw nb::index_error("no such worker");
     return worker;
   }
 
+  const Birthplace birthplace_;
   Words words_;
   Rounds rounds_;
 };

@@ -155,7 +155,9 @@ void Actors::flush(ObjectId id) {
     } else if (!send_call(task, address_of(*actor))) {
       const bool constructs = (task->header.flags & kConstructor) != 0;
       node_.tasks.fail_for_room(task);
-      if (constructs) give_up(id, {});
+      if (!constructs) continue;
+      give_up(id, {});  // and has the rest looked at again
+      break;
     }
   }
   node_.objects.drop(id);

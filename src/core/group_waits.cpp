@@ -4,6 +4,8 @@
 // will be.
 // Invariant: no wake-up is missed (see sleep_until_met). Whether a barrier is met or
 // the group has ended is decided once, in one word, and all ranks have the same answer.
+#include <unistd.h>
+
 #include <algorithm>
 #include <climits>
 
@@ -34,16 +36,20 @@ struct Decision {
 // Says that a rank sleeps, for as long as it stands.
 class Asleep {
  public:
-  explicit Asleep(std::atomic<u32>& word) : word_(word) {
+  Asleep(std::atomic<u32>& word, int pid) : word_(word), pid_(pid) {
     word_.store(1, std::memory_order_seq_cst);  // see sleep_until_met
   }
   // A waker that still sees the old value makes one call too many.
-  ~Asleep() { word_.store(0, std::memory_order_relaxed); }
+  // A child that was forked meanwhile is not the rank, which still sleeps.
+  ~Asleep() {
+    if (getpid() == pid_) word_.store(0, std::memory_order_relaxed);
+  }
   Asleep(const Asleep&) = delete;
   Asleep& operator=(const Asleep&) = delete;
 
  private:
   std::atomic<u32>& word_;
+  const int pid_;
 };
 
 }  // namespace
@@ -124,7 +130,7 @@ bool Group::spin_until_met() {
 // asleep, and its bump comes after our read: the futex call returns at once, or its
 // wake finds us. A waker killed in between costs a slice.
 GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
-  const Asleep asleep(state(rank_).asleep);
+  const Asleep asleep(state(rank_).asleep, pid_);
   for (;;) {
     const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
     if (is_reached()) return {};
@@ -135,7 +141,11 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
       end(GroupStatus::kRankLeft, rank_);
     }
     if (waiting_for_ != For::kBarrier && deadline_ns == kNever) end_if_deadlocked();
-    if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) return ended;
+    if (GroupOutcome ended = verdict(); ended.status != GroupStatus::kOk) {
+      // It may have been met since the look above, and what came after it have failed.
+      if (is_reached()) return {};
+      return ended;
+    }
     const i64 left = deadline_ns - now_ns();
     if (left <= 0 && waiting_for_ != For::kBarrier) {
       return {GroupStatus::kTimeout, {peer_}, {}};
@@ -151,7 +161,10 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
     const bool nothing_new =
         woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
     if (nothing_new && hooks_.interrupted()) {
-      if (waiting_for_ == For::kBarrier) end(GroupStatus::kAborted, rank_);
+      // The handler of a signal may have forked: what goes on in the child is not the
+      // rank, and leaves what they share as it is.
+      const bool is_rank = getpid() == pid_;
+      if (is_rank && waiting_for_ == For::kBarrier) end(GroupStatus::kAborted, rank_);
       return {GroupStatus::kInterrupted, {}, {}};
     }
   }
@@ -171,7 +184,8 @@ GroupOutcome Group::wait_for_peer(For what, int peer, i64 timeout_ns) {
     // Pairs with the loads in end_if_deadlocked, as this one below.
     state(rank_).wish.store(wish.pack(), std::memory_order_seq_cst);
     outcome = sleep_until_met(deadline);
-    state(rank_).wish.store(Wish{}.pack(), std::memory_order_seq_cst);
+    if (outcome.status != GroupStatus::kInterrupted || getpid() == pid_)
+      state(rank_).wish.store(Wish{}.pack(), std::memory_order_seq_cst);
   }
   waiting_for_ = For::kBarrier;
   return outcome;

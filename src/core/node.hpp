@@ -48,6 +48,8 @@ namespace skate {
 constexpr u64 kInlineBytes = 2048;
 
 class Node {
+  const Birthplace birthplace_;  // first: what is destroyed asks it
+
  public:
   // Takes ownership of the descriptors.
   Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool is_pool);
@@ -101,7 +103,6 @@ class Node {
  private:
   void housekeep();
 
-  const Birthplace birthplace_;
   std::thread housekeeper_;
 };
 

@@ -114,6 +114,7 @@ class Objects {
   void forget_borrowed(ObjectId id);
   void tell(Object& object, const Waiter& waiter);
   void tell_value(ObjectId id, const Value& value, ProcId to);
+  void tell_all(Object& object);
   void tell_again();
   void free_chunks();
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);

@@ -177,6 +177,10 @@ void Objects::resolve(Object& object) {
   object.ready = true;
   errors_ += object.value.is_error;
   node_.waits.changed();
+  tell_all(object);
+}
+
+void Objects::tell_all(Object& object) {
   if (object.waiters.empty()) return;
   std::vector<Waiter> waiters = std::move(object.waiters);
   object.waiters.clear();
@@ -236,7 +240,7 @@ void Objects::tell_again() {
   const std::size_t now = untold_.size();  // who cannot be told again comes behind
   for (std::size_t i = 0; i < now; ++i)
     if (Object* const object = find(untold_[i]); object != nullptr && object->ready)
-      resolve(*object);
+      tell_all(*object);
   untold_.erase(untold_.begin(), untold_.begin() + static_cast<std::ptrdiff_t>(now));
 }
 

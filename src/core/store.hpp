@@ -129,9 +129,9 @@ class Store {
   // another error.
   void copy_error(const Location& from, Value& value);
   Arena& arena() { return arena_; }
-  // What follows from a message can be said, and be said whole: see kLeastForHandlers.
   // Whether it lies in memory that cannot be mapped now, and can be soon.
   bool is_out_of_reach(const Value& value);
+  // What follows from a message can be said, and be said whole: see kLeastForHandlers.
   bool can_answer() const { return room_ >= reserve_ / kLeastForHandlers; }
   // Where messages go that do not fit into a ring.
   OverflowMemory& overflow() { return overflow_; }

@@ -300,6 +300,8 @@ bool Work::claim(Incoming& out, Lock& lock) {
       lock.unlock();
       std::this_thread::sleep_for(kLookAgain);
       lock.lock();
+      // Its death has been settled meanwhile, and its calls with it.
+      if (node_.mail.reach(offer.owner) == nullptr) break;
       is_read = read_body(out, cell, size, offer.owner);
     }
     if (is_read) {

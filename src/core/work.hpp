@@ -103,11 +103,10 @@ class Work {
   // What those that were given out need of the store, in the bytes of their bodies, in
   // case their callers die. Places are used again, with their memory.
   struct Arguments {
-    ObjectId task_id;  // none: the place is free
     ProcId owner;
     std::string dependencies;
   };
-  std::vector<Arguments> arguments_;
+  std::unordered_map<ObjectId, Arguments> arguments_;
   // Objects that are held for calls whose callers have died.
   std::unordered_map<ObjectId, std::vector<ObjectId>> held_;
   bool notices_ = false;

@@ -1,7 +1,9 @@
 // What the calls of a dead process need of it and of others, held until they have
 // ended: the caller held it for them, and what it held is dropped once all have
-// confirmed its death.
+// confirmed its death. Of refs inside arguments that came inline nothing is known here:
+// who decodes one whose object is gone is told so.
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "node.hpp"
@@ -19,12 +21,7 @@ std::string_view dependencies_of(const Incoming& call) {
 
 void Work::note_arguments(const Incoming& call) {
   if (call.header.num_deps == 0 || call.owner == home_.self) return;
-  auto place = std::find_if(arguments_.begin(), arguments_.end(),
-                            [](const Arguments& a) { return !a.task_id; });
-  if (place == arguments_.end()) place = arguments_.emplace(place);
-  place->dependencies.assign(dependencies_of(call));
-  place->owner = call.owner;
-  place->task_id = call.header.task_id;
+  arguments_[call.header.task_id] = {call.owner, std::string(dependencies_of(call))};
 }
 
 // What it held, its calls among them, is dropped once all have confirmed its death.
@@ -32,9 +29,8 @@ void Work::caller_died(ProcId dead) {
   for (const Incoming& call : incoming_)
     if (call.owner == dead && call.header.num_deps != 0)
       hold_arguments(call.header.task_id, dependencies_of(call));
-  for (const Arguments& call : arguments_)
-    if (call.task_id && call.owner == dead)
-      hold_arguments(call.task_id, call.dependencies);
+  for (const auto& [task_id, call] : arguments_)
+    if (call.owner == dead) hold_arguments(task_id, call.dependencies);
 }
 
 void Work::hold_arguments(ObjectId task_id, std::string_view dependencies) {
@@ -55,10 +51,7 @@ void Work::hold_arguments(ObjectId task_id, std::string_view dependencies) {
 }
 
 void Work::call_ended(ObjectId task_id) {
-  const auto place =
-      std::find_if(arguments_.begin(), arguments_.end(),
-                   [&](const Arguments& a) { return a.task_id == task_id; });
-  if (place != arguments_.end()) place->task_id = {};
+  arguments_.erase(task_id);
   if (held_.empty()) return;
   const auto it = held_.find(task_id);
   if (it == held_.end()) return;

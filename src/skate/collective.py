@@ -16,6 +16,7 @@ Make a group where the ranks are started, pass it to them, and ``join`` in each:
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from . import kernels
 from ._operand import Operand, is_on_gpu
 from ._runtime import current
 from .engine import protocol
+from .exceptions import EngineError
 
 __all__ = ["Group", "GroupSpec", "Handle", "create_group"]
 
@@ -126,6 +128,7 @@ class Group:
         self.background = end.threads
         self._pending: deque[Handle] = deque()  # asynchronous calls, oldest first
         self._thread: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
         self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -399,6 +402,7 @@ class Group:
         if not async_op:
             self._flush()
             return call()
+        self._check_process()
         handle = Handle(self, call)
         if self._end.threads:
             if self._thread is None:
@@ -412,6 +416,7 @@ class Group:
 
         What ends it early, such as a signal, changes nothing: it may be called again.
         """
+        self._check_process()
         if handle._future is not None:  # the thread makes the calls in their order
             handle._future.result()
         while not handle._done:
@@ -432,6 +437,14 @@ class Group:
             self._wait(handle)
 
     # checks ---------------------------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineError(
+                "this process was forked from one that is a rank of the group, and is "
+                "none: the thread that makes asynchronous calls is its parent's. Start "
+                "the work with f.remote(...), and join the group there."
+            )
 
     def _check_rank(self, name: str, rank: int) -> None:
         if not 0 <= rank < self.world_size:

@@ -442,4 +442,39 @@ TEST(many_processes_of_one_place_leave_nothing_behind_where_others_wait) {
   server.join();
 }
 
+// The supervisor does not answer who has claimed it and must ask for its arguments.
+TEST(a_task_whose_owner_dies_before_its_arguments_can_be_read_is_not_run) {
+  Fleet fleet;
+  constexpr ProcId kOwner{2, 1}, kWorker{3, 1};
+  fleet.start(kDriverId);
+  Node& owner = fleet.start(kOwner);
+  Node& worker = fleet.start(kWorker);
+  {
+    const Lock lock(worker.home.mu);
+    worker.mail.map(*worker.mail.reach(kOwner));
+    worker.mail.map(worker.mail.peer(kSupervisor));
+  }
+  std::unique_lock busy = fleet.keep_busy();
+  Task* task = make_task(owner);
+  task->args = std::string(100'000, 'a');
+  submit(owner, task);
+  WaitResult got{};
+  std::thread waiter([&] {
+    Incoming in;
+    got = worker.work.next_task(in, now_ns() + 4'000'000'000);
+  });
+  until([&] { return worker.home.running() != ObjectId{}; });
+  fleet.control().mark_dead(kOwner);
+  fleet.control().send(kWorker, Message::kProcessDied,
+                       bytes_of(kOwner, Failure{}, ProcId{}, u8{0}));
+  until([&] {
+    const Lock lock(worker.home.mu);
+    return worker.mail.meet(kOwner, false).ended;
+  });
+  busy.unlock();
+  waiter.join();
+  CHECK(got == WaitResult::kTimeout);
+  CHECK(worker.home.running() == ObjectId{});
+}
+
 TEST_MAIN()

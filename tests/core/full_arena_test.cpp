@@ -265,4 +265,24 @@ TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
   node.watches.close(watch);
 }
 
+TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId actor = actor_at(driver, kDeaf);
+  const ObjectId needed = call(driver, kOther);
+  const Incoming maker = next(other);
+  Task* constructor = make_call(driver, actor);
+  constructor->header.flags |= kConstructor;
+  constructor->args = filler(9 << 20);
+  constructor->deps.push_back(needed);
+  constructor->pins.push_back(needed);
+  const ObjectId made = submit(driver, constructor);
+  const ObjectId behind = submit(driver, make_call(driver, actor));
+  finish(other, maker);
+  CHECK(error_of(driver, made) == SystemError::kNoResources);
+  CHECK(error_of(driver, behind) == SystemError::kActorDied);
+}
+
 TEST_MAIN()

@@ -137,3 +137,19 @@ def test_a_child_that_may_not_be_ended_does_not_end_the_session() -> None:
     assert printed, done.stderr
     assert "went on" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_has_ended_by_itself_is_no_longer_there() -> None:
+    """Each led a session of its own, as a daemon does."""
+
+    @skate.remote(max_calls=1)
+    def start_one() -> int:
+        with subprocess.Popen(["true"], start_new_session=True) as ended:
+            pass
+        left = subprocess.Popen(["true"], start_new_session=True)
+        return left.pid if ended.returncode == 0 else 0
+
+    with skate.init("embedded", num_cpus=1):
+        pids = [skate.get(start_one.remote()) for _ in range(4)]
+        skate.get(start_one.remote())  # its worker's death, too, makes it look
+        assert wait_until(lambda: sum(map(runs, pids)) <= 1, 20)

@@ -91,7 +91,10 @@ class FutureDispatcher:
 
     def _finish(self, tag: int) -> None:
         with self._lock:
-            ref, future, with_value = self._waiting.pop(tag)
+            found = self._waiting.pop(tag, None)
+        if found is None:  # its `submit` was interrupted after the watch had it
+            return
+        ref, future, with_value = found
         with surviving(future):
             if with_value:
                 finish_future(future, self._engine, ref)

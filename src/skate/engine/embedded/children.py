@@ -60,6 +60,7 @@ class Children:
         self._spill_files: dict[Proc, int] = {}  # they outlive their processes
         self._killers: list[Process] = []
         self._worker_failures = 0
+        self._no_worker_since = 0.0
         self._open_files = len(os.listdir("/proc/self/fd"))
         self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -314,7 +315,9 @@ class Children:
             if session == dead_pid or session in living:
                 return session == dead_pid
             worker = leftovers.worker_of(pid)
-            return worker != 0 and worker not in living
+            if worker == 0:  # one that has ended shows no environment
+                return not self._supervisor.forker.is_forking and _has_ended(pid)
+            return worker not in living
 
         self._kill_unknown(is_orphan)
 
@@ -434,3 +437,11 @@ def _session_of(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return 0
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
