@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -93,6 +96,43 @@ class Handle:
             raise self._error  # a signal's: this thread's, whatever it waits for
 
 
+class _Thread:
+    """Makes a rank's asynchronous calls, one after the other.
+
+    A daemon: nobody waits for it when the program ends, and the end of the session is
+    that of the call that it makes. It holds no group that it makes no call of.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._handles: SimpleQueue[Handle | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=_make_calls,
+            args=(self._handles,),
+            name="skate-collective",
+            daemon=True,
+        )
+        self._thread.start()
+        self._end = weakref.finalize(group, self._handles.put, None)
+
+    def make(self, handle: Handle) -> None:
+        handle._future = Future()
+        self._handles.put(handle)
+
+    def end(self) -> None:
+        """Wait until all calls are made."""
+        self._end()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def _make_calls(handles: SimpleQueue[Handle | None]) -> None:
+    while (handle := handles.get()) is not None:
+        handle._run()
+        assert handle._future is not None
+        handle._future.set_result(None)
+        del handle  # and with it the group
+
+
 class Group:
     """A rank's end of a collective group. Get it with :meth:`GroupSpec.join`.
 
@@ -127,7 +167,7 @@ class Group:
         #: Whether asynchronous calls go on by themselves, or when they are waited for.
         self.background = end.threads
         self._pending: deque[Handle] = deque()  # asynchronous calls, oldest first
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: _Thread | None = None
         self._pid = os.getpid()
         self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
 
@@ -341,7 +381,7 @@ class Group:
         """
         self._end.close()  # ends what its thread may wait in, and refuses what follows
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.end()
             self._thread = None
         self._forget_done()
         self._fused.clear()
@@ -406,8 +446,8 @@ class Group:
         handle = Handle(self, call)
         if self._end.threads:
             if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "skate-collective")
-            handle._future = self._thread.submit(handle._run)
+                self._thread = _Thread(self)
+            self._thread.make(handle)
         self._pending.append(handle)
         return handle
 

@@ -40,6 +40,31 @@ skate.get(joined)
 """
 
 
+def test_a_program_ends_although_a_call_waits_at_its_end() -> None:
+    program = """
+    handle = group.recv(np.ones(4), 1, async_op=True)
+    print("the end")
+    """
+    assert "the end" in run(PAIR + textwrap.dedent(program), seconds=30)
+
+
+def test_an_asynchronous_call_in_a_forked_child_is_refused() -> None:
+    program = """
+    import os
+    group.send(np.ones(4), 1, async_op=True).wait()
+    child = os.fork()
+    if child == 0:
+        try:
+            group.send(np.ones(4), 1, async_op=True).wait()
+        except skate.exceptions.EngineError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    """
+    printed = run(PAIR + textwrap.dedent(program), seconds=30)
+    assert "this process was forked from one that is a rank" in printed
+
+
 @pytest.mark.parametrize(
     "call",
     [
