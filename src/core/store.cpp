@@ -21,6 +21,18 @@ namespace {
 constexpr u64 kMostReserved = 32ULL << 20;
 constexpr u64 kReservedPart = 8;
 
+// Rounded up to words: a block is made of them.
+void copy_words(std::byte* to, const std::byte* from, u64 bytes) {
+  for (u64 at = 0; at < bytes; at += sizeof(u64)) {
+    // Pairs with BlockChain::set_state: whoever has read a page that was given back
+    // sees afterwards that the block was being emptied.
+    const u64 word =
+        std::atomic_ref(*reinterpret_cast<u64*>(const_cast<std::byte*>(from + at)))
+            .load(std::memory_order_acquire);
+    std::memcpy(to + at, &word, sizeof word);
+  }
+}
+
 }  // namespace
 
 Store::Store(Node& node)
@@ -255,10 +267,7 @@ void Store::load_view(const Location& location, View& view) {
   if (state == BlockState::kLeaving) {
     // Its memory is whole until it is no longer leaving. Nobody waits for that: its
     // process may have been stopped, or write to a slow disk.
-    std::memcpy(to, data, location.size);
-    // Pairs with BlockChain::set_state: whoever has read pages that were given back
-    // sees that the block was being emptied.
-    std::atomic_thread_fence(std::memory_order_acquire);
+    copy_words(to, data, location.size);
     if (!is_on_disk(Arena::state_at(data))) {
       if (is_block(data, location.generation)) {
         view.bytes = to;
