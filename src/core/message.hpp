@@ -69,8 +69,8 @@ enum class SystemError : u32 {
   kOwnerDied,
   kActorUnavailable,  // its process died, and it is being restarted
   kCancelled,         // detail: 1 if its worker was killed for it
-  kNoResources,       // detail: names the supervisor's note that says what is lacking;
-                      // or it is below 0: see lacks()
+  kNoResources,       // cause kNoProcess: detail names the supervisor's note that says
+                      // what is lacking; else see lacks()
 };
 
 // Why a process ended, as far as its supervisor knows.
@@ -96,7 +96,7 @@ struct Failure {
 
 // A call, or what it needs, could not be brought to where it runs: the errno.
 constexpr Failure lacks(int error) {
-  return {SystemError::kNoResources, DeathCause::kUnknown, -static_cast<i64>(error)};
+  return {SystemError::kNoResources, DeathCause::kUnknown, error};
 }
 
 // A ref inside a value: what its bytes say, and the object it is now. They differ once

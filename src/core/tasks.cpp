@@ -324,7 +324,7 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {
   if (Task* task = pending(task_id))
-    fail(task, {SystemError::kNoResources, DeathCause::kUnknown, detail});
+    fail(task, {SystemError::kNoResources, DeathCause::kNoProcess, detail});
 }
 
 void Tasks::fly(Task* task, Peer& to) {

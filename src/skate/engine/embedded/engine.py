@@ -627,9 +627,9 @@ class EmbeddedEngine:
                 )
             return TaskCancelledError("the task was cancelled by skate.cancel.")
         if error == _Error.NO_RESOURCES:
-            if detail < 0:
-                return refusals.call_not_brought(-detail)
-            return ResourceError(self._ask("note", detail) or "resources lack.")
+            if cause != Cause.NO_PROCESS:
+                return refusals.call_not_brought(detail)
+            return ResourceError(self._ask("note", detail))
         if error == _Error.OWNER_DIED:
             return OwnerDiedError(
                 f"the value is gone with the process that owned it: {how}. The task "
