@@ -5,13 +5,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <memory>
-#include <thread>
 #include <unordered_map>
 
 #include "arguments.hpp"
 #include "common.hpp"
+#include "store_room.hpp"
 #include "wait_list.hpp"
 
 namespace skate {
@@ -40,13 +39,8 @@ class Call {
     const Location& at = task_.header.function;
     int error = 0;
     const std::byte* bytes = node_.store.bytes_at(at, error);
-    // The supervisor does not answer: it may have been stopped. Others go on meanwhile.
-    while (bytes == nullptr && error == ETIMEDOUT) {
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
-      const nb::gil_scoped_release released;
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      bytes = node_.store.bytes_at(at, error);
-    }
+    while (bytes == nullptr && error == ETIMEDOUT)
+      try_later([&] { bytes = node_.store.bytes_at(at, error); });
     if (bytes == nullptr && error != ENOENT) refuse("resources_lack", error);
     if (bytes == nullptr) refuse("caller_gone");
     return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);

@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "array_types.hpp"
@@ -270,13 +268,8 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
   if (value.kind == Value::Kind::kNone) return Py_NewRef(Py_None);
   OpenView opened(node, value.block);
   View& view = opened.view;
-  // The supervisor does not answer: it may have been stopped. Others go on meanwhile.
-  while (view.error == ETIMEDOUT) {
-    if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
-    const nanobind::gil_scoped_release released;
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    view = node.store.open_view(value.block);
-  }
+  while (view.error == ETIMEDOUT)
+    try_later([&] { view = node.store.open_view(value.block); });
   if (view.error == EAGAIN) {
     const nanobind::gil_scoped_release released;
     node.store.load_view(value.block, view);

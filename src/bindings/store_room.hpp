@@ -1,5 +1,11 @@
-// Room in the object store for what Python makes, and whose it is said to be.
+// Room in the object store for what Python makes, and whose it is said to be; and the
+// wait for what lies in it and cannot be reached now.
 #pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <chrono>
+#include <thread>
 
 #include "core/node.hpp"
 
@@ -15,5 +21,15 @@ Location allocate(Node& node, u64 size);
 Location allocate_error(Node& node, u64 size);
 // The block is complete. `label` says what made it; 0: the code that calls skate now.
 void seal_block(Node& node, const Location& location, u32 label);
+
+// Tries again in a while what failed with ETIMEDOUT: the supervisor does not answer,
+// and may have been stopped. Other threads go on meanwhile, and Ctrl-C gets through.
+template <class F>
+void try_later(F&& again) {
+  if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
+  const nanobind::gil_scoped_release released;
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  again();
+}
 
 }  // namespace skate

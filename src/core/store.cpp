@@ -173,10 +173,11 @@ void Store::copy_error(const Location& from, Value& value) {
   const int shortage = node_.arenas.shortage();
   const auto block = bytes == nullptr ? std::nullopt : allocate_past_limit(from.size);
   if (!block) {
+    const int error = bytes != nullptr ? ENOSPC : shortage;
     value.kind = Value::Kind::kFailure;
-    value.failure = {SystemError::kOwnerDied, DeathCause::kUnknown, 0};
-    if (shortage != 0) value.failure = lacks(shortage);
-    if (bytes != nullptr) value.failure = lacks(ENOSPC);
+    value.failure = error != 0
+                        ? lacks(error)
+                        : Failure{SystemError::kOwnerDied, DeathCause::kUnknown, 0};
     return;
   }
   std::memcpy(arena_.at(block->offset), bytes, from.size);

@@ -101,7 +101,7 @@ class Work {
   std::unordered_set<ObjectId> given_out_;
   std::unordered_set<ObjectId> cancelled_;  // tasks that run here
   // What those that were given out need of the store, in the bytes of their bodies, in
-  // case their callers die. Places are used again, with their memory.
+  // case their callers die.
   struct Arguments {
     ProcId owner;
     std::string dependencies;

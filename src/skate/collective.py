@@ -22,7 +22,6 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -53,7 +52,7 @@ class Handle:
     def __init__(self, group: Group, work: Callable[[], Any]) -> None:
         self._group = group
         self._work = work
-        self._future: Future[Any] | None = None
+        self._ended: threading.Event | None = None  # of a thread that makes it
         self._result: Any = None
         self._error: BaseException | None = None
         self._begun = False  # by a thread that waits
@@ -73,7 +72,7 @@ class Handle:
 
     def done(self) -> bool:
         """True if :meth:`wait` would return at once."""
-        return self._done or (self._future is not None and self._future.done())
+        return self._done
 
     def _run(self) -> None:
         """Make the call, on whichever thread is to."""
@@ -115,7 +114,7 @@ class _Thread:
         self._end = weakref.finalize(group, self._handles.put, None)
 
     def make(self, handle: Handle) -> None:
-        handle._future = Future()
+        handle._ended = threading.Event()
         self._handles.put(handle)
 
     def end(self) -> None:
@@ -128,8 +127,8 @@ class _Thread:
 def _make_calls(handles: SimpleQueue[Handle | None]) -> None:
     while (handle := handles.get()) is not None:
         handle._run()
-        assert handle._future is not None
-        handle._future.set_result(None)
+        assert handle._ended is not None
+        handle._ended.set()
         del handle  # and with it the group
 
 
@@ -457,8 +456,8 @@ class Group:
         What ends it early, such as a signal, changes nothing: it may be called again.
         """
         self._check_process()
-        if handle._future is not None:  # the thread makes the calls in their order
-            handle._future.result()
+        if handle._ended is not None:  # the thread makes the calls in their order
+            handle._ended.wait()
         while not handle._done:
             self._forget_done()
             self._pending[0]._run_here()

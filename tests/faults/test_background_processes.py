@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,22 +33,6 @@ def runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_background_process_ends_with_the_actor_that_started_it_alone() -> None:
-    skate.init(num_cpus=1)
-    try:
-        first, second = Keeper.remote(), Keeper.remote()
-        of_first, of_second = skate.get([first.start.remote(), second.start.remote()])
-        assert runs(of_first)
-        assert runs(of_second)
-        skate.kill(first)
-        assert wait_until(lambda: not runs(of_first))
-        assert runs(of_second)
-        skate.kill(second)
-        assert wait_until(lambda: not runs(of_second))
-    finally:
-        skate.shutdown()
-
-
 @skate.remote(num_cpus=0)
 class Daemonizer:
     def start(self) -> int:
@@ -58,9 +43,12 @@ class Daemonizer:
         return int(found.stdout)
 
 
-def test_a_daemon_ends_with_the_actor_that_started_it_alone() -> None:
+@pytest.mark.parametrize(
+    "starter", [Keeper, Daemonizer], ids=["a background process", "a daemon"]
+)
+def test_what_an_actor_started_ends_with_it_alone(starter: Any) -> None:
     with skate.init(num_cpus=1):
-        first, second = Daemonizer.remote(), Daemonizer.remote()
+        first, second = starter.remote(), starter.remote()
         of_first, of_second = skate.get([first.start.remote(), second.start.remote()])
         assert runs(of_first)
         assert runs(of_second)

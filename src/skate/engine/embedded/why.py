@@ -296,25 +296,21 @@ class Explainer:
         if waiting is None:
             self._say(depth, f"{name}: its actor's process is starting.")
             return
-        resources, before = waiting
-        self._say(
-            depth,
-            f"{name}: its actor has not started; it needs {_amounts(resources)}, "
-            f"with {_requests(before)} before it.",
-        )
-        self._resources(resources, depth + 1)
+        self._in_line(f"{name}: its actor has not started; it needs", waiting, depth)
 
     def _lease(self, task: int, name: str, depth: int) -> None:
         waiting = self._engine.ask("waiting_task", task)[0]
         if waiting is None:
             self._say(depth, f"{name} has its resources; its worker is starting.")
             return
+        self._in_line(f"{name} is queued for", waiting, depth)
+
+    def _in_line(
+        self, what: str, waiting: tuple[dict[str, float], int], depth: int
+    ) -> None:
         resources, before = waiting
-        self._say(
-            depth,
-            f"{name} is queued for {_amounts(resources)}, with {_requests(before)} "
-            "before it.",
-        )
+        text = f"{what} {_amounts(resources)}, with {_requests(before)} before it."
+        self._say(depth, text)
         self._resources(resources, depth + 1)
 
     # Resources --------------------------------------------------------------------
