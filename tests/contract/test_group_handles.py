@@ -129,7 +129,6 @@ CALLS: dict[str, Callable[[Group], Handle]] = {
 }
 
 
-@pytest.mark.differs(ray="close() waits for them")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_closing_a_group_ends_the_calls_that_wait(
     call: Callable[[Group], Handle],
@@ -145,7 +144,6 @@ def test_closing_a_group_ends_the_calls_that_wait(
         skate.get(other.barrier.remote())
 
 
-@pytest.mark.differs(ray="not looked at yet; see the test above")
 def test_a_rank_that_has_closed_its_group_makes_no_more_calls() -> None:
     group, other = start_pair()
     theirs = other.barrier.remote()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -10,13 +11,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import Counter, Signal, identity, wait_for
+from helpers import Counter, Signal, identity
 from polling import wait_until
 
 import skate
-from skate.exceptions import EngineError, SkateError
+from skate.exceptions import EngineError, GetTimeoutError, SkateError
 
 PATIENCE_S = 60.0
+WHILE_S = 8.0
+
+
+@skate.remote
+def wait_a_while(signals: skate.ActorHandle[Signal]) -> None:
+    """No longer: a Ray that is not the session's own lets it go on after that."""
+    with contextlib.suppress(GetTimeoutError):
+        skate.get(signals.wait.remote(), timeout=WHILE_S)
 
 
 def call_at_shutdown(callback: Callable[[], None]) -> list[object]:
@@ -35,7 +44,7 @@ def call_at_shutdown(callback: Callable[[], None]) -> list[object]:
             said.append(None)
 
     signals = Signal.remote()
-    future = wait_for.remote(signals).future()
+    future = wait_a_while.remote(signals).future()
     future.add_done_callback(call)
     skate.get(signals.wait_for_waiting.remote(1))
     return said

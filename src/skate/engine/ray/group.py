@@ -175,6 +175,7 @@ class RayGroup:
         self._received: dict[int, int] = {}
         self._failure: CollectiveError | None = None
         self._closed = False
+        self._ended = 0  # so many of its calls
         self._peers: dict[int, Any] = {}  # ranks that are actors -> Ray handles
         self._signs_of_life: dict[ray.ObjectRef, int] = {}
         for rank in range(self.world_size):
@@ -353,7 +354,8 @@ class RayGroup:
         self._closed = True
         self._place.leave()
         left = RankDiedError(f"rank {self.rank} left the group", self.rank)
-        self._fail(left, self._calls + 1)  # others may still be in the last call
+        # Others may still be in the last call that has ended here.
+        self._fail(left, self._ended + 1)
 
     # how they are made ----------------------------------------------------------------
 
@@ -376,6 +378,8 @@ class RayGroup:
             raise
         except RuntimeError as error:  # of gloo or its store: a connection is lost
             raise self._again(self._blame(error)) from error
+        finally:
+            self._ended = self._calls
 
     def _past_gloo(self, ask: Callable[[], Any]) -> Any:
         """What the store answers, while the group is sound."""
@@ -440,8 +444,8 @@ class RayGroup:
                 look = time.monotonic() + _LOOK_S
 
     def _check(self, deadline: _Deadline) -> None:
-        """Raise if another rank has failed, or is late."""
-        failure = self._known_failure()
+        """Raise if another rank has failed or is late, or this one has left."""
+        failure = self._failure or self._known_failure()
         if failure is None and deadline.left() <= 0:
             failure = self._late(deadline)
             self._fail(failure)

@@ -91,9 +91,14 @@ class Futures:
             self._waiting[future] = ref
         # Ray calls back on the thread that all of its messages need.
         self._engine.handle(ref).future().add_done_callback(
-            lambda ended: self._ended.put((future, ended))
+            lambda ended: self._note(future, ended)
         )
         return future
+
+    def _note(self, future: Future[Any], ended: Future[Any]) -> None:
+        with self._lock:
+            if future in self._waiting:  # else the session ended: nobody takes it
+                self._ended.put((future, ended))
 
     def close(self) -> None:
         """Fail what still waits, and end the thread."""
@@ -101,7 +106,10 @@ class Futures:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        for future in list(self._waiting):
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()  # and with it the refs
+        for future in waiting:
             with surviving(future):
                 if begin(future):
                     future.set_exception(
