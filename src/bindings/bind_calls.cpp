@@ -25,12 +25,27 @@ WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
 // hold values of the store, and Python looks for them only as new objects are made.
 constexpr i64 kIdleUntilCollected = 500'000'000;
 
+// One of the pool that has had nothing to do for so long may be one too many.
+constexpr i64 kIdleUntilSurplus = usual_or_small(5'000'000'000LL, 500'000'000LL);
+
+// Of the program: they would end with the process.
+bool has_other_threads() {
+  const nb::object count = nb::module_::import_("threading").attr("active_count")();
+  return nb::cast<int>(count) > 1;
+}
+
 // False: there will be no more.
 bool wait_for_task(Node& node, Incoming& task) {
   WaitResult result = wait_for_task(node, task, now_ns() + kIdleUntilCollected);
   if (result == WaitResult::kTimeout) {
     PyGC_Collect();
-    result = wait_for_task(node, task, -1);
+    if (!node.home.is_pool) return wait_for_task(node, task, -1) == WaitResult::kReady;
+  }
+  while (result == WaitResult::kTimeout) {
+    result = wait_for_task(node, task, now_ns() + kIdleUntilSurplus);
+    if (result == WaitResult::kTimeout && !has_other_threads() &&
+        node.work.leave_pool())
+      return false;
   }
   return result == WaitResult::kReady;
 }

@@ -61,7 +61,8 @@ void bind_constants(nb::module_& m) {
       .value("PARKED", ProcState::kParked)
       .value("SEARCHING", ProcState::kSearching)
       .value("RUNNING", ProcState::kRunning)
-      .value("BLOCKED", ProcState::kBlocked);
+      .value("BLOCKED", ProcState::kBlocked)
+      .value("LEAVING", ProcState::kLeaving);
   nb::enum_<Explanation::State>(m, "WhyState", nb::is_arithmetic(),
                                 "Why an object has no value yet: see core/explain.hpp.")
       .value("UNKNOWN", Explanation::kUnknown)

@@ -180,6 +180,7 @@ void bind_node(nb::module_& m) {
              node.work.stop_serving();
            })
       .def("wear_out", [](Node& node) { node.work.wear_out(); })
+      .def("stay", [](Node& node) { node.work.stay(); })
       .def(
           "is_cancelled",
           [](Node& node, ObjectId task) {

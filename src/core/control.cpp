@@ -118,8 +118,7 @@ u32 Control::active_workers() const {
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) {
     const u8 state = session_->state[p].load();
-    active += (state & kNotPool) == 0 && state != static_cast<u8>(ProcState::kNone) &&
-              state != static_cast<u8>(ProcState::kBlocked);
+    active += is_active_worker(state);
   }
   return active;
 }

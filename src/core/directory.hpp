@@ -23,10 +23,18 @@ enum class ProcState : u8 {
   kSearching = 3,  // idle, looking for work
   kRunning = 4,    // running user code
   kBlocked = 5,    // user code waits in a skate call; its CPU is given back
+  kLeaving = 6,    // idle, and about to end: nobody may count on it
 };
 // Only pool workers take tasks from queues; other processes carry this bit beside
 // their state, so that one byte tells a waker whether ringing it can help.
 constexpr u8 kNotPool = 0x80;
+// Of the pool, and not about to end; one that is blocked has lent its place to another.
+constexpr bool is_active_worker(u8 state) {
+  return state == static_cast<u8>(ProcState::kStarting) ||
+         state == static_cast<u8>(ProcState::kParked) ||
+         state == static_cast<u8>(ProcState::kSearching) ||
+         state == static_cast<u8>(ProcState::kRunning);
+}
 
 // Doorbell values. A process stores kAsleep before it sleeps and is woken by a
 // compare-and-swap to kAwake, so one sleep costs at most one wake-up call.

@@ -80,6 +80,8 @@ class Objects {
   void forget(Object& object);  // makes its place in the table free for another
   void free_unheld();
   bool has_unheld() const { return !unheld_.empty(); }
+  // Values or actors, its own or others'.
+  bool are_in_use() const { return owned_ != functions_ || !borrowed_.empty(); }
   bool others_wait() const { return asked_values_ != 0; }
 
   // Messages.

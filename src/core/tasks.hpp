@@ -56,6 +56,7 @@ class Tasks {
   bool queue_waits() const { return queue_.maybe_waiting(); }
   u64 num_claimed() const { return queue_.claimed(); }
   bool lack_dependencies() const { return waiting_ != 0; }
+  bool are_under_way() const { return count_ != 0; }
   bool has_backlog() const { return !backlog_.empty(); }
   // How many tasks are before it, if it waits to be claimed.
   std::optional<u32> place_in_queue(const Task& task) const;

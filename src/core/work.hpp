@@ -41,6 +41,11 @@ class Work {
   // This worker ends once its program lets it: no leased task is to be given to it any
   // more. Said before the result of the task that runs, so that no grant comes between.
   void wear_out();
+  // For an idle worker of the pool. True: there are enough without it, nothing ends
+  // with it, and next_task gives nothing any more.
+  bool leave_pool();
+  // Others count on this process, as on the rank of a group: it is never one too many.
+  void stay();
   // next_task also gives notices: for processes that run several calls at once.
   void want_notices() { notices_ = true; }
   // Whether this process was told to end `task_id`, which it runs.
@@ -72,6 +77,7 @@ class Work {
 
  private:
   bool claim(Incoming& out, Lock& lock);
+  u32 num_other_workers() const;
   struct Offer {
     QueueMemory* queue = nullptr;
     ProcId owner;
@@ -111,10 +117,11 @@ class Work {
   std::unordered_map<ObjectId, std::vector<ObjectId>> held_;
   bool notices_ = false;
   bool ending_ = false;       // actor: the last handle is gone
-  bool leaving_ = false;      // actor: it ends itself, whatever is still to do
+  bool leaving_ = false;      // it ends itself, whatever is still to do
   bool constructed_ = false;  // actor: its constructor has been started
   bool was_idle_ = true;
   bool worn_out_ = false;
+  bool is_needed_ = false;  // worker of the pool: others count on this process
 
   // When each queue that waits beside another was last seen to be served: see
   // best_offer.

@@ -121,6 +121,8 @@ class ProcState(enum.IntEnum):
 
     BLOCKED = 5
 
+    LEAVING = 6
+
 class WhyState(enum.IntEnum):
     """Why an object has no value yet: see core/explain.hpp."""
 
@@ -397,6 +399,8 @@ class Node:
     def stop_serving(self) -> None: ...
 
     def wear_out(self) -> None: ...
+
+    def stay(self) -> None: ...
 
     def is_cancelled(self, task: int) -> bool: ...
 

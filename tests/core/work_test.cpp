@@ -279,4 +279,40 @@ TEST(a_thread_that_waits_in_a_process_that_serves_no_more_is_still_told_at_once)
   (void)driver;
 }
 
+// As after nested tasks, when those that waited go on.
+TEST(an_idle_worker_leaves_if_there_are_enough_without_it_and_it_has_nothing) {
+  SessionOptions options = usual_options();
+  options.num_cpus = 1;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start({2, 1});
+  CHECK(!worker.work.leave_pool());  // it is needed
+  Node& other = fleet.start({3, 1});
+
+  const ObjectId id = submit(driver);
+  CHECK(!worker.work.leave_pool());  // there is work
+  finish(worker, next(worker));
+  CHECK(text_of(driver, id) == "done");
+  const ObjectId kept = put(worker);
+  CHECK(!worker.work.leave_pool());  // somebody may have the ref
+  worker.objects.release(kept);
+  CHECK(!driver.work.leave_pool());
+
+  CHECK(worker.work.leave_pool());
+  Incoming task;
+  CHECK(worker.work.next_task(task, -1) == WaitResult::kEngineDied);
+  CHECK(!other.work.leave_pool());  // it has become needed
+}
+
+TEST(a_worker_that_others_count_on_does_not_leave) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& rank = fleet.start({2, 1});
+  const u32 cpus = driver.home.session->num_cpus;
+  for (u32 i = 0; i < cpus; ++i) fleet.start({3 + i, 1});
+  CHECK(!has_work(rank));
+  rank.work.stay();
+  CHECK(!rank.work.leave_pool());
+}
+
 TEST_MAIN()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import traceback
 from collections.abc import Generator
@@ -122,6 +121,8 @@ def surviving(future: Future[Any]) -> Generator[None, None, None]:
         on_main = threading.current_thread() is threading.main_thread()
         if on_main and isinstance(error, KeyboardInterrupt):
             raise  # it is Ctrl-C
+        import logging  # it takes a while, and is hardly needed
+
         # As text: a traceback that somebody keeps would keep the ref.
         text = f"{future!r} cannot be ended:\n{traceback.format_exc()}"
         logging.getLogger("concurrent.futures").error("%s", text)

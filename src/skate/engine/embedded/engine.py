@@ -468,6 +468,7 @@ class EmbeddedEngine:
     def join_group(
         self, name: str, rank: int, world_size: int, timeout: float | None
     ) -> Group:
+        self.node.stay()
         return groups.join(self, name, rank, world_size, timeout)
 
     # the session ------------------------------------------------------------

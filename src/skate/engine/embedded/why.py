@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 State = _core.WhyState
 _ProcState = _core.ProcState
 _QUIET_NS = 500_000_000
+_QUIET = (_ProcState.PARKED, _ProcState.LEAVING, _ProcState.BLOCKED)
 _MAX_DEPTH = 12
 _MAX_BRANCHES = 4
 _MAX_FRAMES = 4
@@ -96,7 +97,7 @@ class Explainer:
                 continue
             running = len(self._running.get(index, ()))
             blocked = process["state"] == _ProcState.BLOCKED
-            if process["state"] not in (_ProcState.PARKED, _ProcState.BLOCKED):
+            if process["state"] not in _QUIET:
                 return False
             if running > 1 or (running == 1 and not blocked):
                 return False
