@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
+from ._exact import exact
 from ._importable import find_global
 from ._options import (
     BY_FUNCTION,
@@ -416,7 +417,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of an actor must be a string, not {name!r}.")
-    named = current().get_actor(name, namespace)
+    named = current().get_actor(exact(name), exact(namespace))
     return ActorHandle(named.actor, named.interface)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from ._amounts import UNIT, nearest_amount
+from ._exact import exact
 from ._placement import Placement
 from ._runtime_env import NO_ENV, RuntimeEnv, check_runtime_env
 
@@ -124,7 +125,8 @@ def _check_num_returns(name: str, value: Any) -> int:
 def _check_lifetime(name: str, value: Any) -> str:
     if value not in ("detached", "non_detached"):
         raise ValueError(f"{name} must be 'detached' or 'non_detached', not {value!r}.")
-    return str(value)
+    checked: str = value
+    return checked
 
 
 def _check_groups(name: str, value: Any) -> dict[str, int]:
@@ -312,6 +314,7 @@ def _check_all(
             )
         if value is None:
             continue
+        value = exact(value)
         if name in _LATER:
             if value not in _LATER[name]:
                 raise ValueError(

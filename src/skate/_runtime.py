@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from ._exact import exact
 from ._options import check_quantity, check_resources
 from ._ref import ObjectRef, check_refs
 from ._runtime_env import RuntimeEnv, check_runtime_env
@@ -169,19 +170,19 @@ def init(
                 f"skate runs already in this process (engine {_engine.name!r}). Call "
                 "skate.shutdown() first, or pass ignore_reinit_error=True."
             )
-        name = engine or os.environ.get("SKATE_ENGINE") or "embedded"
-        num_gpus_found, gpus = _find_gpus(num_gpus)
+        name = exact(engine) or os.environ.get("SKATE_ENGINE") or "embedded"
+        num_gpus_found, gpus = _find_gpus(exact(num_gpus))
         config = EngineConfig(
-            num_cpus=_check_cpus(num_cpus),
+            num_cpus=_check_cpus(exact(num_cpus)),
             num_gpus=num_gpus_found,
             gpus=gpus,
-            runtime_env=_check_runtime_env(runtime_env, name),
-            resources=check_resources("resources", resources or {}),
-            object_store_memory=_check_memory(object_store_memory),
-            namespace=namespace or "",
-            preload=(*_preload_of_environment(), *_check_preload(preload)),
+            runtime_env=_check_runtime_env(exact(runtime_env), name),
+            resources=check_resources("resources", exact(resources or {})),
+            object_store_memory=_check_memory(exact(object_store_memory)),
+            namespace=_check_namespace(exact(namespace)),
+            preload=(*_preload_of_environment(), *_check_preload(exact(preload))),
             log_to_driver=bool(log_to_driver),
-            address=_check_address(address, name),
+            address=_check_address(exact(address), name),
             given=frozenset(
                 argument
                 for argument, value in [
@@ -280,6 +281,17 @@ def _check_runtime_env(value: Mapping[str, Any] | None, engine: str) -> RuntimeE
     env = env.here(engine)
     env.check_paths()
     return env
+
+
+def _check_namespace(namespace: str | None) -> str:
+    if namespace is None:
+        return ""
+    if not isinstance(namespace, str):
+        raise TypeError(
+            f"namespace must be a string, not {namespace!r} of type "
+            f"{type(namespace).__name__}."
+        )
+    return namespace
 
 
 def _check_memory(num_bytes: int | None) -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from ._exact import exact
 from .exceptions import RuntimeEnvSetupError
 
 # Ray's, for clusters: environments that are built, or that start another Python.
@@ -160,7 +161,8 @@ def _working_dir(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be the path of a directory, not {value!r}.")
-    return os.fspath(value)
+    path: str = exact(os.fspath(value))
+    return path
 
 
 def _py_modules(name: str, value: Any) -> tuple[str, ...]:
@@ -176,7 +178,9 @@ def _path_of(name: str, module: Any) -> str:
             raise ValueError(
                 f"{name}: {module.__name__} is not in one place: {paths!r}."
             )
-        return str(paths[0])
+        found: str = exact(str(paths[0]))
+        return found
     if not isinstance(module, (str, os.PathLike)):
         raise TypeError(f"{name} must list paths or imported modules, not {module!r}.")
-    return os.fspath(module)
+    path: str = exact(os.fspath(module))
+    return path

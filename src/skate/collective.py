@@ -16,6 +16,7 @@ Make a group where the ranks are started, pass it to them, and ``join`` in each:
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
 import uuid
@@ -30,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import kernels
+from ._exact import exact
 from ._operand import Operand, is_on_gpu
 from ._runtime import current
 from .engine import protocol
@@ -532,7 +534,8 @@ class GroupSpec:
             raise ValueError(
                 f"rank={rank!r}: this group has ranks 0 to {self.world_size - 1}."
             )
-        return Group(current().join_group(self.name, rank, self.world_size, timeout))
+        rank, size = exact(operator.index(rank)), exact(operator.index(self.world_size))
+        return Group(current().join_group(exact(self.name), rank, size, timeout))
 
 
 def create_group(world_size: int, name: str | None = None) -> GroupSpec:

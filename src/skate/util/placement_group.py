@@ -16,6 +16,7 @@ from typing import Any
 
 import skate
 
+from .._exact import exact
 from .._options import check_quantity
 from .._placement import GroupInfo, group_of
 from .._runtime import current
@@ -113,8 +114,8 @@ def placement_group(
         raise ValueError(f"strategy must be one of {STRATEGIES}, not {strategy!r}.")
     if lifetime not in (None, "detached"):
         raise ValueError(f"lifetime must be None or 'detached', not {lifetime!r}.")
-    checked = _check_bundles(bundles)
-    group = current().create_placement_group(checked, strategy, name)
+    checked = _check_bundles(exact(bundles))
+    group = current().create_placement_group(checked, exact(strategy), exact(name))
     handle = PlacementGroup(group, checked)
     reason = _info(handle).reason
     if reason:
@@ -136,6 +137,9 @@ def _check_bundles(bundles: Any) -> list[dict[str, float]]:
                 f"a bundle is a dict of amounts above zero, such as {{'CPU': 1}}, not "
                 f"{bundle!r}."
             )
+        for key in bundle:
+            if not isinstance(key, str):
+                raise TypeError(f"the names in a bundle must be strings, not {key!r}.")
         amounts = {
             key: float(check_quantity(f"{key} of a bundle", amount))
             for key, amount in bundle.items()

@@ -11,6 +11,7 @@ from typing import Any
 
 import skate
 
+from .._exact import exact
 from .._placement import Placement
 from .placement_group import PlacementGroup
 
@@ -48,7 +49,7 @@ class PlacementGroupSchedulingStrategy:
                 "skate.util.placement_group.get_current_placement_group()."
             )
         self.placement_group = placement_group
-        self.placement_group_bundle_index = placement_group_bundle_index
+        self.placement_group_bundle_index = exact(placement_group_bundle_index)
         self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
         count = 0 if placement_group is None else placement_group.bundle_count
         if not -1 <= placement_group_bundle_index < max(count, 0):

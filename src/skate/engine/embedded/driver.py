@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+from ..._exact import exact
 from ...exceptions import EngineError, ResourceError
 from .. import limits
 from ..protocol import EngineConfig
@@ -204,7 +205,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
         "memory_threshold": memory_threshold,
         "max_processes": _max_processes(),
         "python_flags": _python_flags(),
-        "sys_path": [os.path.abspath(p) if p else os.getcwd() for p in sys.path],
+        "sys_path": [exact(os.path.abspath(p)) if p else os.getcwd() for p in sys.path],
         "preload": list(config.preload),
         "session": {
             "num_cpus": config.num_cpus,

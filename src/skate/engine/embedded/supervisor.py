@@ -288,9 +288,19 @@ class Supervisor:
             case packets.WANT_WORKER:
                 self._want_worker()
             case _:
-                event = packets.event_of(process.proc, kind, payload)
+                event = self._event_of(process.proc, kind, payload)
                 if event is not None:
                     self.tell(event)
+
+    def _event_of(self, sender: Proc, kind: bytes, payload: bytes) -> life.Event | None:
+        try:
+            return packets.event_of(sender, kind, payload)
+        except Exception as error:
+            if kind == packets.WANT_LEASE:  # its task would wait for ever
+                why = f"the request cannot be read: {error!r}"
+                task = packets.id_of(payload)
+                self._carry_out(life.RefuseLease(sender, task, why))
+            raise
 
     def _send_descriptor(
         self, process: Process, kind: bytes, fd: int, error: int
