@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
@@ -65,3 +67,23 @@ def test_a_rate_of_zero_is_no_limit() -> None:
     shown = Shown(window_s=0.0, lines_per_second=0)
     many = [line(f"step {i}") for i in range(10)]
     assert shown.take(many, now=0.0) == many
+
+
+def test_a_line_among_many_others_costs_no_more_than_one_among_few() -> None:
+    def cost_ns(others: int) -> int:
+        """Of a packet, while so many others are recent and as many have gone."""
+        shown = Shown(window_s=5.0, lines_per_second=0)
+        for when, now in ("gone", 0.0), ("recent", 9.0):
+            shown.take([line(f"{when} {word(i)}") for i in range(others)], now)
+        costs = []
+        for i in range(100):
+            before = time.thread_time_ns()
+            shown.take([line(f"new {word(i)}")], now=10.0)
+            costs.append(time.thread_time_ns() - before)
+        return min(costs)
+
+    assert cost_ns(30_000) < 10 * cost_ns(10)
+
+
+def word(number: int) -> str:
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))

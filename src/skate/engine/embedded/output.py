@@ -26,7 +26,7 @@ import struct
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -433,7 +433,8 @@ class Shown:
     def __init__(self, window_s: float, lines_per_second: float) -> None:
         self._window = window_s
         self._rate = lines_per_second
-        self._recent: dict[str, _Repeated] = {}  # oldest first
+        # Oldest first. The first of a plain dict is looked for among all that has gone.
+        self._recent: OrderedDict[str, _Repeated] = OrderedDict()
         self._second = 0
         self._in_second = 0
         self._left_out = 0
@@ -460,11 +461,12 @@ class Shown:
 
     def take(self, lines: list[Line], now: float) -> list[Line]:
         shown = [line for line in lines if self._is_news(line, now)]
-        for key, repeated in list(self._recent.items()):
-            if now - repeated.since < self._window:
+        while self._recent:
+            key, oldest = next(iter(self._recent.items()))
+            if now - oldest.since < self._window:
                 break
             del self._recent[key]
-            shown += repeated.summary()
+            shown += oldest.summary()
         return self._within_rate(shown, now)
 
     def flush(self) -> list[Line]:
