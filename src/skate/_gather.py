@@ -15,7 +15,7 @@ from .exceptions import GetTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .engine.protocol import Watch
+    from .engine.protocol import Engine, Watch
 
 T = TypeVar("T")
 W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
@@ -50,6 +50,7 @@ class AsCompleted(Generic[W]):
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
         self._timeout = timeout
         self._deadline: float | None = None  # runs from the first wait on
+        self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._added = 0
         self._waiting: dict[int, W] = {}
@@ -120,14 +121,15 @@ class AsCompleted(Generic[W]):
 
     def _wait(self, timeout: float | None) -> bool:
         if self._watch is None:
-            engine = engine_of(next(iter(self._waiting.values()), self))
-            self._watch = engine.watch()
+            self._engine = engine_of(next(iter(self._waiting.values()), self))
+            self._watch = self._engine.watch()
             for tag, ref in self._waiting.items():
                 self._watch_for(self._watch, ref, tag)
         try:
             self._ready = self._watch.next(timeout)
         except KeyboardInterrupt:
-            cancel_interrupted(current(), self._waiting.values())
+            assert self._engine is not None
+            cancel_interrupted(self._engine, self._waiting.values())
             raise
         self._ready.reverse()
         if self._peeks:

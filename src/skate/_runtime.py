@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._exact import exact
@@ -21,7 +21,7 @@ from .engine.futures import ends_futures
 from .engine.gpus import find_gpus
 from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
-from .exceptions import EngineError
+from .exceptions import EngineError, SkateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -394,13 +394,15 @@ def cancel_interrupted(
     """After Ctrl-C in the driver: nobody waits for these any more; actors live on.
 
     A task that is interrupted in its own wait is being cancelled, by somebody who has
-    said what becomes of those that it waits for.
+    said what becomes of those that it waits for. Nor is there anything to cancel where
+    the signal's handler has ended the session, or another thread ends it.
     """
-    if engine.context().is_driver:
-        for ref in refs:
-            if isinstance(ref, ObjectRefGenerator):
-                ref = ref._completed
-            engine.cancel(ref, False, True)
+    if engine is _engine and engine.context().is_driver:
+        with suppress(SkateError):
+            for ref in refs:
+                if isinstance(ref, ObjectRefGenerator):
+                    ref = ref._completed
+                engine.cancel(ref, False, True)
 
 
 def put(value: T) -> ObjectRef[T]:

@@ -1,0 +1,75 @@
+"""A signal's handler that ends the session which the interrupted call waits for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from polling import wait_until
+
+import skate
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+SKATE = str(Path(skate.__file__).parent)
+
+
+@skate.remote
+def never() -> None:
+    threading.Event().wait()
+
+
+@skate.remote
+def once(value: None) -> None:
+    return value
+
+
+CALLS: dict[str, Callable[[skate.ObjectRef[None]], object]] = {
+    "get": lambda ref: skate.get([ref]),
+    "get one": skate.get,
+    "wait": lambda ref: skate.wait([ref]),
+    "as_completed": lambda ref: next(skate.as_completed([ref])),
+    "map_unordered": lambda ref: next(skate.map_unordered(once, [ref])),
+}
+
+
+@pytest.fixture
+def ends_session() -> Iterator[None]:
+    def end_session(number: int, frame: object) -> None:
+        skate.shutdown()
+        raise KeyboardInterrupt("of the handler")
+
+    before = signal.signal(signal.SIGINT, end_session)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt_once_it_waits() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def waits() -> bool:
+        frame = sys._current_frames()[main]
+        return frame.f_code.co_filename.startswith(SKATE)
+
+    wait_until(waits)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_error_of_the_handler_is_raised_and_no_session_begun(
+    call: Callable[[skate.ObjectRef[None]], object], ends_session: None
+) -> None:
+    skate.init("embedded", num_cpus=1)
+    ref = never.remote()
+    thread = threading.Thread(target=interrupt_once_it_waits)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="of the handler"):
+        call(ref)
+    thread.join()
+    assert not skate.is_initialized()
