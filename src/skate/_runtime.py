@@ -225,6 +225,18 @@ def _turn(change: str) -> Iterator[bool]:
         _lock.release()
 
 
+def _forget_other_threads() -> None:
+    """In a forked child: whoever was starting or ending the session is not there."""
+    global _lock, _change
+    if _lock.acquire(blocking=False):  # nobody was, or the thread that forked
+        _lock.release()
+    else:
+        _lock, _change = threading.RLock(), ""
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
+
+
 def _shutdown_at_exit(pid: int) -> None:
     if pid == os.getpid():  # a forked child inherits the handler, not the engine
         shutdown()

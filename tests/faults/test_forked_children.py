@@ -120,3 +120,65 @@ def test_a_forked_child_makes_no_array_in_its_parents_group() -> None:
             return "well"
 """
     run(FORK + RANK.format(check=check))
+
+
+def test_a_child_forked_while_another_thread_ends_the_session_has_its_own() -> None:
+    run(
+        FORK
+        + """
+    import threading
+    import skate
+
+    @skate.remote
+    def one():
+        return 1
+
+    def own_session():
+        skate.shutdown()
+        with skate.init("inline", num_cpus=1):
+            assert skate.get(one.remote()) == 1
+
+    skate.init("embedded", num_cpus=1)
+    forked = threading.Event()
+    # The end of the session waits for the callbacks of futures.
+    future = one.remote().future()
+    future.add_done_callback(lambda _: forked.wait())
+    future.result()
+    thread = threading.Thread(target=skate.shutdown)
+    thread.start()
+    while skate._runtime._change != "ends":
+        pass
+    try:
+        assert in_child(own_session) == "ok"
+    finally:
+        forked.set()
+    thread.join()
+    assert not skate.is_initialized()
+""",
+        seconds=30,
+    )
+
+
+def test_a_handler_that_forks_while_its_thread_starts_a_session_may_go_on() -> None:
+    run(
+        """
+    import os, signal
+    import skate
+
+    children = []
+    def fork(number, frame):
+        if os.getpid() == driver:
+            children.append(os.fork())
+
+    driver = os.getpid()
+    signal.signal(signal.SIGALRM, fork)
+    with skate._runtime._turn("starts") as is_ours:
+        assert is_ours
+        signal.raise_signal(signal.SIGALRM)
+    if os.getpid() != driver:
+        os._exit(7)
+    _, status = os.waitpid(children[0], 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+""",
+        seconds=30,
+    )
