@@ -14,7 +14,7 @@ from ..._exact import exact
 from ...exceptions import EngineError, ResourceError
 from .. import limits
 from ..protocol import EngineConfig
-from . import leftovers, memory_monitor, spilling, wire
+from . import leftovers, memory_monitor, spilling, variables, wire
 from .forker import describe_limit
 from .output import Printer, Shown
 from .terminal import Terminal
@@ -174,13 +174,9 @@ class _Driver:
 
 def _hang_report_s() -> float:
     """After how many seconds to look whether anything runs; 0: never."""
-    text = os.environ.get(_HANG_REPORT, "10")
-    try:
-        return float(text)
-    except ValueError:
-        raise EngineError(
-            f"{_HANG_REPORT}={text!r} must be a number of seconds; 0 for no report."
-        ) from None
+    return variables.number(
+        _HANG_REPORT, 10, "a number of seconds, zero or more; 0 for no report"
+    )
 
 
 def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:

@@ -32,8 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import _core
-from ...exceptions import EngineError
-from . import wire
+from . import variables, wire
 
 STDOUT, STDERR = 1, 2
 
@@ -442,13 +441,9 @@ class Shown:
     @classmethod
     def from_environment(cls) -> Shown:
         dedup = os.environ.get("SKATE_DEDUP_LOGS", "1") != "0"
-        text = os.environ.get(_LINES_PER_SECOND, "10000")
-        try:
-            rate = float(text)
-        except ValueError:
-            raise EngineError(
-                f"{_LINES_PER_SECOND}={text!r} must be a number of lines."
-            ) from None
+        rate = variables.number(
+            _LINES_PER_SECOND, 10_000, "a number of lines, zero or more; 0 for all"
+        )
         return cls(_WINDOW_S if dedup else 0.0, rate)
 
     def pause(self, now: float) -> float | None:
