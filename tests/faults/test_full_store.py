@@ -353,6 +353,35 @@ def in_mount_namespace(mount: str, program: str) -> str:
     return done.stdout
 
 
+def test_without_any_temporary_directory_nothing_is_spilled() -> None:
+    program = """
+        import os, tempfile
+        import numpy as np
+        import skate
+
+        for name in ("TMPDIR", "TEMP", "TMP", "SKATE_SPILL_DIR"):
+            os.environ.pop(name, None)
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            pass
+        else:
+            raise AssertionError(tempfile.gettempdir())
+        with skate.init("embedded", num_cpus=1, object_store_memory=16 << 20):
+            kept = skate.put(np.zeros(10 << 20, np.uint8))
+            try:
+                skate.put(np.zeros(10 << 20, np.uint8))
+            except skate.exceptions.ObjectStoreFullError as error:
+                print("spilling to disk is off" in str(error))
+        """
+    mounts = [
+        f"mount --bind {path} {path} && mount -o remount,ro,bind {path}"
+        for path in ("/tmp", "/var/tmp")
+    ]
+    # The current directory would do, too; nobody can write in this one.
+    assert in_mount_namespace(" && ".join([*mounts, "cd /proc"]), program) == "True\n"
+
+
 def test_a_small_dev_shm_does_not_matter() -> None:
     program = """
         import os

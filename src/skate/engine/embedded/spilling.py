@@ -33,14 +33,19 @@ def choose() -> SpillPlace:
         _check(named)
         directory: str | None = named
     else:
-        import tempfile  # it is slow to import
-
-        wanted = dict.fromkeys((tempfile.gettempdir(), "/var/tmp"))
-        usable = (path for path in wanted if is_on_disk(path))
-        directory = next(usable, None)
+        directory = next((path for path in _temporary() if is_on_disk(path)), None)
     if directory is None:
         return SpillPlace(None, 0)
     return SpillPlace(os.path.abspath(directory), _limit(directory))
+
+
+def _temporary() -> list[str]:
+    import tempfile  # it is slow to import
+
+    try:
+        return list(dict.fromkeys((tempfile.gettempdir(), "/var/tmp")))
+    except FileNotFoundError:  # it has tried /var/tmp, too: nothing can be written
+        return []
 
 
 def open_file(directory: str) -> int:
