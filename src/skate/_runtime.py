@@ -412,9 +412,11 @@ def cancel_interrupted(
     if engine is _engine and engine.context().is_driver:
         with suppress(SkateError):
             for ref in refs:
-                if isinstance(ref, ObjectRefGenerator):
-                    ref = ref._completed
-                engine.cancel(ref, False, True)
+                engine.cancel(_ref_of(ref), False, True)
+
+
+def _ref_of(what: ObjectRef[Any] | ObjectRefGenerator[Any]) -> ObjectRef[Any]:
+    return what._completed if isinstance(what, ObjectRefGenerator) else what
 
 
 def put(value: T) -> ObjectRef[T]:
@@ -476,6 +478,8 @@ def wait(
             f"num_returns must be from 1 to the number of refs, {len(refs)}, not "
             f"{num_returns!r}."
         )
+    if _engine is None:  # an engine looks at each of them itself
+        check_refs("skate.wait", [_ref_of(ref) for ref in refs])
     engine = engine_of(refs[0])
     peeks: list[ObjectRef[Any]] = refs  # type: ignore[assignment]
     try:
@@ -490,10 +494,7 @@ def wait(
         ]
         ready = {id(ref) for ref in engine.wait(peeks, num_returns, timeout)[0]}
     except KeyboardInterrupt:
-        streams = (
-            r._completed if isinstance(r, ObjectRefGenerator) else r for r in refs
-        )
-        cancel_interrupted(engine, streams)
+        cancel_interrupted(engine, refs)
         raise
     pairs = list(zip(refs, peeks, strict=True))
     return (
@@ -532,8 +533,7 @@ def cancel(
         TypeError: not a ref.
         ValueError: ``force`` with a call of an actor; use ``skate.kill``.
     """
-    if isinstance(ref, ObjectRefGenerator):
-        ref = ref._completed
+    ref = _ref_of(ref)
     if type(ref) is not ObjectRef:
         raise TypeError(
             f"skate.cancel takes an ObjectRef or an ObjectRefGenerator, not {ref!r} of "

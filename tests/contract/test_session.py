@@ -177,3 +177,17 @@ def test_a_forked_child_cannot_use_skate_and_harms_nothing(engine: str) -> None:
     inside, after = skate.get(fork_inside.remote())
     assert inside.startswith("EngineError: this process was forked")
     assert after == 3
+
+
+def test_without_a_session_what_is_no_ref_is_refused_as_with_one(start: Any) -> None:
+    start(num_cpus=1)
+    ref = skate.put(1)
+    wrong: list[Any] = [ref, 42]
+    for _ in range(2):
+        with pytest.raises(TypeError, match="item 0 of the list is 42 of type int"):
+            skate.get(wrong[1:])
+        with pytest.raises(TypeError, match="item 1 of the list is 42 of type int"):
+            skate.wait(wrong)
+        skate.shutdown()
+    with pytest.raises(skate.exceptions.EngineError, match="session that has ended"):
+        skate.wait([ref])
