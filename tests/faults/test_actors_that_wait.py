@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -88,4 +90,62 @@ def test_plain_tasks_run_beside_one_that_waits_for_a_cpu_of_an_actor() -> None:
             assert skate.get(echo.remote(i), timeout=20) == i
         assert not skate.wait([waits], timeout=0)[0]
         skate.kill(actor)
+        assert skate.get(waits, timeout=20) == 3
+
+
+@skate.remote(num_cpus=3)
+class ThreeCpus:
+    def answer(self) -> int:
+        return 1
+
+
+@skate.remote(max_retries=0)
+def sleep_until(started: Path, go_on: Path) -> None:
+    started.touch()
+    while not go_on.exists():
+        time.sleep(0.01)
+
+
+def test_plain_tasks_run_beside_one_that_does_not_end_and_a_request_for_its_cpu(
+    tmp_path: Path,
+) -> None:
+    started, go_on = tmp_path / "started", tmp_path / "go on"
+    with skate.init("embedded", num_cpus=3):
+        endless = sleep_until.remote(started, go_on)
+        assert wait_until(started.exists)
+        actor = ThreeCpus.remote()
+        answer = actor.answer.remote()
+        held = "what is free is held for an actor that needs 3 CPUs"
+        assert wait_until(lambda: held in skate.why(echo.remote(5)))
+        for i in range(4):
+            assert skate.get(echo.remote(i), timeout=20) == i
+        assert not skate.wait([answer], timeout=0)[0]
+        go_on.touch()
+        assert skate.get(answer, timeout=20) == 1
+        skate.get(endless)
+
+
+@skate.remote(max_retries=0)
+def poll_a_child(started: Path, go_on: Path) -> int:
+    started.touch()
+    while not go_on.exists():
+        time.sleep(0.01)
+    child = echo.remote(7)
+    while not skate.wait([child], timeout=0)[0]:
+        time.sleep(0.01)
+    value: int = skate.get(child)
+    return value
+
+
+def test_a_task_that_polls_its_child_ends_beside_a_request_for_its_cpu(
+    tmp_path: Path,
+) -> None:
+    with skate.init("embedded", num_cpus=2):
+        started, go_on = tmp_path / "started", tmp_path / "go on"
+        parent = poll_a_child.remote(started, go_on)
+        assert wait_until(started.exists)
+        waits = need_all.remote(3)
+        assert wait_until(lambda: skate.available_resources()["CPU"] == 1)
+        go_on.touch()
+        assert skate.get(parent, timeout=20) == 7
         assert skate.get(waits, timeout=20) == 3

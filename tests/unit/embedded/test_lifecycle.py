@@ -28,6 +28,7 @@ from skate.engine.embedded.events import (
     GrantLease,
     GroupRemoved,
     GroupWanted,
+    HoldOver,
     KeepNote,
     Kill,
     LeaseDone,
@@ -43,6 +44,7 @@ from skate.engine.embedded.events import (
     TakeCpus,
     TellDied,
     TellForget,
+    TimeHold,
     Unblocked,
     WantCpus,
     WorkerWanted,
@@ -114,7 +116,7 @@ def test_a_lease_takes_cpus_from_the_pool_and_gives_them_back(
 ) -> None:
     driver = Proc(1, 1)
     assert life.handle(LeaseWanted(driver, 1, {"CPU": 2.0})) == [TakeCpus(2)]
-    assert life.handle(CpusTaken(1)) == [WantCpus(1)]
+    assert life.handle(CpusTaken(1)) == [WantCpus(1), TimeHold(1, 1.0)]
     assert life.handle(CpuFree()) == [TakeCpus(1)]
     commands = life.handle(CpusTaken(1))
     (fork,) = [c for c in commands if isinstance(c, Fork)]
@@ -134,6 +136,34 @@ def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
 def test_a_worker_that_saw_a_gpu_is_not_reused(life: Lifecycle) -> None:
     fork = lease(life, Proc(1, 1), 1, {"GPU": 1.0})
     assert Retire(fork.proc) in life.handle(LeaseDone(fork.proc))
+
+
+def test_the_pool_and_a_request_for_many_cpus_have_turns(life: Lifecycle) -> None:
+    driver = Proc(1, 1)
+    assert life.handle(LeaseWanted(driver, 1, {"CPU": 4.0})) == [TakeCpus(4)]
+    number = 0
+    for seconds in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
+        # An endless task has one.
+        held = life.handle(CpusTaken(3))
+        assert held == [WantCpus(1), TimeHold(number + 1, seconds)]
+        assert life.held_for() == (life.waiting()[0], seconds)
+        turn = TimeHold(number + 2, seconds, 4)
+        assert life.handle(HoldOver(number + 1)) == [turn, WantCpus(0), GiveCpus(3)]
+        assert life.held_for() is None
+        # One that needs a single CPU holds none that is idle, and is not held up.
+        assert life.handle(LeaseWanted(driver, 2, {"CPU": 1.0})) == [TakeCpus(1)]
+        assert life.handle(CpusTaken(0)) == [WantCpus(1)]
+        assert life.handle(LeaseDropped(driver, 2)) == [WantCpus(0)]
+        number += 2
+        assert life.handle(HoldOver(number - 1)) == []  # of a turn that is over
+        assert life.handle(HoldOver(number)) == [TakeCpus(4)]
+    (fork,) = life.handle(CpusTaken(4))
+    assert isinstance(fork, Fork)
+    life.handle(Forked(fork.proc))
+    # Another begins with a short hold.
+    assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(4)]
+    assert life.handle(LeaseWanted(driver, 3, {"CPU": 4.0})) == [TakeCpus(4)]
+    assert life.handle(CpusTaken(3)) == [WantCpus(1), TimeHold(number + 1, 1.0)]
 
 
 def test_gpus_are_handed_out_by_id_and_come_back() -> None:

@@ -33,6 +33,7 @@ from skate.engine.embedded.events import (
     GrantLease,
     GroupRemoved,
     GroupWanted,
+    HoldOver,
     Kill,
     LeaseDone,
     LeaseDropped,
@@ -46,6 +47,7 @@ from skate.engine.embedded.events import (
     TakeCpus,
     TellDied,
     TellForget,
+    TimeHold,
     Unblocked,
     WantCpus,
     WorkerWanted,
@@ -84,6 +86,8 @@ class Machine(RuleBasedStateMachine):
         self.held_tokens = 0
         self.pool_tokens = 0  # that pool workers have
         self.cpus_wanted = 0
+        self.timer = TimeHold(0, 0.0)  # the last that was wanted
+        self.timer_runs = False
         self.tasks = 0
         self.wanted: dict[Task, dict[str, float]] = {}  # neither granted nor refused
         self.running: dict[Proc, Task] = {}
@@ -129,6 +133,12 @@ class Machine(RuleBasedStateMachine):
             case GiveCpus(count):
                 self.free_tokens += count
                 self.held_tokens -= count
+            case TimeHold(_, seconds, cpus):
+                # The pool's turn is as long as the hold was that it follows.
+                if cpus:
+                    assert self.timer.seconds == seconds
+                assert 1 <= seconds <= 60
+                self.timer, self.timer_runs = command, True
             case GrantLease(owner, task, worker):
                 assert worker in self.life.members
                 assert worker not in self.making
@@ -276,6 +286,18 @@ class Machine(RuleBasedStateMachine):
         self.pool_tokens -= 1
         if self.cpus_wanted:
             self.do(CpuFree())
+
+    @precondition(lambda self: self.timer_runs)
+    @rule()
+    def end_the_hold_or_the_pools_turn(self) -> None:
+        was_hold, self.timer_runs = not self.timer.cpus, False
+        self.do(HoldOver(self.timer.number))
+        if was_hold and self.life._held.is_pools_turn():
+            assert self.idle_and_held() == 0
+
+    @rule(back=st.integers(1, 3))
+    def hear_of_the_end_of_an_earlier_hold(self, back: int) -> None:
+        self.do(HoldOver(self.timer.number - back))
 
     @rule()
     def hear_of_a_cpu_that_is_gone_again(self) -> None:
@@ -502,6 +524,19 @@ class Machine(RuleBasedStateMachine):
     def the_pool_stands_back_for_what_can_start_then(self) -> None:
         assert self.cpus_wanted == self.life._cpus_wanted
         assert self.cpus_wanted <= self.free_tokens + self.pool_tokens
+
+    @invariant()
+    def plain_tasks_are_not_held_back_for_ever(self) -> None:
+        """CPUs are idle for others only while a timer runs that ends that."""
+        if self.idle_and_held() > 0:
+            assert self.timer_runs
+            assert not self.timer.cpus
+        if self.life._held.is_pools_turn():
+            assert self.timer_runs
+            assert self.cpus_wanted <= 1
+
+    def idle_and_held(self) -> int:
+        return self.held_tokens - -(-self.life._used["CPU"] // UNIT)
 
     def used(self, name: str) -> float:
         """What running leases use; while one is blocked, its CPUs are not used."""

@@ -96,6 +96,12 @@ class CpusTaken(NamedTuple):
     cpus: int
 
 
+class HoldOver(NamedTuple):
+    """The time of ``TimeHold`` is up."""
+
+    number: int
+
+
 class Forked(NamedTuple):
     """The process of a ``Fork`` has been made."""
 
@@ -155,6 +161,7 @@ Event = (
     | Unblocked
     | CpuFree
     | CpusTaken
+    | HoldOver
     | Forked
     | NotForked
     | RoomAgain
@@ -255,6 +262,17 @@ class WantCpus(NamedTuple):
     cpus: int
 
 
+class TimeHold(NamedTuple):
+    """Answer with ``HoldOver`` in so many seconds.
+
+    ``cpus``: or as soon as so many tokens of the pool are free; 0: not before.
+    """
+
+    number: int
+    seconds: float
+    cpus: int = 0
+
+
 Command = (
     Prepare
     | Fork
@@ -269,4 +287,5 @@ Command = (
     | TakeCpus
     | GiveCpus
     | WantCpus
+    | TimeHold
 )

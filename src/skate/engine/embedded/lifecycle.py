@@ -50,6 +50,7 @@ from .events import (
     GrantLease,
     GroupRemoved,
     GroupWanted,
+    HoldOver,
     KeepNote,
     Kill,
     LeaseDone,
@@ -66,6 +67,7 @@ from .events import (
     WantCpus,
     WorkerWanted,
 )
+from .holds import Hold, tokens_for
 from .processes import Cause, Kind, Proc
 from .requests import PROCESS, Line, Request, Waiting
 
@@ -130,6 +132,7 @@ class Lifecycle:
         self._tokens = 0  # CPU tokens that this machine holds
         self._cpus_wanted = 0
         self._waiting = Waiting()
+        self._held = Hold(self._waiting)
         self._running: dict[Proc, None] = {}  # or about to: see Deaths
         self._idle_leased: list[Proc] = []
         self._leases: dict[Proc, set[Proc]] = {}  # owner -> workers
@@ -208,6 +211,13 @@ class Lifecycle:
     ) -> tuple[Request, int] | None:
         """A task's request, or that of the actor in a place; how many are before it."""
         return self._waiting.find(task=task, actor=actor)
+
+    def held_for(self) -> tuple[Request, float] | None:
+        """What the pool stands back for while CPUs are idle, and for how long."""
+        first = self._first_lacking_cpus() if self._cpus_wanted else None
+        if first is None or first.units["CPU"] <= self._next_token():
+            return None
+        return first, self._held.seconds
 
     def holders(self) -> dict[int, dict[str, float]]:
         """What processes with resources of their own hold, by index."""
@@ -305,6 +315,9 @@ class Lifecycle:
                 if count:
                     self._waiting.wake("CPU")
                 return self._schedule(took=True)
+            case HoldOver(number):
+                over = self._held.over(number, self._used["CPU"])
+                return [*over, *self._schedule()]
             case Forked(proc):
                 return self._forked(proc)
             case NotForked():
@@ -342,8 +355,7 @@ class Lifecycle:
                     heapq.heappop(heads)
         # The pool stands back for the oldest that can start when it does: for one that
         # lacks what a lease or an actor holds, it would stand back in vain.
-        most = self._totals["CPU"] - self._used["CPU"]
-        first = self._waiting.first_lacking("CPU", most)
+        first = self._first_lacking_cpus()
         missing = self._lacking_cpus(first) if first is not None else 0
         # Whoever puts one back tells us, once we have said that we want it.
         asked = cpus_as_before and missing == self._cpus_wanted
@@ -352,7 +364,24 @@ class Lifecycle:
         if missing != self._cpus_wanted:
             self._cpus_wanted = missing
             commands.append(WantCpus(missing))
-        return commands if missing else [*commands, *self._give_back()]
+        if first is None or not missing:
+            return [*commands, *self._give_back()]
+        if first.units["CPU"] > self._next_token():
+            commands += self._held.begin(first)
+        return commands
+
+    def _first_lacking_cpus(self) -> Request | None:
+        """Whom the pool stands back for."""
+        most = self._totals["CPU"] - self._used["CPU"]
+        if self._held.is_pools_turn():
+            # One more token is used as soon as it is free: no CPU is idle for that.
+            most = min(most, self._next_token())
+        return self._waiting.first_lacking("CPU", most)
+
+    def _next_token(self) -> int:
+        """What can be had with one token more than are in use."""
+        used = self._used["CPU"]
+        return (tokens_for(used) + 1) * UNIT - used
 
     def _look_at(self, line: Line, commands: list[Command]) -> bool:
         """Grant to the head of the line; False: it must wait, and the line with it."""
@@ -365,6 +394,7 @@ class Lifecycle:
             self._waiting.block(line, lacks)
             return False
         self._waiting.take(request)
+        self._held.granted(request)
         return True
 
     def _lacks(self, request: Request) -> str:
@@ -388,7 +418,7 @@ class Lifecycle:
         cpus = request.units.get("CPU", 0)
         if cpus <= 0:
             return 0
-        return max(0, _tokens_for(self._used["CPU"] + cpus) - self._tokens)
+        return max(0, tokens_for(self._used["CPU"] + cpus) - self._tokens)
 
     def _grant(self, request: Request, removed: bool, commands: list[Command]) -> bool:
         """False: it must wait for a process.
@@ -504,7 +534,7 @@ class Lifecycle:
         member.blocked = False
 
     def _give_back(self) -> list[Command]:
-        spare = self._tokens - _tokens_for(self._used["CPU"])
+        spare = self._tokens - tokens_for(self._used["CPU"])
         if spare <= 0:
             return []
         self._tokens -= spare
@@ -684,11 +714,6 @@ class Lifecycle:
 
     def _with_places(self, commands: list[Command]) -> list[Command]:
         return [*commands, *self._schedule(cpus_as_before=True)]
-
-
-def _tokens_for(cpus: int) -> int:
-    """How many CPU tokens so many units of CPUs need."""
-    return -(-cpus // UNIT)
 
 
 def _discard(table: dict[Any, set[Proc]], key: Any, proc: Proc) -> None:

@@ -123,6 +123,19 @@ class Questions:
         """The same of the actor in a place."""
         return _place_in_line(self._life.find_waiting(actor=index))
 
+    def _ask_held_for(self, process: Process) -> tuple[str, float, float] | None:
+        """Of what idle CPUs are held for: what it is, its CPUs, and how long."""
+        found = self._life.held_for()
+        if found is None:
+            return None
+        request, seconds = found
+        what = "a task"
+        if request.group is not None:
+            what = "a placement group"
+        elif request.actor is not None:
+            what = "an actor"
+        return what, request.resources["CPU"], seconds
+
     def _ask_holders(self, process: Process) -> Any:
         """Who holds resources: process index -> what."""
         return self._life.holders()

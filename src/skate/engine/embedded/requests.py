@@ -81,6 +81,10 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __contains__(self, request: Request) -> bool:
+        line, number = self._by_name.get(request.name(), (None, 0))
+        return line is not None and line.requests[number] is request
+
     def __iter__(self) -> Iterator[Request]:
         """In order of arrival."""
         found = (line.requests[n] for line, n in self._by_name.values())

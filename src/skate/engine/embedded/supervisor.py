@@ -46,6 +46,7 @@ from .turns import Turns
 
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
 _WATCH_AGAIN_S = 0.05
+_LOOK_AT_CPUS_S = 0.1
 _LAST_OUTPUT_S = 1.0  # for the driver to take what workers printed
 
 
@@ -403,6 +404,17 @@ class Supervisor:
                 # One that was put back just before tells nobody.
                 if count and self.control.free_cpus():
                     self.tell(life.CpuFree())
+            case life.TimeHold(number, seconds, cpus):
+                self._time_hold(number, time.monotonic() + seconds, cpus)
+
+    def _time_hold(self, number: int, until: float, cpus: int) -> None:
+        """Nobody tells that CPUs are free while the pool has its turn: we look."""
+        left = until - time.monotonic()
+        if left <= 0 or (cpus and self.control.free_cpus() >= cpus):
+            self.tell(life.HoldOver(number))
+            return
+        pause = min(left, _LOOK_AT_CPUS_S) if cpus else left
+        self._later(pause, lambda: self._time_hold(number, until, cpus))
 
 
 def main(fd: int, zygote: tuple[int, socket.socket]) -> None:

@@ -200,6 +200,7 @@ class Explainer:
                     f"{name} is queued for 1 CPU, with {_tasks(ahead)} before it.",
                 )
                 self._cpus(depth + 1)
+                self._held_cpus(depth + 1)
             case State.TAKEN:
                 self._say(depth, f"{name} was taken by a worker, and is about to run.")
             case State.LEASE:
@@ -318,6 +319,16 @@ class Explainer:
 
     def _cpus(self, depth: int) -> None:
         self._resources({"CPU": 1.0}, depth)
+
+    def _held_cpus(self, depth: int) -> None:
+        held = self._engine.ask("held_for")[0]
+        if held is not None:
+            what, cpus, seconds = held
+            self._say(
+                depth,
+                f"what is free is held for {what} that needs {cpus:g} CPUs, for at "
+                f"most {seconds:g} s; then plain tasks have their turn.",
+            )
 
     def _resources(self, wanted: dict[str, float], depth: int) -> None:
         total = self._engine.cluster_resources()
