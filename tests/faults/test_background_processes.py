@@ -43,8 +43,21 @@ class Daemonizer:
         return int(found.stdout)
 
 
+@skate.remote(num_cpus=0)
+class Grandparent:
+    def start(self) -> int:
+        """A process whose parents live, one of which leads a session of its own."""
+        inner = "sleep 300 >/dev/null & echo $!; wait"
+        command = ["sh", "-c", f"setsid sh -c '{inner}'; true"]
+        self.child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self.child.stdout is not None
+        return int(self.child.stdout.readline())
+
+
 @pytest.mark.parametrize(
-    "starter", [Keeper, Daemonizer], ids=["a background process", "a daemon"]
+    "starter",
+    [Keeper, Daemonizer, Grandparent],
+    ids=["a background process", "a daemon", "a grandchild"],
 )
 def test_what_an_actor_started_ends_with_it_alone(starter: Any) -> None:
     with skate.init(num_cpus=1):

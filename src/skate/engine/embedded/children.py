@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .supervisor import Supervisor
 
 _MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
+_MAX_GENERATIONS = 64  # of what a dead worker had started; the rest ends later
 _NO_WORKER_S = 10.0  # how long tasks wait if there is no worker at all
 # Of these ends, there is a note with the reason in words.
 _WITH_A_NOTE = {
@@ -212,8 +213,7 @@ class Children:
 
     def zygote_died(self) -> None:
         # A worker may have been made, or be in the making, whose name did not reach us.
-        while self._kill_unknown(lambda pid: True):
-            pass
+        self._kill_all_unknown(lambda pid: True)
 
     # Processes that go -------------------------------------------------------
 
@@ -319,10 +319,18 @@ class Children:
                 return not self._supervisor.forker.is_forking and _has_ended(pid)
             return worker not in living
 
-        self._kill_unknown(is_orphan)
+        self._kill_all_unknown(is_orphan)
+
+    def _kill_all_unknown(self, which: Callable[[int], bool]) -> None:
+        """End the children that we do not know and that ``which`` accepts.
+
+        What one of them had started is our child once it has ended.
+        """
+        for _ in range(_MAX_GENERATIONS):
+            if not self._kill_unknown(which):
+                return
 
     def _kill_unknown(self, which: Callable[[int], bool]) -> int:
-        """End the children that we do not know and that ``which`` accepts; how many."""
         known = {p.pid for p in self._processes.values()} | {
             self._supervisor.forker.pid
         }
