@@ -353,6 +353,43 @@ def test_the_memory_monitor_ends_the_newest_task_and_names_it(cgroup: Any) -> No
     assert run(program, cgroup=[folder]) == "True True\nTrue\nold actor\n"
 
 
+def test_a_session_goes_on_whose_standard_error_nobody_reads() -> None:
+    program = """
+        import threading
+        import skate
+
+        @skate.remote(max_retries=0)
+        def hog():
+            threading.Event().wait(60)
+
+        with skate.init("embedded", num_cpus=1, log_to_driver=False):
+            for _ in range(2):  # the supervisor has something to say of each
+                try:
+                    skate.get(hog.remote(), timeout=20)
+                except skate.exceptions.OutOfMemoryError:
+                    print("ended")
+    """
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "SKATE_MEMORY_MONITOR": "0.0001",
+            },
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.stdout == "ended\nended\n"
+
+
 # Clocks -----------------------------------------------------------------------------
 
 

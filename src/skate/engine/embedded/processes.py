@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from typing import Literal, NamedTuple
 
 from ... import _core
@@ -39,3 +40,10 @@ def set_name(name: str) -> None:
     """What ps, top and a debugger show as the name of this process."""
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)
+
+
+def say(text: str) -> None:
+    """On standard error, which may be gone: a terminal, or who reads a pipe."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"skate: {text}", file=sys.stderr, flush=True)

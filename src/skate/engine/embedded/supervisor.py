@@ -22,7 +22,6 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from .lifecycle import Lifecycle
 from .notes import Notes
 from .output import Collector
 from .placements import Placements
-from .processes import SUPERVISOR, Cause, Proc, set_name
+from .processes import SUPERVISOR, Cause, Proc, say, set_name
 from .questions import LATER, Questions, Refusal
 from .turns import Turns
 
@@ -181,7 +180,7 @@ class Supervisor:
         if victim is None:
             return
         text = memory_monitor.describe(victim, threshold)
-        print(f"skate: {text}", file=sys.stderr, flush=True)
+        say(text)
         process = by_pid[victim.pid]
         self.notes.keep(process.proc.packed, text)
         self._children.kill(process.proc, Cause.OUT_OF_MEMORY)
@@ -189,13 +188,13 @@ class Supervisor:
     def give_up(self, why: str) -> None:
         """End the session: calls that wait raise EngineDiedError with ``why``."""
         self.control.say_why(f"the session has ended: {why}")
-        print(f"skate: {why}", file=sys.stderr, flush=True)
+        say(why)
         self.stop()
 
     def say_once(self, text: str, about: str) -> None:
         if about not in self._said:
             self._said.add(about)
-            print(f"skate: {text}", file=sys.stderr, flush=True)
+            say(text)
 
     def process(self, proc: Proc) -> Process | None:
         return self._children.get(proc)

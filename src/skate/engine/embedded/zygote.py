@@ -28,7 +28,7 @@ from ... import _core
 from ...exceptions import RuntimeEnvSetupError
 from ..surroundings import Surroundings
 from . import leftovers, wire, worker
-from .processes import set_name
+from .processes import say, set_name
 
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["cloudpickle", "numpy", "numpy.random", "asyncio"]
@@ -118,7 +118,7 @@ def _preload(modules: list[str]) -> None:
         except Exception as error:
             # The driver checked the names; what fails here fails in the task as well,
             # where the user sees it.
-            print(f"skate: preloading {name} failed: {error}", file=sys.stderr)
+            say(f"preloading {name} failed: {error}")
 
 
 def _become_worker(
