@@ -122,6 +122,26 @@ def test_an_outbox_waits_for_nobody_and_keeps_the_order(pair: Pair) -> None:
     os.close(fds[0])
 
 
+def test_what_an_outbox_has_taken_needs_no_further_descriptor(pair: Pair) -> None:
+    ours, theirs = pair
+    outbox = wire.Outbox()
+    long = b"x" * 200_000
+    kept = 0
+    while not outbox:
+        outbox.send(ours, b"short")
+        kept += 1
+    outbox.send(ours, long)
+    with no_descriptors():
+        # Whom this is for is told at once, or never.
+        with pytest.raises(OSError, match="Too many open files"):
+            outbox.send(ours, long)
+        for _ in range(kept):
+            outbox.flush()
+            assert wire.receive(theirs, block=False)[0] == b"short"
+        assert outbox.flush() == 0
+    assert wire.receive(theirs, block=False)[0] == long
+
+
 def test_what_is_kept_for_the_dead_is_forgotten(pair: Pair) -> None:
     ours, theirs = pair
     outbox = wire.Outbox()

@@ -43,14 +43,11 @@ def send(
 
     Raises BlockingIOError if there is no room and ``block`` is False.
     """
-    if len(data) <= LARGE and data[:1] != _BOXED:
-        _send(sock, data, fds, block)
-        return
-    box = _box(data)
+    data, boxes = _pack(data)
     try:
-        _send(sock, _BOXED, [box, *fds], block)
+        _send(sock, data, [*boxes, *fds], block)
     finally:
-        os.close(box)
+        _close_all(boxes)
 
 
 def _send(sock: socket.socket, data: bytes, fds: Sequence[int], block: bool) -> None:
@@ -68,6 +65,13 @@ def _send(sock: socket.socket, data: bytes, fds: Sequence[int], block: bool) -> 
             time.sleep(_PAUSE_S)
         else:
             return
+
+
+def _pack(data: bytes) -> tuple[bytes, list[int]]:
+    """What the socket carries, and the memfd, if any, that goes ahead of the rest."""
+    if len(data) <= LARGE and data[:1] != _BOXED:
+        return data, []
+    return _BOXED, [_box(data)]
 
 
 def _box(data: bytes) -> int:
@@ -172,15 +176,20 @@ class Outbox:
 
     def send(self, sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
         """Raises OSError as ``send`` does."""
-        if sock not in self._kept:
-            try:
-                send(sock, data, fds, block=False)
-            except BlockingIOError:
-                pass
-            else:
-                return
-        kept = self._kept.setdefault(sock, deque())
-        kept.append((data, [os.dup(fd) for fd in fds]))
+        # Now, while the caller hears of what fails: later, nobody would.
+        data, boxes = _pack(data)
+        try:
+            if sock not in self._kept:
+                try:
+                    _send(sock, data, [*boxes, *fds], block=False)
+                except BlockingIOError:
+                    pass
+                else:
+                    return
+            copies = _copies([*boxes, *fds])
+            self._kept.setdefault(sock, deque()).append((data, copies))
+        finally:
+            _close_all(boxes)
 
     def flush(self) -> int:
         """Send what there is room for by now; for how many sockets some is left."""
@@ -188,7 +197,7 @@ class Outbox:
             try:
                 while kept:
                     data, fds = kept[0]
-                    send(sock, data, fds, block=False)
+                    _send(sock, data, fds, block=False)
                     kept.popleft()
                     _close_all(fds)
             except BlockingIOError:
@@ -202,6 +211,16 @@ class Outbox:
         """Its process has ended: before the socket is closed."""
         for _, fds in self._kept.pop(sock, ()):
             _close_all(fds)
+
+
+def _copies(fds: Iterable[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        copies.extend(map(os.dup, fds))  # those before the one that fails are in it
+    except OSError:
+        _close_all(copies)
+        raise
+    return copies
 
 
 def _close_all(fds: Iterable[int]) -> None:
