@@ -140,6 +140,20 @@ def test_a_child_that_may_not_be_ended_does_not_end_the_session() -> None:
     assert "Traceback" not in done.stderr, done.stderr
 
 
+def test_what_a_living_worker_started_and_left_is_reaped() -> None:
+    @skate.remote(num_cpus=0)
+    class Shell:
+        def start(self, count: int) -> list[int]:
+            command = ["sh", "-c", "sleep 0.05 >/dev/null & echo $!"]
+            return [int(subprocess.check_output(command)) for _ in range(count)]
+
+    with skate.init("embedded", num_cpus=1):
+        shell = Shell.remote()
+        for _ in range(3):
+            pids = skate.get(shell.start.remote(10))
+            assert wait_until(lambda pids=pids: not any(map(runs, pids)))
+
+
 def test_what_has_ended_by_itself_is_no_longer_there() -> None:
     """Each led a session of its own, as a daemon does."""
 
@@ -152,5 +166,4 @@ def test_what_has_ended_by_itself_is_no_longer_there() -> None:
 
     with skate.init("embedded", num_cpus=1):
         pids = [skate.get(start_one.remote()) for _ in range(4)]
-        skate.get(start_one.remote())  # its worker's death, too, makes it look
-        assert wait_until(lambda: sum(map(runs, pids)) <= 1, 20)
+        assert wait_until(lambda: not any(map(runs, pids)), 20)

@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
 _MAX_GENERATIONS = 64  # of what a dead worker had started; the rest ends later
+_REAP_S = 0.1  # how often to look for what has ended unheard
+_MANY_SIGNALS = 4096
 _NO_WORKER_S = 10.0  # how long tasks wait if there is no worker at all
 # Of these ends, there is a note with the reason in words.
 _WITH_A_NOTE = {
@@ -62,6 +64,8 @@ class Children:
         self._killers: list[Process] = []
         self._worker_failures = 0
         self._no_worker_since = 0.0
+        self._reaping = False
+        self._watch_ends()
         self._open_files = len(os.listdir("/proc/self/fd"))
         self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -315,9 +319,7 @@ class Children:
             if session == dead_pid or session in living:
                 return session == dead_pid
             worker = leftovers.worker_of(pid)
-            if worker == 0:  # one that has ended shows no environment
-                return not self._supervisor.forker.is_forking and _has_ended(pid)
-            return worker not in living
+            return worker not in {0, *living}
 
         self._kill_all_unknown(is_orphan)
 
@@ -331,17 +333,41 @@ class Children:
                 return
 
     def _kill_unknown(self, which: Callable[[int], bool]) -> int:
-        known = {p.pid for p in self._processes.values()} | {
-            self._supervisor.forker.pid
-        }
         ended = 0
-        for pid in _children():
-            if pid in known or not which(pid):
-                continue
-            if kill_pid(pid):
+        for pid in self._unknown():
+            if which(pid) and kill_pid(pid):
                 _reap(pid)
                 ended += 1
         return ended
+
+    def _unknown(self) -> Iterator[int]:
+        """Our children but for the session's own processes."""
+        known = {*self.by_pid(), self._supervisor.forker.pid}
+        return (pid for pid in _children() if pid not in known)
+
+    def _watch_ends(self) -> None:
+        """Hear of children that end: of those that are not ours nobody else tells."""
+        heard, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+        def on_end() -> None:
+            os.read(heard, _MANY_SIGNALS)
+            if not self._reaping:
+                self._reaping = True
+                self._supervisor.later(_REAP_S, self._reap_unknown)
+
+        self._supervisor.watch(heard, on_end)
+
+    def _reap_unknown(self) -> None:
+        """What a worker had started and left is ours, also while that lives on."""
+        if self._supervisor.forker.is_forking:  # one may be a worker: see ``forked``
+            self._supervisor.later(_REAP_S, self._reap_unknown)
+            return
+        self._reaping = False
+        for pid in self._unknown():
+            if _has_ended(pid):
+                _reap(pid)
 
     def kill(self, proc: Proc, cause: Cause) -> None:
         process = self._processes.get(proc)

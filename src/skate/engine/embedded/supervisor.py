@@ -157,7 +157,7 @@ class Supervisor:
             return pause
         return min(memory_monitor.PERIOD_S, pause or memory_monitor.PERIOD_S)
 
-    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+    def later(self, seconds: float, action: Callable[[], object]) -> None:
         at = time.monotonic() + seconds
         heapq.heappush(self._timers, (at, next(self._timer_numbers), action))
 
@@ -228,7 +228,7 @@ class Supervisor:
             # The whole system is short of them. The packet is still there.
             assert process.sock is not None
             self._selector.unregister(process.sock.fileno())
-            self._later(_WATCH_AGAIN_S, lambda: self.watch_packets(process))
+            self.later(_WATCH_AGAIN_S, lambda: self.watch_packets(process))
 
     def _take_packet(self, process: Process, last: bool = False) -> bool:
         if process.sock is None:
@@ -413,7 +413,7 @@ class Supervisor:
             self.tell(life.HoldOver(number))
             return
         pause = min(left, _LOOK_AT_CPUS_S) if cpus else left
-        self._later(pause, lambda: self._time_hold(number, until, cpus))
+        self.later(pause, lambda: self._time_hold(number, until, cpus))
 
 
 def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
