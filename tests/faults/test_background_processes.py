@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
 from polling import wait_until
+from processes import zygote_and_workers
 
 import skate
 
@@ -70,6 +71,18 @@ def test_what_an_actor_started_ends_with_it_alone(starter: Any) -> None:
         assert runs(of_second)
         skate.kill(second)
         assert wait_until(lambda: not runs(of_second))
+
+
+def test_a_daemon_lives_on_when_the_zygote_is_killed() -> None:
+    with skate.init(num_cpus=1):
+        actor = Daemonizer.remote()
+        daemon = skate.get(actor.start.remote())
+        (zygote,) = zygote_and_workers(os.getpid())[0]
+        os.kill(zygote, signal.SIGKILL)
+        # From another one.
+        another = Daemonizer.remote()
+        assert runs(skate.get(another.start.remote(), timeout=30))
+        assert runs(daemon)
 
 
 @skate.remote(max_retries=0)

@@ -217,7 +217,14 @@ class Children:
 
     def zygote_died(self) -> None:
         # A worker may have been made, or be in the making, whose name did not reach us.
-        self._kill_all_unknown(lambda pid: True)
+        # It has no mark, and the zygote's session or its own.
+        living = self.by_pid()
+        self._kill_all_unknown(
+            lambda pid: (
+                _session_of(pid) not in living
+                and leftovers.worker_of(pid) not in living
+            )
+        )
 
     # Processes that go -------------------------------------------------------
 
