@@ -72,6 +72,14 @@ def test_version_1_in_a_container_that_shows_the_paths_outside(tmp_path: Path) -
     assert limits.memory_use(root) == 0.25
 
 
+@pytest.mark.parametrize(
+    "text", ["", "MemTotal: 100 kB\n", "MemTotal:\nMemAvailable: 9 kB\n", "nonsense"]
+)
+def test_memory_that_cannot_be_read_does_not_count(tmp_path: Path, text: str) -> None:
+    root = tree(tmp_path, proc__meminfo=text)
+    assert limits.memory_use(root) == 0.0
+
+
 @pytest.mark.parametrize("quota", ["-1", "0", "", "nonsense"])
 def test_what_is_no_limit_is_none(tmp_path: Path, quota: str) -> None:
     root = tree(

@@ -46,16 +46,17 @@ def memory_use(root: str = _ROOT) -> float:
     """The share of the memory in use, from 0 to 1: where it is scarcest.
 
     Memory that the kernel can take back at once, such as clean file pages, is free.
+    What cannot be read does not count: 0 if nothing can.
     """
-    values = dict(
-        line.split(":") for line in _read(root, "proc/meminfo").splitlines() if line
-    )
-    total, free = (
-        int(values[name].split()[0]) for name in ("MemTotal", "MemAvailable")
-    )
-    shares = [1 - free / total]
+    kib = {
+        words[0]: int(words[1])
+        for line in _read(root, "proc/meminfo").splitlines()
+        if len(words := line.split()) > 1 and words[1].isdigit()
+    }
+    total, free = kib.get("MemTotal:"), kib.get("MemAvailable:")
+    shares = [1 - free / total] if total and free is not None else []
     shares += [use / limit for limit, use in _memory_limits(root) if limit]
-    return max(shares)
+    return max(shares, default=0.0)
 
 
 def _memory_limits(root: str) -> Iterator[tuple[int, int]]:
