@@ -300,6 +300,30 @@ def test_running_out_of_descriptors_is_an_error_at_the_call(limit: int) -> None:
     assert out == "" or out.startswith("failed")
 
 
+def test_a_limit_of_file_sizes_that_prevents_a_session_is_named() -> None:
+    out = run(
+        """
+        import resource
+        import skate
+
+        @skate.remote
+        def answer(x):
+            return x
+
+        for mebibytes in (1, 60, 1 << 40):
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            size = min(mebibytes << 20, (1 << 63) - 1)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            try:
+                with skate.init("embedded", num_cpus=1):
+                    print(skate.get(answer.remote(7)))
+            except skate.exceptions.ResourceError as error:
+                print("RLIMIT_FSIZE" in str(error))
+        """
+    )
+    assert out == "True\nTrue\n7\n"
+
+
 def test_an_idle_worker_costs_few_descriptors(session: None) -> None:
     def of(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/fd"))

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -22,6 +23,7 @@ from .terminal import Terminal
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
 _ARENA_FACTOR = 2  # address space of one arena, in store sizes
 _MAX_SPILLED = 64 << 30  # address space of one arena for what is on disk
+_BESIDE_ARENA = 257 << 20  # kArenaOffset of home.hpp: what else is in the file
 _SPIN_NS = 50_000  # about what sleeping and being woken costs
 _SPIN_BUSY_NS = 10_000  # when more processes can run than there are cores
 _END_TIMEOUT_S = 5.0
@@ -188,6 +190,8 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
     if config.num_gpus:
         totals["GPU"] = float(config.num_gpus)
     totals.update(config.resources)
+    arena = _arena_bytes(store, spill.limit)
+    _check_file_size(arena)
     # Under a quota, what is spent on spinning is missing afterwards.
     spins = (
         cores > 1 and limits.cpu_quota() is None and os.environ.get("SKATE_SPIN") != "0"
@@ -207,7 +211,7 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
             "num_cpus": config.num_cpus,
             "num_cores": cores,
             "store_limit": store,
-            "arena_bytes": _arena_bytes(store, spill.limit),
+            "arena_bytes": arena,
             "spill_limit": spill.limit,
             "watch_memory": memory_threshold is not None,
             "spin_ns": _SPIN_NS if spins else 0,
@@ -215,6 +219,17 @@ def _settings(config: EngineConfig, session_id: str) -> dict[str, Any]:
             "session_id": session_id,
         },
     }
+
+
+def _check_file_size(arena: int) -> None:
+    """A process's memory is a file in memory, most of which is never written."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most != resource.RLIM_INFINITY and most < arena + _BESIDE_ARENA:
+        raise ResourceError(
+            f"a session needs files (in memory) of {arena >> 20} MiB, and RLIMIT_FSIZE "
+            f"allows {most >> 20} MiB. Most of that is never written. Raise the limit "
+            "(ulimit -f unlimited)."
+        )
 
 
 def _max_processes() -> int | None:
