@@ -46,9 +46,14 @@ class Turns:
             self._do(self._life.take(self._events.popleft()))
 
     def _do(self, commands: list[Command]) -> None:
+        """All of them, also after one that fails: the others concern others."""
         self._busy = True
-        try:
-            for command in commands:
+        failed: Exception | None = None
+        for command in commands:
+            try:
                 self._carry_out(command)
-        finally:
-            self._busy = False
+            except Exception as error:
+                failed = failed or error
+        self._busy = False
+        if failed is not None:
+            raise failed
