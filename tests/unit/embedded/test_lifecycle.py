@@ -124,6 +124,17 @@ def test_a_lease_takes_cpus_from_the_pool_and_gives_them_back(
     assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(2)]
 
 
+def test_no_task_is_given_to_an_idle_worker_of_whose_end_nobody_has_told() -> None:
+    ended: set[Proc] = set()
+    life = Lifecycle(TOTALS, max_procs=64, lives=lambda proc: proc not in ended)
+    driver = new_process(life, "driver")
+    first = lease(life, driver, 1, {"robot": 1.0})
+    life.handle(LeaseDone(first.proc))
+    ended.add(first.proc)
+    second = lease(life, driver, 2, {"robot": 1.0})
+    assert second.proc != first.proc
+
+
 def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
     life.handle(LeaseWanted(Proc(1, 1), 1, {"CPU": 2.0}))
     commands = life.handle(CpusTaken(2))

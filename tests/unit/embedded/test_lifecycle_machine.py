@@ -75,8 +75,13 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.full = False  # the machine gives no process
+        self.ended: set[Proc] = set()  # and nobody has told of it so far
         self.life = Lifecycle(
-            TOTALS, PLACES, gpus=[0], limit=lambda kind: "full" if self.full else ""
+            TOTALS,
+            PLACES,
+            gpus=[0],
+            limit=lambda kind: "full" if self.full else "",
+            lives=lambda proc: proc not in self.ended,
         )
         self.turns = Turns(self.life, self.carry_out)
         driver = self.life.allocate("driver")
@@ -143,6 +148,7 @@ class Machine(RuleBasedStateMachine):
                 assert worker in self.life.members
                 assert worker not in self.making
                 assert worker not in self.running
+                assert worker not in self.ended
                 self.needs[worker] = self.wanted.pop((owner, task))
                 self.running[worker] = owner, task
                 if worker not in self.forked_for_a_lease:
@@ -439,6 +445,11 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         self.kill(data, self.some(data, set(self.life.members) - {self.driver}))
+
+    @precondition(lambda self: self.life._idle_leased)
+    @rule(data=st.data())
+    def idle_worker_ends_unheard(self, data: st.DataObject) -> None:
+        self.ended.add(self.some(data, self.life._idle_leased))
 
     def kill(self, data: st.DataObject, proc: Proc) -> None:
         waits = sorted(set(self.life.pending()) - {proc})

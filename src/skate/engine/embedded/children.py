@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -71,6 +72,15 @@ class Children:
 
     def get(self, proc: Proc) -> Process | None:
         return self._processes.get(proc)
+
+    def lives(self, proc: Proc) -> bool:
+        """Asked of the kernel: its end may not have been handled yet."""
+        process = self._processes.get(proc)
+        if process is None or process.pidfd < 0:
+            return False
+        end = select.poll()
+        end.register(process.pidfd, select.POLLIN)
+        return not end.poll(0)
 
     def by_pid(self) -> dict[int, Process]:
         return {p.pid: p for p in self._processes.values() if p.pid}

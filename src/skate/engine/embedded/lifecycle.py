@@ -106,6 +106,7 @@ class Lifecycle:
         runtime_env: of the session: that of the pool's workers.
         limit: why the machine gives no process of a kind now; "": it does.
         first_epoch: of the first user of each place.
+        lives: whether a process has not ended yet, of which nobody told so far.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class Lifecycle:
         runtime_env: RuntimeEnv = NO_ENV,
         limit: Callable[[Kind], str] = lambda kind: "",
         first_epoch: int = 1,
+        lives: Callable[[Proc], bool] = lambda proc: True,
     ) -> None:
         self._totals = in_units(totals)
         self.members: dict[Proc, _Member] = {}
         self._limit = limit
+        self._lives = lives
         self._max_procs = max_procs
         self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
@@ -509,7 +512,9 @@ class Lifecycle:
         if any(name.startswith("GPU") for name in request.resources):
             return None
         for proc in reversed(self._idle_leased):
-            if self.members[proc].runtime_env == request.runtime_env:
+            fits = self.members[proc].runtime_env == request.runtime_env
+            # A task that is given to a dead worker has failed, though it never ran.
+            if fits and self._lives(proc):
                 self._idle_leased.remove(proc)
                 return proc
         return None

@@ -67,6 +67,7 @@ class Supervisor:
             config.runtime_env,
             lambda kind: self._children.limit(kind),
             _core.FIRST_EPOCH,
+            lambda proc: self._children.lives(proc),
         )
         self._selector = selectors.DefaultSelector()
         self.output = Collector(driver_output, self._selector)
