@@ -62,6 +62,7 @@ void Node::close() {
   {
     std::lock_guard lock(home.mu);
     waits.tell_followers();
+    waits.wake_resting();
   }
   if (housekeeper_.joinable()) housekeeper_.join();
   spiller.stop();
@@ -251,6 +252,7 @@ void Node::housekeep() {
       waits.kick_and_wake();
       std::lock_guard lock(home.mu);
       waits.tell_followers();
+      waits.wake_resting();
       return;
     }
   }

@@ -28,7 +28,9 @@ i64 remaining_ns(i64 deadline_ns, i64 slice) {
 Waits::Waits(Node& node) : node_(node), home_(node.home) {}
 
 Waits::~Waits() {
-  if (node_.in_forked_child()) static_cast<void>(followers_cv_.release());
+  if (!node_.in_forked_child()) return;
+  static_cast<void>(followers_cv_.release());
+  static_cast<void>(resting_cv_.release());
 }
 
 u64 Waits::take_start() { return static_cast<u64>(std::exchange(t_waits_since, 0)); }
@@ -138,6 +140,24 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
       return leave(ready() ? WaitResult::kReady : WaitResult::kInterrupted);
     }
   }
+}
+
+WaitResult Waits::rest(Lock& lock, i64 deadline_ns,
+                       const std::function<bool()>& ready) {
+  const auto has_ended = [&] { return home_.engine_died || home_.stopping; };
+  if (ready()) return WaitResult::kReady;
+  if (has_ended()) return WaitResult::kEngineDied;
+  if (deadline_ns >= 0 && now_ns() >= deadline_ns) return WaitResult::kTimeout;
+  ++resting_;
+  resting_cv_->wait_for(lock,
+                        std::chrono::nanoseconds(remaining_ns(deadline_ns, kSlice)),
+                        [&] { return ready() || has_ended(); });
+  --resting_;
+  return ready() ? WaitResult::kReady : WaitResult::kInterrupted;
+}
+
+void Waits::wake_resting() {
+  if (resting_ != 0) resting_cv_->notify_all();
 }
 
 bool Waits::look_for_supervisor() {

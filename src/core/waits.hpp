@@ -4,9 +4,10 @@
 // Duty: to sleep until a condition on the private state holds, and to be awake soon
 // after. Invariant: of the threads that wait one is the leader; it alone spins and
 // sleeps on the process's doorbell, and drains for all. The others sleep on a condition
-// variable and are told of every change. Whoever changes what somebody may wait for
-// says so (`changed`) and, before it lets go of the lock, announces it; whoever sleeps
-// has looked once more after it said that it sleeps. See docs/design/0001, "Doorbells".
+// variable and are told of every change. Those that rest, until the program asks for
+// something, are none of these. Whoever changes what somebody may wait for says so
+// (`changed`) and, before it lets go of the lock, announces it; whoever sleeps has
+// looked once more after it said that it sleeps. See docs/design/0001, "Doorbells".
 #pragma once
 
 #include <condition_variable>
@@ -39,6 +40,10 @@ class Waits {
   // least, before that can be `ready`.
   WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
                   const std::function<i32()>& missing = {});
+  // The same for what no message can bring, since the program has not asked for it yet.
+  // The thread neither leads nor gives its CPU back: others of the process may compute.
+  // Whoever changes `ready` says so by wake_resting.
+  WaitResult rest(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
 
   // When the calling thread's last wait began, asked once; 0: it did not wait.
   static u64 take_start();
@@ -60,6 +65,7 @@ class Waits {
   void wake_for_any();
   void wake_keeper_for_any();
   void tell_followers();
+  void wake_resting();
   // False: the supervisor has ended. Without the lock.
   bool look_for_supervisor();
 
@@ -89,8 +95,11 @@ class Waits {
 
   Node& node_;
   Home& home_;
-  // In a forked child it is left as it is: who waits there is not in this process.
+  // In a forked child they are left as they are: who waits there is not in this
+  // process.
   std::unique_ptr<std::condition_variable> followers_cv_ =
+      std::make_unique<std::condition_variable>();
+  std::unique_ptr<std::condition_variable> resting_cv_ =
       std::make_unique<std::condition_variable>();
   Forecast answers_;        // waits of the program
   Forecast calls_;          // an actor's, for its next call
@@ -101,6 +110,7 @@ class Waits {
   bool leader_ = false;     // a thread sleeps or spins for all
   bool idle_ = false;       // Work wants to be that thread
   u32 followers_ = 0;
+  u32 resting_ = 0;
   bool changed_ = false;
   bool reports_blocking_ = false;
   std::atomic<bool> kicked_{false};

@@ -22,8 +22,7 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
   Object* object = node_.objects.find(id);
   if (object == nullptr || object->ready) {
     watch->ready.push_back(tag);
-    node_.waits.changed();
-    node_.waits.announce();
+    tell_waiters();
     return;
   }
   node_.objects.subscribe(*object);
@@ -31,6 +30,8 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
   waiter.watch = watch;
   node_.objects.add_waiter(*object, waiter);
   if (watch->pending.insert(id).second) node_.objects.hold(id);
+  // From now on the program may wait for it, outside of skate: its CPU is lent.
+  node_.waits.wake_resting();
 }
 
 void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
@@ -41,8 +42,11 @@ void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
 
 WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) {
   Lock lock(home_.mu);
-  const WaitResult result = node_.waits.wait(
-      lock, deadline_ns, [&] { return watch->closing || !watch->ready.empty(); });
+  const auto ready = [&] { return watch->closing || !watch->ready.empty(); };
+  const auto has_begun = [&] { return ready() || !watch->pending.empty(); };
+  WaitResult result = node_.waits.rest(lock, deadline_ns, has_begun);
+  if (result != WaitResult::kReady) return result;
+  result = node_.waits.wait(lock, deadline_ns, ready);
   if (result == WaitResult::kReady) {
     tags.assign(watch->ready.begin(), watch->ready.end());
     watch->ready.clear();
@@ -53,8 +57,13 @@ WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) 
 void Watches::stop_waiting(Watch* watch) {
   std::lock_guard lock(home_.mu);
   watch->closing = true;
+  tell_waiters();
+}
+
+void Watches::tell_waiters() {
   node_.waits.changed();
   node_.waits.announce();
+  node_.waits.wake_resting();
 }
 
 void Watches::close(Watch* watch) noexcept {

@@ -2,7 +2,8 @@
 //
 // Duty: the tags of objects that have values, each once, in the order in which they
 // came. Invariant: a watch holds what it waits for, so an object is there until it has
-// been told.
+// been told. Who waits on a watch to which nothing was added waits for the program, not
+// for skate: until something is, its process counts as running.
 #pragma once
 
 #include <unordered_set>
@@ -33,6 +34,8 @@ class Watches {
   void is_ready(Watch* watch, u64 tag, ObjectId id);
 
  private:
+  void tell_waiters();
+
   Node& node_;
   Home& home_;
   std::unordered_set<Watch*> open_;

@@ -271,4 +271,55 @@ TEST(a_wait_that_is_ended_by_an_exception_leaves_the_lead_to_others) {
   CHECK(text_of(driver, id) == "done");
 }
 
+TEST(a_watch_lends_the_cpu_only_while_something_is_pending) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  submit(driver);
+  const Incoming task = next(worker);  // it computes from here on
+  const auto runs = [&] {
+    std::lock_guard lock(worker.home.mu);
+    return worker.cpus.has_token() &&
+           worker.home.session->state_of(kWorker.index) == ProcState::kRunning;
+  };
+  CHECK(runs());
+  Watch* const watch = worker.watches.open();
+  std::vector<u64> tags;
+  CHECK(worker.watches.wait(watch, tags, now_ns() + 10'000'000) != WaitResult::kReady);
+  CHECK(runs());
+  std::thread waiting([&] {
+    while (worker.watches.wait(watch, tags, -1) == WaitResult::kInterrupted) {
+    }
+  });
+  Task* const child = make_task(worker);
+  child->args = "child";
+  const ObjectId id = submit(worker, child);
+  worker.watches.add(watch, id, 7);
+  until([&] { return !runs(); });
+  Node& other = fleet.start(kServer);
+  finish(other, next(other));
+  waiting.join();
+  CHECK(tags == std::vector<u64>{7});
+  CHECK(worker.home.session->state_of(kWorker.index) == ProcState::kRunning);
+  worker.watches.close(watch);
+  worker.objects.release(id);
+  finish(worker, task);
+}
+
+TEST(a_thread_that_waits_on_an_empty_watch_is_told_when_the_process_is_closed) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Watch* const watch = driver.watches.open();
+  std::atomic<bool> has_ended{false};
+  std::thread waiting([&] {
+    std::vector<u64> tags;
+    while (driver.watches.wait(watch, tags, -1) == WaitResult::kInterrupted) {
+    }
+    has_ended = true;
+  });
+  driver.close();
+  waiting.join();
+  CHECK(has_ended);
+}
+
 TEST_MAIN()
