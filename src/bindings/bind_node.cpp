@@ -1,6 +1,7 @@
 // One process of the session: its Node, and what of Python the core calls.
 #include <Python.h>
 #include <structmember.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <system_error>
@@ -126,6 +127,17 @@ void bind_node(nb::module_& m) {
              node.catch_up();
            })
       .def(
+          "wait_death",
+          [](Node& node, u32 index, u32 epoch) {
+            check_alive(node);
+            wait_patiently(node, [&] {
+              return node.deaths.wait_settled({index, epoch});
+            });
+            Waits::forget_start();  // no wait for an object
+          },
+          "index"_a, "epoch"_a,
+          "Until calls to that process, which is being ended, fail or go to another.")
+      .def(
           "ask",
           [](Node& node, nb::bytes question) {
             check_alive(node);
@@ -133,10 +145,20 @@ void bind_node(nb::module_& m) {
             int error = 0;
             int fd = -1;
             {
+              // Handlers of signals run on the main thread only.
+              SupervisorLink::KeepWaiting keep_waiting;
+              if (::gettid() == ::getpid())
+                keep_waiting = [&] {
+                  const nb::gil_scoped_acquire acquire;
+                  return PyErr_CheckSignals() == 0 && !node.in_forked_child();
+                };
               nb::gil_scoped_release release;
-              if (!node.home.link.ask({question.c_str(), question.size()}, answer, &fd))
+              if (!node.home.link.ask({question.c_str(), question.size()}, answer, &fd,
+                                      keep_waiting))
                 error = errno;
             }
+            if (PyErr_Occurred() != nullptr) throw nb::python_error();
+            check_not_forked(node);  // the handler of a signal may have forked
             if (error == EPIPE) raise_engine_died(node);
             if (error != 0) refuse("question_fails", error);
             return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);

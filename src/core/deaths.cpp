@@ -8,6 +8,15 @@ namespace skate {
 
 Deaths::Deaths(Node& node) : node_(node), home_(node.home) {}
 
+WaitResult Deaths::wait_settled(ProcId dying) {
+  Lock lock(home_.mu);
+  return node_.waits.wait(lock, -1, [&] {
+    const Peer& there = node_.mail.peer(dying.index);
+    // Its place is given to another only once all have settled its death.
+    return there.id == dying ? there.ended : there.id.epoch > dying.epoch;
+  });
+}
+
 void Deaths::process_died(Reader& reader) {
   const ProcId dead = reader.pod<ProcId>();
   const Failure failure = reader.pod<Failure>();

@@ -15,6 +15,7 @@
 #include "blocks.hpp"
 #include "home.hpp"
 #include "message.hpp"
+#include "waits.hpp"
 
 namespace skate {
 
@@ -24,6 +25,10 @@ struct Peer;
 class Deaths {
  public:
   explicit Deaths(Node& node);
+
+  // For the program; takes the lock. Until the death of that process is settled here:
+  // what is sent to it from then on fails, or goes to its successor.
+  WaitResult wait_settled(ProcId dying);
 
   // For the other parts, with the lock held.
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <utility>
 
 namespace skate {
@@ -16,6 +17,7 @@ namespace skate {
 namespace {
 
 constexpr int kLookAgainMs = 100;  // a poll that missed something costs at most this
+constexpr i64 kLookAgainNs = kLookAgainMs * 1'000'000LL;
 constexpr int kLastWordsMs = 1000;
 constexpr i64 kAnswerNs = 1'000'000'000;  // far longer than one takes
 constexpr i64 kTurnNs = 1'000'000;
@@ -215,35 +217,45 @@ bool SupervisorLink::wait_for_room(int timeout_ms) {
   return ready <= 0 || (p.revents & (POLLHUP | POLLERR)) == 0;
 }
 
-// False: none has come for so long that the supervisor must have been stopped. Until it
-// says something again, it is not waited for.
-bool SupervisorLink::wait_for_answer() {
-  const i64 deadline = is_silent_ ? 0 : now_ns() + kAnswerNs;
-  pollfd p{fd_, POLLIN, 0};
+// Whether there is one, or the end of all, before the time is up.
+bool SupervisorLink::answer_comes(i64 within_ns) {
+  const i64 deadline = now_ns() + within_ns;
   for (;;) {
+    if (fd_ < 0) return true;
+    pollfd p{fd_, POLLIN, 0};
     const i64 left = deadline - now_ns();
     const int ready = poll(&p, 1, static_cast<int>(std::max<i64>(left, 0) / 1'000'000));
     if (ready > 0 || (ready < 0 && errno != EINTR)) return true;
-    if (left <= 0) break;
+    if (left <= 0) return false;
   }
+}
+
+// False: none has come for so long that the supervisor must have been stopped. Until it
+// says something again, it is not waited for.
+bool SupervisorLink::wait_for_answer() {
+  if (answer_comes(is_silent_ ? 0 : kAnswerNs)) return true;
   is_silent_ = true;
   return false;
 }
 
-// Looks at the packet before it takes it: if this process can open no more files now,
-// the kernel would drop those that come with it.
-bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience patience) {
+SupervisorLink::Answer::~Answer() {
+  if (descriptor >= 0) ::close(descriptor);
+}
+
+// Brings the next answer to whoever asked. False, and errno: it is still there, or the
+// supervisor has ended. Looks at the packet before it takes it: if this process can
+// open no more files now, the kernel would drop those that come with it.
+bool SupervisorLink::take_answer(Patience patience) {
   const int most_tries = tries_of(patience);
+  const std::shared_ptr<Answer> answer = asked_.front();
   Descriptors found;
   bool was_reset = false;
-  answer.resize(kMaxInline);
   if (patience == Patience::kNone && !wait_for_answer()) {
-    ++unread_answers_;  // it will come before the answer to the next question
     errno = ETIMEDOUT;
     return false;
   }
   for (int tries = 0;;) {
-    iovec part{answer.data(), answer.size()};
+    iovec part{answer->bytes.data(), answer->bytes.size()};
     alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
     msghdr message{};
     message.msg_iov = &part;
@@ -255,12 +267,9 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience pati
     // It ended with something of ours unread: said once, ahead of what it had answered.
     if (n < 0 && errno == ECONNRESET && !std::exchange(was_reset, true)) continue;
     if (n < 0 && is_short(errno)) {
-      if (++tries < most_tries) {
-        pause_for(kPauseNs);
-        continue;
-      }
-      ++unread_answers_;  // it will come before the answer to the next question
-      return false;
+      if (++tries >= most_tries) return false;
+      pause_for(kPauseNs);
+      continue;
     }
     if (n <= 0) {
       errno = EPIPE;
@@ -279,29 +288,33 @@ bool SupervisorLink::receive(std::string& answer, int* descriptor, Patience pati
       if (errno != EINTR) pause_for(kPauseNs);
     if (cut) {
       found.close_all();
-      errno = EMFILE;
-      return false;
+      answer->error = EMFILE;
     }
-    answer.resize(static_cast<std::size_t>(n));
+    answer->bytes.resize(static_cast<std::size_t>(n));
     break;
   }
-  if (answer.size() == 1 && answer[0] == kBoxed && found.count != 0) {
+  asked_.pop_front();
+  if (answer->bytes.size() == 1 && answer->bytes[0] == kBoxed && found.count != 0) {
     const Descriptor box(found.take_first());
-    if (!read_box(box.get(), answer)) {
-      found.close_all();
-      errno = ENOMEM;
-      return false;
+    bool is_read = false;
+    try {
+      is_read = read_box(box.get(), answer->bytes);
+    } catch (const std::bad_alloc&) {  // who asked must hear of it
     }
+    if (!is_read) answer->error = ENOMEM;
   }
-  if (descriptor != nullptr) *descriptor = found.take_first();
+  if (answer->error == 0) answer->descriptor = found.take_first();
   found.close_all();
+  // Pairs with the acquire loads of who asked: what it reads is there.
+  answer->has_come.store(true, std::memory_order_release);
   return true;
 }
 
-// What is kept goes first. mu_ is held.
-bool SupervisorLink::ask_locked(Note note, std::string_view question,
-                                std::string& answer, int* descriptor,
-                                Patience patience) {
+// What is kept goes first. False and errno: see `ask`. At the end it may be another's
+// turn.
+bool SupervisorLink::ask_in_turn(Turn& turn, Note note, std::string_view question,
+                                 const std::shared_ptr<Answer>& own, Patience patience,
+                                 const KeepWaiting& keep_waiting) {
   Packet packet;
   packet.bytes.reserve(question.size() + 1);
   packet.bytes.push_back(static_cast<char>(note));
@@ -315,54 +328,68 @@ bool SupervisorLink::ask_locked(Note note, std::string_view question,
     errno = error;
     return false;
   };
-  // What needs memory comes before the question: its answer would be the next one's.
-  answer.resize(kMaxInline);
+  // 0, or an errno: one answer more, or somebody else's turn.
+  const auto take_one = [&] {
+    if (!keep_waiting || answer_comes(kLookAgainNs))
+      return take_answer(patience) ? 0 : errno;
+    return pause_turn(turn, *own, keep_waiting) ? 0 : EINTR;
+  };
   const i64 deadline = now_ns() + kAnswerNs;
-  while (unread_answers_ > 0) {
+  while (!asked_.empty()) {
     if (patience == Patience::kNone && is_silent_ && !wait_for_answer())
       return give_up(ETIMEDOUT);
-    std::string unwanted(kMaxInline, '\0');
-    const int before = unread_answers_--;
-    if (receive(unwanted, nullptr, patience)) continue;
-    if (errno == EPIPE || unread_answers_ == before) return give_up(errno);
+    if (const int error = take_one()) return give_up(error);
   }
-  bool is_asked = false;
-  for (int tries = 0; !is_asked;) {
+  for (int tries = 0;;) {
     Sent sent;
     int error = 0;
+    asked_.push_back(own);
     {
       std::lock_guard out(out_mu_);
       if (fd_ < 0) {
         sent = Sent::kGone;
       } else if ((sent = send_kept()) == Sent::kAll) {
         error = send_packet(packet);
-        is_asked = error == 0;
+        if (error == 0) break;
         if (is_short(error))
           sent = Sent::kShort;
-        else if (error != 0 && error != EAGAIN)
+        else if (error != EAGAIN)
           sent = Sent::kGone;
       } else {
         error = errno;
       }
     }
+    asked_.pop_back();
     if (sent == Sent::kGone) return give_up(EPIPE);
     // What is kept stays kept, and nothing was asked.
     if (sent == Sent::kShort && ++tries >= tries_of(patience)) return give_up(error);
-    if (is_asked) break;
     if (patience == Patience::kNone && now_ns() > deadline) return give_up(ETIMEDOUT);
     if (!wait_for_room(kLookAgainMs)) return give_up(EPIPE);
+    if (keep_waiting && !pause_turn(turn, *own, keep_waiting)) return give_up(EINTR);
   }
-  return receive(answer, descriptor, patience);
+  // Pairs with the release store in take_answer, which another thread may have called.
+  while (!own->has_come.load(std::memory_order_acquire))
+    if (const int error = take_one()) return give_up(error);
+  errno = own->error;
+  return own->error == 0;
 }
 
 bool SupervisorLink::ask(std::string_view question, std::string& answer,
-                         int* descriptor) {
+                         int* descriptor, const KeepWaiting& keep_waiting) {
   if (descriptor != nullptr) *descriptor = -1;
   errno = ECHILD;
   if (!is_own()) return false;
-  std::lock_guard lock(mu_);
-  if (!ask_locked(Note::kAsk, question, answer, descriptor, Patience::kUsual))
+  // What needs memory comes before the question.
+  const auto own = std::make_shared<Answer>();
+  Turn turn(mu_, std::defer_lock);
+  if (!take_turn(turn, *own, keep_waiting)) {
+    errno = EINTR;
     return false;
+  }
+  if (!ask_in_turn(turn, Note::kAsk, question, own, Patience::kUsual, keep_waiting))
+    return false;
+  answer = std::move(own->bytes);
+  if (descriptor != nullptr) *descriptor = std::exchange(own->descriptor, -1);
   i32 error = 0;
   if (answer.size() != 1 + sizeof error || answer[0] != kCannotAnswer) return true;
   std::memcpy(&error, answer.data() + 1, sizeof error);
@@ -380,28 +407,54 @@ int SupervisorLink::fetch_spill_file(ProcId proc, Patience patience) {
 
 // For one's turn to ask. Not owned: another thread waits for its answer, which may come
 // late.
-std::unique_lock<std::mutex> SupervisorLink::take_turn(Patience patience) {
-  if (patience == Patience::kUsual) return std::unique_lock(mu_);
+SupervisorLink::Turn SupervisorLink::take_turn(Patience patience) {
+  if (patience == Patience::kUsual) return Turn(mu_);
   const i64 deadline = now_ns() + kAnswerNs;
-  std::unique_lock turn(mu_, std::defer_lock);
+  Turn turn(mu_, std::defer_lock);
   while (!turn.try_lock() && !is_silent_ && now_ns() < deadline) pause_for(kTurnNs);
   return turn;
+}
+
+// Or for the own answer, which another thread may take. False: `keep_waiting` said so.
+bool SupervisorLink::take_turn(Turn& turn, const Answer& own,
+                               const KeepWaiting& keep_waiting) {
+  if (!keep_waiting) {
+    turn.lock();
+    return true;
+  }
+  i64 look_at = now_ns() + kLookAgainNs;
+  while (!turn.try_lock()) {
+    // Pairs with the release store in take_answer.
+    if (own.has_come.load(std::memory_order_acquire)) break;
+    pause_for(kTurnNs);
+    if (now_ns() < look_at) continue;
+    if (!keep_waiting()) return false;
+    look_at = now_ns() + kLookAgainNs;
+  }
+  return true;
+}
+
+// Without the lock, since `keep_waiting` may ask something itself.
+bool SupervisorLink::pause_turn(Turn& turn, const Answer& own,
+                                const KeepWaiting& keep_waiting) {
+  turn.unlock();
+  return keep_waiting() && take_turn(turn, own, keep_waiting);
 }
 
 int SupervisorLink::fetch(Note note, ProcId proc, Patience patience) {
   errno = ECHILD;
   if (!is_own()) return -1;
-  const std::unique_lock turn = take_turn(patience);
+  Turn turn = take_turn(patience);
   if (!turn.owns_lock()) {
     is_silent_ = true;
     errno = ETIMEDOUT;
     return -1;
   }
-  int fd = -1;
-  std::string answer;
+  const auto own = std::make_shared<Answer>();
   const std::string_view name{reinterpret_cast<const char*>(&proc), sizeof proc};
-  if (!ask_locked(note, name, answer, &fd, patience)) return -1;
-  if (fd >= 0) return fd;
+  if (!ask_in_turn(turn, note, name, own, patience)) return -1;
+  if (own->descriptor >= 0) return std::exchange(own->descriptor, -1);
+  const std::string& answer = own->bytes;
   // The note again, then why there is none.
   i32 error = 0;
   if (answer.size() == 1 + sizeof error)

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -65,8 +66,12 @@ class SupervisorLink {
   int fetch_spill_file(ProcId proc, Patience patience = Patience::kNone);
   // The answer. False and errno: EPIPE, the supervisor has ended; EMFILE, ENFILE,
   // ENOSPC or ENOMEM, there was no descriptor, or memory, for the question or for the
-  // answer. `descriptor`, if given, becomes the one that came with the answer, or -1.
-  bool ask(std::string_view question, std::string& answer, int* descriptor = nullptr);
+  // answer; EINTR, `keep_waiting` said no. `descriptor`, if given, becomes the one that
+  // came with the answer, or -1. `keep_waiting` is asked every now and then, without a
+  // lock: it may run anything. An answer that comes later is dropped.
+  using KeepWaiting = std::function<bool()>;
+  bool ask(std::string_view question, std::string& answer, int* descriptor = nullptr,
+           const KeepWaiting& keep_waiting = {});
   // False: the supervisor has ended. Does not wait.
   bool tell(Note note, std::string_view payload = {});
   // Called, without a lock, when a note was kept: somebody must call flush() soon, and
@@ -87,27 +92,44 @@ class SupervisorLink {
     std::string bytes;
     int box = -1;  // the memfd that holds them, once there is one
   };
+  // To a question that was asked, for whoever still waits for it.
+  struct Answer {
+    Answer() : bytes(kMaxInline, '\0') {}
+    ~Answer();
+    Answer(const Answer&) = delete;
+
+    std::string bytes;
+    int descriptor = -1;
+    int error = 0;  // it came, and could not be read
+    std::atomic<bool> has_come{false};
+  };
+  using Turn = std::unique_lock<std::mutex>;
   enum class Sent { kAll, kNoRoom, kShort, kGone };  // kShort: and errno
   static bool is_left(Sent sent) {
     return sent == Sent::kNoRoom || sent == Sent::kShort;
   }
 
   bool is_own() const;
-  std::unique_lock<std::mutex> take_turn(Patience patience);
+  Turn take_turn(Patience patience);
+  bool take_turn(Turn& turn, const Answer& own, const KeepWaiting& keep_waiting);
+  bool pause_turn(Turn& turn, const Answer& own, const KeepWaiting& keep_waiting);
   Sent send_kept();
   int send_packet(Packet& packet);
   bool wait_for_room(int timeout_ms);
   bool wait_for_answer();
-  bool receive(std::string& answer, int* descriptor, Patience patience);
-  bool ask_locked(Note note, std::string_view question, std::string& answer,
-                  int* descriptor, Patience patience);
+  bool answer_comes(i64 within_ns);
+  bool take_answer(Patience patience);
+  bool ask_in_turn(Turn& turn, Note note, std::string_view question,
+                   const std::shared_ptr<Answer>& own, Patience patience,
+                   const KeepWaiting& keep_waiting = {});
   int fetch(Note note, ProcId proc, Patience patience);
   void drop_kept();
 
   const pid_t pid_;
   std::function<void()> on_kept_;
-  std::mutex mu_;           // one question at a time: answers come in order
-  int unread_answers_ = 0;  // that could not be taken; under mu_
+  std::mutex mu_;  // one asks, or takes an answer, at a time
+  // What was asked and has no answer yet; answers come in this order. Under mu_.
+  std::deque<std::shared_ptr<Answer>> asked_;
   // Somebody has waited in vain, for it or for a turn, and nothing has come since.
   std::atomic<bool> is_silent_{false};
   std::mutex out_mu_;  // guards what follows; taken after mu_, and never for long

@@ -369,6 +369,11 @@ class Node:
 
     def catch_up(self) -> None: ...
 
+    def wait_death(self, index: int, epoch: int) -> None:
+        """
+        Until calls to that process, which is being ended, fail or go to another.
+        """
+
     def ask(self, question: bytes) -> tuple[bytes, int]:
         """The answer, and the descriptor that came with it or -1."""
 

@@ -366,6 +366,65 @@ TEST(closing_ends_a_question_of_another_thread_and_says_what_is_kept) {
   close(pair.supervisor);
 }
 
+TEST(who_asks_may_give_up_and_the_late_answer_is_dropped) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  std::string answer;
+  CHECK(!link.ask("1", answer, nullptr, [] { return false; }) && errno == EINTR);
+  CHECK(read_packet(pair.supervisor) == "A1");
+  const int memory = memfd_of("late");
+  send_packet(pair.supervisor, "first", {memory});
+  send_packet(pair.supervisor, "second");
+  int fd = 7;
+  CHECK(link.ask("2", answer, &fd));
+  CHECK(answer == "second" && fd == -1);
+  close(memory);
+  close(pair.supervisor);
+}
+
+TEST(while_a_question_waits_its_thread_may_ask_another) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  std::thread supervisor([&] {
+    CHECK(read_packet(pair.supervisor) == "A1");
+    const std::string note = read_packet(pair.supervisor);
+    CHECK(note == "Tsend");
+    send_packet(pair.supervisor, "first");
+    CHECK(read_packet(pair.supervisor) == "A2");
+    send_packet(pair.supervisor, "second");
+  });
+  int asked = 0;
+  std::string answer;
+  CHECK(link.ask("1", answer, nullptr, [&] {
+    if (++asked > 1) return true;
+    std::string other;
+    CHECK(link.tell(Note::kTell, "send"));
+    CHECK(link.ask("2", other));
+    CHECK(other == "second");
+    return true;
+  }));
+  CHECK(answer == "first");
+  CHECK(asked == 1);
+  supervisor.join();
+  close(pair.supervisor);
+}
+
+TEST(a_thread_whose_turn_does_not_come_may_give_up) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  std::thread asks([&] {
+    std::string answer;
+    CHECK(link.ask("1", answer));
+    CHECK(answer == "first");
+  });
+  CHECK(read_packet(pair.supervisor) == "A1");
+  std::string answer;
+  CHECK(!link.ask("2", answer, nullptr, [] { return false; }) && errno == EINTR);
+  send_packet(pair.supervisor, "first");
+  asks.join();
+  close(pair.supervisor);
+}
+
 TEST(in_a_forked_child_it_does_nothing) {
   if (!check::kCanFork) return;
   Pair pair;

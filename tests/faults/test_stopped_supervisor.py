@@ -1,4 +1,4 @@
-"""A supervisor that is stopped, and does not go on."""
+"""A supervisor, or its zygote, that is stopped, and does not go on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from processes import children
+from processes import children, state_of, zygote_and_workers
 
 import skate
+from skate.util.state import list_actors
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
@@ -135,3 +136,83 @@ def test_a_call_ends_with_its_dependencys_error_that_must_be_asked_for(
             keep.unlink()
             with pytest.raises(ValueError, match="too bad"):
                 skate.get(dependent, timeout=60)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Not for good, lest a test that fails hangs."""
+    os.kill(pid, signal.SIGSTOP)
+    end = threading.Timer(10, os.kill, (pid, signal.SIGCONT))
+    end.start()
+    try:
+        yield
+        assert state_of(pid) == "T", "it had to go on"
+    finally:
+        end.cancel()
+        end.join()
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def interrupted() -> Iterator[None]:
+    press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        press.join()
+
+
+def test_ctrl_c_ends_a_question_that_is_not_answered() -> None:
+    with skate.init("embedded", num_cpus=1, resources={"x": 2}):
+        (supervisor,) = children(os.getpid())
+        with stopped(supervisor), interrupted():
+            skate.available_resources()
+        # The answer to the first is not taken for that to the next.
+        assert list(list_actors()) == []
+        assert skate.available_resources()["x"] == 2
+
+
+def test_handler_of_a_signal_may_ask_while_a_question_waits() -> None:
+    answers, states = [], []
+
+    def ask_too(number: int, frame: object) -> None:
+        states.append(state_of(supervisor))
+        os.kill(supervisor, signal.SIGCONT)
+        answers.append(skate.available_resources())
+
+    before = signal.signal(signal.SIGUSR1, ask_too)
+    try:
+        with skate.init("embedded", num_cpus=1):
+            (supervisor,) = children(os.getpid())
+            press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+            end = threading.Timer(10, os.kill, (supervisor, signal.SIGCONT))
+            os.kill(supervisor, signal.SIGSTOP)
+            for timer in (press, end):
+                timer.start()
+            answers.append(skate.available_resources())
+            for timer in (press, end):
+                timer.cancel()
+                timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert states == ["T"]
+    assert answers == [{"CPU": 1.0}] * 2
+
+
+def test_kill_of_an_actor_whose_process_is_still_to_be_made_holds_up_nobody() -> None:
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(length.remote("")) == 0
+        ((zygote,), _) = zygote_and_workers(os.getpid())
+        with stopped(zygote):
+            actor = Maker.remote()
+            killing = threading.Thread(target=skate.kill, args=(actor,))
+            killing.start()
+            assert skate.available_resources() == {"CPU": 1.0}
+            with interrupted():
+                skate.kill(actor)
+            assert killing.is_alive()
+        killing.join()
+        with pytest.raises(skate.exceptions.ActorDiedError):
+            skate.get(actor.make.remote())

@@ -62,7 +62,6 @@ class Children:
         self._processes: dict[Proc, Process] = {}
         self._segments: dict[Proc, int] = {}  # of the dead that are still read
         self._spill_files: dict[Proc, int] = {}  # they outlive their processes
-        self._killers: list[Process] = []
         self._worker_failures = 0
         self._no_worker_since = 0.0
         self._reaping = False
@@ -268,12 +267,6 @@ class Children:
         self._forget(process)
         self._kill_orphans(process.pid)
         self._supervisor.tell(life.Died(proc, cause, detail, unread_by))
-        self._killers += process.killers
-
-    def take_killers(self) -> list[Process]:
-        """Those whose victims are dead, which all have been told by now."""
-        killers, self._killers = self._killers, []
-        return killers
 
     def _forget(self, process: Process) -> None:
         """Close what only a live process needs."""

@@ -353,8 +353,12 @@ class EmbeddedEngine:
             ) from error.__cause__
 
     def kill_actor(self, actor: ActorRef, no_restart: bool) -> None:
-        self._ask("kill", self._own_id(actor), no_restart)
-        self.node.catch_up()  # calls from now on go to where it restarts
+        victim = self._ask("kill", self._own_id(actor), no_restart)
+        # From then on calls fail, or go to where it restarts.
+        if victim is None:
+            self.node.catch_up()
+        else:
+            self.node.wait_death(*victim)
         if no_restart:
             self._detached.pop(actor._id, None)
 

@@ -52,7 +52,6 @@ class Process:
     output: list[int] = field(default_factory=list)  # pipes that it prints to
     killed_for: Cause | None = None  # we have ended it, or shall when it is forked
     cause: Cause | None = None  # what it told about its own end
-    killers: list[Process] = field(default_factory=list)  # wait until it is dead
 
 
 class Owner(Protocol):

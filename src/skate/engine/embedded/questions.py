@@ -17,7 +17,6 @@ from .requests import Request
 if TYPE_CHECKING:
     from .supervisor import Supervisor
 
-LATER = object()  # instead of an answer that is given when something has happened
 _ACTORS_AT_ONCE = 200
 
 
@@ -75,15 +74,15 @@ class Questions:
         return "ok", (actor.request.actor_id, actor.request.interface)
 
     def _ask_kill(self, process: Process, actor_id: int, no_restart: bool) -> Any:
-        """Answered once the process is dead: later calls do not reach it any more."""
+        """The process that ends now; None: nobody's death is to be waited for.
+
+        Its end may take long, while its zygote is busy. Whoever asks hears of the death
+        as all do.
+        """
         actor = self._life.actors.get(actor_id)
         victim = None if actor is None else self._supervisor.process(actor.proc)
-        if victim is None or victim is process:
-            self._supervisor.tell(life.ActorKilled(actor_id, no_restart))
-            return None
-        victim.killers.append(process)
         self._supervisor.tell(life.ActorKilled(actor_id, no_restart))
-        return LATER
+        return None if victim is None or victim is process else tuple(victim.proc)
 
     def _ask_list_actors(self, process: Process, after: int) -> Any:
         """Some at a time, so that others are heard in between."""

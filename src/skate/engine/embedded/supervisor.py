@@ -40,7 +40,7 @@ from .notes import Notes
 from .output import Collector
 from .placements import Placements
 from .processes import SUPERVISOR, Cause, Proc, say, set_name
-from .questions import LATER, Questions, Refusal
+from .questions import Questions, Refusal
 from .turns import Turns
 
 _FLUSH_S = 0.01  # how often to offer a message again to a process with a full ring
@@ -138,8 +138,6 @@ class Supervisor:
         if self.forker.look(now):
             self.tell(life.RoomAgain())
         self._turns.tell_news()
-        for killer in self._children.take_killers():
-            self.send(killer, pickle.dumps(None))
         if self.outbox:
             self.outbox.flush()
         if self._memory_threshold is not None:
@@ -322,8 +320,7 @@ class Supervisor:
     def _answer(self, process: Process, question: tuple[Any, ...]) -> None:
         answer, fds = self._questions.answer(process, *question)
         try:
-            if answer is not LATER:
-                self.send(process, pickle.dumps(answer), fds)
+            self.send(process, pickle.dumps(answer), fds)
         finally:
             for fd in fds:
                 os.close(fd)
