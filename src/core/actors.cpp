@@ -145,6 +145,12 @@ void Actors::flush(ObjectId id) {
       hold_back(link, id);
       break;
     }
+    Sent sent = Sent::kYes;
+    if (error == nullptr && !has_ended) sent = send_call(task, address_of(*actor));
+    if (sent == Sent::kLater) {
+      hold_back(link, id);
+      break;
+    }
     link.waiting.erase(task);
     if (error != nullptr) {
       node_.tasks.fail_with(task, *error);
@@ -152,7 +158,7 @@ void Actors::flush(ObjectId id) {
       Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
       failure.error = SystemError::kActorDied;
       node_.tasks.fail(task, failure);
-    } else if (!send_call(task, address_of(*actor))) {
+    } else if (sent == Sent::kNoRoom) {
       const bool constructs = (task->header.flags & kConstructor) != 0;
       node_.tasks.fail_for_room(task);
       if (!constructs) continue;
@@ -178,23 +184,24 @@ void Actors::flush_held_back() {
   node_.waits.announce();
 }
 
-bool Actors::send_call(Task* task, ProcId address) {
+Actors::Sent Actors::send_call(Task* task, ProcId address) {
   const bool is_own = address == home_.self;
   const std::string* const bytes =
       node_.tasks.encode(task, is_own ? kMaxRecord : SIZE_MAX);
-  if (bytes == nullptr) return false;
+  if (bytes == nullptr || (!is_own && !node_.tasks.leaves_room(*bytes)))
+    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   if (is_own) {
     node_.work.receive(reinterpret_cast<const std::byte*>(bytes->data()), bytes->size(),
                        home_.self);
-    return true;
+    return Sent::kYes;
   }
   try {
     node_.mail.send(address, Message::kCall, *bytes);
   } catch (const std::bad_alloc&) {
-    return false;
+    return Sent::kNoRoom;
   }
   node_.tasks.fly(task, *node_.mail.reach(address));
-  return true;
+  return Sent::kYes;
 }
 
 void Actors::look_at_address(Link& link, Object& actor) {

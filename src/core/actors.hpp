@@ -101,7 +101,8 @@ class Actors {
   void await_nothing(Link& link);
   void hold_back(Link& link, ObjectId actor);
   void ask_address(Link& link, Object& actor);
-  bool send_call(Task* task, ProcId address);  // false: there is no room for it
+  enum class Sent : u8 { kYes, kLater, kNoRoom };
+  Sent send_call(Task* task, ProcId address);
   void moved(Object& actor, const Death& death);
   void lives_at(ObjectId actor, ProcId address);
   void lives_nowhere(const Object& actor);

@@ -112,6 +112,10 @@ std::optional<Location> Store::allocate_past_limit(u64 size, ProcId owner) {
 
 std::optional<Location> Store::allocate_beyond(u64 size, ProcId owner) {
   std::lock_guard lock(home_.mu);
+  return allocate_uncounted(size, owner);
+}
+
+std::optional<Location> Store::allocate_uncounted(u64 size, ProcId owner) {
   const auto block = allocate_outside_reserve(size, owner);
   if (!block) return std::nullopt;
   publish_use();

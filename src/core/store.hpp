@@ -112,6 +112,10 @@ class Store {
   std::optional<Location> allocate_past_limit(u64 size) {
     return allocate_past_limit(size, home_.self);
   }
+  // Past the store's limit, and where values lie: for what stays until a message comes.
+  std::optional<Location> allocate_uncounted(u64 size, ProcId owner);
+  // False: that surely has no room for so many bytes.
+  bool may_hold(u64 size) const { return room_ >= Arena::block_bytes(size) + reserve_; }
   Location name(const Arena::Block& block, u64 size) const {
     return {home_.self, block.generation, block.offset, size};
   }
@@ -132,7 +136,12 @@ class Store {
   // Whether it lies in memory that cannot be mapped now, and can be soon.
   bool is_out_of_reach(const Value& value);
   // What follows from a message can be said, and be said whole: see kLeastForHandlers.
-  bool can_answer() const { return room_ >= reserve_ / kLeastForHandlers; }
+  bool can_answer() const { return can_answer_after(0); }
+  // Whether it can still after a message of so many bytes.
+  bool can_answer_after(u64 size) const {
+    const u64 bytes = size == 0 ? 0 : Arena::block_bytes(size);
+    return room_ >= bytes + reserve_ / kLeastForHandlers;
+  }
   // Where messages go that do not fit into a ring.
   OverflowMemory& overflow() { return overflow_; }
 

@@ -221,10 +221,12 @@ void Tasks::pass_on(Task* task) {
 void Tasks::flush_backlog() {
   bool pushed = false;
   bool failed = false;
-  // Their bodies would take what messages need: see Store::is_crowded.
+  // Where messages lack room, bodies must not take more: see Store::is_crowded.
   while (!backlog_.empty() && queue_.has_room() && !node_.store.is_crowded()) {
-    Task* task = backlog_.pop_front();
+    Task* const task = backlog_.front();
     const std::string* const bytes = encode(task, kCellPayload);
+    if (bytes == nullptr && may_find_room()) break;
+    backlog_.erase(task);
     if (bytes == nullptr) {
       fail_for_room(task);
       failed = true;
@@ -259,7 +261,23 @@ u32 Tasks::place_in_backlog(const Task& task) const {
   return ahead;
 }
 
+bool Tasks::leaves_room(const std::string& call) const {
+  return call.size() <= kMaxRecord || node_.store.can_answer_after(call.size());
+}
+
+bool Tasks::may_find_room() const { return bodies_ != 0 || node_.mail.has_chains(); }
+
+void Tasks::free_body(Task* task) {
+  if (!std::exchange(task->has_body, false)) return;
+  --bodies_;
+  node_.store.free_block(task->body);
+}
+
 const std::string* Tasks::encode(Task* task, std::size_t limit) {
+  free_body(task);
+  // While it waits for room it is not copied each time that somebody looks.
+  if (task->args.size() > limit && !node_.store.may_hold(task->args.size()))
+    return nullptr;
   task->header.args_size = static_cast<u32>(task->args.size());
   task->header.num_deps = static_cast<u32>(task->deps.size());
   task->header.flags &= static_cast<u16>(~(kBodyInBlock | kMayRetry));
@@ -275,13 +293,15 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
   }
   if (scratch_.size() <= limit) return &scratch_;
   const u64 size = scratch_.size() - sizeof(TaskHeader);
-  // Past the store's limit too: what is small enough to be here was counted already.
-  const auto block = node_.store.allocate_past_limit(size);
+  // Past the store's limit too: what is small enough to be here was counted already. Not
+  // where messages have their room: only the task's result frees it, a message.
+  const auto block = node_.store.allocate_uncounted(size, home_.self);
   if (!block) return nullptr;
   std::memcpy(node_.store.arena().at(block->offset),
               scratch_.data() + sizeof(TaskHeader), size);
   task->body = *block;
   task->has_body = true;
+  ++bodies_;
   task->header.flags |= kBodyInBlock;
   scratch_.clear();
   writer.pod(task->header);
@@ -307,7 +327,7 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
   }
   task->header.flags |= kLeased;
   const std::string* const bytes = encode(task, SIZE_MAX);
-  if (bytes == nullptr) {
+  if (bytes == nullptr || !leaves_room(*bytes)) {
     fail_for_room(task);
     home_.link.tell(Note::kLeaseDone, view_of(worker));
     return;
@@ -377,7 +397,7 @@ void Tasks::end(Task* task, std::vector<Value>& values) {
   unlist(task);
   unlist_child(task);
   if (task->route == Task::Route::kActor) node_.actors.call_ended(*task);
-  if (task->has_body) node_.store.free_block(task->body);
+  free_body(task);
   for (std::size_t i = 0; i < task->returns.size(); ++i) {
     Object* object = node_.objects.find(task->returns[i]);
     if (object == nullptr) continue;
@@ -463,8 +483,7 @@ bool Tasks::retry(Task* task) {
 void Tasks::next_attempt(Task* task) {
   unlist(task);
   ++task->header.attempt;
-  if (task->has_body) node_.store.free_block(task->body);
-  task->has_body = false;
+  free_body(task);
 }
 
 }  // namespace skate

@@ -65,6 +65,10 @@ class Tasks {
   // The bytes of a task as they travel, valid until the next call. Null: its body has
   // no room in the arena, and it cannot travel.
   const std::string* encode(Task* task, std::size_t limit);
+  // A call of these bytes leaves what is needed until its receiver has read it.
+  bool leaves_room(const std::string& call) const;
+  // What has no room now may find some: others read messages, or end tasks with bodies.
+  bool may_find_room() const;
   void fail_for_room(Task* task);
   void fly(Task* task, Peer& to);  // it is sent there
   void unlist(Task* task);         // it is no longer in flight
@@ -94,6 +98,7 @@ class Tasks {
 
  private:
   void pass_on(Task* task);  // all dependencies have values
+  void free_body(Task* task);
   void add_waiter(ObjectId id, Task* task);
   void list_child(Task* task);
   void unlist_child(Task* task);
@@ -109,6 +114,7 @@ class Tasks {
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency
+  u64 bodies_ = 0;   // in blocks of the arena
   bool submitter_ = false;
   u32 ready_runs_ = 0;  // of run_ready, under way
   std::string scratch_;

@@ -269,6 +269,68 @@ TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
   node.watches.close(watch);
 }
 
+// Only their results free the bodies of tasks: those must not lack the memory to be
+// read.
+TEST(tasks_with_long_arguments_take_no_room_from_messages) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kOther);
+  std::vector<ObjectId> results;
+  for (int i = 0; i < 30; ++i) {
+    Task* task = make_task(driver);
+    task->args = filler(900'000);
+    results.push_back(submit(driver, task));
+    const Lock lock(driver.home.mu);
+    CHECK(driver.store.can_answer());
+  }
+  std::thread server([&] {
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      const Incoming task = next(worker);
+      CHECK(task.body == filler(900'000));
+      finish(worker, task);
+    }
+  });
+  for (const ObjectId id : results) CHECK(text_of(driver, id) == "done");
+  server.join();
+}
+
+TEST(a_task_whose_arguments_never_have_room_fails) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  while (driver.store.allocate(100'000, driver.home.self)) {
+  }
+  Task* task = make_task(driver);
+  task->args = filler(900'000);
+  CHECK(error_of(driver, submit(driver, task)) == SystemError::kNoResources);
+  Node& other = fleet.start(kOther);
+  const ObjectId result = call(driver, kOther);
+  finish(other, next(other));
+  CHECK(text_of(driver, result) == "done");
+}
+
+TEST(a_long_call_to_one_who_does_not_read_takes_no_room_from_others) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId deaf = actor_at(driver, kDeaf);
+  std::vector<ObjectId> results;
+  for (int i = 0; i < 10; ++i) {
+    Task* task = make_call(driver, deaf);
+    task->args = filler(1'500'000);
+    results.push_back(submit(driver, task));
+  }
+  const ObjectId result = call(driver, kOther);
+  finish(other, next(other));
+  CHECK(text_of(driver, result) == "done");
+  Node& reader = fleet.start(kDeaf);
+  std::thread server([&] {
+    for (std::size_t i = 0; i < results.size(); ++i) finish(reader, next(reader));
+  });
+  for (const ObjectId id : results) CHECK(text_of(driver, id) == "done");
+  server.join();
+}
+
 TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
   Fleet fleet(small_arenas());
   Node& driver = fleet.start(kDriverId);

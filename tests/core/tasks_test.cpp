@@ -239,15 +239,15 @@ TEST(a_lease_that_is_not_needed_any_more_is_given_back) {
   until([&] { return fleet.heard(kDriverId, Note::kDropLease, bytes_of(id)); });
 }
 
-TEST(a_task_whose_arguments_find_no_room_fails_and_is_not_sent) {
+TEST(a_task_whose_arguments_find_no_room_waits_for_others_or_fails_and_is_not_sent) {
   SessionOptions options = usual_options();
   options.arena_bytes = 4 << 20;
   Fleet fleet(options);
   Node& driver = fleet.start(kDriverId);
   Node& worker = fleet.start({2, 1});
-  const auto make_large = [&](ObjectId dep) {
+  const auto make_large = [&](ObjectId dep, std::size_t size) {
     Task* task = make_task(driver);
-    task->args.assign(1 << 20, 'x');
+    task->args.assign(size, 'x');
     if (dep) {
       task->deps.push_back(dep);
       task->pins.push_back(dep);
@@ -257,29 +257,25 @@ TEST(a_task_whose_arguments_find_no_room_fails_and_is_not_sent) {
   // Found while messages are read: they all lack what comes in one.
   const ObjectId dep = submit(driver);
   const Incoming first = next(worker);
+  const ObjectId too_large = submit(driver, make_large(dep, 4 << 20));
+  const ObjectId after_it = submit_after(driver, too_large);
   std::vector<ObjectId> large, after;
   for (int i = 0; i < 8; ++i) {
-    large.push_back(submit(driver, make_large(dep)));
+    large.push_back(submit(driver, make_large(dep, 1 << 20)));
     after.push_back(submit_after(driver, large.back()));
   }
   finish(worker, first);
-  driver.catch_up();
-  std::size_t failed = 0;
-  for (std::size_t i = 0; i < large.size(); ++i) {
-    if (!driver.objects.is_ready(large[i])) continue;
-    ++failed;
-    CHECK(error_of(driver, large[i]) == SystemError::kNoResources);
-    CHECK(error_of(driver, after[i]) == SystemError::kNoResources);
-  }
-  CHECK(failed > 0 && failed < large.size());
-  for (std::size_t i = failed; i < large.size(); ++i) finish(worker, next(worker));
-  for (std::size_t i = failed; i < large.size(); ++i) finish(worker, next(worker));
-  driver.catch_up();
-  // There is room again.
-  const ObjectId last = submit(driver, make_large({}));
-  finish(worker, next(worker));
-  CHECK(text_of(driver, last) == "done");
-  for (const ObjectId dropped : {dep, last}) driver.objects.release(dropped);
+  std::thread server([&] {
+    for (std::size_t i = 0; i < large.size() + after.size(); ++i)
+      finish(worker, next(worker));
+  });
+  CHECK(error_of(driver, too_large) == SystemError::kNoResources);
+  CHECK(error_of(driver, after_it) == SystemError::kNoResources);
+  for (const ObjectId id : large) CHECK(text_of(driver, id) == "done");
+  for (const ObjectId id : after) CHECK(text_of(driver, id) == "done");
+  server.join();
+  for (const ObjectId dropped : {dep, too_large, after_it})
+    driver.objects.release(dropped);
   for (const ObjectId id : large) driver.objects.release(id);
   for (const ObjectId id : after) driver.objects.release(id);
   CHECK(nothing_is_left(driver));
