@@ -132,16 +132,16 @@ void Actors::flush(ObjectId id) {
       hold_back(link, id);
       break;
     }
-    const Value* error = nullptr;
+    const Object* error = nullptr;
     // A constructor reports it as the reason why there is no actor.
     if ((task->header.flags & kConstructor) == 0) {
       for (ObjectId dep : task->deps) {
         const Object* object = node_.objects.find(dep);
         if (error == nullptr && object != nullptr && object->value.is_error)
-          error = &object->value;
+          error = object;
       }
     }
-    if (error != nullptr && node_.store.is_out_of_reach(*error)) {
+    if (error != nullptr && node_.store.is_out_of_reach(error->value)) {
       hold_back(link, id);
       break;
     }
@@ -153,7 +153,7 @@ void Actors::flush(ObjectId id) {
     }
     link.waiting.erase(task);
     if (error != nullptr) {
-      node_.tasks.fail_with(task, *error);
+      node_.tasks.fail_with(task, error->id);
     } else if (has_ended) {
       Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
       failure.error = SystemError::kActorDied;

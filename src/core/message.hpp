@@ -113,16 +113,19 @@ struct Value {
   bool is_error = false;
   std::string inline_bytes;
   Location block;
-  u64 hops = 0;  // how often the block has been given to another owner
+  u64 hops = 0;          // how often the block has been given to another owner
+  bool is_lent = false;  // the block is that of another object, the last of `contained`
   Failure failure;
   std::vector<Contained> contained;  // counted by whoever holds the value
 
+  bool has_own_block() const { return kind == Kind::kBlock && !is_lent; }
   u64 size() const { return kind == Kind::kBlock ? block.size : inline_bytes.size(); }
 
   void clear() {
     kind = Kind::kNone;
     is_error = false;
     hops = 0;
+    is_lent = false;
     inline_bytes.clear();
     contained.clear();
   }
@@ -152,6 +155,7 @@ class Writer {
       case Value::Kind::kBlock:
         pod(v.block);
         pod(v.hops);
+        pod(v.is_lent);
         break;
       case Value::Kind::kFailure:
         pod(v.failure);
@@ -205,6 +209,7 @@ class Reader {
       case Value::Kind::kBlock:
         v.block = pod<Location>();
         v.hops = pod<u64>();
+        v.is_lent = pod<bool>();
         break;
       case Value::Kind::kFailure:
         v.failure = pod<Failure>();

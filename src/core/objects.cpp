@@ -274,14 +274,14 @@ Value Objects::take_value(Object& object) {
 }
 
 void Objects::free_value(Value& value) {
-  if (value.kind == Value::Kind::kBlock) node_.store.free_block(value.block);
+  if (value.has_own_block()) node_.store.free_block(value.block);
   for (const Contained& ref : value.contained) drop(ref.id);
   value.clear();
 }
 
 void Objects::free_unsent(ObjectId id, Value& value) {
-  const bool may_be_viewed = value.kind == Value::Kind::kBlock &&
-                             value.block.proc == home_.self && borrowed_.contains(id);
+  const bool may_be_viewed =
+      value.has_own_block() && value.block.proc == home_.self && borrowed_.contains(id);
   if (may_be_viewed) {
     unsent_.emplace(id, value.block);
     value.kind = Value::Kind::kNone;

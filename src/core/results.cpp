@@ -54,7 +54,7 @@ void Results::take(Reader& reader, ProcId from, std::vector<Value>& values) {
     Value& value = objects.find(id)->value;
     count(value);
     // Where it comes from its maker's own arena, that one knows, or is gone.
-    if (value.kind == Value::Kind::kBlock && value.block.proc != from)
+    if (value.has_own_block() && value.block.proc != from)
       tell_arena({value.block, home_.self, kNobody, value.hops});
   }
   // After the kBorrow messages that hold() sent.
@@ -71,7 +71,7 @@ void Results::send(Message kind, const Incoming& task, std::vector<Value>& value
   }
   // Only now: blocks of an owner that dies are freed, and these were being written.
   for (const Value& value : values)
-    if (value.kind == Value::Kind::kBlock && value.block.proc == home_.self)
+    if (value.has_own_block() && value.block.proc == home_.self)
       node_.store.set_owner(value.block, task.owner);
   Writer writer(message);
   writer.pod(static_cast<u32>(values.size()));
@@ -163,7 +163,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
 }
 
 void Results::give_block(Value& value, ProcId to) {
-  if (value.kind != Value::Kind::kBlock) return;
+  if (!value.has_own_block()) return;
   ++value.hops;
   const bool own = value.block.proc == home_.self;
   tell_arena({value.block, to, own ? kNobody : home_.self, value.hops});

@@ -175,7 +175,8 @@ bool Store::is_out_of_reach(const Value& value) {
 void Store::copy_error(const Location& from, Value& value) {
   const std::byte* bytes = node_.arenas.at(from);
   const int shortage = node_.arenas.shortage();
-  const auto block = bytes == nullptr ? std::nullopt : allocate_past_limit(from.size);
+  const auto block =
+      bytes == nullptr ? std::nullopt : allocate_uncounted(from.size, home_.self);
   if (!block) {
     const int error = bytes != nullptr ? ENOSPC : shortage;
     value.kind = Value::Kind::kFailure;

@@ -129,8 +129,8 @@ class Store {
   // Code is kept as objects too, but is not counted as what the program stores.
   void add_code(u64 bytes);
   void subtract_code(u64 bytes);
-  // A copy, in this arena, of an error's bytes; without memory for it `value` becomes
-  // another error.
+  // A copy, in this arena, of an error's bytes, where values lie; without memory for it
+  // `value` becomes another error.
   void copy_error(const Location& from, Value& value);
   Arena& arena() { return arena_; }
   // Whether it lies in memory that cannot be mapped now, and can be soon.

@@ -205,7 +205,7 @@ void Tasks::pass_on(Task* task) {
     if (node_.store.is_out_of_reach(object->value))
       late_.push_back(task->header.task_id);
     else
-      fail_with(task, object->value);
+      fail_with(task, id);
     return;
   }
   if (task->route == Task::Route::kLease) {
@@ -293,8 +293,8 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
   }
   if (scratch_.size() <= limit) return &scratch_;
   const u64 size = scratch_.size() - sizeof(TaskHeader);
-  // Past the store's limit too: what is small enough to be here was counted already. Not
-  // where messages have their room: only the task's result frees it, a message.
+  // Past the store's limit too: what is small enough to be here was counted already.
+  // Not where messages have their room: only the task's result frees it, a message.
   const auto block = node_.store.allocate_uncounted(size, home_.self);
   if (!block) return nullptr;
   std::memcpy(node_.store.arena().at(block->offset),
@@ -422,13 +422,48 @@ void Tasks::end(Task* task, std::vector<Value>& values) {
 }
 
 // A dependency is an error: the task does not run, and its returns are that error.
-void Tasks::fail_with(Task* task, const Value& error) {
+void Tasks::fail_with(Task* task, ObjectId failed) {
+  const Value error = error_of(failed);
   std::vector<Value> values(task->returns.size(), error);
-  for (Value& value : values) {
+  for (const Value& value : values)
     for (const Contained& ref : value.contained) node_.objects.hold(ref.id);
-    if (value.kind == Value::Kind::kBlock) node_.store.copy_error(error.block, value);
-  }
+  if (error.is_lent) node_.objects.drop(error.contained.back().id);
   end(task, values);
+}
+
+// What those become that depend on it. However many they are, a large error lies in one
+// block of an object of this process's, which they hold; this holds it once. It does
+// not end with the process whose error it was.
+Value Tasks::error_of(ObjectId failed) {
+  Value error = node_.objects.find(failed)->value;
+  if (error.kind != Value::Kind::kBlock) return error;
+  const bool is_own = failed.owner() == home_.self;
+  if (error.is_lent && is_own) {
+    node_.objects.hold(error.contained.back().id);
+    return error;
+  }
+  if (error.is_lent) error.contained.pop_back();
+  error.is_lent = false;
+  ObjectId lender = failed;
+  if (is_own || (copied_ == failed && node_.objects.find(copy_) != nullptr)) {
+    if (!is_own) lender = copy_;
+    node_.objects.hold(lender);
+  } else {
+    Value copy;
+    copy.kind = Value::Kind::kBlock;
+    copy.is_error = true;
+    node_.store.copy_error(error.block, copy);
+    if (copy.kind != Value::Kind::kBlock) {
+      copy.contained = error.contained;
+      return copy;
+    }
+    copied_ = failed;
+    copy_ = lender = node_.objects.keep(std::move(copy), Object::Kind::kData);
+  }
+  error.block = node_.objects.find(lender)->value.block;
+  error.contained.push_back({lender, lender});
+  error.is_lent = true;
+  return error;
 }
 
 void Tasks::fail(Task* task, const Failure& failure) {

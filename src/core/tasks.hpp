@@ -76,7 +76,7 @@ class Tasks {
   void sort_flights(Peer& to);
 
   void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
-  void fail_with(Task* task, const Value& error);
+  void fail_with(Task* task, ObjectId failed);  // a dependency
   void fail(Task* task, const Failure& failure);
   // The process that ran it has died without a result.
   void lose(Task* task, const Failure& failure);
@@ -99,6 +99,7 @@ class Tasks {
  private:
   void pass_on(Task* task);  // all dependencies have values
   void free_body(Task* task);
+  Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);
   void list_child(Task* task);
   void unlist_child(Task* task);
@@ -115,6 +116,8 @@ class Tasks {
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency
   u64 bodies_ = 0;   // in blocks of the arena
+  // The last error of somebody else's object that was copied, and the copy.
+  ObjectId copied_{}, copy_{};
   bool submitter_ = false;
   u32 ready_runs_ = 0;  // of run_ready, under way
   std::string scratch_;

@@ -1,0 +1,137 @@
+// The error of a task, and those that depend on it: however many they are, it lies in
+// the store once for each process.
+#include "fleet.hpp"
+
+using namespace fleet;
+
+namespace {
+
+constexpr ProcId kWorker{2, 1};
+constexpr ProcId kOwner{3, 1};
+constexpr int kMany = 40;
+constexpr u64 kSize = 1 << 20;  // many of them have no room
+
+SessionOptions small_arenas() {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 16 << 20;
+  return options;
+}
+
+// A large error, as the result of `task`.
+Location fail_at(Node& worker, const Incoming& task) {
+  const Location block = *worker.store.allocate_beyond(kSize, task.owner);
+  std::memset(worker.store.own_data(block), 'e', kSize);
+  Value error;
+  error.kind = Value::Kind::kBlock;
+  error.block = block;
+  error.is_error = true;
+  finish(worker, task, std::move(error));
+  return block;
+}
+
+bool is_whole(Node& node, ObjectId id) {
+  CHECK(fails(node, id));
+  const Value value = node.objects.value_of(id);
+  if (value.kind != Value::Kind::kBlock || value.block.size != kSize) return false;
+  int error = 0;
+  const std::byte* const bytes = node.store.bytes_at(value.block, error);
+  return bytes != nullptr && bytes[0] == std::byte{'e'} &&
+         bytes[kSize - 1] == std::byte{'e'};
+}
+
+u64 blocks_of(Node& node, ProcId arena) {
+  node.catch_up();
+  u64 found = 0;
+  for (const BlockInfo& block : node.store.blocks())
+    found += block.location.proc == arena;
+  return found;
+}
+
+}  // namespace
+
+TEST(tasks_that_depend_on_a_large_error_share_it) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  const ObjectId first = submit(driver);
+  std::vector<ObjectId> after;
+  for (int i = 0; i < kMany; ++i) after.push_back(submit_after(driver, first));
+  after.push_back(submit_after(driver, after.front()));
+  Task* task = make_call(driver, actor_at(driver, kWorker));
+  task->deps.push_back(first);
+  task->pins.push_back(first);
+  after.push_back(submit(driver, task));
+  const Location block = fail_at(worker, next(worker));
+  for (const ObjectId id : after) CHECK(is_whole(driver, id));
+  CHECK(blocks_of(driver, kDriverId) == 0);
+  // The last of them keeps it.
+  driver.objects.release(first);
+  while (after.size() > 1) {
+    driver.objects.release(after.back());
+    after.pop_back();
+  }
+  CHECK(is_in_use(worker, block));
+  CHECK(is_whole(driver, after.back()));
+  driver.objects.release(after.back());
+  until([&] {
+    driver.catch_up();
+    return !is_in_use(worker, block);
+  });
+}
+
+TEST(tasks_that_depend_on_the_error_of_another_process_copy_it_once) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  Node& owner = fleet.start(kOwner);
+  const ObjectId first = submit(owner);
+  driver.objects.acquire(first);
+  std::vector<ObjectId> after;
+  for (int i = 0; i < kMany; ++i) after.push_back(submit_after(driver, first));
+  fail_at(worker, next(worker));
+  CHECK(fails(owner, first));
+  for (const ObjectId id : after) CHECK(is_whole(driver, id));
+  CHECK(blocks_of(driver, kDriverId) == 1);
+  // It does not end with its owner.
+  driver.objects.release(first);
+  fleet.bury(kOwner, {kDriverId, kWorker}, Forget::kAll);
+  fleet.bury(kWorker, {kDriverId}, Forget::kAll);
+  driver.catch_up();
+  for (const ObjectId id : after) CHECK(is_whole(driver, id));
+  for (const ObjectId id : after) driver.objects.release(id);
+  until([&] { return blocks_of(driver, kDriverId) == 0; });
+}
+
+TEST(a_shared_error_goes_with_a_result_to_another_owner) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  Node& owner = fleet.start(kOwner);
+  const ObjectId outer = call(driver, kOwner);
+  const Incoming outer_task = next(owner);
+  const ObjectId first = submit(owner);
+  const ObjectId second = submit_after(owner, first);
+  const ObjectId third = submit_after(owner, first);
+  const Location block = fail_at(worker, next(worker));
+  CHECK(is_whole(owner, second));
+  owner.objects.release(first);
+  owner.objects.release(third);
+  owner.catch_up();
+  finish(owner, outer_task, ref_to(second));
+  CHECK(!fails(driver, outer));
+  const ObjectId inner = driver.objects.value_of(outer).contained.front().id;
+  fleet.bury(kOwner, {kDriverId, kWorker}, Forget::kAll);
+  worker.catch_up();
+  driver.catch_up();
+  driver.objects.acquire(inner);
+  CHECK(is_whole(driver, inner));
+  driver.objects.release(inner);
+  CHECK(is_in_use(worker, block));
+  driver.objects.release(outer);
+  until([&] {
+    driver.catch_up();
+    return !is_in_use(worker, block);
+  });
+}
+
+TEST_MAIN()
