@@ -363,7 +363,10 @@ bool SupervisorLink::ask_in_turn(Turn& turn, Note note, std::string_view questio
     if (sent == Sent::kGone) return give_up(EPIPE);
     // What is kept stays kept, and nothing was asked.
     if (sent == Sent::kShort && ++tries >= tries_of(patience)) return give_up(error);
-    if (patience == Patience::kNone && now_ns() > deadline) return give_up(ETIMEDOUT);
+    if (patience == Patience::kNone && (is_silent_ || now_ns() > deadline)) {
+      is_silent_ = true;  // the next one hears it at once
+      return give_up(ETIMEDOUT);
+    }
     if (!wait_for_room(kLookAgainMs)) return give_up(EPIPE);
     if (keep_waiting && !pause_turn(turn, *own, keep_waiting)) return give_up(EINTR);
   }

@@ -286,6 +286,39 @@ TEST(a_segment_is_gone_or_cannot_be_opened_now) {
   close(pair.supervisor);
 }
 
+// Who asks with a lock held pays for its silence once, also when there is no room for
+// the question.
+TEST(a_supervisor_that_reads_nothing_is_waited_for_once) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  u64 notes = 0;
+  for (; !link.has_kept(); ++notes)
+    CHECK(link.tell(Note::kTell, std::string(1000, 'x')));
+  const ProcId proc{7, 1};
+  const i64 start = now_ns();
+  CHECK(link.fetch_segment(proc) == -1 && errno == ETIMEDOUT);
+  const i64 known = now_ns();
+  for (int i = 0; i < 3; ++i)
+    CHECK(link.fetch_segment(proc) == -1 && errno == ETIMEDOUT);
+  CHECK(now_ns() - known < known - start);
+  // It reads again.
+  const int memory = memfd_of("its memory");
+  std::thread supervisor([&] {
+    for (std::string packet; !(packet = read_packet(pair.supervisor)).empty();) {
+      if (packet[0] == 'M') send_packet(pair.supervisor, answer_of('M', 0), {memory});
+      if (packet[0] == 'T') --notes;
+    }
+  });
+  int fd;
+  while ((fd = link.fetch_segment(proc)) < 0) CHECK(errno == ETIMEDOUT);
+  close(fd);
+  link.close();
+  supervisor.join();
+  CHECK(notes == 0);
+  close(memory);
+  close(pair.supervisor);
+}
+
 TEST(without_descriptors_a_long_note_is_kept_and_a_long_question_refused) {
   Pair pair;
   SupervisorLink link(pair.process);
