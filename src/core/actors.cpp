@@ -116,11 +116,32 @@ bool Actors::flush_next() {
 }
 
 void Actors::flush(ObjectId id) {
+  try {
+    flush_line(id);
+  } catch (const std::bad_alloc&) {
+    flush_later(id);  // the call stays in line
+    throw;
+  }
+}
+
+void Actors::flush_line(ObjectId id) {
   const auto it = links_.find(id);
   if (it == links_.end()) return;
   Link& link = it->second;
   if (link.waiting.empty() && link.lacking.empty()) return;
-  node_.objects.hold(id);  // the last of the calls may be all that keeps the actor
+  // The last of the calls may be all that keeps the actor.
+  struct Held {
+    Objects& objects;
+    ObjectId id;
+    Held(Objects& in, ObjectId actor) : objects(in), id(actor) { objects.hold(id); }
+    ~Held() {
+      try {
+        objects.drop(id);
+      } catch (const std::bad_alloc&) {  // as in Objects::release
+      }
+    }
+  };
+  const Held held(node_.objects, id);
   Object* actor = node_.objects.find(id);
   if (actor != nullptr) look_at_address(link, *actor);
   const bool has_ended = actor == nullptr || (actor->ready && !has_address(*actor));
@@ -145,15 +166,19 @@ void Actors::flush(ObjectId id) {
       hold_back(link, id);
       break;
     }
+    std::vector<Value> errors;
     Sent sent = Sent::kYes;
-    if (error == nullptr && !has_ended) sent = send_call(task, address_of(*actor));
+    if (error != nullptr)
+      errors = node_.tasks.errors_from(*task, error->id);
+    else if (!has_ended)
+      sent = send_call(task, address_of(*actor));
     if (sent == Sent::kLater) {
       hold_back(link, id);
       break;
     }
     link.waiting.erase(task);
     if (error != nullptr) {
-      node_.tasks.fail_with(task, error->id);
+      node_.tasks.end(task, errors);
     } else if (has_ended) {
       Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
       failure.error = SystemError::kActorDied;
@@ -166,7 +191,6 @@ void Actors::flush(ObjectId id) {
       break;
     }
   }
-  node_.objects.drop(id);
 }
 
 void Actors::hold_back(Link& link, ObjectId actor) {
@@ -195,12 +219,13 @@ Actors::Sent Actors::send_call(Task* task, ProcId address) {
                        home_.self);
     return Sent::kYes;
   }
+  // First: a call that has been sent must be known here.
+  node_.tasks.fly(task, *node_.mail.reach(address));
   try {
     node_.mail.send(address, Message::kCall, *bytes);
   } catch (const std::bad_alloc&) {
-    return Sent::kNoRoom;
+    return Sent::kNoRoom;  // and whoever fails it takes it back
   }
-  node_.tasks.fly(task, *node_.mail.reach(address));
   return Sent::kYes;
 }
 

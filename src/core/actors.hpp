@@ -99,6 +99,7 @@ class Actors {
   void look_at_address(Link& link, Object& actor);
   void leave_address(ObjectId actor, Link& link);
   void await_nothing(Link& link);
+  void flush_line(ObjectId actor);
   void hold_back(Link& link, ObjectId actor);
   void ask_address(Link& link, Object& actor);
   enum class Sent : u8 { kYes, kLater, kNoRoom };

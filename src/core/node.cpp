@@ -222,7 +222,7 @@ void Node::housekeep() {
         if (cpus.should_wake_others()) cpus.wake_for_work();
         interrupts.again();  // a millisecond ago the moment was bad
       } catch (const std::bad_alloc&) {
-        // What could not be done stays where it was: unread, or in its queue.
+        // What could not be begun stays where it was: unread, or in its line.
         is_short = true;
       }
       if (needs_attention() && !waits.has_leader()) level = kAsleepAny;

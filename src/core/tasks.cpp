@@ -199,19 +199,30 @@ void Tasks::pass_on(Task* task) {
     node_.actors.flush(task->actor);
     return;
   }
-  for (ObjectId id : task->deps) {
-    const Object* object = node_.objects.find(id);
-    if (object == nullptr || !object->value.is_error) continue;
-    if (node_.store.is_out_of_reach(object->value))
-      late_.push_back(task->header.task_id);
-    else
-      fail_with(task, id);
-    return;
+  std::vector<Value> errors;
+  try {
+    for (ObjectId id : task->deps) {
+      const Object* object = node_.objects.find(id);
+      if (object == nullptr || !object->value.is_error) continue;
+      if (node_.store.is_out_of_reach(object->value)) {
+        late_.push_back(task->header.task_id);
+        return;
+      }
+      errors = errors_from(*task, id);
+      break;
+    }
+    if (errors.empty() && task->route == Task::Route::kLease) {
+      std::string payload(view_of(task->header.task_id));
+      payload += task->resources;
+      home_.link.tell(Note::kWantLease, payload);
+      return;
+    }
+  } catch (const std::bad_alloc&) {
+    runnable_.push_back(task);  // it was taken from there, or is the first of them
+    throw;
   }
-  if (task->route == Task::Route::kLease) {
-    std::string payload(view_of(task->header.task_id));
-    payload += task->resources;
-    home_.link.tell(Note::kWantLease, payload);
+  if (!errors.empty()) {
+    end(task, errors);
     return;
   }
   backlog_.push_back(task);
@@ -224,7 +235,12 @@ void Tasks::flush_backlog() {
   // Where messages lack room, bodies must not take more: see Store::is_crowded.
   while (!backlog_.empty() && queue_.has_room() && !node_.store.is_crowded()) {
     Task* const task = backlog_.front();
-    const std::string* const bytes = encode(task, kCellPayload);
+    const std::string* bytes;
+    try {
+      bytes = encode(task, kCellPayload);
+    } catch (const std::bad_alloc&) {
+      break;  // it stays there, and the housekeeper tries again
+    }
     if (bytes == nullptr && may_find_room()) break;
     backlog_.erase(task);
     if (bytes == nullptr) {
@@ -332,14 +348,13 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
     home_.link.tell(Note::kLeaseDone, view_of(worker));
     return;
   }
+  fly(task, *to);
   try {
     node_.mail.send(worker, Message::kCall, *bytes);
   } catch (const std::bad_alloc&) {
     fail_for_room(task);
     home_.link.tell(Note::kLeaseDone, view_of(worker));
-    return;
   }
-  fly(task, *to);
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {
@@ -348,9 +363,9 @@ void Tasks::lease_refused(ObjectId task_id, i64 detail) {
 }
 
 void Tasks::fly(Task* task, Peer& to) {
-  task->target = &to;
-  task->flight = static_cast<u32>(to.in_flight.size());
   to.in_flight.push_back(task);
+  task->target = &to;
+  task->flight = static_cast<u32>(to.in_flight.size()) - 1;
 }
 
 void Tasks::unlist(Task* task) {
@@ -422,13 +437,13 @@ void Tasks::end(Task* task, std::vector<Value>& values) {
 }
 
 // A dependency is an error: the task does not run, and its returns are that error.
-void Tasks::fail_with(Task* task, ObjectId failed) {
+std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
   const Value error = error_of(failed);
-  std::vector<Value> values(task->returns.size(), error);
+  std::vector<Value> values(task.returns.size(), error);
   for (const Value& value : values)
     for (const Contained& ref : value.contained) node_.objects.hold(ref.id);
   if (error.is_lent) node_.objects.drop(error.contained.back().id);
-  end(task, values);
+  return values;
 }
 
 // What those become that depend on it. However many they are, a large error lies in one

@@ -76,7 +76,8 @@ class Tasks {
   void sort_flights(Peer& to);
 
   void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
-  void fail_with(Task* task, ObjectId failed);  // a dependency
+  // What its returns become because of a dependency, for end().
+  std::vector<Value> errors_from(const Task& task, ObjectId failed);
   void fail(Task* task, const Failure& failure);
   // The process that ran it has died without a result.
   void lose(Task* task, const Failure& failure);

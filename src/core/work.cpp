@@ -376,9 +376,11 @@ bool Work::read_body(Incoming& task, const std::byte* at, u64 size, ProcId from)
 }
 
 void Work::receive(const std::byte* bytes, u64 size, ProcId from) {
-  Incoming& call = incoming_.emplace_back();
+  Calls one;  // without memory it is not there at all, and comes again
+  Incoming& call = one.emplace_back();
   read_body(call, bytes, size, from);
-  if (is_indexed_) by_id_[call.header.task_id] = std::prev(incoming_.end());
+  if (is_indexed_) by_id_[call.header.task_id] = one.begin();
+  incoming_.splice(incoming_.end(), one);
   node_.waits.changed();
   if (from == home_.self) node_.waits.kick();
 }
