@@ -379,6 +379,7 @@ void Work::receive(const std::byte* bytes, u64 size, ProcId from) {
   Calls one;  // without memory it is not there at all, and comes again
   Incoming& call = one.emplace_back();
   read_body(call, bytes, size, from);
+  if (call.header.num_deps != 0 && from != home_.self) ++needy_[from];
   if (is_indexed_) by_id_[call.header.task_id] = one.begin();
   incoming_.splice(incoming_.end(), one);
   node_.waits.changed();
@@ -409,6 +410,10 @@ Incoming Work::take_out(Calls::iterator call) {
     const auto it = by_id_.find(call->header.task_id);
     if (it != by_id_.end() && it->second == call) by_id_.erase(it);
     is_indexed_ = !by_id_.empty();
+  }
+  if (call->header.num_deps != 0) {
+    const auto it = needy_.find(call->owner);
+    if (it != needy_.end() && --it->second == 0) needy_.erase(it);
   }
   Incoming out = std::move(*call);
   incoming_.erase(call);

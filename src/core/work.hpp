@@ -102,6 +102,8 @@ class Work {
   // The calls in it: made when one is cancelled, and kept until none waits any more.
   std::unordered_map<ObjectId, Calls::iterator> by_id_;
   bool is_indexed_ = false;
+  // How many of them need something of the store, by their callers.
+  std::unordered_map<ProcId, u32> needy_;
   // Of those that were given out and have not been finished; kept where there are
   // several.
   std::unordered_set<ObjectId> given_out_;

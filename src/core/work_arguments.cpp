@@ -26,9 +26,13 @@ void Work::note_arguments(const Incoming& call) {
 
 // What it held, its calls among them, is dropped once all have confirmed its death.
 void Work::caller_died(ProcId dead) {
-  for (const Incoming& call : incoming_)
-    if (call.owner == dead && call.header.num_deps != 0)
-      hold_arguments(call.header.task_id, dependencies_of(call));
+  const auto needy = needy_.find(dead);
+  u32 left = needy == needy_.end() ? 0 : needy->second;
+  for (auto call = incoming_.begin(); left != 0 && call != incoming_.end(); ++call) {
+    if (call->owner != dead || call->header.num_deps == 0) continue;
+    hold_arguments(call->header.task_id, dependencies_of(*call));
+    --left;
+  }
   for (const auto& [task_id, call] : arguments_)
     if (call.owner == dead) hold_arguments(task_id, call.dependencies);
 }

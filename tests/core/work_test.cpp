@@ -239,6 +239,22 @@ TEST(a_task_whose_owner_has_died_is_not_wanted) {
 }
 
 // Asking again all the time would keep the supervisor from answering others.
+// A look at all of them at each death would take minutes.
+TEST(the_death_of_one_who_has_not_called_costs_no_look_at_the_calls_of_others) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& actor = fleet.start({2, 1}, false);
+  const ObjectId handle = actor_at(driver, {2, 1});
+  const int kCalls = 50'000 * check::kLoad;
+  for (int i = 0; i < kCalls; ++i) {
+    driver.objects.release(submit(driver, make_call(driver, handle)));
+    if (i % 500 == 0) actor.catch_up();
+  }
+  actor.catch_up();
+  const Lock lock(actor.home.mu);
+  for (u32 i = 0; i < 200'000; ++i) actor.work.caller_died({3, i});
+}
+
 TEST(a_queue_that_cannot_be_mapped_is_looked_at_again_but_not_all_the_time) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);
