@@ -17,8 +17,10 @@ namespace {
 constexpr i64 kLookAgain = 20'000'000;
 // So many records of one sender are read at a time, and the rest when the caller comes
 // again: one that never ceases to send must not keep the lock, or the others, from
-// anybody.
+// anybody. Of the supervisor all is read: after a look at the inbox its deaths are
+// known, whatever it said before.
 constexpr u32 kMostAtOnce = 1024;
+constexpr u32 kMostOfSupervisor = Mail::kAll - 1;
 constexpr i64 kMapAgain = kLookAgain / 2;
 
 }  // namespace
@@ -169,7 +171,8 @@ void Mail::take_words() {
         Peer& from = peer(w * 64 + static_cast<u32>(__builtin_ctzll(marks.bits)));
         // One that is known to be dead may have spoken before: what it said counts
         // until its death has been settled here, which reads it for the last time.
-        if (!from.settled && !drain_ring(from, kMostAtOnce))
+        const u32 most = from.id.index == kSupervisor ? kMostOfSupervisor : kMostAtOnce;
+        if (!from.settled && !drain_ring(from, most))
           unreachable_.push_back(from.id.index);
       }
     }

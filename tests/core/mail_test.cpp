@@ -310,6 +310,25 @@ TEST(who_sends_without_end_keeps_nobody_from_being_heard) {
 }
 
 // A borrow that was said before a borrower let go is read after it.
+TEST(a_death_is_known_after_one_look_whatever_else_the_supervisor_has_said) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId old{2, 1}, successor{3, 1};
+  fleet.prepare(old);
+  Node& there = fleet.start(successor);
+  const ObjectId actor = actor_at(driver, old);
+  {
+    const Lock lock(driver.home.mu);  // nobody reads meanwhile
+    for (int i = 0; i < 3000; ++i) fleet.control().send(kDriverId, Message::kRoom, {});
+    fleet.say_died(kDriverId, old, successor);
+    driver.mail.drain();
+    CHECK(driver.mail.peer(old.index).ended);
+  }
+  const ObjectId result = submit(driver, make_call(driver, actor));
+  finish(there, next(there));
+  CHECK(text_of(driver, result) == "done");
+}
+
 TEST(nothing_is_given_away_before_the_inbox_has_been_read_to_its_end) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId, false);
