@@ -216,6 +216,7 @@ void Node::housekeep() {
         actors.flush_held_back();
         if (tasks.has_late()) tasks.look_again();
         tasks.flush_backlog();
+        waits.announce();  // some may have failed
         if (deaths.has_let_go()) deaths.look_at_dead();
         untidy = store.arena().wants_tidy();
         if (untidy) store.arena().tidy();

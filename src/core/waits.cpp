@@ -310,8 +310,9 @@ void Waits::leave_cpu() {
   try {
     node_.tasks.flush_backlog();
   } catch (const std::bad_alloc&) {
-    // They stay where they are, and the housekeeper tries again: this thread leads.
+    // What follows from one that failed is done when somebody drains again.
   }
+  announce();  // some may have failed: this thread may wait for them itself
   if (node_.work.work_waiting()) node_.cpus.wake_for_work();
 }
 
