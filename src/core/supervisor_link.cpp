@@ -284,8 +284,15 @@ bool SupervisorLink::take_answer(Patience patience) {
       continue;
     }
     char rest;
-    while (recv(fd_, &rest, 1, 0) < 0 && (errno == EINTR || is_short(errno)))
-      if (errno != EINTR) pause_for(kPauseNs);
+    tries = 0;
+    while (recv(fd_, &rest, 1, 0) < 0 && (errno == EINTR || is_short(errno))) {
+      if (errno == EINTR) continue;
+      if (++tries >= most_tries) {
+        ++unread_answers_;  // it has been read here, and is there still
+        break;
+      }
+      pause_for(kPauseNs);
+    }
     if (cut) {
       found.close_all();
       answer->error = EMFILE;
