@@ -288,8 +288,9 @@ bool SupervisorLink::take_answer(Patience patience) {
     while (recv(fd_, &rest, 1, 0) < 0 && (errno == EINTR || is_short(errno))) {
       if (errno == EINTR) continue;
       if (++tries >= most_tries) {
-        ++unread_answers_;  // it has been read here, and is there still
-        break;
+        found.close_all();
+        errno = ENOMEM;
+        return false;  // it is there still
       }
       pause_for(kPauseNs);
     }
