@@ -1,6 +1,7 @@
 // How the arena gives free memory back to the system: of large places first, then whole
 // pages that merged small ones make, a part at each call.
 #include <algorithm>
+#include <iterator>
 
 #include "arena.hpp"
 
@@ -82,19 +83,23 @@ bool Arena::merge_old(u32 from_class, u32 to_class, u64 most, double now) {
       if (!list.empty()) return false;
       continue;
     }
-    auto it = list.begin();
+    auto it = kept;
     struct Erase {  // what has been merged, whatever is thrown
       std::vector<Place>& list;
-      const decltype(it)& to;
-      ~Erase() { list.erase(list.begin(), to); }
+      const decltype(it)& from;
+      const decltype(it) to;
+      ~Erase() { list.erase(from, to); }
     };
-    const Erase merged{list, it};
-    for (; it != kept; ++it) {
-      const u64 bytes = header(it->start)->block_bytes;
-      merge(*it);
+    const Erase merged{list, it, kept};
+    // Backwards: what is kept is less than what is listed.
+    for (; most > 0 && it != list.begin(); --most) {
+      const u64 bytes = header(std::prev(it)->start)->block_bytes;
+      merge(*std::prev(it));
+      --it;
       --listed_;
       listed_bytes_ -= bytes;
     }
+    if (it != list.begin()) return false;
   }
   return true;
 }

@@ -573,6 +573,47 @@ TEST(memory_that_each_step_wants_again_is_kept_while_the_steps_go_on) {
   CHECK(arena.resident_bytes() < 2 * kBig);
 }
 
+// After fresh pages were wanted soon: what was freed lately is then kept.
+TEST(one_call_merges_few_blocks_whether_or_not_some_are_kept) {
+  constexpr u64 kBytes = 2048 * kMiB;
+  const check::SharedMemory memory(kBytes);
+  Arena arena(memory.as<std::byte>(), kBytes, kSelf, [] { return now; });
+  now = 1000;
+  auto large = *arena.allocate(600 * kMiB, kSelf);
+  CHECK(arena.free(large.offset, large.generation));
+  while (arena.tidy()) {
+  }
+  large = *arena.allocate(600 * kMiB, kSelf);
+  std::vector<Arena::Block> small;
+  for (int i = 0; i < 9000; ++i) small.push_back(*arena.allocate(60'000, kSelf));
+  const auto free_some = [&](u64 most) {
+    for (u64 i = 0; i < most && !small.empty(); ++i, small.pop_back())
+      CHECK(arena.free(small.back().offset, small.back().generation));
+  };
+  std::shuffle(small.begin(), small.end(), std::mt19937(1));
+  free_some(6000);
+  now += 20;
+  free_some(100);
+  const auto listed = [&] {
+    u64 found = 0;
+    for_each_place(memory.as<std::byte>(), arena.top(), [&](u64, const BlockHeader& h) {
+      found += h.size == 0 && h.state != static_cast<u32>(BlockState::kFree);
+    });
+    return found;
+  };
+  u64 before = listed();
+  CHECK(before > 5000);
+  CHECK(arena.free(large.offset, large.generation));
+  const u64 freed = before;
+  for (bool more = true; more;) {
+    const u64 after = listed();
+    CHECK(before - std::min(before, after) <= 1100);
+    before = after;
+    more = arena.tidy();
+  }
+  CHECK(listed() < freed / 2);
+}
+
 TEST(a_list_of_a_living_arena_is_never_of_more_than_is_mapped) {
   check::SharedMemory memory(kArenaBytes);
   Arena arena(memory.as<std::byte>(), memory.size());
