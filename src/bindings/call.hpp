@@ -40,7 +40,7 @@ class Call {
     int error = 0;
     const std::byte* bytes = node_.store.bytes_at(at, error);
     while (bytes == nullptr && error == ETIMEDOUT)
-      try_later([&] { bytes = node_.store.bytes_at(at, error); });
+      try_later(node_, [&] { bytes = node_.store.bytes_at(at, error); });
     if (bytes == nullptr && error != ENOENT) refuse("resources_lack", error);
     if (bytes == nullptr) refuse("caller_gone");
     return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);

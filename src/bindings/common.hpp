@@ -31,11 +31,6 @@ inline Callbacks g_callbacks;
   refuse("session_ended", to_str(node.why_it_ended()));
 }
 
-// What asks only for this may be called after the session's end.
-inline void check_not_forked(const Node& node) {
-  if (node.in_forked_child()) refuse("forked_child");
-}
-
 inline void check_alive(const Node& node) {
   check_not_forked(node);
   if (node.home.stopping.load(std::memory_order_relaxed)) refuse("shut_down");

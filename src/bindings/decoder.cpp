@@ -261,6 +261,7 @@ class OpenView {
 };
 
 PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writable) {
+  check_not_forked(node);  // what was decoded before it may have forked
   if (value.kind == Value::Kind::kInline)
     return decode_bytes(node,
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
@@ -269,7 +270,7 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
   OpenView opened(node, value.block);
   View& view = opened.view;
   while (view.error == ETIMEDOUT)
-    try_later([&] { view = node.store.open_view(value.block); });
+    try_later(node, [&] { view = node.store.open_view(value.block); });
   if (view.error == EAGAIN) {
     const nanobind::gil_scoped_release released;
     node.store.load_view(value.block, view);

@@ -231,6 +231,7 @@ void Encoder::encode(PyObject* object) {
     buffers_.resize(n_buffers);
     encode_pickle(object);
   }
+  check_not_forked(node_);
   fitted<u32>(meta.size(), "the size in bytes of a value beside its arrays");
   fitted<u32>(refs.size(), "the number of refs in one value");
 }
@@ -263,6 +264,7 @@ void Encoder::write(std::byte* to) const {
 }
 
 Value Encoder::finish(bool is_error, u32 label) {
+  check_not_forked(node_);
   // Counted before the GIL is let go: another thread may change the list that holds
   // them.
   CountedRefs counted(node_, refs);

@@ -5,6 +5,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include "core/node.hpp"
+
 namespace skate {
 
 // A Python error is set; unwinds to the binding that called.
@@ -22,6 +24,13 @@ template <class... Details>
     error.restore();
   }
   throw PythonError{};
+}
+
+// To be asked whenever Python code may have run, before anything is changed: the
+// handler of a signal, or what pickle calls, may have forked, and this be the child.
+// What asks only for this may be called after the session's end.
+inline void check_not_forked(const Node& node) {
+  if (node.in_forked_child()) refuse("forked_child");
 }
 
 }  // namespace skate

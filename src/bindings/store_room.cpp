@@ -99,6 +99,7 @@ Location allocate(Node& node, u64 size) {
     if (room == Spiller::Room::kEngineDied)
       refuse("session_ended_while_waiting_for_room");
     if (PyErr_CheckSignals() != 0) throw PythonError{};
+    check_not_forked(node);
     if (room == Spiller::Room::kFull) refuse_full(node, size);
   }
 }

@@ -7,7 +7,7 @@
 #include <chrono>
 #include <thread>
 
-#include "core/node.hpp"
+#include "refuse.hpp"
 
 namespace skate {
 
@@ -25,8 +25,9 @@ void seal_block(Node& node, const Location& location, u32 label);
 // Tries again in a while what failed with ETIMEDOUT: the supervisor does not answer,
 // and may have been stopped. Other threads go on meanwhile, and Ctrl-C gets through.
 template <class F>
-void try_later(F&& again) {
+void try_later(const Node& node, F&& again) {
   if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
+  check_not_forked(node);
   const nanobind::gil_scoped_release released;
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   again();

@@ -87,6 +87,7 @@ bool Mail::map(Peer& peer) {
 }
 
 void Mail::send(ProcId to, Message kind, std::string_view payload, Ring ringing) {
+  if (node_.in_forked_child()) return;  // the ring is its parent's
   Peer* const receiver = reach(to);
   if (receiver == nullptr) return;
   OverflowMemory& memory = node_.store.overflow();

@@ -60,7 +60,8 @@ class Node {
   // Stops the housekeeper; every later wait answers kEngineDied. In a forked child,
   // nothing.
   void close();
-  // True in a forked child of this process: nothing may be touched any more.
+  // True in a forked child of this process: nothing may be touched any more. What gives
+  // something back, as destructors do, then does nothing; the rest is not called.
   bool in_forked_child() const { return birthplace_.in_forked_child(); }
   // What the supervisor said of the session's end; empty if it said nothing.
   std::string_view why_it_ended() const;

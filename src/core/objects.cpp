@@ -197,6 +197,7 @@ void Objects::acquire(ObjectId id) {
 
 void Objects::release(ObjectId id) noexcept {
   std::lock_guard lock(home_.mu);
+  if (node_.in_forked_child()) return;
   try {
     drop(id);
     node_.streams.ref_released(id);

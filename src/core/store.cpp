@@ -141,6 +141,7 @@ void Store::free_own_block(const Location& location) noexcept {
     free_block(location);
   } catch (const std::bad_alloc&) {  // its arena keeps it until this process ends
   }
+  if (node_.in_forked_child()) return;
 }
 
 void Store::free_block(const Location& location) {
@@ -305,6 +306,7 @@ void Store::close_view(ProcId proc, u32 pin) noexcept {
   std::lock_guard lock(home_.mu);
   try {
     pins_.remove(pin);
+  if (node_.in_forked_child()) return;
   } catch (const std::bad_alloc&) {  // one place less for pins
   }
   node_.arenas.close_view(proc);

@@ -75,6 +75,7 @@ void Tasks::give_back(Task* task) {
 
 void Tasks::discard(Task* task) {
   std::lock_guard lock(home_.mu);
+  if (node_.in_forked_child()) return;
   give_back(task);
 }
 

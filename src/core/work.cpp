@@ -202,6 +202,7 @@ void Work::finish_cancelled(const Incoming& task) {
 }
 
 void Work::discard(std::vector<Value>& values) {
+  if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
   for (Value& value : values) node_.objects.free_value(value);
 }

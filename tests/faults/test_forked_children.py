@@ -182,3 +182,115 @@ def test_a_handler_that_forks_while_its_thread_starts_a_session_may_go_on() -> N
 """,
         seconds=30,
     )
+
+
+# Code of the program that a call of skate runs, and that forks ------------------------
+
+GOES_ON = """
+    import os, sys
+
+    import numpy as np
+
+    import skate
+
+    parent = os.getpid()
+
+    class Forks:
+        "Forks while it is pickled; the child goes on, with another value."
+        def __init__(self, parents, childs):
+            self.values = parents, childs
+            self.child = None
+        def __reduce__(self):
+            self.child = os.fork()
+            return list, ([self.values[self.child == 0]],)
+
+    def is_refused(what):
+        "In the child: whether it is, and the end. In the parent: what it gives."
+        try:
+            given = what()
+        except skate.exceptions.EngineError:
+            if os.getpid() != parent:
+                os._exit(0)
+            raise
+        if os.getpid() != parent:
+            os._exit(1)
+        return given
+
+    def end_of(child):
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_child_that_was_forked_while_a_value_is_pickled_stores_nothing() -> None:
+    run(
+        GOES_ON
+        + """
+    value = Forks(np.full(1 << 20, 1, np.uint8), np.full(1 << 20, 2, np.uint8))
+    with skate.init("embedded", num_cpus=1):
+        ref = is_refused(lambda: skate.put(value))
+        assert end_of(value.child) == 0
+        assert (skate.get(ref)[0] == 1).all()
+"""
+    )
+
+
+def test_a_child_that_was_forked_while_an_argument_is_pickled_sends_nothing() -> None:
+    """What was stored for the arguments before it stays, too."""
+    run(
+        GOES_ON
+        + """
+    @skate.remote
+    def task(first, second):
+        return int(first.sum()), second
+
+    @skate.remote
+    class Actor:
+        seen = 0
+        def method(self, first, second):
+            self.seen += 1
+            return int(first.sum()), second, self.seen
+
+    first = np.ones(100_000, np.uint8)
+    with skate.init("embedded", num_cpus=1):
+        actor = Actor.remote()
+        for call, more in (task.remote, []), (actor.method.remote, [1]):
+            second = Forks("parent", "child")
+            ref = is_refused(lambda: call(first, second))
+            assert end_of(second.child) == 0
+            others = [skate.put(np.full(100_000, 7, np.uint8)) for _ in range(4)]
+            assert list(skate.get(ref, timeout=30)) == [100_000, ["parent"], *more]
+        again = skate.get(actor.method.remote(first, 1), timeout=30)
+        assert again == (100_000, 1, 2)
+"""
+    )
+
+
+def test_a_child_that_the_handler_of_a_signal_forks_stores_nothing() -> None:
+    """``put`` waits for room, and both return from the handler."""
+    run(
+        GOES_ON
+        + """
+    import signal
+
+    child = None
+
+    def fork(*_):
+        global child
+        child = os.fork()
+        if child != 0:
+            assert end_of(child) == 0  # while there still is no room
+            held.clear()
+        else:
+            value[:] = 2
+
+    signal.signal(signal.SIGALRM, fork)
+    with skate.init("embedded", num_cpus=1, object_store_memory=32 << 20):
+        held = [skate.put(np.zeros(10 << 20, np.uint8)) for _ in range(2)]
+        value = np.full(16 << 20, 1, np.uint8)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        ref = is_refused(lambda: skate.put(value))
+        assert child is not None
+        assert (skate.get(ref) == 1).all()
+""",
+        SKATE_SPILL_DIR="",
+    )
