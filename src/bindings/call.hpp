@@ -32,6 +32,8 @@ inline void end_forked_child(Node& node, int status = 0) {
 class Call {
  public:
   Call(Node& node, Incoming&& task) : node_(node), task_(std::move(task)) {}
+  ~Call() { discard(); }
+  Call(const Call&) = delete;
 
   const TaskHeader& header() const { return task_.header; }
 
@@ -95,7 +97,7 @@ class Call {
   void encode(nb::list results) {
     end_forked_child(node_);
     guarded([&] {
-      values_.clear();
+      discard();
       for (nb::handle result : results) encode_one(result.ptr());
     });
   }
@@ -209,12 +211,14 @@ class Call {
   }
   void fail_cancelled() {
     end_forked_child(node_, 1);
+    discard();
     node_.work.finish_cancelled(task_);
   }
 
   // `refs` are inside of the error; `retryable`: the task should be tried again.
   void fail(nb::bytes error, nb::list refs, bool retryable) {
     end_forked_child(node_, 1);
+    discard();  // what was encoded before something else went wrong
     guarded([&] {
       // One each: every return frees its own.
       const std::vector<ObjectId> held = ids_of(refs);
@@ -231,7 +235,7 @@ class Call {
           }
         }
       } catch (const PythonError&) {
-        node_.work.discard(values);
+        node_.work.discard(task_, values);
         throw;
       }
       node_.work.finish(task_, values, retryable);
@@ -271,6 +275,11 @@ class Call {
     ObjectId id;
     Value value;
   };
+
+  // Results that are encoded, and will not be sent.
+  void discard() {
+    if (!values_.empty()) node_.work.discard(task_, values_);
+  }
 
   // What its results are made by: see Node.name_function.
   u32 made_by() {
@@ -320,8 +329,7 @@ class Call {
       encoder.encode(result);
       values_.push_back(encoder.finish(false, made_by()));
     } catch (const PythonError&) {
-      node_.work.discard(values_);
-      values_.clear();
+      discard();
       throw;
     }
   }

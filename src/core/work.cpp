@@ -201,10 +201,11 @@ void Work::finish_cancelled(const Incoming& task) {
   finish(task, values);
 }
 
-void Work::discard(std::vector<Value>& values) {
+void Work::discard(const Incoming& task, std::vector<Value>& values) {
   if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
-  for (Value& value : values) node_.objects.free_value(value);
+  for (Value& value : values) node_.objects.free_unsent(task.header.task_id, value);
+  values.clear();
 }
 
 void Work::note_task(const TaskHeader& header) {

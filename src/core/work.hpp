@@ -35,7 +35,8 @@ class Work {
   void finish(const Incoming& task, std::vector<Value>& values, bool retryable = false);
   // The same for a task that was cancelled.
   void finish_cancelled(const Incoming& task);
-  void discard(std::vector<Value>& values);  // instead of sending them
+  // Instead of sending them.
+  void discard(const Incoming& task, std::vector<Value>& values);
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
   // This worker ends once its program lets it: no leased task is to be given to it any

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import skate
@@ -163,6 +166,37 @@ class Background:
     def result(self) -> str:
         value: str = skate.get(self.ref)
         return value
+
+
+class TooLate(Exception):
+    """A time limit of the program's own."""
+
+
+def strike(*_: object) -> None:
+    raise TooLate
+
+
+def test_a_result_that_is_stored_but_not_sent_takes_no_room(session: None) -> None:
+    """The handler of a signal raises when the function has returned."""
+
+    def make() -> np.ndarray:
+        signal.signal(signal.SIGALRM, strike)
+        array = np.ones(100 << 20, np.uint8)
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        return array  # is being copied to the store for 30 ms or more
+
+    for _ in range(20):
+        task = skate.remote(max_retries=0)(make).remote()
+        try:
+            assert len(skate.get(task, timeout=TIMEOUT)) == 100 << 20
+        except TooLate:
+            break
+    else:
+        pytest.skip("the signal never came in time")
+    del task
+    gc.collect()
+    while skate._runtime.statistics()["store_bytes"] > 1 << 20:
+        threading.Event().wait(0.002)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
