@@ -379,7 +379,7 @@ void Actors::handle_gone(Object& actor) {
   if (has_address(actor)) {
     const ProcId address = address_of(actor);
     lives_nowhere(actor);
-    node_.mail.send(address, Message::kEndActor, {}, Ring::kUrgent);
+    node_.mail.send_goodbye(address, Message::kEndActor, {}, Ring::kUrgent);
     // If it is no longer there, it must not be restarted for nobody.
     std::string note(view_of(actor.id));
     note += view_of(address);

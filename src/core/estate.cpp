@@ -101,7 +101,7 @@ Estate::Heritage* Estate::find(ProcId dead) {
 void Estate::free(const Location& location) {
   node_.deaths.let_go(location.proc);
   if (!home_.is_driver()) {
-    node_.mail.send(home_.driver(), Message::kFreeBlock, view_of(location));
+    node_.mail.send_goodbye(home_.driver(), Message::kFreeBlock, view_of(location));
     return;
   }
   Heritage* const heritage = find(location.proc);

@@ -106,6 +106,29 @@ void Mail::send(ProcId to, Message kind, std::string_view payload, Ring ringing)
                   ringing == Ring::kUrgent ? kAsleep : kAsleepAny);
 }
 
+void Mail::send_goodbye(ProcId to, Message kind, std::string_view payload,
+                        Ring ringing) {
+  try {
+    send(to, kind, payload, ringing);
+  } catch (const std::bad_alloc&) {
+    unsaid_.push_back({to, kind, std::string(payload), ringing});
+  }
+}
+
+// Until one cannot be said now either: that one is the last to be tried again.
+void Mail::say_unsaid() {
+  for (std::size_t left = unsaid_.size(); left != 0; --left) {
+    const Unsaid next = std::move(unsaid_.front());
+    unsaid_.pop_front();
+    // Its arena may be the driver's affair by now.
+    if (next.kind == Message::kFreeBlock)
+      node_.store.free_block(Reader(next.payload).pod<Location>());
+    else
+      send_goodbye(next.to, next.kind, next.payload, next.ringing);
+    if (unsaid_.size() == left) return;
+  }
+}
+
 bool Mail::collect() {
   if (chained_.empty()) return false;
   std::erase_if(chained_, [&](u32 index) {
@@ -141,6 +164,7 @@ void Mail::drain() {
   }
   // An idle worker that looks for work reads queues without the lock: it leads then.
   if (!node_.waits.has_leader()) retired_.clear();
+  if (!unsaid_.empty()) say_unsaid();
   node_.tasks.run_ready();
   node_.tasks.flush_backlog();
   node_.waits.announce();

@@ -2,16 +2,20 @@
 //
 // Duty: to bring a message from one process to another, in order, whatever state either
 // is in. Invariant: a message that was sent is in shared memory, in the sender's ring
-// or the chain that continues it (ring.hpp), until its receiver has read it. Nothing
-// waits in private memory, so a sender may be killed after any instruction, and no
-// message overtakes another one to the same receiver. A message is taken in only while
+// or the chain that continues it (ring.hpp), until its receiver has read it. So a
+// sender may be killed after any instruction, and no message overtakes another one to
+// the same receiver. Only that something is let go of may be kept here, until there is
+// memory to say it: nothing follows in order from it, and this process's death says it
+// too. A message is taken in only while
 // there is memory for what has to be said because of it (see Store::can_answer). Since
 // every send is complete, one that follows from another comes after it for everybody:
 // the rule of counts in objects.hpp rests on that.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -59,6 +63,11 @@ class Mail {
 
   void send(ProcId to, Message kind, std::string_view payload,
             Ring ringing = Ring::kUsual);
+  // That something of the receiver's is let go of. Without memory for the message now,
+  // it is said later: the caller has nothing to undo.
+  void send_goodbye(ProcId to, Message kind, std::string_view payload,
+                    Ring ringing = Ring::kUsual);
+  bool has_unsaid() const { return !unsaid_.empty(); }
   // Reads all that has come, and does what follows from it.
   void drain();
   // False: a part of it could not be reached; see `shortage`. After `most` records the
@@ -84,6 +93,7 @@ class Mail {
  private:
   void take_words();
   void look_again();
+  void say_unsaid();
   bool is_short_of(int error);
 
   Node& node_;
@@ -95,6 +105,13 @@ class Mail {
   std::vector<Mapping> retired_;
   std::vector<u32> chained_;      // receivers whose ring goes on in a chain
   std::vector<u32> unreachable_;  // senders of which something could not be read
+  struct Unsaid {
+    ProcId to;
+    Message kind;
+    std::string payload;
+    Ring ringing;
+  };
+  std::deque<Unsaid> unsaid_;  // goodbyes
   i64 look_again_at_ = 0;
   std::atomic<int> shortage_{0};
   std::atomic<i64> map_again_at_{0};

@@ -77,8 +77,8 @@ void Node::catch_up() {
 bool Node::needs_attention() const {
   return tasks.lack_dependencies() || actors.asks_for_addresses() ||
          objects.others_wait() || tasks.has_backlog() || deaths.has_let_go() ||
-         mail.has_unread() || mail.has_chains() || tasks.has_late() ||
-         actors.are_held_back() || home.link.has_kept();
+         mail.has_unread() || mail.has_unsaid() || mail.has_chains() ||
+         tasks.has_late() || actors.are_held_back() || home.link.has_kept();
 }
 
 void Node::handle(Peer& from, Message message, Reader reader) {

@@ -182,7 +182,7 @@ void Objects::drop(ObjectId id) {
       for (auto [at, end] = unsent_.equal_range(id); at != end; at = unsent_.erase(at))
         node_.store.free_block(at->second);
     }
-    node_.mail.send(owner, Message::kReturn, view_of(id));
+    node_.mail.send_goodbye(owner, Message::kReturn, view_of(id));
   } else if (object->shared) {
     unheld_.push_back(id);
   } else {
@@ -204,7 +204,6 @@ void Objects::release(ObjectId id) noexcept {
     if (!unheld_.empty()) node_.mail.drain();
   } catch (const std::bad_alloc&) {
     // What has not been read stays unread, and what nobody holds is freed after that.
-    // That a borrow has ended may not be said: then it does with this process.
   }
 }
 
@@ -249,7 +248,7 @@ void Objects::free_object(Object& object) {
   if (given) {
     // Its new owner frees the block, and counts this name for it as a borrower.
     for (const Contained& ref : value.contained) drop(ref.id);
-    node_.mail.send(home_.driver(), Message::kReturn, view_of(id));
+    node_.mail.send_goodbye(home_.driver(), Message::kReturn, view_of(id));
   } else {
     free_value(value);
   }

@@ -149,7 +149,7 @@ void Store::free_block(const Location& location) {
     arena_.free(location.offset, location.generation);
     publish_use();
   } else if (home_.lives(location.proc)) {
-    node_.mail.send(location.proc, Message::kFreeBlock, view_of(location));
+    node_.mail.send_goodbye(location.proc, Message::kFreeBlock, view_of(location));
   } else {
     node_.estate.free(location);
   }

@@ -198,10 +198,11 @@ TEST(a_death_is_settled_to_its_end_when_there_is_memory_again) {
   fleet.prepare(kDeaf);
   Node& node = fleet.start(kOther);
   const ObjectId result = call(node, kDeaf);
-  Value value;
-  value.kind = Value::Kind::kBlock;
-  value.block = {kDeaf, 1, kBlockHeaderBytes, 100};
-  node.objects.release(node.objects.put(std::move(value), Object::Kind::kData));
+  {
+    const Handing handing{{kDeaf, 1, kBlockHeaderBytes, 100}, kOther, kNobody, 1};
+    const Lock lock(node.home.mu);
+    node.mail.send(kDeaf, Message::kGiveBlock, view_of(handing));
+  }
   fill_to_the_brim(node, kDriverId);
   fleet.kill(kDeaf);
   fleet.say_died(kOther, kDeaf);

@@ -1,0 +1,103 @@
+// What is let go of, asked for or cancelled while there is no memory for messages: that
+// is said later, once, and costs no more than what lacks.
+#include "fleet.hpp"
+
+using namespace fleet;
+
+namespace {
+
+constexpr ProcId kDeaf{2, 1};  // is there, and reads nothing
+constexpr ProcId kOther{3, 1};
+constexpr ProcId kThird{4, 1};
+
+SessionOptions small_arenas() {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 8 << 20;
+  return options;
+}
+
+// Sends until there is no memory for a message of even one byte, and no room in the
+// ring to any of these.
+void fill_to_the_brim(Node& node, std::initializer_list<ProcId> receivers) {
+  const Lock lock(node.home.mu);
+  for (const ProcId to : receivers)
+    for (int i = 0; i < 40; ++i)
+      node.mail.send(to, Message::kRoom, std::string(1500, 'x'), Ring::kNobody);
+  for (const ProcId to : receivers)
+    for (std::size_t size = 100'000; size != 0; size /= 2) {
+      try {
+        for (;;)
+          node.mail.send(to, Message::kRoom, std::string(size, 'x'), Ring::kNobody);
+      } catch (const std::bad_alloc&) {
+      }
+    }
+}
+
+}  // namespace
+
+TEST(what_is_dropped_without_memory_for_a_message_is_freed_once_there_is) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId lent = put(other);
+  driver.objects.acquire(lent);
+  const ObjectId inside = put(driver);
+  Location block = *other.store.allocate(100'000, kDriverId);
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = block;
+  value.contained.push_back({inside, inside});  // takes its count
+  const ObjectId outer = driver.objects.put(std::move(value), Object::Kind::kData);
+  const ObjectId actor = actor_at(driver, kOther);
+  other.catch_up();
+  other.objects.release(lent);
+  fill_to_the_brim(driver, {kDeaf, kOther});
+
+  driver.objects.release(outer);
+  driver.objects.release(lent);
+  driver.objects.release(actor);
+  fleet.bury(kDeaf, {kDriverId, kOther});  // gives the memory back
+  until([&] { return !is_in_use(other, block); });
+  const auto is_gone = [](Node& node, ObjectId id) {
+    node.catch_up();
+    const Lock lock(node.home.mu);
+    return node.objects.find(id) == nullptr;
+  };
+  until([&] { return is_gone(driver, inside) && is_gone(other, lent); });
+  // The actor ends: it has no handle any more.
+  until([&] {
+    Incoming none;
+    return other.work.next_task(none, now_ns()) == WaitResult::kEngineDied;
+  });
+}
+
+TEST(an_arena_whose_process_ends_before_it_could_be_told_is_freed_in_by_the_driver) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kOther);
+  fleet.prepare(kThird);
+  Location block;
+  {
+    Node& third = fleet.start(kThird);
+    block = *third.store.allocate(100'000, node.home.self);
+  }
+  Value value;
+  value.kind = Value::Kind::kBlock;
+  value.block = block;
+  const ObjectId id = node.objects.put(std::move(value), Object::Kind::kData);
+  fleet.prepare(kDeaf);
+  fill_to_the_brim(node, {kDeaf, kThird});
+  node.objects.release(id);
+  fleet.kill(kThird);
+  fleet.tell_died(kDriverId, kThird);
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  fleet.tell_died(kOther, kThird);
+  until([&] {
+    node.catch_up();
+    driver.catch_up();
+    return driver.store.used() == 0;
+  });
+}
+
+TEST_MAIN()
