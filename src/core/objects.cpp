@@ -69,6 +69,7 @@ Object& Objects::create(Object::Kind kind) {
   object.ready = false;
   object.shared = false;
   object.given = false;
+  object.untold = false;
   object.former = {};
   object.local = 0;
   object.stale_waiters = 0;
@@ -196,8 +197,8 @@ void Objects::acquire(ObjectId id) {
 }
 
 void Objects::release(ObjectId id) noexcept {
-  std::lock_guard lock(home_.mu);
   if (node_.in_forked_child()) return;
+  std::lock_guard lock(home_.mu);
   try {
     drop(id);
     node_.streams.ref_released(id);

@@ -10,6 +10,7 @@
 // only then does it free.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <unordered_map>
 #include <unordered_set>
@@ -137,7 +138,8 @@ class Objects {
   std::unordered_map<ObjectId, ObjectId> former_names_;
   // Blocks of this arena, under what is held here while somebody reads them.
   std::unordered_multimap<ObjectId, Location> unsent_;
-  std::vector<ObjectId> untold_;  // those who asked could not be told of these
+  // Those who asked could not be told of these; each is in it once.
+  std::deque<ObjectId> untold_;
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   std::vector<bool> seen_;        // by slot; only all_distinct uses it
   u64 owned_ = 0;

@@ -210,7 +210,8 @@ void Objects::tell(Object& object, const Waiter& waiter) {
         tell_value(id, object.value, waiter.process);
       } catch (const std::bad_alloc&) {  // no memory for the message now
         object.waiters.push_back(waiter);
-        untold_.push_back(id);
+        if (!object.untold) untold_.push_back(id);
+        object.untold = true;
         return;
       }
       --asked_values_;
@@ -237,11 +238,15 @@ void Objects::tell_value(ObjectId id, const Value& value, ProcId to) {
 }
 
 void Objects::tell_again() {
-  const std::size_t now = untold_.size();  // who cannot be told again comes behind
-  for (std::size_t i = 0; i < now; ++i)
-    if (Object* const object = find(untold_[i]); object != nullptr && object->ready)
-      tell_all(*object);
-  untold_.erase(untold_.begin(), untold_.begin() + static_cast<std::ptrdiff_t>(now));
+  // What is not told now either is listed anew.
+  for (std::size_t left = untold_.size(); left != 0; --left) {
+    const ObjectId id = untold_.front();
+    untold_.pop_front();
+    Object* const object = find(id);
+    if (object == nullptr) continue;
+    object->untold = false;
+    if (object->ready) tell_all(*object);
+  }
 }
 
 }  // namespace skate

@@ -100,4 +100,28 @@ TEST(an_arena_whose_process_ends_before_it_could_be_told_is_freed_in_by_the_driv
   });
 }
 
+TEST(however_many_cannot_be_told_of_a_value_each_is_tried_once_at_a_time) {
+  Fleet fleet(small_arenas());
+  Node& node = fleet.start(kDriverId);
+  for (const ProcId deaf : {kDeaf, kOther, kThird}) fleet.prepare(deaf);
+  const ObjectId result = submit(node);
+  {
+    const Lock lock(node.home.mu);
+    for (const ProcId asker : {kDeaf, kOther, kThird})
+      node.objects.answer(result, asker);
+  }
+  fill_to_the_brim(node, {kDeaf, kOther, kThird});
+  CHECK(node.tasks.cancel(result, false, false));
+  // If each time were twice as long as the one before, this would never end.
+  for (int i = 0; i < 60; ++i) node.catch_up();
+  {
+    const Lock lock(node.home.mu);
+    CHECK(node.objects.find(result)->waiters.size() == 3);
+  }
+  fleet.bury(kDeaf, {kDriverId});
+  Node& other = fleet.start(kOther);  // reads
+  other.objects.acquire(result);
+  CHECK(error_of(other, result) == SystemError::kCancelled);
+}
+
 TEST_MAIN()
