@@ -136,6 +136,18 @@ class RingProducer {
     while (has_chain()) free_first(overflow);
   }
 
+  // How far it has been written, and whether the receiver has read as far.
+  struct Place {
+    u64 tail = 0;
+    u64 posted = 0;
+  };
+  Place place() const { return {tail_, posted_}; }
+  bool is_read_to(const Place& place) const {
+    // Only a hint, so it pairs with nothing.
+    return memory_->head.load(std::memory_order_relaxed) >= place.tail &&
+           memory_->taken.load(std::memory_order_relaxed) >= place.posted;
+  }
+
   // Calls `use(kind, payload, size)` for what a dead receiver had not consumed, in
   // order.
   template <class Use>

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "message.hpp"
+#include "ring.hpp"
 #include "trace.hpp"
 
 namespace skate {
@@ -37,7 +38,14 @@ struct Task {
   ObjectId parent{};       // the task that submitted it
   bool cancelled = false;  // it is not tried again
   bool killed = false;     // ... and its worker was ended for that
-  u32 place = 0;           // among all tasks
+  // Who was last told to cancel it, how, and where that stands in the ring.
+  struct Told {
+    ProcId who;
+    u8 flags = 0;
+    RingProducer::Place at;
+  };
+  Told told{};
+  u32 place = 0;  // among all tasks
 
   // Its neighbours in the list in which it waits, and among its parent's tasks.
   struct Links {

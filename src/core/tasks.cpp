@@ -29,6 +29,7 @@ void Task::reset() {
   parent = {};
   cancelled = false;
   killed = false;
+  told = {};
 }
 
 Tasks::Tasks(Node& node)

@@ -102,6 +102,7 @@ class Tasks {
   void free_body(Task* task);
   Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);
+  void tell_to_cancel(Task& task, Peer& runner, u8 flags);
   void list_child(Task* task);
   void unlist_child(Task* task);
 

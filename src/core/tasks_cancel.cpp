@@ -44,11 +44,8 @@ void Tasks::cancel_task(Task* task, bool force, bool recursive) {
     node_.work.cancel_here(task_id, attempt, flags);  // a call of this actor by itself
     return;
   }
-  std::string message(view_of(task_id));
-  message += view_of(attempt);
-  message += view_of(flags);
   if (task->target != nullptr) {
-    node_.mail.send(task->target->id, Message::kCancel, message, Ring::kUrgent);
+    tell_to_cancel(*task, *task->target, flags);
     return;
   }
   // A pool worker has claimed it. It says so in its directory entry, or still in the
@@ -57,9 +54,20 @@ void Tasks::cancel_task(Task* task, bool force, bool recursive) {
   for (u32 p = kDriver; p < n && !runner; ++p)
     if (home_.lives(home_.at(p)) && running_task(home_.session->procs[p]).id == task_id)
       runner = p;
-  if (runner)
-    node_.mail.send(node_.mail.peer(*runner).id, Message::kCancel, message,
-                    Ring::kUrgent);
+  if (runner) tell_to_cancel(*task, node_.mail.peer(*runner), flags);
+}
+
+// Once more only if the last time has been read: one that has stopped would be sent
+// messages without end.
+void Tasks::tell_to_cancel(Task& task, Peer& runner, u8 flags) {
+  Task::Told& told = task.told;
+  if (told.who == runner.id && told.flags == flags && !runner.out->is_read_to(told.at))
+    return;
+  std::string message(view_of(task.header.task_id));
+  message += view_of(task.header.attempt);
+  message += view_of(flags);
+  node_.mail.send(runner.id, Message::kCancel, message, Ring::kUrgent);
+  told = {runner.id, flags, runner.out->place()};
 }
 
 bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {

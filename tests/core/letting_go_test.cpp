@@ -124,4 +124,30 @@ TEST(however_many_cannot_be_told_of_a_value_each_is_tried_once_at_a_time) {
   CHECK(error_of(other, result) == SystemError::kCancelled);
 }
 
+TEST(to_cancel_again_what_was_not_told_yet_sends_nothing) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  const ObjectId actor = actor_at(driver, kDeaf);
+  Task* large = make_call(driver, actor);
+  large->args = std::string(100'000, 'x');  // from here on messages take memory
+  std::vector<ObjectId> calls{submit(driver, large)};
+  for (int i = 0; i < 10; ++i)
+    calls.push_back(submit(driver, make_call(driver, actor)));
+  const auto cancel_all = [&] {
+    for (const ObjectId call : calls) CHECK(driver.tasks.cancel(call, false, false));
+  };
+  cancel_all();
+  const u64 used = driver.store.used();
+  for (int i = 0; i < 100; ++i) cancel_all();
+  CHECK(driver.store.used() == used);
+  // How it is to be cancelled may change, and who has read may be told again.
+  for (const ObjectId call : calls) CHECK(driver.tasks.cancel(call, false, true));
+  CHECK(driver.store.used() > used);
+  Node& deaf = fleet.start(kDeaf);  // reads
+  for (const ObjectId call : calls)
+    CHECK(error_of(driver, call) == SystemError::kCancelled);
+  CHECK(!has_work(deaf));
+}
+
 TEST_MAIN()
