@@ -38,12 +38,16 @@ void copy_words(std::byte* to, const std::byte* from, u64 bytes) {
 Store::Store(Node& node)
     : node_(node),
       home_(node.home),
-      arena_(home_.segment.data() + kArenaOffset, home_.session->arena_bytes,
-             home_.self),
+      reserve_bytes_(
+          page_up(std::min(kMostReserved, home_.session->arena_bytes / kReservedPart))),
+      reserve_start_(page_down(home_.session->arena_bytes) - reserve_bytes_),
+      arena_(home_.segment.data() + kArenaOffset, reserve_start_, home_.self),
+      reserve_(home_.segment.data() + kArenaOffset + reserve_start_, reserve_bytes_,
+               home_.self),
       pins_(&home_.session->pins[home_.self.index]),
       labels_(&home_.session->labels[home_.self.index]),
-      reserve_(std::min(kMostReserved, home_.session->arena_bytes / kReservedPart)),
-      room_(home_.session->arena_bytes) {}
+      room_(home_.session->arena_bytes),
+      reserve_free_(reserve_bytes_) {}
 
 // Blocks
 // ---------------------------------------------------------------------------------
@@ -59,13 +63,15 @@ u64 Store::used() const {
 
 void Store::publish_use() {
   ProcEntry& me = *home_.me;
-  const u64 used = arena_.used_bytes() - code_bytes_;
+  const u64 all = arena_.used_bytes() + reserve_.used_bytes();
+  const u64 used = all - code_bytes_;
   me.store_used.store(used, std::memory_order_relaxed);
   if (arena_.has_discarded()) node_.spiller.wake();
   me.spillable.store(arena_.spillable_bytes(), std::memory_order_relaxed);
   me.spilled.store(arena_.spilled_bytes(), std::memory_order_relaxed);
-  room_ = home_.session->arena_bytes - arena_.used_bytes() - arena_.spilled_bytes();
-  const bool crowded = room_ < reserve_ / kLeastForCalls;
+  room_ = reserve_start_ + reserve_bytes_ - all - arena_.spilled_bytes();
+  reserve_free_ = reserve_bytes_ - reserve_.used_bytes();
+  const bool crowded = reserve_free_ < reserve_bytes_ / kLeastForCalls;
   if (crowded != is_crowded()) is_crowded_.store(crowded, std::memory_order_relaxed);
   if (used > me.store_peak.load(std::memory_order_relaxed))
     me.store_peak.store(used, std::memory_order_relaxed);
@@ -78,33 +84,13 @@ std::optional<Arena::Block> Store::allocate_now(u64 size, ProcId owner) {
   // Announced before the others' use is read: of two that allocate at a time, at least
   // one sees the other.
   home_.me->store_used.fetch_add(needed, std::memory_order_seq_cst);
-  const auto block =
-      used() <= limit() ? allocate_outside_reserve(size, owner) : std::nullopt;
+  const auto block = used() <= limit() ? arena_.allocate(size, owner) : std::nullopt;
   publish_use();
   return block;
 }
 
-// Values stay where they are for long: what one of them leaves is no room for messages.
-std::optional<Arena::Block> Store::allocate_outside_reserve(u64 size, ProcId owner) {
-  const u64 end = home_.session->arena_bytes - reserve_;
-  const u64 bytes = Arena::block_bytes(size);
-  if (arena_.used_bytes() + arena_.spilled_bytes() + bytes > end) return std::nullopt;
-  std::optional<Arena::Block> block = arena_.allocate(size, owner);
-  if (!block || block->offset + size <= end) return block;
-  // A place that a message has left; there may be others of the size.
-  constexpr std::size_t kTries = 64;
-  std::vector<Arena::Block> refused;
-  while (block && block->offset + size > end && refused.size() < kTries) {
-    refused.push_back(*block);
-    block = arena_.allocate(size, owner);
-  }
-  if (block && block->offset + size > end) refused.push_back(*std::exchange(block, {}));
-  for (const Arena::Block& other : refused) arena_.free(other.offset, other.generation);
-  return block;
-}
-
-std::optional<Location> Store::allocate_past_limit(u64 size, ProcId owner) {
-  const auto block = arena_.allocate(size, owner);
+std::optional<Location> Store::allocate_past_limit(u64 size) {
+  const auto block = arena_.allocate(size, home_.self);
   if (!block) return std::nullopt;
   publish_use();
   return name(*block, size);
@@ -112,14 +98,31 @@ std::optional<Location> Store::allocate_past_limit(u64 size, ProcId owner) {
 
 std::optional<Location> Store::allocate_beyond(u64 size, ProcId owner) {
   std::lock_guard lock(home_.mu);
-  return allocate_uncounted(size, owner);
-}
-
-std::optional<Location> Store::allocate_uncounted(u64 size, ProcId owner) {
-  const auto block = allocate_outside_reserve(size, owner);
+  const auto block = arena_.allocate(size, owner);
   if (!block) return std::nullopt;
   publish_use();
   return name(*block, size);
+}
+
+// Values stay where they are for long, so none may lie in the reserve. Messages do not:
+// they leave it to those for which there is no other room.
+std::optional<Arena::Block> Store::allocate_message(u64 size) {
+  std::optional<Arena::Block> block = arena_.allocate(size, home_.self);
+  if (!block) {
+    block = reserve_.allocate(size, home_.self);
+    if (!block) return std::nullopt;
+    block->offset += reserve_start_;
+  }
+  publish_use();
+  return block;
+}
+
+void Store::free_here(u64 offset, u64 generation) {
+  if (offset < reserve_start_)
+    arena_.free(offset, generation);
+  else
+    reserve_.free(offset - reserve_start_, generation);
+  publish_use();
 }
 
 std::optional<Location> Store::allocate(u64 size, ProcId owner) {
@@ -136,18 +139,17 @@ std::optional<Location> Store::allocate(u64 size, ProcId owner) {
 }
 
 void Store::free_own_block(const Location& location) noexcept {
+  if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
   try {
     free_block(location);
   } catch (const std::bad_alloc&) {  // its arena keeps it until this process ends
   }
-  if (node_.in_forked_child()) return;
 }
 
 void Store::free_block(const Location& location) {
   if (location.proc == home_.self) {
-    arena_.free(location.offset, location.generation);
-    publish_use();
+    free_here(location.offset, location.generation);
   } else if (home_.lives(location.proc)) {
     node_.mail.send_goodbye(location.proc, Message::kFreeBlock, view_of(location));
   } else {
@@ -176,8 +178,7 @@ bool Store::is_out_of_reach(const Value& value) {
 void Store::copy_error(const Location& from, Value& value) {
   const std::byte* bytes = node_.arenas.at(from);
   const int shortage = node_.arenas.shortage();
-  const auto block =
-      bytes == nullptr ? std::nullopt : allocate_uncounted(from.size, home_.self);
+  const auto block = bytes == nullptr ? std::nullopt : allocate_past_limit(from.size);
   if (!block) {
     const int error = bytes != nullptr ? ENOSPC : shortage;
     value.kind = Value::Kind::kFailure;
@@ -197,9 +198,8 @@ bool Store::makes_room_for_call() {
 }
 
 bool Store::Overflow::allocate(u64 bytes, u64& offset, u64& generation) {
-  const auto block = store.arena_.allocate(bytes, store.home_.self);
+  const auto block = store.allocate_message(bytes);
   if (!block) return false;
-  store.publish_use();
   offset = block->offset;
   generation = block->generation;
   return true;
@@ -303,10 +303,10 @@ void Store::load_view(const Location& location, View& view) {
 }
 
 void Store::close_view(ProcId proc, u32 pin) noexcept {
+  if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
   try {
     pins_.remove(pin);
-  if (node_.in_forked_child()) return;
   } catch (const std::bad_alloc&) {  // one place less for pins
   }
   node_.arenas.close_view(proc);

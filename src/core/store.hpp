@@ -2,11 +2,11 @@
 // blocks, and what blocks are called for people.
 //
 // Duty: to give out and take back memory of this process's arena, within the session's
-// limit. Invariant: messages have a part of the arena in which no value ever lies. What
-// this process publishes of its arena's use is at least what it has; of two processes
-// that allocate at a time, at least one sees the other. A block is written only by the
-// arena's process and only before it is published; a reader pins it before it looks
-// where its bytes are (pins.hpp).
+// limit. Invariant: the end of the arena, its reserve, is for messages alone: values
+// and what messages leave there never meet. What this process publishes of its arena's
+// use is at least what it has; of two processes that allocate at a time, at least one
+// sees the other. A block is written only by the arena's process and only before it is
+// published; a reader pins it before it looks where its bytes are (pins.hpp).
 #pragma once
 
 #include <atomic>
@@ -108,14 +108,15 @@ class Store {
   // For the other parts, with the lock held -------------------------------------------
 
   std::optional<Arena::Block> allocate_now(u64 size, ProcId owner);
-  std::optional<Location> allocate_past_limit(u64 size, ProcId owner);
-  std::optional<Location> allocate_past_limit(u64 size) {
-    return allocate_past_limit(size, home_.self);
-  }
-  // Past the store's limit, and where values lie: for what stays until a message comes.
-  std::optional<Location> allocate_uncounted(u64 size, ProcId owner);
+  // Past the limit, but never where messages have their room: for what stays until a
+  // message comes.
+  std::optional<Location> allocate_past_limit(u64 size);
   // False: that surely has no room for so many bytes.
-  bool may_hold(u64 size) const { return room_ >= Arena::block_bytes(size) + reserve_; }
+  bool may_hold(u64 size) const {
+    return room_ >= Arena::block_bytes(size) + reserve_free_;
+  }
+  // For messages alone. It may be in the reserve.
+  std::optional<Arena::Block> allocate_message(u64 size);
   Location name(const Arena::Block& block, u64 size) const {
     return {home_.self, block.generation, block.offset, size};
   }
@@ -136,11 +137,13 @@ class Store {
   // Whether it lies in memory that cannot be mapped now, and can be soon.
   bool is_out_of_reach(const Value& value);
   // What follows from a message can be said, and be said whole: see kLeastForHandlers.
-  bool can_answer() const { return can_answer_after(0); }
+  bool can_answer() const {
+    return reserve_free_ >= reserve_bytes_ / kLeastForHandlers;
+  }
   // Whether it can still after a message of so many bytes.
   bool can_answer_after(u64 size) const {
-    const u64 bytes = size == 0 ? 0 : Arena::block_bytes(size);
-    return room_ >= bytes + reserve_ / kLeastForHandlers;
+    const u64 least = reserve_bytes_ / kLeastForHandlers;
+    return can_answer() && room_ >= Arena::block_bytes(size) + least;
   }
   // Where messages go that do not fit into a ring.
   OverflowMemory& overflow() { return overflow_; }
@@ -151,14 +154,13 @@ class Store {
     bool allocate(u64 bytes, u64& offset, u64& generation) override;
     std::byte* at(u64 offset) override { return store.arena_.at(offset); }
     void free(u64 offset, u64 generation) override {
-      store.arena_.free(offset, generation);
-      store.publish_use();
+      store.free_here(offset, generation);
     }
     Store& store;
   };
   const std::byte* block_data(const Location& location, int& error);
   bool makes_room_for_call();
-  std::optional<Arena::Block> allocate_outside_reserve(u64 size, ProcId owner);
+  void free_here(u64 offset, u64 generation);
 
   // Parts of the reserve that calls, and what follows from others' messages, leave for
   // what is more urgent than they are. Values leave all of it.
@@ -167,14 +169,18 @@ class Store {
 
   Node& node_;
   Home& home_;
+  // The arena, but for its end: that has lists of its own.
+  const u64 reserve_bytes_;
+  const u64 reserve_start_;
   Arena arena_;
+  Arena reserve_;
   Overflow overflow_{*this};
   Pins pins_;
   Labels labels_;
   u32 default_label_ = 0;
   u64 code_bytes_ = 0;
-  u64 reserve_;  // at the end of the arena, for messages
-  u64 room_;     // what is in no use, of all of it
+  u64 room_;          // what is in no use, of all of the arena
+  u64 reserve_free_;  // ... and of the reserve
   std::atomic<bool> is_crowded_{false};
 };
 

@@ -75,8 +75,8 @@ void Tasks::give_back(Task* task) {
 }
 
 void Tasks::discard(Task* task) {
-  std::lock_guard lock(home_.mu);
   if (node_.in_forked_child()) return;
+  std::lock_guard lock(home_.mu);
   give_back(task);
 }
 
@@ -313,11 +313,11 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
   const u64 size = scratch_.size() - sizeof(TaskHeader);
   // Past the store's limit too: what is small enough to be here was counted already.
   // Not where messages have their room: only the task's result frees it, a message.
-  const auto block = node_.store.allocate_uncounted(size, home_.self);
+  const auto block = node_.store.allocate_past_limit(size);
   if (!block) return nullptr;
-  std::memcpy(node_.store.arena().at(block->offset),
-              scratch_.data() + sizeof(TaskHeader), size);
   task->body = *block;
+  std::memcpy(node_.store.own_data(task->body), scratch_.data() + sizeof(TaskHeader),
+              size);
   task->has_body = true;
   ++bodies_;
   task->header.flags |= kBodyInBlock;

@@ -82,11 +82,47 @@ TEST(a_place_that_a_message_has_left_does_not_keep_values_from_others) {
     for (int i = 0; i < 20; ++i) node.mail.send(kDeaf, Message::kRoom, filler(3960));
   }
   node.store.free_own_block(values.front());
-  // Places in the reserve are free too now, and are found first.
+  // Places in the reserve are free too now.
   fleet.bury(kDeaf, {kDriverId});
   node.catch_up();
   CHECK(node.store.allocate(4000, node.home.self));
   CHECK(!node.store.allocate(4000, node.home.self));
+}
+
+TEST(an_arena_in_which_nothing_is_left_of_many_messages_takes_values) {
+  Fleet fleet(small_arenas());
+  Node& node = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  const ObjectId actor = actor_at(node, kDeaf);
+  constexpr u64 kSize = 4500;
+  std::vector<ObjectId> results;
+  while (node.store.has_room_for_call()) {
+    Task* task = make_call(node, actor);
+    task->args = filler(kSize);
+    results.push_back(submit(node, task));
+  }
+  fleet.bury(kDeaf, {kDriverId});
+  for (const ObjectId id : results) {
+    CHECK(fails(node, id));
+    node.objects.release(id);
+  }
+  node.catch_up();
+  for (int i = 0; i < 200; ++i) CHECK(node.store.allocate(kSize, node.home.self));
+}
+
+// Errors and the code of actors are stored past the limit, and stay.
+TEST(values_past_the_limit_leave_room_for_messages_too) {
+  Fleet fleet(small_arenas());
+  Node& node = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  for (const u64 size : {100'000, 3000, 100})
+    while (node.store.allocate(size, node.home.self)) {
+    }
+  {
+    const Lock lock(node.home.mu);
+    CHECK(!node.store.allocate_past_limit(3000));
+  }
+  CHECK(node.store.has_room_for_call());
 }
 
 TEST(calls_to_one_who_does_not_read_are_refused_before_messages_lack_memory) {
