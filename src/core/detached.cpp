@@ -1,5 +1,7 @@
 #include "detached.hpp"
 
+#include <new>
+
 #include "node.hpp"
 
 namespace skate {
@@ -74,11 +76,20 @@ bool Detached::hand_over(Task* task, ProcId address) {
     writer.pod(static_cast<u32>(value.contained.size()));
     for (const Contained& ref : value.contained) writer.pod(ref);
   }
+  const auto give_back = [&] {
+    std::lock_guard lock(home_.mu);
+    for (ObjectId id : task->pins) node_.objects.drop(id);
+    node_.tasks.give_back(task);
+  };
   ObjectId none;
-  const bool adopted = ask(Message::kAdoptActor, token, payload, none);
-  std::lock_guard lock(home_.mu);
-  for (ObjectId id : task->pins) node_.objects.drop(id);
-  node_.tasks.give_back(task);
+  bool adopted;
+  try {
+    adopted = ask(Message::kAdoptActor, token, payload, none);
+  } catch (const std::bad_alloc&) {  // no memory for the message
+    give_back();
+    throw;
+  }
+  give_back();
   return adopted;
 }
 

@@ -150,4 +150,31 @@ TEST(to_cancel_again_what_was_not_told_yet_sends_nothing) {
   CHECK(!has_work(deaf));
 }
 
+TEST(an_actor_that_cannot_be_handed_over_leaves_nothing_behind) {
+  Fleet fleet(small_arenas());
+  fleet.prepare(kDriverId);
+  Node& node = fleet.start(kOther);
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(2000, kNobody);
+  const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
+  const ObjectId needed = put(node);
+  Task* task = make_task(node);
+  task->header.function_id = function;
+  task->pins = {function, needed};
+  fill_to_the_brim(node, {kDriverId});
+  bool was_short = false;
+  try {
+    node.detached.hand_over(task, kOther);
+  } catch (const std::bad_alloc&) {
+    was_short = true;
+  }
+  CHECK(was_short);
+  for (const ObjectId id : {function, needed}) {
+    node.objects.release(id);
+    const Lock lock(node.home.mu);
+    CHECK(node.objects.find(id) == nullptr);
+  }
+}
+
 TEST_MAIN()
