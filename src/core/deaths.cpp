@@ -177,7 +177,11 @@ void Deaths::look_at_dead() {
 }
 
 void Deaths::forget_pending() {
-  for (const auto& [dead, step] : std::exchange(forgets_, {})) forget(dead, step);
+  // One by one: without memory for one, that and the others are done the next time.
+  for (; !forgets_.empty(); forgets_.erase(forgets_.begin())) {
+    const auto [dead, step] = forgets_.front();
+    forget(dead, step);
+  }
 }
 
 // The second step: everybody has drained its rings, so its borrows can go. In time,

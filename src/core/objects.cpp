@@ -422,8 +422,8 @@ void Objects::forget_asker(ProcId dead) {
 void Objects::forget_borrower(ProcId dead, bool all) {
   const auto lent = lent_to_.find(dead);
   if (lent == lent_to_.end()) return;
-  std::unordered_set<ObjectId> ids = std::move(lent->second);
-  lent_to_.erase(lent);
+  std::unordered_set<ObjectId>& ids = lent->second;
+  unheld_.reserve(unheld_.size() + ids.size());  // what has begun can end
   for (auto it = ids.begin(); it != ids.end();) {
     Object* object = find(*it);
     if (object != nullptr && object->former && !all) {
@@ -438,7 +438,7 @@ void Objects::forget_borrower(ProcId dead, bool all) {
     }
     it = ids.erase(it);
   }
-  if (!ids.empty()) lent_to_.emplace(dead, std::move(ids));
+  if (ids.empty()) lent_to_.erase(lent);
 }
 
 }  // namespace skate
