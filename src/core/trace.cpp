@@ -211,10 +211,11 @@ u32 Trace::label_in(u32 in_class, std::string_view name) {
   Called& known = (*called_)[hash % kCacheSize];
   if (known.in_class == in_class && known.name == name) return known.label;
   std::lock_guard lock(mutex_);
+  const u32 label = add_label(in_class, name);  // first: it may throw
   known.name = name;
   known.in_class = in_class;
-  known.label = add_label(in_class, name);
-  return known.label;
+  known.label = label;
+  return label;
 }
 
 u32 Trace::label_of_call_without_gil(ObjectId actor, std::string_view method) {
@@ -235,8 +236,8 @@ u32 Trace::add_label(u32 in_class, std::string_view name) {
   if (const auto it = labels_.find(name); it != labels_.end()) return it->second;
   const u32 n = part_.num_labels.load(std::memory_order_relaxed);
   if (n >= kTraceLabels) return 0;
+  copy_text(part_.labels[n].name, name);  // may throw: nobody reads it before
   labels_.emplace(name, n);
-  copy_text(part_.labels[n].name, name);
   // Pairs with the acquire loads of readers: the name is there first.
   part_.num_labels.store(n + 1, std::memory_order_release);
   return n;

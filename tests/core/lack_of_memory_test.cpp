@@ -70,4 +70,17 @@ TEST(all_deaths_are_forgotten_though_memory_lacks_at_the_first) {
   CHECK(failed > 0);
 }
 
+TEST(a_label_that_could_not_be_made_is_no_other) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Trace& trace = driver.home.trace;
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    const std::string name = "too_long_for_no_heap_" + std::to_string(allocations);
+    failed += !try_with(allocations, [&] { trace.label_of_method(name); });
+    CHECK(driver.name_of(trace.label_of_method(name)).ends_with(name));
+  }
+  CHECK(failed > 0);
+}
+
 TEST_MAIN()
