@@ -193,7 +193,9 @@ TEST(a_file_that_may_not_grow_takes_what_lies_nearer_to_its_beginning) {
 
 // The first large block after a shortage may take long.
 TEST(while_a_write_goes_better_than_the_one_that_failed_nobody_is_told_of_that_one) {
-  Fleet fleet;
+  SessionOptions options = usual_options();
+  options.arena_bytes = 256 * kMiB;
+  Fleet fleet(options);
   Node& driver = fleet.start(kDriverId, false);
   const ProcEntry& me = *driver.home.me;
   bool seen = false;
