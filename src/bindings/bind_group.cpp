@@ -134,6 +134,15 @@ class PyGroup {
     const auto area = group_.own_area();
     segment_->arena.emplace(area.data(), area.size());
   }
+  // Messages that nobody has received stay in memory, as long as that is mapped.
+  ~PyGroup() {
+    for (auto& [to, leases] : sent_) {
+      forget_taken(to);
+      for (const auto& lease : leases) lease->keep();
+    }
+  }
+  PyGroup(const PyGroup&) = delete;
+  PyGroup& operator=(const PyGroup&) = delete;
 
   int rank() const { return group_.rank(); }
   int world_size() const { return group_.world_size(); }

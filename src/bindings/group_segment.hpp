@@ -30,13 +30,17 @@ struct Segment {
   std::optional<Arena> arena;  // in the rank's own area, under the mutex
 };
 
-// One array made by Group.empty, until its last view goes.
+// One array made by Group.empty, until its last view goes; or a message, until it has
+// been received.
 struct Lease {
   std::shared_ptr<Segment> segment;
   Arena::Block block;
 
+  // Its memory is never free again, for it may be read without this process.
+  void keep() { segment.reset(); }
+
   ~Lease() {
-    if (!segment->is_ours()) return;
+    if (segment == nullptr || !segment->is_ours()) return;
     const std::lock_guard lock(segment->mutex);
     segment->arena->free(block.offset, block.generation);
   }

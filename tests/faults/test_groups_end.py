@@ -102,6 +102,9 @@ def kept_groups() -> int:
     return count
 
 
+MESSAGES, MESSAGE_BYTES = 15, 20 << 20  # more than is kept when it is free
+
+
 @skate.remote(num_cpus=0)
 class Rank:
     """A rank of several groups that have one name."""
@@ -120,6 +123,22 @@ class Rank:
     def meet(self) -> None:
         self.groups[-1].barrier(30)
 
+    def send_and_drop(self) -> None:
+        (group,) = self.groups
+        for number in range(MESSAGES):
+            group.send(np.full(MESSAGE_BYTES, number + 1, np.uint8), 1)
+        self.groups.clear()
+        del group
+        gc.collect()
+
+    def receive(self) -> list[tuple[int, int]]:
+        x = np.empty(MESSAGE_BYTES, np.uint8)
+        received = []
+        for _ in range(MESSAGES):
+            self.groups[-1].recv(x, 0, timeout=30)
+            received.append((int(x.min()), int(x.max())))
+        return received
+
 
 def join_one_after_the_other(*ranks: Any) -> None:
     before = kept_groups()
@@ -137,6 +156,16 @@ def test_closing_a_group_leaves_no_other_of_its_name(session: None) -> None:
     skate.get(first.close.remote(1))
     join_one_after_the_other(first, second)
     skate.get([rank.meet.remote() for rank in both])
+
+
+def test_messages_of_a_rank_that_has_dropped_its_group_are_received(
+    session: None,
+) -> None:
+    sender, receiver = Rank.remote(0), Rank.remote(1)
+    assert all(skate.get([sender.join.remote(), receiver.join.remote()]))
+    skate.get(sender.send_and_drop.remote())
+    expected = [(number, number) for number in range(1, MESSAGES + 1)]
+    assert skate.get(receiver.receive.remote()) == expected
 
 
 def use_and_drop(asynchronously: bool) -> None:
