@@ -131,6 +131,7 @@ bool Group::spin_until_met() {
 // wake finds us. A waker killed in between costs a slice.
 GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
   const Asleep asleep(state(rank_).asleep, pid_);
+  i64 ask_at = now_ns() + timing_.slice_ns;
   for (;;) {
     const u32 epoch = header().epoch.load(std::memory_order_seq_cst);
     if (is_reached()) return {};
@@ -158,9 +159,12 @@ GroupOutcome Group::sleep_until_met(i64 deadline_ns) {
     }
     const FutexResult woken =
         futex_wait(header().epoch, epoch, std::min(left, timing_.slice_ns));
-    const bool nothing_new =
-        woken == FutexResult::kTimeout || woken == FutexResult::kInterrupted;
-    if (nothing_new && hooks_.interrupted()) {
+    // By the clock, since what others do may wake us all the time. A signal that came
+    // while we were awake ended no wait.
+    const i64 now = now_ns();
+    if (woken != FutexResult::kInterrupted && now < ask_at) continue;
+    ask_at = now + timing_.slice_ns;
+    if (hooks_.interrupted()) {
       // The handler of a signal may have forked: what goes on in the child is not the
       // rank, and leaves what they share as it is.
       const bool is_rank = getpid() == pid_;
