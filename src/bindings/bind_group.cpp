@@ -412,6 +412,8 @@ void reduce_arrays(const std::vector<nb::object>& outs,
 void bind_group(nb::module_& m) {
   m.def("group_segment_bytes", &Group::segment_bytes, "world_size"_a, "array_bytes"_a,
         "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
+  m.def("say_left_group", &Group::say_left, "fd"_a, "rank"_a,
+        "Tell the ranks of a segment that one of them will not come, or come again.");
   m.def("reduce_into", &reduce_arrays, "outs"_a, "arrays"_a, "op"_a = "sum",
         "bfloat16"_a = false,
         "Write the elementwise reduction of `arrays`, in their order, to all `outs`.",

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -121,6 +122,20 @@ void Group::close() {
       RankState::kLeft) {
     wake_all();
   }
+}
+
+void Group::say_left(int fd, int rank) {
+  const std::size_t at =
+      sizeof(Header) + static_cast<std::size_t>(rank) * sizeof(RankState);
+  const Mapping mapping(fd, 0, at + sizeof(RankState), true);
+  Header& header = *reinterpret_cast<Header*>(mapping.data());
+  RankState& state = *reinterpret_cast<RankState*>(mapping.data() + at);
+  // As in close().
+  if (state.membership.exchange(RankState::kLeft, std::memory_order_seq_cst) ==
+      RankState::kLeft)
+    return;
+  header.epoch.fetch_add(1, std::memory_order_seq_cst);
+  futex_wake(header.epoch, INT_MAX);
 }
 
 std::span<std::byte> Group::own_area() const {

@@ -152,6 +152,11 @@ class Group {
   // call, on another thread, and every later one. May be called twice.
   void close();
 
+  // For whoever knows that a rank will not come, or come again: the others are told
+  // that it has left. `fd`: of the segment. Throws std::system_error if there is no
+  // memory to do it.
+  static void say_left(int fd, int rank);
+
  private:
   struct Header;
   struct RankState;

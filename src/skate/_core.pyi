@@ -556,6 +556,11 @@ def group_segment_bytes(world_size: int, array_bytes: int) -> int:
     Bytes of a segment in which each rank can place arrays of `array_bytes`.
     """
 
+def say_left_group(fd: int, rank: int) -> None:
+    """
+    Tell the ranks of a segment that one of them will not come, or come again.
+    """
+
 def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = 'sum', bfloat16: bool = False) -> None:
     """
     Write the elementwise reduction of `arrays`, in their order, to all `outs`.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from processes import children
 
 import skate
 from skate import collective
-from skate.exceptions import CollectiveTimeoutError
+from skate.exceptions import CollectiveTimeoutError, RankDiedError
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
@@ -39,6 +41,19 @@ class Rank:
         with ThreadPoolExecutor(4) as pool:
             joins = [pool.submit(self.join, world_size, rank, 30) for _ in range(4)]
             return sorted(join.result() for join in joins)
+
+    def join_without_room(self, world_size: int, rank: int) -> str:
+        """Join, but have no address space for the group's memory."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        used = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), hard))
+        try:
+            return self.join(world_size, rank, 30)
+        except OSError:
+            return "no room"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
     def meet(self) -> None:
         self.group.barrier(30)
@@ -79,3 +94,13 @@ def test_of_several_joins_of_a_rank_at_a_time_one_succeeds(session: None) -> Non
     assert skate.get(joins) == ["joined", *["refused"] * 3]
     assert skate.get(first.join.remote(2, 0, 30)) == "refused"
     skate.get([first.meet.remote(), second.meet.remote()])
+
+
+def test_ranks_are_told_of_one_whose_join_failed_when_all_were_there(
+    session: None,
+) -> None:
+    first, second = Rank.remote(), Rank.remote()
+    joins = [first.join.remote(2, 0, 30), second.join_without_room.remote(2, 1)]
+    assert skate.get(joins) == ["joined", "no room"]
+    with pytest.raises(RankDiedError, match="rank 1 left the group"):
+        skate.get(first.meet.remote())

@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
+from skate import _core
 from skate._placement import GroupInfo
 from skate.engine.embedded.collectives import Collectives
 from skate.engine.embedded.notes import Notes
 from skate.engine.embedded.placements import Placements
 from skate.engine.embedded.processes import Proc
 
+SEGMENT_BYTES = _core.group_segment_bytes(2, 4096)
 A, B, C = Proc(2, 1), Proc(3, 1), Proc(4, 1)
 
 
@@ -26,6 +28,7 @@ class Memory:
 
     def make(self, name: str, size: int) -> int:
         fd = os.memfd_create(name)
+        os.ftruncate(fd, size)
         self.made.append(fd)
         return fd
 
@@ -56,13 +59,13 @@ def groups(memory: Memory) -> Iterator[Collectives]:
 
 
 def join(groups: Collectives, proc: Proc, rank: int, size: int = 2) -> str:
-    answer, _ = groups.join(proc, "g", rank, size, 4096)
+    answer, _ = groups.join(proc, "g", rank, size, SEGMENT_BYTES)
     return str(answer[0])
 
 
 def both_join(groups: Collectives) -> None:
     assert join(groups, A, 0) == "waiting"
-    answer, fds = groups.join(B, "g", 1, 2, 4096)
+    answer, fds = groups.join(B, "g", 1, 2, SEGMENT_BYTES)
     assert answer[:2] == ("ok", [tuple(A), tuple(B)])
     assert len(fds) == 1
     assert join(groups, A, 0) == "ok"
@@ -101,7 +104,7 @@ def test_the_name_of_a_group_is_used_again_by_those_who_have_left_it(
 
 
 def test_a_join_that_failed_long_ago_ends_no_later_one(groups: Collectives) -> None:
-    (answer, _, failed), _ = groups.join(A, "g", 0, 2, 4096)
+    (answer, _, failed), _ = groups.join(A, "g", 0, 2, SEGMENT_BYTES)
     assert answer == "waiting"
     groups.leave(A, "g", 0, failed)
     both_join(groups)

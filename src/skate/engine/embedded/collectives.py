@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ... import _core
 from .processes import Proc
 
 
@@ -93,9 +94,14 @@ class Collectives:
             mine = [r for r, who in group.present.items() if who == proc]
             if rank is not None:
                 mine = [r for r in mine if r == rank]
-            if mine:
-                self._drop(group, mine[:1])
-                return
+            if not mine:
+                continue
+            self._drop(group, mine[:1])
+            if group.complete and group.present:
+                # It may be one that never mapped the memory, where ranks say it
+                # themselves: its join failed when all were there already.
+                _core.say_left_group(group.segment, mine[0])
+            return
 
     def died(self, proc: Proc) -> None:
         for group in list(self._of.get(proc, ())):
