@@ -30,7 +30,7 @@ class Rank:
         return self.group.rank, self.group.world_size
 
     def allreduce(
-        self, op: str, dtype: str, shape: Any, own: bool, rounds: int = 1
+        self, op: str, dtype: Any, shape: Any, own: bool, rounds: int = 1
     ) -> np.ndarray:
         x = self.group.empty(shape, dtype) if own else np.empty(shape, dtype)
         for _ in range(rounds):
@@ -88,11 +88,31 @@ def test_allreduce_gives_every_rank_the_reduction(own: bool) -> None:
             np.testing.assert_array_equal(result, np.full((3, 5), values[op], dtype))
 
 
+PAIR = [("real", "f4"), ("whole", "i4")]  # a structured type
+
+
+def move_pairs(group: Any) -> bool:
+    x = np.array([[(group.rank + 0.5, group.rank)]], PAIR)
+    gathered = group.allgather(x, timeout=60)
+    right = [gathered[rank, 0, 0].item() == (rank + 0.5, rank) for rank in range(3)]
+    if group.rank == 0:
+        group.send(x, 1, timeout=60)
+    elif group.rank == 1:
+        group.recv(x, 0, timeout=60)
+    group.broadcast(x, 1, timeout=60)  # what it got from rank 0
+    return all(right) and x.item() == (0.5, 0)
+
+
+def test_arrays_that_cannot_be_reduced_may_be_moved() -> None:
+    assert all(on_every_rank(start_ranks(), move_pairs))
+
+
 def test_what_cannot_be_reduced_is_refused_without_waiting() -> None:
     ranks = start_ranks()
     for op, dtype, error in [
         ("mean", "int64", TypeError),
         ("sum", "U3", TypeError),
+        ("sum", PAIR, TypeError),
         ("mid", "f4", ValueError),
     ]:
         with pytest.raises(error):

@@ -19,6 +19,7 @@ from ...exceptions import (
     ResourceError,
     ShapeMismatchError,
 )
+from . import refusals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,9 +137,29 @@ def _join(
         os.close(fd)
 
 
-def _plain(x: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The array as the core takes it, and whether it holds bfloat16."""
-    return (x.view("u2"), True) if x.dtype.kind == "V" else (x, False)
+def _numbers(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The array as the core reduces it, and whether it holds bfloat16."""
+    if x.dtype.kind != "V":
+        return x, False
+    if not _is_bfloat16(x):
+        raise refusals.no_real_numbers()
+    return x.view("u2"), True
+
+
+def _items(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The array as the core copies it, and whether it holds bfloat16.
+
+    Structured ones, and others of types that NumPy does not know, go as bytes.
+    """
+    if x.dtype.kind != "V" or _is_bfloat16(x):
+        return _numbers(x)
+    return x[..., None].view("u1"), False
+
+
+def _is_bfloat16(x: np.ndarray) -> bool:
+    from ...kernels import BFLOAT16  # not at the start of every worker: it takes NumPy
+
+    return x.dtype == BFLOAT16
 
 
 class EmbeddedGroup:
@@ -199,33 +220,33 @@ class EmbeddedGroup:
     def allreduce(
         self, x: np.ndarray, op: str, timeout: float | None, label: str = ""
     ) -> None:
-        x, bfloat16 = _plain(x)
+        x, bfloat16 = _numbers(x)
         self._check(self._core.allreduce(x, op, timeout, bfloat16, label), timeout)
 
     def reduce(self, x: np.ndarray, op: str, root: int, timeout: float | None) -> None:
-        x, bfloat16 = _plain(x)
+        x, bfloat16 = _numbers(x)
         self._check(self._core.reduce(x, op, root, timeout, bfloat16), timeout)
 
     def broadcast(self, x: np.ndarray, root: int, timeout: float | None) -> None:
-        x, bfloat16 = _plain(x)
+        x, bfloat16 = _items(x)
         self._check(self._core.broadcast(x, root, timeout, bfloat16), timeout)
 
     def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
-        (x, bfloat16), (out, _) = _plain(x), _plain(out)
+        (x, bfloat16), (out, _) = _items(x), _items(out)
         self._check(self._core.allgather(x, out, timeout, bfloat16), timeout)
 
     def reducescatter(
         self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
     ) -> None:
-        (x, bfloat16), (out, _) = _plain(x), _plain(out)
+        (x, bfloat16), (out, _) = _numbers(x), _numbers(out)
         self._check(self._core.reducescatter(x, out, op, timeout, bfloat16), timeout)
 
     def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
-        x, bfloat16 = _plain(x)
+        x, bfloat16 = _items(x)
         self._check(self._core.send(x, to, timeout, bfloat16), timeout)
 
     def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
-        x, bfloat16 = _plain(x)
+        x, bfloat16 = _items(x)
         self._check(self._core.recv(x, from_, timeout, bfloat16), timeout)
 
     def barrier(self, timeout: float | None) -> None:
