@@ -169,6 +169,7 @@ class Group:
         self.background = end.threads
         self._pending: deque[Handle] = deque()  # asynchronous calls, oldest first
         self._thread: _Thread | None = None
+        self._lock = threading.Lock()  # of _thread: no call is made by one that ends
         self._pid = os.getpid()
         self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
 
@@ -381,9 +382,10 @@ class Group:
         Calls of this rank that are not done raise ``RankDiedError``, as do later ones.
         """
         self._end.close()  # ends what its thread may wait in, and refuses what follows
-        if self._thread is not None:
-            self._thread.end()
-            self._thread = None
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end()
         self._forget_done()
         self._fused.clear()
 
@@ -446,9 +448,10 @@ class Group:
         self._check_process()
         handle = Handle(self, call)
         if self._end.threads:
-            if self._thread is None:
-                self._thread = _Thread(self)
-            self._thread.make(handle)
+            with self._lock:
+                if self._thread is None:
+                    self._thread = _Thread(self)
+                self._thread.make(handle)
         self._pending.append(handle)
         return handle
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,17 @@ def start_pair() -> tuple[Group, Any]:
     return group, other
 
 
-def is_waiting(thread: threading.Thread) -> bool:
-    """Whether ``thread`` is in ``Handle.wait``."""
+def is_in(thread: threading.Thread, code: CodeType) -> bool:
     assert thread.ident is not None
     frame = sys._current_frames().get(thread.ident)
-    while frame is not None:
-        if frame.f_code is Handle.wait.__code__:
-            return True
+    while frame is not None and frame.f_code is not code:
         frame = frame.f_back
-    return False
+    return frame is not None
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether ``thread`` is in ``Handle.wait``."""
+    return is_in(thread, Handle.wait.__code__)
 
 
 def interrupt_when_waiting() -> threading.Thread:
@@ -142,6 +145,39 @@ def test_closing_a_group_ends_the_calls_that_wait(
         assert caught.value.rank == 0
     with pytest.raises(RankDiedError):
         skate.get(other.barrier.remote())
+
+
+class SlowArray:
+    """Shows its memory, to whoever asks, only when the test lets it."""
+
+    def __init__(self) -> None:
+        self._array = np.ones(4)
+        self.asked, self.may_be_seen = threading.Event(), threading.Event()
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        self.asked.set()
+        assert self.may_be_seen.wait(60)
+        return self._array.__dlpack__(**options)
+
+
+def test_a_call_that_is_made_while_the_group_closes_ends() -> None:
+    group = GroupSpec("one", 1).join(0, 60)
+    x = SlowArray()
+    group.allreduce([x], async_op=True)
+    assert not group.background or x.asked.wait(60)
+    closing = threading.Thread(target=group.close)
+    closing.start()
+    join = threading.Thread.join.__code__
+    assert wait_until(lambda: is_in(closing, join) or not closing.is_alive())
+    handle = group.allreduce(np.ones(4), async_op=True)
+    x.may_be_seen.set()
+    closing.join()
+    assert wait_until(handle.done) or not group.background
+    with pytest.raises(RankDiedError):
+        handle.wait()
 
 
 def test_a_rank_that_has_closed_its_group_makes_no_more_calls() -> None:
