@@ -58,24 +58,26 @@ def groups(memory: Memory) -> Iterator[Collectives]:
     assert not groups._of
 
 
-def join(groups: Collectives, proc: Proc, rank: int, size: int = 2) -> str:
-    answer, _ = groups.join(proc, "g", rank, size, SEGMENT_BYTES)
+def join(
+    groups: Collectives, proc: Proc, rank: int, size: int = 2, number: int = 1
+) -> str:
+    answer, _ = groups.join(proc, number, "g", rank, size, SEGMENT_BYTES)
     return str(answer[0])
 
 
-def both_join(groups: Collectives) -> None:
-    assert join(groups, A, 0) == "waiting"
-    answer, fds = groups.join(B, "g", 1, 2, SEGMENT_BYTES)
-    assert answer[:2] == ("ok", [tuple(A), tuple(B)])
+def both_join(groups: Collectives, number: int = 1) -> None:
+    assert join(groups, A, 0, number=number) == "waiting"
+    answer, fds = groups.join(B, number, "g", 1, 2, SEGMENT_BYTES)
+    assert answer == ("ok", [tuple(A), tuple(B)])
     assert len(fds) == 1
-    assert join(groups, A, 0) == "ok"
+    assert join(groups, A, 0, number=number) == "ok"
 
 
 def test_a_groups_memory_goes_when_every_rank_has_left_or_died(
     groups: Collectives, memory: Memory
 ) -> None:
     both_join(groups)
-    groups.leave(A, "g")
+    groups.leave(A, 1)
     assert memory.open() == 1
     groups.died(B)
     assert memory.open() == 0
@@ -98,18 +100,37 @@ def test_the_name_of_a_group_is_used_again_by_those_who_have_left_it(
     both_join(groups)
     groups.died(B)
     assert join(groups, C, 1) == "waiting"  # in B's place: a new group
-    groups.leave(A, "g")
-    assert join(groups, A, 0) == "ok"
+    groups.leave(A, 1)
+    assert join(groups, A, 0, number=2) == "ok"
     assert memory.open() == 1
 
 
 def test_a_join_that_failed_long_ago_ends_no_later_one(groups: Collectives) -> None:
-    (answer, _, failed), _ = groups.join(A, "g", 0, 2, SEGMENT_BYTES)
-    assert answer == "waiting"
-    groups.leave(A, "g", 0, failed)
-    both_join(groups)
-    groups.leave(A, "g", 0, failed)  # told again, or late
-    assert join(groups, A, 0) == "ok"
+    assert join(groups, A, 0, number=1) == "waiting"
+    groups.leave(A, 1)
+    both_join(groups, number=2)
+    groups.leave(A, 1)  # told again, or late
+    assert join(groups, A, 0, number=2) == "ok"
+
+
+def test_of_joins_of_one_process_only_that_which_has_the_rank_can_free_it(
+    groups: Collectives, memory: Memory
+) -> None:
+    assert join(groups, A, 0, number=1) == "waiting"
+    assert join(groups, A, 0, number=2) == "taken"
+    groups.leave(A, 2)  # it was refused
+    assert join(groups, C, 0) == "taken"
+    groups.leave(A, 1)
+    assert memory.open() == 0
+    assert join(groups, C, 0) == "waiting"
+
+
+def test_a_join_stays_with_the_group_that_it_is_in(groups: Collectives) -> None:
+    assert join(groups, A, 0) == "waiting"
+    assert join(groups, B, 1) == "ok"
+    groups.leave(B, 1)
+    assert join(groups, B, 1, number=2) == "waiting"  # in a new group
+    assert join(groups, A, 0) == "ok"  # in the old one, where B has been
 
 
 def test_a_later_user_of_a_place_is_another_process(groups: Collectives) -> None:
@@ -121,11 +142,11 @@ def test_a_later_user_of_a_place_is_another_process(groups: Collectives) -> None
 
 
 def test_a_process_may_be_several_ranks(groups: Collectives, memory: Memory) -> None:
-    assert join(groups, A, 0) == "waiting"
-    assert join(groups, A, 1) == "ok"
-    groups.leave(A, "g")
+    assert join(groups, A, 0, number=1) == "waiting"
+    assert join(groups, A, 1, number=2) == "ok"
+    groups.leave(A, 1)
     assert memory.open() == 1
-    groups.leave(A, "g")
+    groups.leave(A, 2)
     assert memory.open() == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import threading
@@ -36,14 +37,13 @@ def join(
     engine: EmbeddedEngine, name: str, rank: int, world_size: int, timeout: float | None
 ) -> EmbeddedGroup:
     """Wait for all ranks, then map the group's segment."""
-    joined: set[int] = set()
+    number = engine.memberships.number()
     try:
-        core, number = _join(engine, name, rank, world_size, timeout, joined)
+        core = _join(engine, number, name, rank, world_size, timeout)
         group = EmbeddedGroup(engine, core, name, number)
-        joined.discard(number)  # and the rank leaves those that it did not wait for
-    finally:
-        for number in joined:  # free for others, and the memory goes with the last
-            _leave(engine, name, rank, number)
+    except BaseException:  # the rank is free for others, also if Ctrl-C came
+        _leave(engine, number)
+        raise
     engine.memberships.add(group)
     if engine.node.closed:
         group.end()
@@ -51,25 +51,16 @@ def join(
 
 
 class Memberships:
-    """The groups that this process is in, to end with its session.
-
-    In each group it is a rank at most once, from the first answer to its join on: one
-    that joins again is refused, and must not take the rank out when it gives up.
-    """
+    """The groups that this process is in, to end with its session."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: WeakSet[EmbeddedGroup] = WeakSet()
-        # By group and rank, the join that has it. Each change is one step of the
-        # interpreter: a lock could be held by the thread that a finalizer runs on.
-        self._joins: dict[tuple[int, int], object] = {}
+        self._numbers = itertools.count(1)
 
-    def take(self, number: int, rank: int, join: object) -> bool:
-        """False if another join of this process has that rank."""
-        return self._joins.setdefault((number, rank), join) is join
-
-    def give_back(self, number: int, rank: int) -> None:
-        self._joins.pop((number, rank), None)
+    def number(self) -> int:
+        """Of a new join, which the supervisor knows by it."""
+        return next(self._numbers)
 
     def add(self, group: EmbeddedGroup) -> None:
         with self._lock:
@@ -82,38 +73,24 @@ class Memberships:
             group.end()
 
 
-def _leave(engine: EmbeddedEngine, name: str, rank: int, number: int) -> None:
+def _leave(engine: EmbeddedEngine, number: int) -> None:
     with contextlib.suppress(Exception):  # the session may have ended
-        engine.node.tell(pickle.dumps(("leave_group", name, rank, number)))
-    engine.memberships.give_back(number, rank)
+        engine.node.tell(pickle.dumps(("leave_group", number)))
 
 
 def _join(
     engine: EmbeddedEngine,
+    number: int,
     name: str,
     rank: int,
     world_size: int,
     timeout: float | None,
-    joined: set[int],
-) -> tuple[_core.Group, int]:
-    """The group and its number.
-
-    Args:
-        joined: gets the numbers of the groups that the supervisor has this rank in.
-            They are several if one of that name was over before all had joined.
-    """
+) -> _core.Group:
     deadline = None if timeout is None else time.monotonic() + timeout
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
+    what = (number, name, rank, world_size, size)
     while True:
-        (answer, value, number), fd = engine.ask("group", name, rank, world_size, size)
-        if number and not engine.memberships.take(number, rank, joined):
-            if fd >= 0:
-                os.close(fd)
-            raise ValueError(
-                f"rank {rank} of group {name!r} has joined already, in this process."
-            )
-        if number:
-            joined.add(number)
+        (answer, value), fd = engine.ask("group", *what)
         if answer == "ok":
             break
         if answer == "mismatch":
@@ -124,7 +101,14 @@ def _join(
         if answer == "full":
             raise ResourceError(f"{value}.")
         if answer == "taken":
-            raise ValueError(f"rank {rank} of group {name!r} is another process.")
+            raise ValueError(
+                f"rank {rank} of group {name!r} "
+                + (
+                    "has joined already, in this process."
+                    if value
+                    else "is another process."
+                )
+            )
         if deadline is not None and time.monotonic() >= deadline:
             raise CollectiveTimeoutError(
                 f"group {name!r}: ranks {value} did not join within {timeout} s.", value
@@ -132,7 +116,7 @@ def _join(
         time.sleep(_JOIN_POLL_S)
     try:
         alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
-        return _core.Group(fd, size, rank, world_size, alive), number
+        return _core.Group(fd, size, rank, world_size, alive)
     finally:
         os.close(fd)
 
@@ -176,9 +160,9 @@ class EmbeddedGroup:
         self._name = name
         self.rank: int = core.rank
         self.world_size: int = core.world_size
-        # Of all groups the one of that number: there may be several of the name. Also
-        # when it is dropped; not at the interpreter's end, which the supervisor sees.
-        self._leave = finalize(self, _leave, engine, name, self.rank, number)
+        # Also when it is dropped; not at the interpreter's end, which the supervisor
+        # sees.
+        self._leave = finalize(self, _leave, engine, number)
         self._leave.atexit = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:

@@ -158,17 +158,13 @@ class Questions:
 
     # The rest ----------------------------------------------------------------
 
-    def _ask_group(
-        self, process: Process, name: str, rank: int, world_size: int, size: int
-    ) -> Any:
+    def _ask_group(self, process: Process, join: int, name: str, *what: int) -> Any:
         try:
             return _WithDescriptors(
-                *self._supervisor.collectives.join(
-                    process.proc, name, rank, world_size, size
-                )
+                *self._supervisor.collectives.join(process.proc, join, name, *what)
             )
         except (OSError, RuntimeError) as error:
-            return "full", f"the memory of group {name!r} cannot be made: {error}", 0
+            return "full", f"the memory of group {name!r} cannot be made: {error}"
 
     def _ask_breakpoint(self, process: Process, title: str) -> Any:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -341,8 +341,8 @@ class Supervisor:
             case ("constructor_failed", text, cause):
                 process.cause = cause
                 self.notes.keep(process.proc.packed, text)
-            case ("leave_group", name, *rank):
-                self.collectives.leave(process.proc, name, *rank)
+            case ("leave_group", join):
+                self.collectives.leave(process.proc, join)
 
     # Commands ----------------------------------------------------------------
 
