@@ -104,3 +104,16 @@ def test_ranks_are_told_of_one_whose_join_failed_when_all_were_there(
     assert skate.get(joins) == ["joined", "no room"]
     with pytest.raises(RankDiedError, match="rank 1 left the group"):
         skate.get(first.meet.remote())
+
+
+def times_woken(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_a_rank_that_waits_for_many_asks_now_and_then(session: None) -> None:
+    (supervisor,) = children(os.getpid())
+    before = times_woken(supervisor)
+    with pytest.raises(CollectiveTimeoutError):
+        collective.create_group(world_size=32).join(0, timeout=2)
+    assert times_woken(supervisor) - before < 300

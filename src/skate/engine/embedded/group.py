@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 # Address space for the arrays of one rank; memory is used only where it is touched.
 _ARRAY_BYTES = 4 << 30
-_JOIN_POLL_S = 0.001
+# A rank asks whether the others are there: again after a sixteenth of the time that it
+# has waited, but a group in all up to 500 times a second.
+_SHORTEST_PAUSE_S = 0.001
+_PART_OF_WAIT = 1 / 16
+_PAUSE_PER_RANK_S = 0.002
 
 
 def join(
@@ -86,7 +90,8 @@ def _join(
     world_size: int,
     timeout: float | None,
 ) -> _core.Group:
-    deadline = None if timeout is None else time.monotonic() + timeout
+    began = time.monotonic()
+    deadline = None if timeout is None else began + timeout
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
     what = (number, name, rank, world_size, size)
     while True:
@@ -109,11 +114,16 @@ def _join(
                     else "is another process."
                 )
             )
-        if deadline is not None and time.monotonic() >= deadline:
+        now = time.monotonic()
+        pause = min((now - began) * _PART_OF_WAIT, world_size * _PAUSE_PER_RANK_S)
+        pause = max(pause, _SHORTEST_PAUSE_S)
+        if deadline is not None:
+            pause = min(pause, deadline - now)
+        if pause <= 0:
             raise CollectiveTimeoutError(
                 f"group {name!r}: ranks {value} did not join within {timeout} s.", value
             )
-        time.sleep(_JOIN_POLL_S)
+        time.sleep(pause)
     try:
         alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
         return _core.Group(fd, size, rank, world_size, alive)
