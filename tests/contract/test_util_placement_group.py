@@ -187,6 +187,21 @@ def test_a_group_that_waits_may_be_removed() -> None:
     assert wait_until(lambda: free("token") == 4)
 
 
+def test_a_wait_that_is_given_up_leaves_no_task() -> None:
+    signal = Signal.remote()
+    holder = wait_for.options(resources={"token": 4}).remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    group = placement_group([{"token": 2}])
+    for _ in range(3):
+        assert not group.wait(0.01)
+    assert wait_until(lambda: skate.summary().functions["_ready"].queued == 0)
+    signal.set.remote()
+    skate.get(holder)
+    assert group.wait(60)
+    remove_placement_group(group)
+    assert wait_until(lambda: free("token") == 4)
+
+
 @pytest.mark.parametrize(
     ("bundles", "strategy", "reason"),
     [

@@ -69,7 +69,13 @@ class PlacementGroup:
         """True once the resources are set aside; False if not in time, or removed."""
         if _info(self).state == "REMOVED":
             return False
-        ready, _ = skate.wait([self.ready()], timeout=timeout_seconds)
+        ref = self.ready()
+        ready: list[Any] = []
+        try:
+            ready, _ = skate.wait([ref], timeout=timeout_seconds)
+        finally:
+            if not ready:  # nobody will ask for it
+                skate.cancel(ref)
         return bool(ready) and _info(self).state == "CREATED"
 
     def __eq__(self, other: object) -> bool:

@@ -678,21 +678,33 @@ def test_what_the_dead_had_sent_to_it_is_kept_until_it_runs(life: Lifecycle) -> 
 # Placement groups ---------------------------------------------------------------------
 
 
-def test_a_task_of_a_removed_group_gets_a_worker_that_says_so(life: Lifecycle) -> None:
+def test_a_task_of_a_removed_group_is_refused(life: Lifecycle) -> None:
     life.handle(GroupWanted("g1", ({"robot": 1.0},)))
     assert life.is_created("g1")
     needs = {"bundle_group_g1": 0.001}
     fork = lease(life, DRIVER, 1, needs)
     assert life.handle(GroupRemoved("g1")) == [Kill(fork.proc)]
-    (late,) = life.handle(LeaseWanted(DRIVER, 2, needs))
-    assert isinstance(late, Fork)
-    assert late.refuses
+    refused = [RefuseLease(DRIVER, 2, None)]
+    assert life.handle(LeaseWanted(DRIVER, 2, needs)) == refused
 
 
 def test_what_waits_for_a_group_is_refused_when_it_is_removed(life: Lifecycle) -> None:
     life.handle(GroupWanted("g1", ({"robot": 9.0},), never=True))
-    assert life.handle(LeaseWanted(DRIVER, 1, {"bundle_group_g1": 0.001})) == []
-    (fork,) = life.handle(GroupRemoved("g1"))
+    needs = {"bundle_group_g1": 0.001}
+    for task in range(1, 400):
+        assert life.handle(LeaseWanted(DRIVER, task, needs)) == []
+    refused = [RefuseLease(DRIVER, task, None) for task in range(1, 400)]
+    assert life.handle(GroupRemoved("g1")) == refused
+
+
+def test_an_actor_of_a_removed_group_gets_a_process_that_says_so(
+    life: Lifecycle,
+) -> None:
+    life.handle(GroupWanted("g1", ({"robot": 1.0},)))
+    life.handle(GroupRemoved("g1"))
+    actor = new_process(life, "actor")
+    request = ActorRequest(1, "A", resources={"bundle_group_g1": 0.001})
+    _, fork = life.handle(ActorWanted(DRIVER, actor, request))
     assert isinstance(fork, Fork)
     assert fork.refuses
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
 from skate._amounts import UNIT, units
+from skate._placement import group_of
 from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorKilled,
@@ -155,8 +156,9 @@ class Machine(RuleBasedStateMachine):
                     self.check_cpus(self.needs[worker])
                 self.forked_for_a_lease.discard(worker)
             case RefuseLease(owner, task, why):
-                assert why
-                del self.wanted[owner, task]
+                group = group_of(self.wanted.pop((owner, task)))
+                is_removed = group is not None and group not in self.life._groups
+                assert why is None if is_removed else why
             case Prepare(proc):
                 self.is_new(proc)
                 self.prepared.add(proc)

@@ -34,6 +34,7 @@ from ...exceptions import (
     SkateError,
     TaskCancelledError,
     TaskKilledError,
+    TaskPlacementGroupRemoved,
     WorkerCrashedError,
 )
 from .. import advice, serialize
@@ -54,7 +55,7 @@ from . import group as groups
 from . import refusals, stacks
 from .actors import ActorRequest
 from .observe import OwnObserver
-from .processes import Cause
+from .processes import PLACEMENT_REMOVED, Cause
 from .retries import pack_types
 
 if TYPE_CHECKING:
@@ -634,6 +635,8 @@ class EmbeddedEngine:
         if error == _Error.NO_RESOURCES:
             if cause != Cause.NO_PROCESS:
                 return refusals.call_not_brought(detail)
+            if detail == PLACEMENT_REMOVED:
+                return TaskPlacementGroupRemoved("its placement group was removed.")
             return ResourceError(self._ask("note", detail))
         if error == _Error.OWNER_DIED:
             return OwnerDiedError(

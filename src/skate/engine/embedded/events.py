@@ -185,7 +185,7 @@ class Fork(NamedTuple):
     kind: Kind
     runtime_env: RuntimeEnv = NO_ENV
     gpus: tuple[Id, ...] = ()
-    refuses: bool = False  # its task, or actor, is of a group that was removed
+    refuses: bool = False  # its actor is of a placement group that was removed
 
 
 class Kill(NamedTuple):
@@ -206,11 +206,11 @@ class GrantLease(NamedTuple):
 
 
 class RefuseLease(NamedTuple):
-    """The task gets no worker, and fails. ``why``: for the user."""
+    """The task gets no worker, and fails."""
 
     owner: Proc
     task: int
-    why: str
+    why: str | None  # for the user; None: its placement group was removed
 
 
 class KeepNote(NamedTuple):

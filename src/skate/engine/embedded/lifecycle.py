@@ -81,7 +81,6 @@ class _Member:
     blocked: bool = False  # ... but not the CPUs among them
     lease_owner: Proc | None = None
     request: Request | None = None  # what it is being made for, and was not told yet
-    refuses: bool = False
     runtime_env: RuntimeEnv = NO_ENV
     gpus: Share = NO_GPUS
     placement: str | None = None  # the group whose resources it holds
@@ -93,7 +92,6 @@ _MAX_IDLE_LEASED = 4
 # Places that only workers of the pool and actors that restart may have: they were there
 # before, or others may wait for them for ever.
 _KEPT_PLACES = 16
-_REMOVED = "its placement group was removed, and no process can be had that says so"
 
 
 class Lifecycle:
@@ -426,7 +424,8 @@ class Lifecycle:
     def _grant(self, request: Request, removed: bool, commands: list[Command]) -> bool:
         """False: it must wait for a process.
 
-        ``removed``: its placement group was. It gets a worker that says so.
+        ``removed``: its placement group was. A task is refused; an actor, which others
+        may call already, gets its process, and that says so.
         """
         if request.group is not None:
             self._create_group(request.group)
@@ -435,7 +434,10 @@ class Lifecycle:
             commands.append(self._make(request.actor, request, removed))
             return True
         assert request.owner is not None
-        idle = None if removed else self._idle_for(request)
+        if removed:
+            commands.append(RefuseLease(request.owner, request.task, None))
+            return True
+        idle = self._idle_for(request)
         if idle is not None:
             self._hold(idle, request, self._gpus.find(request.resources), removed)
             commands.append(GrantLease(request.owner, request.task, idle))
@@ -447,7 +449,7 @@ class Lifecycle:
             return True
         if self._some_worker_will_end(commands):
             return False
-        why = _REMOVED if removed else self.room_for("lease")
+        why = self.room_for("lease")
         commands.append(RefuseLease(request.owner, request.task, why))
         return True
 
@@ -473,7 +475,6 @@ class Lifecycle:
         member.runtime_env = request.runtime_env
         member.gpus = share
         self._gpus.take(share)
-        member.refuses = removed
         member.resources = {} if removed else request.resources
         member.units = {} if removed else request.units
         member.granted = True
@@ -554,7 +555,7 @@ class Lifecycle:
         commands: list[Command] = []
         if worker in self._ending:
             pass
-        elif member.gpus.ids or member.refuses or is_worn_out:
+        elif member.gpus.ids or is_worn_out:
             # Its CUDA_VISIBLE_DEVICES was for one task, or it ends by itself.
             commands += self._end(worker)
         else:

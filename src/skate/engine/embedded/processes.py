@@ -31,9 +31,10 @@ class Proc(NamedTuple):
 
 
 # ``detail`` of EXITED is the status, of SIGNALED the signal; of those for which the
-# supervisor keeps a text, the note's number.
+# supervisor keeps a text, the note's number, which is never zero.
 Cause = _core.DeathCause
 Forget = _core.Forget
+PLACEMENT_REMOVED = 0  # instead of a note's number, of a task that is refused
 
 
 def set_name(name: str) -> None:

@@ -39,7 +39,7 @@ from .lifecycle import Lifecycle
 from .notes import Notes
 from .output import Collector
 from .placements import Placements
-from .processes import SUPERVISOR, Cause, Proc, say, set_name
+from .processes import PLACEMENT_REMOVED, SUPERVISOR, Cause, Proc, say, set_name
 from .questions import Questions, Refusal
 from .turns import Turns
 
@@ -369,7 +369,9 @@ class Supervisor:
                     owner.index, owner.epoch, task, worker.index, worker.epoch
                 )
             case life.RefuseLease(owner, task, why):
-                number = self.notes.number_of(f"no process can be had: {why}.")
+                number = PLACEMENT_REMOVED
+                if why is not None:
+                    number = self.notes.number_of(f"no process can be had: {why}.")
                 self.control.send_lease_refused(owner.index, owner.epoch, task, number)
             case life.KeepNote(number, text):
                 self.notes.keep(number, text)
