@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import time
+from functools import cache
 from typing import TYPE_CHECKING
 from weakref import WeakSet, finalize
 
@@ -145,15 +146,23 @@ def _items(x: np.ndarray) -> tuple[np.ndarray, bool]:
 
     Structured ones, and others of types that NumPy does not know, go as bytes.
     """
-    if x.dtype.kind != "V" or _is_bfloat16(x):
-        return _numbers(x)
+    if x.dtype.kind != "V":
+        return x, False
+    if _is_bfloat16(x):
+        return x.view("u2"), True
     return x[..., None].view("u1"), False
 
 
 def _is_bfloat16(x: np.ndarray) -> bool:
+    known = _bfloat16()
+    return x.dtype is known or x.dtype == known  # NumPy compares two by their fields
+
+
+@cache
+def _bfloat16() -> np.dtype:
     from ...kernels import BFLOAT16  # not at the start of every worker: it takes NumPy
 
-    return x.dtype == BFLOAT16
+    return BFLOAT16
 
 
 class EmbeddedGroup:
