@@ -316,6 +316,31 @@ def test_an_async_actor_reads_a_stream() -> None:
     assert skate.get(Reader.remote().total.remote(10)) == 45
 
 
+@skate.remote(num_cpus=0)
+def count_once_set(signal: Any, n: int) -> Iterator[int]:
+    skate.get(signal.wait.remote())
+    yield from range(n)
+
+
+def test_an_async_actor_waits_for_items_and_may_give_up_a_wait() -> None:
+    @skate.remote(num_cpus=0)
+    class Reader:
+        async def read(self, signal: Any) -> list[int]:
+            stream = count_once_set.remote(signal, 3)
+            for _ in range(2):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(anext(stream), 0.01)
+            late = asyncio.ensure_future(anext(stream))
+            await signal.set.remote()
+            return [await ref for ref in [await late, *[ref async for ref in stream]]]
+
+    assert skate.get(Reader.remote().read.remote(Signal.remote()), timeout=60) == [
+        0,
+        1,
+        2,
+    ]
+
+
 def test_a_task_reads_a_stream_of_its_own() -> None:
     @skate.remote
     def total(n: int) -> int:

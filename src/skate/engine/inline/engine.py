@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections import deque
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ..._placement import GroupInfo, group_of
@@ -21,7 +22,7 @@ from ...exceptions import (
     SkateError,
 )
 from .. import serialize
-from ..futures import FutureDispatcher
+from ..futures import FutureDispatcher, begin
 from ..protocol import ActorInfo, ActorState, NamedActor, label_of, this_machine
 from . import listing
 from .actor import Actor, ActorCall, State
@@ -46,7 +47,6 @@ from .why import why
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from concurrent.futures import Future
 
     import numpy as np
     import numpy.typing as npt
@@ -593,12 +593,17 @@ class InlineEngine:
         if not holds_baton():
             return self._futures.submit(ref, with_value=False)
         future: Future[None] = Future()
+
+        def came(_: Entry) -> None:
+            if begin(future):  # else it was given up
+                future.set_result(None)
+
         with self.lock:
             entry = self.entry(ref)
             if entry.ready:
-                future.set_result(None)
+                came(entry)
             else:
-                entry.callbacks.append(lambda _: future.set_result(None))
+                entry.callbacks.append(came)
         return future
 
     def _settle(self) -> None:
