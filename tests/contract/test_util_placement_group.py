@@ -172,6 +172,21 @@ def test_what_is_to_run_in_a_removed_group_fails() -> None:
         skate.get(actor.get.remote())
 
 
+@pytest.mark.differs(ray="the group is the shared Ray's, and outlives the session")
+def test_a_group_ends_with_its_session(start: Any) -> None:
+    group = placement_group([{"token": 1}])
+    assert group.wait(60)
+    skate.shutdown()
+    start(num_cpus=2, resources={"token": 4})
+    late = in_group(identity, group, num_cpus=0).remote(1)
+    actor = in_group(Counter, group).remote()
+    with pytest.raises(TaskPlacementGroupRemoved):
+        skate.get(late)
+    with pytest.raises(ActorDiedError, match="placement group"):
+        skate.get(actor.get.remote())
+    assert skate.get(identity.remote(2)) == 2
+
+
 @pytest.mark.differs(ray="a task that waits for such a group waits for ever: cancel it")
 def test_a_group_that_waits_may_be_removed() -> None:
     signal = Signal.remote()

@@ -45,7 +45,10 @@ class Groups:
     def refusal(self, demand: Mapping[str, int]) -> bytes | None:
         """The error of a call that asks for resources of a group that was removed."""
         group = group_of(demand)
-        if group is None or self._infos[group].state != "REMOVED":
+        if group is None:
+            return None
+        info = self._infos.get(group)  # None: of an earlier session
+        if info is not None and info.state != "REMOVED":
             return None
         return serialize.dump_system_error(
             TaskPlacementGroupRemoved("its placement group was removed.")
