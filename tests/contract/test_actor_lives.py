@@ -15,7 +15,11 @@ import skate
 from skate import _runtime
 from skate.actor import exit_actor
 from skate.engine.protocol import ActorInfo
-from skate.exceptions import ActorDiedError, ActorUnavailableError, ResourceError
+from skate.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ResourceError,
+)
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -31,6 +35,45 @@ def info_of(actor: skate.ActorHandle[Any]) -> ActorInfo:
 
 def has_state(actor: skate.ActorHandle[Any], state: str) -> Callable[[], bool]:
     return lambda: info_of(actor).state == state
+
+
+# Ends ------------------------------------------------------------------------------
+
+
+@skate.remote(num_cpus=2)
+class Noting:
+    """Has all CPUs; tells a counter when it is made."""
+
+    def __init__(self, counter: Any, _: Any = None) -> None:
+        skate.get(counter.add.remote())
+
+    def give(self, x: Any) -> Any:
+        return x
+
+
+def all_cpus_are_free() -> bool:
+    return skate.get(identity.options(num_cpus=2).remote(True), timeout=60)
+
+
+@pytest.mark.parametrize("lacks", ["an argument", "its CPUs"])
+def test_an_actor_that_is_killed_before_it_starts_is_not_made(lacks: str) -> None:
+    counter, signal = Counter.options(num_cpus=0).remote(), Signal.remote()
+    holder, argument = None, None
+    if lacks == "an argument":
+        argument = wait_for.remote(signal)
+    else:
+        holder = Noting.remote(Counter.options(num_cpus=0).remote())
+        skate.get(holder.give.remote(1))
+    actor = Noting.remote(counter, argument)
+    waiting = actor.give.remote(1)
+    skate.kill(actor)
+    with pytest.raises(ActorDiedError):
+        skate.get(waiting)
+    del holder
+    skate.get(signal.set.remote())
+    skate.wait([argument or signal.wait.remote()])
+    assert all_cpus_are_free()
+    assert skate.get(counter.get.remote()) == 0
 
 
 # Restarts -------------------------------------------------------------------------

@@ -285,6 +285,8 @@ class Actor:
         return calls
 
     def _vacate(self) -> None:
+        if not self.construction.started:
+            self.construction.withdraw()
         self.construction.release()
         self._engine.end_actors_of(self)
         if self.loop is not None and not self.loop.is_closed():
@@ -328,11 +330,17 @@ class ActorStart(Call):
         self._loop: BatonLoop | None = None
 
     def post(self) -> None:
+        if self._is_over():
+            return
         if self.failure is not None:
             text = serialize.load_error(self.failure)
             self._actor.die(f"an argument of its constructor failed: {text}")
         else:
             self.engine.baton.post(self)
+
+    def _is_over(self) -> bool:
+        actor = self._actor
+        return actor.construction is not self or actor.state is State.DEAD
 
     def begin(self) -> None:
         super().begin()
