@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import Counter, Signal, identity, wait_for
+from helpers import Counter, Signal, fail, identity, wait_for
 
 import skate
 from skate.exceptions import (
@@ -246,6 +246,37 @@ def test_max_concurrency_of_one_keeps_coroutines_apart() -> None:
 
 
 # Classes --------------------------------------------------------------------------
+
+
+@skate.remote(num_cpus=0)
+class OneAtATime:
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+
+    def give(self, x: Any) -> Any:
+        return x
+
+    def enter(self, signal: Any) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        skate.get(signal.wait.remote())
+        self.inside -= 1
+
+    def most_inside(self) -> int:
+        return self.most
+
+
+def test_after_calls_that_cannot_start_still_one_runs_at_a_time() -> None:
+    actor, signal = OneAtATime.remote(), Signal.remote()
+    failed = actor.give.remote(fail.remote(LookupError()))
+    failed_too = actor.give.remote(failed)
+    entered = [actor.enter.remote(signal) for _ in range(3)]
+    skate.get(signal.wait_for_waiting.remote(1))
+    signal.set.remote()
+    skate.get(entered)
+    assert skate.get(actor.most_inside.remote()) == 1
+    with pytest.raises(LookupError):
+        skate.get(failed_too)
 
 
 def test_an_actor_class_is_not_inherited_from() -> None:

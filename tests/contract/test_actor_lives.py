@@ -19,6 +19,7 @@ from skate.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ResourceError,
+    TaskCancelledError,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -74,6 +75,29 @@ def test_an_actor_that_is_killed_before_it_starts_is_not_made(lacks: str) -> Non
     skate.wait([argument or signal.wait.remote()])
     assert all_cpus_are_free()
     assert skate.get(counter.get.remote()) == 0
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_an_actor_whose_last_call_never_starts_ends(end: str) -> None:
+    signal = Signal.remote()
+
+    @skate.remote(num_cpus=0)
+    def fail_late() -> None:
+        skate.get(signal.wait.remote())
+        raise LookupError
+
+    actor = Noting.remote(Counter.options(num_cpus=0).remote())
+    assert skate.get(actor.give.remote(1)) == 1
+    last = actor.give.remote(fail_late.remote())
+    del actor
+    if end == "cancelled":
+        skate.cancel(last)
+    else:
+        signal.set.remote()
+    with pytest.raises(TaskCancelledError if end == "cancelled" else LookupError):
+        skate.get(last)
+    assert all_cpus_are_free()
+    signal.set.remote()
 
 
 # Restarts -------------------------------------------------------------------------

@@ -156,15 +156,17 @@ class Actor:
         self._dispatch()
 
     def _dispatch(self) -> None:
+        """Start what may start; end the actor if nothing is left to do."""
         if self.state is not State.ALIVE:
             return
         running = Counter(call.method.group for call in self.running)
         held_back: deque[ActorCall] = deque()
+        failed: list[ActorCall] = []
         while self._ready:
             call = self._ready.popleft()
             group = call.method.group
             if call.failure is not None:
-                call.fulfil(call.failure)
+                failed.append(call)
             elif running[group] < self._limits[group]:
                 running[group] += 1
                 self.running[call] = None
@@ -176,26 +178,30 @@ class Actor:
             else:
                 held_back.append(call)
         self._ready = held_back
+        # Not before all of the above: their outputs may be arguments of other calls,
+        # which come here, too.
+        for call in failed:
+            assert call.failure is not None
+            call.fulfil(call.failure)
+        self.end_if_unused()
 
     def withdraw(self, call: ActorCall) -> bool:
         """Forget a call that has not started; False if it is too late."""
         for caller, queue in self._queues.items():
             if call in queue:
                 queue.remove(call)
-                call.missing = 0
                 self._advance(caller)
                 return True
         if call in self._lacking:
             del self._lacking[call]
-            return True
-        if call in self._ready:
+        elif call in self._ready:
             self._ready.remove(call)
-            return True
-        if self._engine.baton.withdraw(call):
+        elif self._engine.baton.withdraw(call):
             self.running.pop(call, None)
-            self._dispatch()
-            return True
-        return False
+        else:
+            return False
+        self._dispatch()
+        return True
 
     def cancel_in_loop(self, task: asyncio.Task[None]) -> None:
         if self.loop is not None and not self.loop.is_closed():
@@ -205,12 +211,13 @@ class Actor:
         if self.state is State.STARTING:
             self.state = State.ALIVE
             self._dispatch()
-            self.end_if_unused()
 
     def call_ended(self, call: ActorCall) -> None:
         self.running.pop(call, None)
-        self._dispatch()
-        self.end_if_unused()
+        if self.state is State.LEAVING:
+            self.end_if_unused()
+        else:
+            self._dispatch()
 
     # The end -------------------------------------------------------------------------
 

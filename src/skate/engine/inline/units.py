@@ -138,7 +138,7 @@ class Call:
 
     def _argument_came(self, ready: Callable[[], None]) -> None:
         self.missing -= 1
-        if not self.missing:
+        if not self.missing and self._arguments is not None:  # else it was withdrawn
             self._arguments_are_there(ready)
 
     def _arguments_are_there(self, ready: Callable[[], None]) -> None:
