@@ -100,6 +100,16 @@ def test_an_actor_whose_last_call_never_starts_ends(end: str) -> None:
     signal.set.remote()
 
 
+@skate.remote
+def make_and_drop() -> int:
+    actor = Counter.options(num_cpus=2).remote()
+    return skate.get(actor.add.remote(2))
+
+
+def test_an_actor_that_a_task_drops_ends_while_the_driver_waits() -> None:
+    assert skate.get(identity.options(num_cpus=2).remote(make_and_drop.remote())) == 2
+
+
 # Restarts -------------------------------------------------------------------------
 
 

@@ -178,10 +178,17 @@ def _elsewhere() -> Iterator[None]:
 class Baton:
     """Passes control between threads. ``lock`` guards all state of the engine."""
 
-    def __init__(self, report: Callable[[list[Wait], list[Unit]], str]) -> None:
+    def __init__(
+        self,
+        report: Callable[[list[Wait], list[Unit]], str],
+        forget: Callable[[], None],
+    ) -> None:
         self.lock = threading.RLock()
         self.tasks = Home()
         self._report = report
+        # Act on what user code has dropped: called by who has the baton, and the lock,
+        # before it looks for what comes next.
+        self._forget = forget
         self._changed = threading.Condition(self.lock)
         self._answered: deque[Wait] = deque()
         self._queue: deque[Unit | Wait] = deque()
@@ -393,6 +400,7 @@ class Baton:
         # for each of its nodes.
         first = needed if depth_first else ()
         while not wait.turn:
+            self._forget()
             item = self._next(first)
             if item is None:
                 self._idle()
@@ -497,6 +505,7 @@ class Baton:
                 worker.leave()
             else:
                 home.resting.append(worker)
+            self._forget()
             self._changed.notify_all()
             self._pass_on()
 

@@ -79,7 +79,7 @@ class InlineEngine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.session = self.node_id = secrets.token_hex(6)
-        self.baton = Baton(self._report)
+        self.baton = Baton(self._report, self._forget_dropped)
         self.lock = self.baton.lock
         self.resources = Resources(config)
         self.groups = Groups(self.baton, self.resources)
@@ -112,8 +112,7 @@ class InlineEngine:
                 "starting the process by spawn."
             )
         with self.lock:
-            self._released.drain(self._forget)
-            self._closed_streams.drain(self._forget_stream)
+            self._forget_dropped()
 
     # Counting refs --------------------------------------------------------------------
 
@@ -131,6 +130,10 @@ class InlineEngine:
 
     def name_actor(self, ref_id: int, class_name: str, /) -> None:
         pass  # the actor is here, and knows
+
+    def _forget_dropped(self) -> None:
+        self._released.drain(self._forget)
+        self._closed_streams.drain(self._forget_stream)
 
     def _forget(self, ref_id: int) -> None:
         actor = self._actors.get(ref_id)
