@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import identity
+from helpers import Signal, identity
 
 import skate
 from skate.collective import GroupSpec
 from skate.exceptions import (
+    CollectiveError,
     CollectiveTimeoutError,
     RankDiedError,
     ShapeMismatchError,
+    TaskCancelledError,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -496,3 +498,69 @@ def test_a_group_may_be_left_twice_and_its_name_used_again() -> None:
     skate.get([rank.close.remote() for rank in ranks])
     skate.get([rank.join.remote("test", 3) for rank in ranks])
     skate.get([rank.barrier.remote() for rank in ranks])
+
+
+def send_and_leave(group: Any) -> None:
+    for number in (1.0, 2.0):
+        group.send(np.full(3, number), 1)
+    group.close()
+
+
+def receive_and_ask_for_more(group: Any) -> list[float]:
+    x = np.zeros(3)
+    received = [group.recv(x, 0, timeout=60)[0] for _ in range(2)]
+    with pytest.raises(RankDiedError) as caught:
+        group.recv(x, 0, timeout=60)
+    assert caught.value.rank == 0
+    with pytest.raises(RankDiedError):
+        group.barrier()
+    return received
+
+
+def test_what_a_rank_sent_before_it_left_arrives() -> None:
+    ranks = start_ranks()
+    skate.get(ranks[0].run.remote(send_and_leave))
+    assert skate.get(ranks[1].run.remote(receive_and_ask_for_more)) == [1, 2]
+
+
+@skate.remote(num_cpus=0)
+def meet_in_a_task(rank: int, rounds: int) -> int:
+    group = GroupSpec("tasks", 2).join(rank, 60)
+    for _ in range(rounds):
+        group.barrier()
+    return rank
+
+
+def test_a_group_that_is_dropped_is_left() -> None:
+    for _ in range(3):
+        refs = [meet_in_a_task.remote(rank, 2) for rank in range(2)]
+        assert skate.get(refs, timeout=60) == [0, 1]
+    waits = meet_in_a_task.remote(0, 2)
+    assert skate.get(meet_in_a_task.remote(1, 1), timeout=60) == 1
+    with pytest.raises(RankDiedError) as caught:
+        skate.get(waits, timeout=60)
+    assert caught.value.rank == 1
+
+
+@skate.remote(num_cpus=0)
+def allreduce_in_turn(rank: int, turn: Any, next_turn: Any) -> None:
+    group = GroupSpec("turns", 2).join(rank, 60)
+    skate.get(turn.wait.remote())
+    next_turn.set.remote()
+    group.allreduce(np.ones(3), timeout=60)
+
+
+@pytest.mark.differs(ray="a task in a call of a group cannot be cancelled")
+def test_a_rank_that_is_cancelled_in_a_call_has_not_come() -> None:
+    turns = [Signal.remote() for _ in range(3)]
+    first = allreduce_in_turn.remote(0, turns[0], turns[1])
+    second = allreduce_in_turn.remote(1, turns[2], turns[2])
+    turns[0].set.remote()
+    skate.get(turns[1].wait.remote(), timeout=60)
+    skate.wait([first], timeout=0.05)
+    skate.cancel(first)
+    with pytest.raises(TaskCancelledError):
+        skate.get(first, timeout=60)
+    turns[2].set.remote()
+    with pytest.raises(CollectiveError):
+        skate.get(second, timeout=60)

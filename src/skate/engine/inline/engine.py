@@ -35,7 +35,7 @@ from .baton import (
     this_grant,
     this_worker,
 )
-from .group import InlineGroup, Meeting
+from .group import InlineGroup, Meeting, Place
 from .objects import Entry, Objects, Released, Stored
 from .placement import Groups
 from .record import Record
@@ -86,14 +86,15 @@ class InlineEngine:
         self.objects = Objects()
         self._ids = itertools.count(1)
         self._pid = os.getpid()
-        self._released = Released()
+        self._released: Released[int] = Released()
         self.streams: dict[int, Stream] = {}  # by the id of their end
-        self._closed_streams = Released()
+        self._closed_streams: Released[int] = Released()
         self.unfinished: dict[int, Call] = {}  # by task id
         self._actors: dict[int, Actor] = {}
         self._names: dict[tuple[str, str], Actor] = {}
         self._dead_actors: deque[ActorInfo] = deque(maxlen=1000)
         self._meetings: dict[str, Meeting] = {}
+        self._dropped_groups: Released[Place] = Released()
         self._futures = FutureDispatcher(self)
         self._closed = False
         self.record = Record(self)
@@ -134,6 +135,7 @@ class InlineEngine:
     def _forget_dropped(self) -> None:
         self._released.drain(self._forget)
         self._closed_streams.drain(self._forget_stream)
+        self._dropped_groups.drain(self._leave_group)
 
     def _forget(self, ref_id: int) -> None:
         actor = self._actors.get(ref_id)
@@ -629,10 +631,10 @@ class InlineEngine:
         self.enter()
         with self.lock:
             meeting = self._meetings.get(name)
-            if meeting is None or meeting.failed:
+            if meeting is None or meeting.is_over:
                 meeting = self._meetings[name] = Meeting(self.baton, name, world_size)
-            meeting.join(rank, world_size)
-        group = InlineGroup(meeting, rank, self._forget_meeting)
+            place = meeting.join(rank, world_size)
+        group = InlineGroup(place, self._leave_group, self._dropped_groups)
         try:
             meeting.meet(rank, ("join",), (), lambda _: None, timeout)
         except BaseException:
@@ -640,9 +642,11 @@ class InlineEngine:
             raise
         return group
 
-    def _forget_meeting(self, meeting: Meeting) -> None:
+    def _leave_group(self, place: Place) -> None:
+        meeting = place.meeting
         with self.lock:
-            if self._meetings.get(meeting.name) is meeting:
+            is_last = meeting.leave(place.rank)
+            if is_last and self._meetings.get(meeting.name) is meeting:
                 del self._meetings[meeting.name]
 
     # The session ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import kernels
 from ...exceptions import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .baton import Baton
+    from .objects import Released
 
     Arrays = tuple[np.ndarray, ...]  # that one rank passes
     Work = Callable[[list[Arrays]], None]
@@ -47,6 +48,13 @@ class _Wanted:
     error: CollectiveError | None = None
 
 
+class Place(NamedTuple):
+    """What a rank has in a group until it leaves."""
+
+    meeting: Meeting
+    rank: int
+
+
 class Meeting:
     """What the ranks of one group share. Its methods take the lock."""
 
@@ -55,7 +63,7 @@ class Meeting:
         self.name = name
         self._baton = baton
         self._actors: dict[int, int] = {}  # rank -> actor, or 0
-        self._gone: set[int] = set()
+        self._gone: dict[int, CollectiveError] = {}  # ranks, and what others get
         self._arrived: dict[int, _Arrival] = {}
         self._messages: defaultdict[tuple[int, int], deque[np.ndarray]] = defaultdict(
             deque
@@ -64,11 +72,11 @@ class Meeting:
         self._failure: CollectiveError | None = None
 
     @property
-    def failed(self) -> bool:
-        """A rank is gone, or was too late: nobody can join, or meet, any more."""
-        return self._failure is not None
+    def is_over(self) -> bool:
+        """A rank is gone, or was too late: nobody can join any more."""
+        return self._failure is not None or bool(self._gone)
 
-    def join(self, rank: int, world_size: int) -> None:
+    def join(self, rank: int, world_size: int) -> Place:
         """Take a place.
 
         Raises:
@@ -83,18 +91,42 @@ class Meeting:
         if rank in self._actors:
             raise ValueError(f"rank {rank} of group {self.name!r} is taken.")
         self._actors[rank] = context.get().actor_id
+        return Place(self, rank)
 
     def actor_died(self, actor_id: int) -> None:
         for rank, actor in list(self._actors.items()):
             if actor == actor_id:
-                self.leave(rank, f"rank {rank} of group {self.name!r} died")
+                self._lose(rank, f"rank {rank} of group {self.name!r} died.")
 
-    def leave(self, rank: int, why: str) -> bool:
+    def leave(self, rank: int) -> bool:
         """``rank`` takes part no more. True if it was the last."""
         with self._baton.lock:
-            self._gone.add(rank)
-            self._fail(RankDiedError(f"{why}.", rank))
+            self._lose(rank, f"rank {rank} left group {self.name!r}.")
             return len(self._gone) == len(self._actors)
+
+    def _lose(self, rank: int, why: str) -> None:
+        if rank not in self._gone:
+            self._gone[rank] = RankDiedError(why, rank)
+            self._end_if_one_is_gone()
+
+    def _end_if_one_is_gone(self) -> None:
+        """Whoever waits for a rank that is gone waits in vain.
+
+        Not before somebody does: what a rank has sent before it left still arrives.
+        """
+        waited_for = {*self._wanted, *(w.from_ for w in self._wanted.values())}
+        if self._arrived:
+            waited_for.update(range(self.world_size))
+        for rank, error in self._gone.items():
+            if rank in waited_for:
+                self._fail(error)
+                return
+
+    def _check(self, rank: int) -> None:
+        """``rank`` may make another call."""
+        error = self._failure or self._gone.get(rank)
+        if error is not None:
+            raise _again(error)
 
     def _fail(self, error: CollectiveError) -> None:
         """The first failure ends the group: a rank that came cannot be called back."""
@@ -128,8 +160,7 @@ class Meeting:
     ) -> None:
         """Wait until every rank has made the same ``call`` and ``work`` is done."""
         with self._baton.lock:
-            if self._failure is not None:
-                raise _again(self._failure)
+            self._check(rank)
             wait = Wait(
                 lambda: (
                     f"{call[0]} of group {self.name!r} for ranks "
@@ -142,9 +173,14 @@ class Meeting:
             if last:
                 self._finish(work)
             else:
+                self._end_if_one_is_gone()
                 self._check_deadlock()
         if not last:
-            self._baton.block(wait)
+            try:
+                self._baton.block(wait)
+            except BaseException:
+                self._give_up(rank, call)
+                raise
             if not wait.done:
                 self._time_out(rank, call, timeout)
         if arrival.error is not None:
@@ -171,8 +207,7 @@ class Meeting:
 
     def send(self, rank: int, to: int, x: np.ndarray) -> None:
         with self._baton.lock:
-            if self._failure is not None:
-                raise _again(self._failure)
+            self._check(rank)
             self._messages[rank, to].append(x.copy())
             wanted = self._wanted.get(to)
             if wanted is not None and wanted.from_ == rank:
@@ -182,17 +217,22 @@ class Meeting:
     def recv(self, rank: int, from_: int, x: np.ndarray, timeout: float | None) -> None:
         queue = self._messages[from_, rank]
         with self._baton.lock:
-            if self._failure is not None:
-                raise _again(self._failure)
+            self._check(rank)
             about = f"a message of rank {from_} in group {self.name!r}"
             wait = Wait(lambda: about, timeout=timeout)
             wanted = _Wanted(from_, wait, timeout is None)
             blocked = not queue
             if blocked:
                 self._wanted[rank] = wanted
+                self._end_if_one_is_gone()
                 self._check_deadlock()
         if blocked:
-            self._baton.block(wait)
+            try:
+                self._baton.block(wait)
+            except BaseException:  # this concerns no third rank
+                with self._baton.lock:
+                    self._wanted.pop(rank, None)
+                raise
         with self._baton.lock:
             if not wanted.wait.done and blocked:
                 self._wanted.pop(rank, None)
@@ -240,6 +280,16 @@ class Meeting:
             return f"recv(from {self._wanted[rank].from_})"
         return _describe(self._arrived[rank].call)
 
+    def _give_up(self, rank: int, call: tuple[Any, ...]) -> None:
+        """``rank`` was interrupted. The others cannot count on it any more."""
+        with self._baton.lock:
+            self._fail(
+                CollectiveError(
+                    f"group {self.name!r} is unusable since rank {rank} was "
+                    f"interrupted in {call[0]}. Make a new one."
+                )
+            )
+
     def _time_out(
         self, rank: int, call: tuple[Any, ...], timeout: float | None
     ) -> None:
@@ -276,12 +326,14 @@ class InlineGroup:
     gpus = False
 
     def __init__(
-        self, meeting: Meeting, rank: int, forget: Callable[[Meeting], None]
+        self, place: Place, leave: Callable[[Place], None], dropped: Released[Place]
     ) -> None:
-        self.rank = rank
-        self.world_size = meeting.world_size
-        self._meeting = meeting
-        self._forget = forget
+        self.rank = place.rank
+        self.world_size = place.meeting.world_size
+        self._meeting = place.meeting
+        self._place = place
+        self._leave = leave
+        self._dropped = dropped
         self._closed = False
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
@@ -373,9 +425,11 @@ class InlineGroup:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            why = f"rank {self.rank} left group {self._meeting.name!r}"
-            if self._meeting.leave(self.rank, why):
-                self._forget(self._meeting)
+            self._leave(self._place)
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._dropped.note(self._place)
 
 
 def _check(x: np.ndarray, op: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ..._ref import ObjectRef
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..._ref import RefCounter
     from .. import serialize
     from .units import Call
+
+T = TypeVar("T")
 
 
 class Stored(NamedTuple):
@@ -107,15 +109,15 @@ class Objects:
         return {"objects": len(values), "store_bytes": used}
 
 
-class Released:
-    """Refs that are gone, noted without a lock: the GC may run anywhere."""
+class Released(Generic[T]):
+    """What is gone, noted without a lock: the GC may run anywhere."""
 
     def __init__(self) -> None:
-        self._ids: deque[int] = deque()
+        self._gone: deque[T] = deque()
 
-    def note(self, ref_id: int) -> None:
-        self._ids.append(ref_id)
+    def note(self, what: T) -> None:
+        self._gone.append(what)
 
-    def drain(self, forget: Callable[[int], None]) -> None:
-        while self._ids:  # forgetting a container may release what is in it
-            forget(self._ids.popleft())
+    def drain(self, forget: Callable[[T], None]) -> None:
+        while self._gone:  # forgetting a container may release what is in it
+            forget(self._gone.popleft())
