@@ -409,6 +409,32 @@ def test_a_running_call_of_an_actor_can_see_that_it_is_cancelled(threads: int) -
     assert skate.get(actor.is_cancelled.remote()) is False
 
 
+@pytest.mark.differs(ray="get raises TaskCancelledError, whatever the call returns")
+def test_a_call_that_runs_again_can_see_that_it_is_cancelled() -> None:
+    actor = Plain.options(max_restarts=1, max_task_retries=1).remote()
+    signal = Signal.remote()
+    ref = actor.block.remote(signal, Signal.remote())
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.kill(actor, no_restart=False)
+    skate.get(signal.wait_for_waiting.remote(2))
+    skate.cancel(ref, recursive=False)
+    signal.set.remote()
+    assert skate.get(ref) is True
+
+
+def test_a_cancelled_call_does_not_run_again_after_a_restart() -> None:
+    actor = Plain.options(max_restarts=1, max_task_retries=1).remote()
+    signal = Signal.remote()
+    ref = actor.block.remote(signal, Signal.remote())
+    skate.get(signal.wait_for_waiting.remote(1))
+    skate.cancel(ref, recursive=False)
+    skate.kill(actor, no_restart=False)
+    assert_cancelled(ref)
+    assert skate.get(actor.is_cancelled.remote()) is False
+    assert skate.get(signal.waiting.remote()) == 1
+    signal.set.remote()
+
+
 @pytest.mark.differs(ray="TaskCancelledError comes when its turn would")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_call_that_waits_for_the_actor_never_starts(threads: int) -> None:

@@ -261,7 +261,8 @@ class Actor:
             retry = call.again()
             if retry is not None:
                 again.append(retry)
-            call.fulfil(unavailable(f"{self.title} restarts, for {cause}."))
+            error = unavailable(f"{self.title} restarts, for {cause}.")
+            call.fulfil(CANCELLED if call.cancelled else error)
         self._ready.extendleft(reversed(again))
         self._vacate()
         self.instance = self.receiver = None
@@ -443,11 +444,10 @@ class ActorCall(Call):
 
         The thread that runs this one may still unwind: what it says is not heard.
         """
-        if self._retries == 0 or self._given is None:
+        if self._retries == 0 or self._given is None or self.cancelled:
             return None
         retry = ActorCall(self.actor, self.method, self._given, self.caller)
         retry._retries = self._retries - (self._retries > 0)
-        retry.task_id = self.task_id
         retry.take_over(self)
         retry._answered, self._answered = self._answered, True
         for output in retry.outputs:

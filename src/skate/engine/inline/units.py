@@ -318,7 +318,11 @@ class Call:
         )
 
     def take_over(self, lost: Call) -> None:
-        """Make what ``lost``, an earlier attempt, was to make."""
+        """Be the call that ``lost`` was an earlier attempt of."""
+        del self.engine.unfinished[self.task_id]
+        self.task_id, self.trace_id = lost.task_id, lost.trace_id
+        self.parent, self.label = lost.parent, lost.label
+        self.engine.unfinished[self.task_id] = self
         if self.stream is not None:
             del self.engine.streams[self.outputs[0]]
             self.stream, lost.stream = lost.stream, None
@@ -374,7 +378,8 @@ class Call:
         outputs, self.outputs = self.outputs, []
         self._arguments = None
         self._generator = None
-        self.engine.unfinished.pop(self.task_id, None)
+        if self.engine.unfinished.get(self.task_id) is self:  # not a later attempt
+            del self.engine.unfinished[self.task_id]
         for index, output in enumerate(outputs):
             part = outcome if isinstance(outcome, bytes) else outcome[index]
             self.engine.objects.resolve(output, part)
