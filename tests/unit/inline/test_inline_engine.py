@@ -352,3 +352,21 @@ def test_ctrl_c_while_an_actor_runs_reaches_the_driver() -> None:
         skate.get(interrupter.interrupt.remote())
     assert skate.get(log.remote("alive")) == "alive"
     assert skate.get(Logger.remote().log.remote("alive")) > 0
+
+
+def test_what_has_no_thread_runs_once_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    logger = Logger.options(num_cpus=2).remote()
+    ref = logger.log.remote(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="new thread"):
+                skate.get(ref)
+    skate.get(ref)
+    assert LOG == [1]
+    assert skate.available_resources()["CPU"] == 0

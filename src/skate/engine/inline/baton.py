@@ -236,13 +236,18 @@ class Baton:
         """If nobody has the baton and a driver thread waits for it, hand it over."""
         if self._taken:
             return
-        driver = next((w for w in self._parked if w.foreign and not w.idle), None)
-        if driver is None and not any(w.foreign and w.queued for w in self._parked):
+        waits = (w for w in self._parked if w.foreign and (w.queued or not w.idle))
+        driver = next(waits, None)
+        if driver is None:
             return
+        self._taken = True
         item = self._next() or driver
-        if item is not None:
-            self._taken = True
+        try:
             self._hand_to(item)
+        except BaseException as error:
+            self._hand_to(driver)  # if there is no thread for it, it raises the error
+            if not isinstance(error, RuntimeError):
+                raise  # Ctrl-C
 
     def stop(self, home: Home) -> None:
         """End the threads of ``home``: those at rest now, the others unwinding."""
@@ -418,6 +423,7 @@ class Baton:
 
     def _run_here(self, unit: Unit, wait: Wait) -> None:
         # Nobody can wake this thread for ``wait`` while ``unit`` is on top of it.
+        unit.begin()
         del self._parked[wait]
         _here.depth += 1
         self.lock.release()
@@ -444,7 +450,10 @@ class Baton:
         _here.holds = True
 
     def _next(self, first: Collection[Unit] = ()) -> Unit | Wait | None:
-        """Take what comes next from the queues; None if nothing can run now."""
+        """Take what comes next from the queues; None if nothing can run now.
+
+        A unit has not begun: there may be no thread for it.
+        """
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             wait = heapq.heappop(self._deadlines)[2]
@@ -457,7 +466,6 @@ class Baton:
             for item in self._queue:
                 if item in first and not isinstance(item, Wait) and item.startable():
                     self._queue.remove(item)
-                    item.begin()
                     return item
         for index, item in enumerate(self._queue):
             if isinstance(item, Wait):
@@ -465,7 +473,6 @@ class Baton:
                 return self._leave(item)
             if item.startable():
                 del self._queue[index]
-                item.begin()
                 return item
         return None
 
@@ -476,12 +483,18 @@ class Baton:
         return wait
 
     def _hand_to(self, item: Unit | Wait) -> None:
+        """Raises RuntimeError if no thread can be started; then ``item`` is next."""
         if isinstance(item, Wait):
             item.handed = True
             item.gate.release()
         else:
             home = item.home
-            worker = home.resting.pop() if home.resting else Worker(self, home)
+            try:
+                worker = home.resting.pop() if home.resting else Worker(self, home)
+            except BaseException:
+                self._queue.appendleft(item)
+                raise
+            item.begin()
             home.busy.add(worker)
             self._num_busy += 1
             worker.start(item)
@@ -548,8 +561,12 @@ class Worker:
         self.thread = threading.Thread(
             target=self._run, name="skate-inline", daemon=True
         )
+        try:
+            self.thread.start()
+        except BaseException:
+            self._gate.release()  # Ctrl-C may come when it has started: it ends
+            raise
         baton.workers.add(self)
-        self.thread.start()
 
     def start(self, unit: Unit) -> None:
         self._unit = unit
