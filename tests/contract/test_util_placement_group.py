@@ -7,7 +7,12 @@ from helpers import Counter, Signal, identity, wait_for
 from polling import wait_until
 
 import skate
-from skate.exceptions import ActorDiedError, ResourceError, TaskPlacementGroupRemoved
+from skate.exceptions import (
+    ActorDiedError,
+    ResourceError,
+    TaskPlacementGroupRemoved,
+    WorkerCrashedError,
+)
 from skate.util import (
     get_current_placement_group,
     get_placement_group,
@@ -155,8 +160,23 @@ def test_tasks_of_a_removed_group_fail() -> None:
     remove_placement_group(group)
     with pytest.raises(TaskPlacementGroupRemoved):
         skate.get(waiting)
+    with pytest.raises(WorkerCrashedError):
+        skate.get(running)
     signal.set.remote()
-    skate.wait([running])
+    assert wait_until(lambda: free("token") == 4)
+
+
+def test_a_task_of_a_removed_group_is_not_tried_again() -> None:
+    group = placement_group([{"token": 1}])
+    assert group.wait(60)
+    signal = Signal.remote()
+    limited = in_group(wait_for, group, resources={"token": 1}, max_retries=3)
+    running = limited.remote(signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    remove_placement_group(group)
+    with pytest.raises(TaskPlacementGroupRemoved):
+        skate.get(running)
+    signal.set.remote()
     assert wait_until(lambda: free("token") == 4)
 
 

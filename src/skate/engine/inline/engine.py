@@ -669,6 +669,9 @@ class InlineEngine:
             for actor in list(self._actors.values()):
                 if group_of(actor.grant.amounts()) == group:
                     actor.die("its placement group was removed.")
+            for call in list(self.unfinished.values()):
+                if isinstance(call, Task) and group_of(call.demand) == group:
+                    call.group_removed()
             self.baton.kick()
 
     def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..._options import STREAMING
 from ..._ref import ObjectRef
 from ..._runtime_env import NO_ENV
-from ...exceptions import OwnerDiedError, RuntimeEnvSetupError, TaskCancelledError
+from ...exceptions import (
+    OwnerDiedError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from .. import serialize
 from ..protocol import TaskContext
 from ..surroundings import Surroundings
@@ -107,6 +112,7 @@ class Call:
         self.parent = context.get().task_id  # the task that calls
         engine.unfinished[self.task_id] = self
         self.cancelled = False
+        self._cancelled_with = CANCELLED  # what its refs get then
         self.started = False
         self.wait: Wait | None = None  # the skate call that blocks it, while it runs
         self._generator: Any = None
@@ -178,7 +184,7 @@ class Call:
             outcome = serialize.dump_error(error, self.name)
             if not self.cancelled:
                 raise
-            outcome = CANCELLED
+            outcome = self._cancelled_with
         except RuntimeEnvSetupError as error:
             outcome = serialize.dump_system_error(error)
         except BaseException as error:  # all of it is the task's result
@@ -332,10 +338,11 @@ class Call:
 
     # Cancelling; the lock is held -----------------------------------------------------
 
-    def cancel(self) -> None:
+    def cancel(self, outcome: bytes = CANCELLED) -> None:
         self.cancelled = True
+        self._cancelled_with = outcome
         if not self.started and self.withdraw():
-            self.fulfil(CANCELLED)
+            self.fulfil(outcome)
         elif self.started:
             self.interrupt()
 
@@ -420,6 +427,15 @@ class Task(Call):
             self.fulfil(self.failure)
         else:
             self.engine.baton.post(self)
+
+    def group_removed(self) -> None:
+        """The process of a task that runs would have ended; a retry is refused."""
+        refusal = self.refusal()
+        assert refusal is not None
+        if self.started and not self._retries:
+            text = f"the placement group of task {self.name} was removed."
+            refusal = serialize.dump_system_error(WorkerCrashedError(text))
+        self.cancel(refusal)
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
