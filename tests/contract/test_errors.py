@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Counter, add, fail, identity
+from helpers import Counter, Signal, add, fail, identity, wait_for
 
 import skate
 from skate.exceptions import RemoteTraceback, SkateError, TaskError
@@ -24,6 +24,29 @@ def test_a_failed_task_raises_the_users_own_exception_type() -> None:
     assert caught.value.args == ("three", 3)
     assert isinstance(caught.value.cause, ValueError)
     assert caught.value.task_name.endswith("fail")
+
+
+@skate.remote(num_cpus=0)
+def pass_on(x: Any) -> Any:
+    return x
+
+
+@skate.remote(num_cpus=0)
+class PassOn:
+    def pass_on(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.parametrize("of", ["tasks", "calls of an actor"])
+def test_an_error_passes_through_a_long_chain(of: str) -> None:
+    step = pass_on if of == "tasks" else PassOn.remote().pass_on
+    signal = Signal.remote()
+    ref = fail.remote(wait_for.remote(signal, LookupError("first")))
+    for _ in range(500):
+        ref = step.remote(ref)
+    signal.set.remote()
+    with pytest.raises(LookupError, match="first"):
+        skate.get(ref)
 
 
 class StatusError(Exception):

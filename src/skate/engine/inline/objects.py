@@ -57,6 +57,8 @@ class Objects:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
+        self._to_tell: deque[tuple[Callable[[Entry], None], Entry]] = deque()
+        self._telling = False
 
     def __getitem__(self, ref: ObjectRef[Any]) -> Entry:
         return self._entries[ref._id]
@@ -80,7 +82,11 @@ class Objects:
         self._entries[ref_id] = entry
 
     def resolve(self, ref_id: int, outcome: Stored | bytes) -> None:
-        """Give the value, or the error; tell those who wait. Nobody may care."""
+        """Give the value, or the error; tell those who wait. Nobody may care.
+
+        One who is told may resolve others, whose error it is: those that wait for them
+        are told next, not from within, for such a chain may be of any length.
+        """
         entry = self._entries.get(ref_id)
         if entry is None:
             return
@@ -90,8 +96,16 @@ class Objects:
             entry.value = outcome
         entry.producer = None
         callbacks, entry.callbacks = entry.callbacks, []
-        for callback in callbacks:
-            callback(entry)
+        self._to_tell.extend((callback, entry) for callback in callbacks)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._to_tell:
+                callback, entry = self._to_tell.popleft()
+                callback(entry)
+        finally:
+            self._telling = False
 
     def count(self, ref_id: int, change: int) -> None:
         """More or fewer Python objects hold it; with the last, it is gone."""
