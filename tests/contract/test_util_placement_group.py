@@ -166,6 +166,7 @@ def test_tasks_of_a_removed_group_fail() -> None:
     assert wait_until(lambda: free("token") == 4)
 
 
+@pytest.mark.differs(ray="waits for such a group for ever: cancel it")
 def test_a_task_of_a_removed_group_is_not_tried_again() -> None:
     group = placement_group([{"token": 1}])
     assert group.wait(60)
