@@ -166,6 +166,23 @@ def test_tasks_of_a_removed_group_fail() -> None:
     assert wait_until(lambda: free("token") == 4)
 
 
+def test_a_task_that_removes_its_own_group_ends() -> None:
+    @skate.remote(max_retries=0)
+    def remove_own(signal: Any) -> None:
+        own = get_current_placement_group()
+        assert own is not None
+        remove_placement_group(own)
+        skate.get(signal.wait.remote())
+
+    group = placement_group([{"token": 1}])
+    assert group.wait(60)
+    signal = Signal.remote()
+    options = {"num_cpus": 0, "resources": {"token": 1}}
+    with pytest.raises(WorkerCrashedError):
+        skate.get(in_group(remove_own, group, **options).remote(signal), timeout=60)
+    assert wait_until(lambda: free("token") == 4)
+
+
 @pytest.mark.differs(ray="waits for such a group for ever: cancel it")
 def test_a_task_of_a_removed_group_is_not_tried_again() -> None:
     group = placement_group([{"token": 1}])

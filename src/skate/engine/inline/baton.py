@@ -133,10 +133,19 @@ def holds_baton() -> bool:
     return _here.holds
 
 
+def stop_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that the innermost unit has yet to get."""
+    unit = _here.interruptible
+    if unit is not None and unit.interrupted:
+        unit.interrupted = False
+        raise KeyboardInterrupt
+
+
 class Interruptible(Protocol):
     """A unit that can be told to stop while it is blocked."""
 
     wait: Wait | None  # the skate call that blocks it
+    interrupted: bool  # it is to stop, and was not blocked
 
 
 @contextlib.contextmanager

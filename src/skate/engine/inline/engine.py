@@ -32,6 +32,7 @@ from .baton import (
     Wait,
     context,
     holds_baton,
+    stop_if_interrupted,
     this_grant,
     this_worker,
 )
@@ -203,6 +204,7 @@ class InlineEngine:
             if force and isinstance(call, ActorCall):
                 return False
             self._cancel(call, recursive)
+        stop_if_interrupted()
         return True
 
     def _cancel(self, call: Call, recursive: bool) -> None:
@@ -673,6 +675,7 @@ class InlineEngine:
                 if isinstance(call, Task) and group_of(call.demand) == group:
                     call.group_removed()
             self.baton.kick()
+        stop_if_interrupted()
 
     def placement_groups(self, group: str | None = None) -> dict[str, GroupInfo]:
         self._settle()

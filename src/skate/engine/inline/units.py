@@ -115,6 +115,7 @@ class Call:
         self._cancelled_with = CANCELLED  # what its refs get then
         self.started = False
         self.wait: Wait | None = None  # the skate call that blocks it, while it runs
+        self.interrupted = False  # KeyboardInterrupt in its next skate call
         self._generator: Any = None
         self._num_items = 0
         self._throw = False  # KeyboardInterrupt into the generator, at its yield
@@ -357,6 +358,8 @@ class Call:
         elif self.stream is not None:
             self._throw = True
             self.stream.wake()
+        else:  # it runs: it has done this itself, or another thread of the driver
+            self.interrupted = True
 
     def reader_gone(self) -> None:
         """Nobody reads the stream any more."""
