@@ -318,6 +318,18 @@ def test_why_follows_dependencies_to_the_code_that_runs(
     assert "Signal.wait" in text
 
 
+@pytest.mark.differs(ray="Ray does not tell which argument is lacking")
+def test_why_of_a_long_chain_shows_its_end(gate: skate.ActorHandle[Signal]) -> None:
+    ref = gate.wait.remote()
+    for _ in range(500):
+        ref = identity.remote(ref)
+    text = skate.why(ref)
+    assert text.startswith("identity has not started: it lacks an")
+    assert text.endswith("... and so on")
+    gate.set.remote()
+    skate.get(ref)
+
+
 def test_why_of_a_task_that_waits_for_resources(start: Start) -> None:
     start(num_cpus=2, resources={"token": 4})
     gate = Signal.remote()

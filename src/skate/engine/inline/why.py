@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .units import Call
 
 _INDENT = "  "
+_MAX_DEPTH = 12
 _MAX_FRAMES = 4
 
 
@@ -31,7 +32,9 @@ def _explain(
 ) -> Iterator[str]:
     indent = _INDENT * depth
     call = entry.producer
-    if entry.error is not None:
+    if depth > _MAX_DEPTH:
+        yield f"{indent}... and so on"
+    elif entry.error is not None:
         yield f"{indent}it has an error: get raises it."
     elif call is None:
         yield f"{indent}it has its value now."
