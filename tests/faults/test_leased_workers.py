@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +87,20 @@ def test_worker_that_max_calls_ends_waits_for_the_tasks_that_it_has_started(
     path.touch()
     assert skate.get(child, timeout=20) == 7
     assert wait_until(lambda: not runs(parent))
+
+
+@skate.remote(num_gpus=1, max_retries=0)
+def replace_stdout(by: object) -> int:
+    if by == "closed":
+        sys.stdout.close()
+    else:
+        sys.stdout = by  # type: ignore[assignment]
+    return os.getpid()
+
+
+@pytest.mark.parametrize("by", ["closed", None, 7])
+def test_worker_ends_though_its_task_has_replaced_stdout(
+    session: None, by: object
+) -> None:
+    worker = skate.get(replace_stdout.remote(by), timeout=20)
+    assert wait_until(lambda: not runs(worker))

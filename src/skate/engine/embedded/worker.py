@@ -7,6 +7,7 @@ A pool worker and a leased one run functions; what an actor's process does is in
 from __future__ import annotations
 
 import _thread
+import contextlib
 import faulthandler
 import functools
 import os
@@ -201,8 +202,7 @@ def _run_exit_handlers() -> None:
     import atexit
 
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    _flush()
 
 
 class Worker:
@@ -388,5 +388,7 @@ def end_forked_child(error: BaseException) -> NoReturn:
 
 
 def _flush() -> None:
+    """What is in the streams is printed; the process ends, whatever they are by now."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(BaseException):  # the program may have closed it
+            stream.flush()
