@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polling import wait_until
 
 import skate
-from skate.exceptions import TaskError
+from skate.exceptions import TaskCancelledError, TaskError
 
 
 class Passing(Exception):
@@ -169,6 +170,44 @@ def test_an_actor_retries_a_call_of_itself(engine: str) -> None:
 def test_a_stream_goes_on_after_an_error(engine: str, kind: Any) -> None:
     actor = kind.remote(failures=1)
     assert [skate.get(ref) for ref in actor.items.remote()] == [0, 1, 2]
+
+
+class LastThingOfAnAttempt:
+    """Goes once the attempt's error has been told, and waits for the next attempt."""
+
+    def __del__(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_until(lambda: bool(getattr(loop, "_ready", True)), timeout=1)
+
+
+@skate.remote(max_task_retries=1)
+class SlowToEndAnAttempt:
+    def __init__(self) -> None:
+        self._attempts = 0
+        self._second = asyncio.Event()
+
+    @skate.method(retry_exceptions=True)
+    async def never_ends(self) -> None:
+        self._attempts += 1
+        held = LastThingOfAnAttempt()
+        if self._attempts == 1:
+            raise Passing
+        del held
+        self._second.set()
+        await asyncio.Event().wait()
+
+    async def second_attempt_runs(self) -> None:
+        await self._second.wait()
+
+
+def test_a_call_that_is_tried_again_can_be_cancelled(engine: str) -> None:
+    actor = SlowToEndAnAttempt.remote()
+    second = actor.second_attempt_runs.remote()
+    call = actor.never_ends.remote()
+    skate.get(second, timeout=20)
+    skate.cancel(call)
+    with pytest.raises(TaskCancelledError):
+        skate.get(call, timeout=20)
 
 
 def test_other_calls_run_meanwhile_and_all_are_answered(engine: str) -> None:

@@ -383,8 +383,9 @@ class _Loop:
         self._tasks[task_id] = task
 
         def ended(task: asyncio.Task[None]) -> None:
-            del self._tasks[task_id]
-            self._rooms.pop(task_id, None)
+            if self._tasks.get(task_id) is task:  # else the next attempt has begun
+                del self._tasks[task_id]
+                self._rooms.pop(task_id, None)
             if task.cancelled():  # perhaps before its first step
                 call.fail_cancelled()
             elif (error := task.exception()) is not None:
