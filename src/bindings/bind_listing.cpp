@@ -105,6 +105,13 @@ void bind_listing(nb::class_<Node>& node) {
           },
           nb::sig("def statistics(self) -> dict[str, int]"))
       .def(
+          "dependants",
+          [](Node& node) {
+            check_not_forked(node);
+            return node.actors.living() + node.tasks.count();
+          },
+          "Tasks and actors that this process has started, and that would end with it.")
+      .def(
           "processes",
           [](Node& node) {
             nb::list all;

@@ -51,6 +51,14 @@ u32 Actors::unanswered(ObjectId actor) {
   return it == links_.end() ? 0 : it->second.unanswered;
 }
 
+u64 Actors::living() {
+  std::lock_guard lock(home_.mu);
+  node_.look_at_inbox();
+  u64 found = 0;
+  for (const auto& [address, actors] : residents_) found += actors.size();
+  return found;
+}
+
 // Calls
 // ----------------------------------------------------------------------------------
 

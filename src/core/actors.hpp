@@ -40,6 +40,8 @@ class Actors {
   void place(ObjectId actor, ProcId address);
   // Calls of this process that the actor has not answered.
   u32 unanswered(ObjectId actor);
+  // Actors that end with this process: they have processes, and it owns their handles.
+  u64 living();
 
   // For the other parts, with the lock held.
 

@@ -299,6 +299,11 @@ class Node:
 
     def statistics(self) -> dict[str, int]: ...
 
+    def dependants(self) -> int:
+        """
+        Tasks and actors that this process has started, and that would end with it.
+        """
+
     def processes(self) -> list[dict[str, int]]:
         """What the session directory says of each live process."""
 

@@ -104,3 +104,42 @@ def test_worker_ends_though_its_task_has_replaced_stdout(
 ) -> None:
     worker = skate.get(replace_stdout.remote(by), timeout=20)
     assert wait_until(lambda: not runs(worker))
+
+
+@skate.remote
+class Answers:
+    def answer(self) -> int:
+        return 7
+
+
+@skate.remote(max_retries=0)
+def make_actor() -> tuple[skate.ActorHandle[Answers], int]:
+    actor = Answers.options(num_cpus=0).remote()
+    skate.get(actor.answer.remote())
+    return actor, os.getpid()
+
+
+@skate.remote(max_retries=0)
+def nothing() -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_gpus": 1}, {"max_calls": 1}, {"max_calls": 1, "num_cpus": 2}],
+    ids=["gpu", "pool", "lease"],
+)
+def test_worker_ends_after_the_actors_that_it_has_started(
+    session: None, options: dict[str, int]
+) -> None:
+    actor, parent = skate.get(make_actor.options(**options).remote())
+    # That the first task is done is known: others have what it had.
+    skate.get([nothing.options(**options).remote() for _ in range(4)], timeout=20)
+    assert skate.get(actor.answer.remote(), timeout=20) == 7
+    del actor
+
+    def is_gone() -> bool:  # one of the pool ends after a task
+        skate.get(nothing.remote(), timeout=20)
+        return not runs(parent)
+
+    assert wait_until(is_gone)

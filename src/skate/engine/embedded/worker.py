@@ -187,9 +187,8 @@ def _cancelled() -> KeyboardInterrupt:
 
 
 def _end_when_told(worker: Worker) -> None:
-    """Tasks that it has started and that still run would end with it."""
     signal.sigwait([RETIRE])
-    while worker.node.statistics()["pending_tasks"]:
+    while worker.node.dependants():
         time.sleep(_LOOK_AGAIN_S)
     if worker.is_worn_out:  # it ends by itself, if it does not wait for another task
         worker.node.stop_serving()
@@ -231,8 +230,7 @@ class Worker:
         ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
-            # Tasks that it has started and that still run would end with it.
-            if self.is_worn_out and self.node.statistics()["pending_tasks"] == 0:
+            if self.is_worn_out and self.node.dependants() == 0:
                 return
 
     def run_task(self, call: _core.Call) -> None:
