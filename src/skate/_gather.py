@@ -15,7 +15,7 @@ from .exceptions import GetTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .engine.protocol import Engine, Watch
+    from .engine.protocol import Watch
 
 T = TypeVar("T")
 W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
@@ -50,7 +50,6 @@ class AsCompleted(Generic[W]):
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
         self._timeout = timeout
         self._deadline: float | None = None  # runs from the first wait on
-        self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._added = 0
         self._waiting: dict[int, W] = {}
@@ -68,7 +67,11 @@ class AsCompleted(Generic[W]):
         self._added = tag + 1
         self._waiting[tag] = ref
         if self._watch is not None:
-            self._watch_for(self._watch, ref, tag)
+            try:
+                self._watch_for(self._watch, ref, tag)
+            except BaseException:  # else it would be waited for in vain
+                self._waiting.pop(tag, None)
+                raise
 
     def next_batch(self, timeout: float | None = None) -> list[W]:
         """Wait for at least one; all that are ready, in the order in which they came.
@@ -120,16 +123,20 @@ class AsCompleted(Generic[W]):
             )
 
     def _wait(self, timeout: float | None) -> bool:
+        engine = engine_of(next(iter(self._waiting.values()), self))
         if self._watch is None:
-            self._engine = engine_of(next(iter(self._waiting.values()), self))
-            self._watch = self._engine.watch()
-            for tag, ref in self._waiting.items():
-                self._watch_for(self._watch, ref, tag)
+            self._watch = watch = engine.watch()
+            try:
+                for tag, ref in self._waiting.items():
+                    self._watch_for(watch, ref, tag)
+            except BaseException:  # else the next wait would miss those that follow
+                watch.close()
+                self._watch = None
+                raise
         try:
             self._ready = self._watch.next(timeout)
         except KeyboardInterrupt:
-            assert self._engine is not None
-            cancel_interrupted(self._engine, self._waiting.values())
+            cancel_interrupted(engine, self._waiting.values())
             raise
         self._ready.reverse()
         if self._peeks:
@@ -139,7 +146,7 @@ class AsCompleted(Generic[W]):
 
     def _watch_for(self, watch: Watch, ref: Any, tag: int) -> None:
         if isinstance(ref, ObjectRefGenerator):
-            ref = self._peeks[tag] = peek(current(), ref)
+            ref = self._peeks[tag] = peek(engine_of(ref), ref)
         watch.add(ref, tag)
 
     def _check(self, ref: Any, where: str) -> None:

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from helpers import Counter, Signal, add, fail, identity, wait_for
 
 import skate
-from skate.exceptions import GetTimeoutError
+from skate.exceptions import EngineError, GetTimeoutError
 
 pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.core]
 
@@ -263,6 +263,37 @@ def test_streams_are_ready_when_their_next_item_is() -> None:
             signal.set.remote()
     assert sorted(seen[:2]) == ["a", "b"]
     assert sorted(seen[2:]) == ["A", "B"]
+
+
+def test_a_ref_of_an_ended_session_makes_as_completed_miss_no_other(
+    engine: str, start: Callable[..., Any]
+) -> None:
+    old = skate.put(0)
+    skate.shutdown()
+    start(num_cpus=2)
+    finished = skate.as_completed([add.remote(1, 0), old, add.remote(2, 0)])
+    for _ in range(2):
+        with pytest.raises(EngineError):
+            next(finished)
+    finished = skate.as_completed([add.remote(1, 0), add.remote(2, 0)])
+    assert skate.get(next(finished)) in (1, 2)
+    with pytest.raises(EngineError):
+        finished.add(old)
+    assert len(list(finished)) == 1
+
+
+def test_a_stream_of_an_ended_session_starts_no_session(engine: str) -> None:
+    @skate.remote
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    stream = numbers.remote()
+    finished = skate.as_completed([add.remote(1, 0)])
+    next(finished)
+    skate.shutdown()
+    with pytest.raises(EngineError):
+        finished.add(stream)
+    assert not skate.is_initialized()
 
 
 # map_unordered --------------------------------------------------------------------
