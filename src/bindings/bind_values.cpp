@@ -155,7 +155,12 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
                    "timeout: float | None) "
                    "-> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]"))
       .def(
-          "watch", [](Node& n) { return new PyWatch(n); }, nb::keep_alive<0, 1>())
+          "watch",
+          [](Node& node) {
+            check_alive(node);
+            return new PyWatch(node);
+          },
+          nb::keep_alive<0, 1>())
       .def(
           "empty",
           [](Node& node, nb::tuple shape, nb::handle dtype) {

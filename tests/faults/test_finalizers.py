@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from programs import run
+
+import skate
+from skate.exceptions import EngineError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -111,6 +116,44 @@ def test_a_value_that_is_gone_is_an_error() -> None:
                 raise AssertionError("a value that is gone")
         """
     )
+
+
+def test_a_finalizer_at_the_end_of_the_program_may_ask_for_a_future() -> None:
+    run(
+        """
+        import skate
+
+        @skate.remote
+        def same(x):
+            return x
+
+        class Client:
+            def __init__(self, ref):
+                self.ref = ref
+                self.me = self
+
+            def __del__(self):
+                self.ref.future()
+
+        skate.init("embedded", num_cpus=1)
+        ref = same.remote(1)
+        assert ref.future().result() == 1
+        Client(ref)
+        """,
+        seconds=20,
+    )
+
+
+def test_a_future_of_a_ref_of_an_ended_session_starts_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with skate.init("embedded", num_cpus=1):
+        ref = skate.put(1)
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    with pytest.raises(EngineError):
+        ref.future()
+    assert started == []
 
 
 def test_a_ref_may_be_made_while_a_finalizer_ends_the_session() -> None:

@@ -33,6 +33,7 @@ ASKS = {
     "statistics": "skate._runtime.current().statistics()",
     "whether it holds an error": "skate._runtime.current().failed(ref)",
     "a call with a limit": "counter.add.remote()",
+    "a watch": "skate._runtime.current().node.watch()",
     "a message to be read": "skate._runtime.current().node.catch_up()",
 }
 
