@@ -84,6 +84,10 @@ class PyWatch {
     check_open();
     node_.watches.add(watch_, id_of(ref.ptr()), tag);
   }
+  void remove(nb::handle ref, u64 tag) {
+    if (is_closed_ || node_.in_forked_child()) return;
+    node_.watches.remove(watch_, id_of(ref.ptr()), tag);
+  }
   nb::list next(std::optional<double> timeout) {
     check_alive(node_);
     check_open();
@@ -138,6 +142,8 @@ class PyWatch {
 void bind_values(nb::module_& m, nb::class_<Node>& node) {
   nb::class_<PyWatch>(m, "Watch")
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
+      .def("remove", &PyWatch::remove, "ref"_a, "tag"_a,
+           "What was added so is not told any more.")
       .def("next", &PyWatch::next, "timeout"_a.none(),
            "Tags of what has become ready; none: the time is up, or it was closed.",
            nb::sig("def next(self, timeout: float | None) -> list[int]"))

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -15,8 +16,9 @@ struct Task;
 // Which of many objects have become ready.
 struct Watch {
   std::deque<u64> ready;
-  std::unordered_set<ObjectId> pending;  // objects that it waits for, and holds
-  bool closing = false;                  // nobody waits for it any longer
+  // Objects that it waits for, and holds; with how many tags.
+  std::unordered_map<ObjectId, u32> pending;
+  bool closing = false;  // nobody waits for it any longer
 };
 
 // Who is told when an object has its value.

@@ -1,5 +1,7 @@
 #include "watches.hpp"
 
+#include <algorithm>
+#include <iterator>
 #include <new>
 
 #include "node.hpp"
@@ -29,24 +31,53 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
   Waiter waiter{Waiter::Kind::kWatch, tag};
   waiter.watch = watch;
   node_.objects.add_waiter(*object, waiter);
-  if (watch->pending.insert(id).second) node_.objects.hold(id);
+  if (++watch->pending[id] == 1) node_.objects.hold(id);
   // From now on the program may wait for it, outside of skate: its CPU is lent.
   node_.waits.wake_resting();
+}
+
+void Watches::remove(Watch* watch, ObjectId id, u64 tag) noexcept {
+  std::lock_guard lock(home_.mu);
+  if (!watch->pending.contains(id)) return;
+  // Most often one of the last: who polls gives up what it has just asked for.
+  std::vector<Waiter>& waiters = node_.objects.find(id)->waiters;
+  const auto found =
+      std::find_if(waiters.rbegin(), waiters.rend(), [&](const Waiter& w) {
+        return w.kind == Waiter::Kind::kWatch && w.watch == watch && w.tag == tag;
+      });
+  if (found == waiters.rend()) return;
+  waiters.erase(std::next(found).base());
+  try {
+    wait_no_more(watch, id);
+  } catch (const std::bad_alloc&) {  // as in Objects::release
+  }
+  if (watch->pending.empty()) tell_waiters();  // the CPU is lent no more
+}
+
+void Watches::wait_no_more(Watch* watch, ObjectId id) {
+  const auto it = watch->pending.find(id);
+  if (it == watch->pending.end() || --it->second != 0) return;
+  watch->pending.erase(it);
+  node_.objects.drop(id);
 }
 
 void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
   if (!open_.contains(watch)) return;
   watch->ready.push_back(tag);
-  if (watch->pending.erase(id) != 0) node_.objects.drop(id);
+  wait_no_more(watch, id);
 }
 
 WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) {
   Lock lock(home_.mu);
   const auto ready = [&] { return watch->closing || !watch->ready.empty(); };
   const auto has_begun = [&] { return ready() || !watch->pending.empty(); };
-  WaitResult result = node_.waits.rest(lock, deadline_ns, has_begun);
-  if (result != WaitResult::kReady) return result;
-  result = node_.waits.wait(lock, deadline_ns, ready);
+  const auto is_over = [&] { return ready() || watch->pending.empty(); };
+  WaitResult result;
+  do {
+    result = node_.waits.rest(lock, deadline_ns, has_begun);
+    if (result != WaitResult::kReady) return result;
+    result = node_.waits.wait(lock, deadline_ns, is_over);
+  } while (result == WaitResult::kReady && !ready());
   if (result == WaitResult::kReady) {
     tags.assign(watch->ready.begin(), watch->ready.end());
     watch->ready.clear();
@@ -69,7 +100,8 @@ void Watches::tell_waiters() {
 void Watches::close(Watch* watch) noexcept {
   std::lock_guard lock(home_.mu);
   if (open_.erase(watch) == 0) return;
-  for (const ObjectId id : watch->pending) {
+  for (const auto& [held, tags] : watch->pending) {
+    const ObjectId id = held;
     if (Object* object = node_.objects.find(id))
       std::erase_if(object->waiters, [&](const Waiter& w) {
         return w.kind == Waiter::Kind::kWatch && w.watch == watch;

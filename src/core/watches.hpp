@@ -25,6 +25,7 @@ class Watches {
   // For the program; each takes the lock.
   Watch* open();
   void add(Watch* watch, ObjectId id, u64 tag);
+  void remove(Watch* watch, ObjectId id, u64 tag) noexcept;  // unless it was told
   WaitResult wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns);
   // kReady and no tags: `stop_waiting` came. The watch is there until `close`.
   void stop_waiting(Watch* watch);
@@ -35,6 +36,7 @@ class Watches {
 
  private:
   void tell_waiters();
+  void wait_no_more(Watch* watch, ObjectId id);  // with one of the tags
 
   Node& node_;
   Home& home_;

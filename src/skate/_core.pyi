@@ -495,6 +495,9 @@ class Watch:
 
     def add(self, ref: object, tag: int) -> None: ...
 
+    def remove(self, ref: object, tag: int) -> None:
+        """What was added so is not told any more."""
+
     def next(self, timeout: float | None) -> list[int]:
         """Tags of what has become ready; none: the time is up, or it was closed."""
 

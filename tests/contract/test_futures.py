@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -133,6 +134,28 @@ def test_a_future_may_be_asked_for_again_when_no_thread_could_be_started(
             ref.future()
     signal.set.remote()
     assert ref.future().result(timeout=60) == 1
+
+
+@pytest.mark.differs(ray="Ray holds what it makes a future of until that ends")
+def test_of_a_cancelled_future_nothing_is_kept(engine: str) -> None:
+    signal = Signal.remote()
+    ref = wait_for.remote(signal, 1)
+
+    def poll() -> Future[int]:
+        held = sys.getrefcount(ref)
+        last = ref.future()
+        futures = [ref.future() for _ in range(100)]
+        assert all(future.cancel() for future in futures)
+        done, _ = concurrent.futures.wait(futures, timeout=20)
+        assert len(done) == 100
+        assert sys.getrefcount(ref) == held + 1  # by the last
+        return last
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        last = thread.submit(poll).result()
+    signal.set.remote()
+    assert skate.get(ref, timeout=60) == 1
+    assert last.result(timeout=60) == 1
 
 
 @skate.remote

@@ -253,6 +253,34 @@ TEST(a_watch_that_is_closed_holds_nothing_and_is_told_nothing) {
   until([&] { return owned(driver) == 0; });
 }
 
+TEST(what_is_taken_out_of_a_watch_is_held_and_told_no_more) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  Watch* const watch = driver.watches.open();
+  const ObjectId id = submit(driver);
+  for (const u64 tag : {1, 2, 3}) driver.watches.add(watch, id, tag);
+  driver.objects.release(id);
+  driver.watches.remove(watch, id, 2);
+  driver.watches.remove(watch, id, 2);
+  driver.watches.remove(watch, id, 9);  // it has never been there
+  const ObjectId dropped = submit(driver);
+  driver.watches.add(watch, dropped, 4);
+  driver.objects.release(dropped);
+  driver.watches.remove(watch, dropped, 4);
+  finish(worker, next(worker));
+  finish(worker, next(worker));
+  std::vector<u64> tags;
+  while (tags.size() < 2) {
+    std::vector<u64> some;
+    if (driver.watches.wait(watch, some, now_ns() + kPatience) == WaitResult::kReady)
+      tags.insert(tags.end(), some.begin(), some.end());
+  }
+  CHECK((tags == std::vector<u64>{1, 3}));
+  until([&] { return owned(driver) == 0; });
+  driver.watches.close(watch);
+}
+
 TEST(refs_in_a_value_are_held_as_long_as_the_value) {
   Fleet fleet;
   Node& node = fleet.start(kDriverId);

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import traceback
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,11 +42,13 @@ class FutureDispatcher:
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._thread: threading.Thread | None = None
+        # Whoever takes a future out of it, ends it.
         self._waiting: dict[int, tuple[ObjectRef[Any], Future[Any], bool]] = {}
         self._next_tag = 0
+        self._weak = weakref.ref(self)
 
     def submit(self, ref: ObjectRef[Any], *, with_value: bool = True) -> Future[Any]:
-        """A future that ends when ``ref`` does; until then, ``ref`` is held.
+        """A future that ends when ``ref`` does; until it has ended, ``ref`` is held.
 
         Its result is the ref's value or error, or without one just None.
         """
@@ -59,9 +63,9 @@ class FutureDispatcher:
         try:
             watch.add(ref, tag)
         except BaseException:
-            with self._lock:
-                self._waiting.pop(tag, None)
+            self._waiting.pop(tag, None)
             raise
+        future.add_done_callback(partial(_forget, self._weak, tag))
         return future
 
     def _start(self) -> Watch:
@@ -89,9 +93,8 @@ class FutureDispatcher:
             self._fail_all(watch, error)
 
     def _finish(self, tag: int) -> None:
-        with self._lock:
-            found = self._waiting.pop(tag, None)
-        if found is None:  # its `submit` was interrupted after the watch had it
+        found = self._waiting.pop(tag, None)
+        if found is None:  # it was cancelled, or its `submit` interrupted
             return
         ref, future, with_value = found
         with surviving(future):
@@ -110,6 +113,22 @@ class FutureDispatcher:
             with surviving(future):
                 if begin(future):
                     future.set_exception(error)
+
+
+def _forget(of: weakref.ref[FutureDispatcher], tag: int, future: Future[Any]) -> None:
+    """A future has ended: if it was cancelled, or others did it, nothing is kept.
+
+    Programs keep futures, and with them this, for longer than the session is there.
+    """
+    dispatcher = of()
+    # No lock: a finalizer may cancel a future, in the middle of anything.
+    found = dispatcher._waiting.pop(tag, None) if dispatcher is not None else None
+    if dispatcher is None or found is None:
+        return
+    if (watch := dispatcher._watch) is not None:
+        watch.remove(found[0], tag)
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
 
 
 @contextmanager

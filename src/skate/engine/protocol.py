@@ -180,6 +180,9 @@ class Watch(Protocol):
     def add(self, ref: ObjectRef[Any], tag: int) -> None:
         """Report ``tag`` once ``ref`` has a value or an error (at once if it has)."""
 
+    def remove(self, ref: ObjectRef[Any], tag: int) -> None:
+        """Report what was added so no more; it may have been reported already."""
+
     def next(self, timeout: float | None) -> list[int]:
         """Wait for at least one tag; all that are ready, each reported once.
 

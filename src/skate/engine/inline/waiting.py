@@ -9,9 +9,12 @@ from ..futures import finish_future, surviving
 from .baton import Wait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..._ref import ObjectRef
     from .baton import Home
     from .engine import InlineEngine
+    from .objects import Entry
 
 
 class InlineWatch:
@@ -20,23 +23,38 @@ class InlineWatch:
     def __init__(self, engine: InlineEngine) -> None:
         self._engine = engine
         self._ready: list[int] = []
-        self._outstanding = 0
+        # What is outstanding, by its tag, and what it calls when it comes.
+        self._outstanding: dict[int, tuple[Entry, Callable[[Entry], None]]] = {}
         self._wait: Wait | None = None
 
     def add(self, ref: ObjectRef[Any], tag: int) -> None:
         with self._engine.lock:
             entry = self._engine.entry(ref)
-            self._outstanding += 1
             if entry.ready:
                 self._came(tag)
             else:
-                entry.callbacks.append(lambda _: self._came(tag))
+
+                def came(_: Entry) -> None:
+                    self._came(tag)
+
+                self._outstanding[tag] = entry, came
+                entry.callbacks.append(came)
             if self._wait is not None:
                 self._wait.idle = False  # now somebody misses the answer
                 self._engine.baton.kick()
 
+    def remove(self, ref: ObjectRef[Any], tag: int) -> None:
+        with self._engine.lock:
+            entry, came = self._outstanding.pop(tag, (None, None))
+            if entry is None or came is None:
+                return
+            if came in entry.callbacks:
+                entry.callbacks.remove(came)
+            if self._wait is not None:
+                self._wait.idle = not self._outstanding
+
     def _came(self, tag: int) -> None:
-        self._outstanding -= 1
+        self._outstanding.pop(tag, None)
         self._ready.append(tag)
         if self._wait is not None:
             self._engine.baton.answer(self._wait)
@@ -45,7 +63,7 @@ class InlineWatch:
         with self._engine.lock:
             self._engine.enter()
             wait = Wait(
-                lambda: f"as_completed of {self._outstanding} refs",
+                lambda: f"as_completed of {len(self._outstanding)} refs",
                 timeout=timeout,
                 idle=not self._outstanding,
             )

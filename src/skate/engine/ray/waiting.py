@@ -34,6 +34,15 @@ class RayWatch:
         with self._lock:
             self._tags.setdefault(self._engine.handle(ref), []).append(tag)
 
+    def remove(self, ref: ObjectRef[Any], tag: int) -> None:
+        handle = self._engine.handle(ref)
+        with self._lock:
+            tags = self._tags.get(handle, [])
+            if tag in tags:
+                tags.remove(tag)
+                if not tags:
+                    del self._tags[handle]
+
     def next(self, timeout: float | None) -> list[int]:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
