@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from polling import wait_until
 from processes import alive, children, zygote_and_workers
+from programs import run
 from workload import Counter, echo
 
 import skate
@@ -249,6 +250,67 @@ def test_a_session_survives_running_out_of_descriptors() -> None:
         timeout=110,
     )
     assert "survived" in done.stdout, done.stderr[-4000:]
+
+
+FUTURES = """
+    import os
+    import skate
+    from skate.exceptions import ResourceError
+
+    @skate.remote(num_cpus=0)
+    class Signal:
+        def __init__(self):
+            import asyncio
+            self.event = asyncio.Event()
+        async def wait(self):
+            await self.event.wait()
+            return 7
+        async def set(self):
+            self.event.set()
+
+    @skate.remote(num_cpus=0)
+    class Starter:
+        def start(self, refs):
+            if refs:
+                self.started = read.remote(refs)
+
+    @skate.remote(num_cpus=0.5)
+    def read(refs):
+        return len(skate.get(refs[0]))
+
+    def falls_short():
+        try:
+            skate.wait([ref], timeout=0.05)
+        except ResourceError:
+            return True
+        return False
+
+    with skate.init("embedded", num_cpus=2):
+        signal, starter = Signal.remote(), Starter.remote()
+        ref = signal.wait.remote()
+        future = ref.future()
+        large = skate.put(b"x" * 100_000)
+        skate.get(starter.start.remote([]))
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        # A process that the driver has not met yet asks it for a value.
+        asked = starter.start.remote([large])
+        short = 0
+        while short < 20:
+            short += falls_short()
+        for fd in held:
+            os.close(fd)
+        signal.set.remote()
+        assert future.result(timeout=20) == 7
+"""
+
+
+def test_futures_wait_through_a_moment_without_descriptors() -> None:
+    run(FUTURES, descriptors=256, seconds=60)
 
 
 # Messages -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Generator
@@ -10,11 +11,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..exceptions import ResourceError
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .._ref import ObjectRef
     from .protocol import Engine, Watch
+
+
+_LOOK_AGAIN_S = 0.02
 
 
 class _OfThisThread(threading.local):
@@ -87,7 +93,12 @@ class FutureDispatcher:
         end_futures_here()
         try:
             while True:
-                for tag in watch.next(None):
+                try:
+                    tags = watch.next(None)
+                except ResourceError:  # such as of descriptors: values come later
+                    time.sleep(_LOOK_AGAIN_S)
+                    continue
+                for tag in tags:
                     self._finish(tag)
         except BaseException as error:  # the engine has been shut down
             self._fail_all(watch, error)
