@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from polling import wait_until
 
@@ -133,9 +134,14 @@ def test_the_types_may_be_local_ones(engine: str) -> None:
     class Local(Exception):
         pass
 
-    actor = Flaky.remote()
-    call = actor.retried_after_passing.options(retry_exceptions=[Local])
-    assert skate.get(call.remote(Local)) == 3
+    class HoldsArrays(Exception):
+        rows = np.arange(3.0)
+        columns = np.ones((2, 3), order="F")
+
+    for kind in (Local, HoldsArrays):
+        actor = Flaky.remote()
+        call = actor.retried_after_passing.options(retry_exceptions=[kind])
+        assert skate.get(call.remote(kind)) == 3
 
 
 def test_the_option_can_be_given_at_the_call(engine: str) -> None:
