@@ -15,6 +15,7 @@ pytest.importorskip("skate._core", reason="faults need the embedded engine's cor
 
 import skate
 from skate.collective import GroupSpec
+from skate.exceptions import ResourceError
 
 
 def test_threads_of_one_driver_get_what_each_has_asked_for() -> None:
@@ -54,6 +55,41 @@ def test_a_loop_over_what_completes_ends_when_another_thread_closes_it(
         assert got == []
         (tmp_path / "gate").touch()
         skate.get(ref, timeout=20)
+
+
+@skate.remote(concurrency_groups={"one": 2, "other": 2})
+class Threaded:
+    @skate.method(concurrency_group="one")
+    def allow_threads(self, allowed: bool) -> None:
+        if allowed:
+            threading.Thread.start = self.start  # type: ignore[method-assign]
+            return
+        self.start = threading.Thread.start
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = start  # type: ignore[method-assign]
+
+    @skate.method(concurrency_group="one")
+    def give_back(self, number: int) -> int:
+        return number
+
+    @skate.method(concurrency_group="other")
+    def answer(self) -> int:
+        return 7
+
+
+def test_an_actor_that_can_start_no_more_threads_goes_on_with_those_it_has() -> None:
+    with skate.init("embedded", num_cpus=1):
+        actor = Threaded.remote()
+        skate.get(actor.allow_threads.remote(False))
+        refs = [actor.give_back.remote(number) for number in range(20)]
+        assert skate.get(refs, timeout=20) == list(range(20))
+        with pytest.raises(ResourceError, match=r"no thread .* for answer\(\)"):
+            skate.get(actor.answer.remote(), timeout=20)
+        skate.get(actor.allow_threads.remote(True), timeout=20)
+        assert skate.get(actor.answer.remote(), timeout=20) == 7
 
 
 def is_waiting(thread: threading.Thread) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _core
 from ..._ref import ObjectRef
-from ...exceptions import RuntimeEnvSetupError
+from ...exceptions import ResourceError, RuntimeEnvSetupError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from .processes import Cause
@@ -304,6 +304,7 @@ class _Threads:
             ThreadPoolExecutor(size, f"skate-actor-{group}")
             for group, size in enumerate([code.max_concurrency, *code.groups])
         ]
+        self._have_threads: set[int] = set()  # groups
         self._waiting: dict[int, _core.Call] = {}  # for a thread
 
     def run(self) -> None:
@@ -315,11 +316,26 @@ class _Threads:
                     waiting.fail_cancelled()
                     del waiting
             elif not call.notice:
-                self._waiting[call.task_id] = call
-                self._pools[call.group].submit(self._run, call.task_id)
+                self._submit(call)
             del call
         for pool in self._pools:
             pool.shutdown(cancel_futures=self._actor.leaving)
+
+    def _submit(self, call: _core.Call) -> None:
+        self._waiting[call.task_id] = call
+        try:
+            self._pools[call.group].submit(self._run, call.task_id)
+            self._have_threads.add(call.group)
+        except RuntimeError as error:  # no thread can be started
+            # The pool has the call all the same, for the threads that it has.
+            if call.group in self._have_threads:
+                return
+            del self._waiting[call.task_id]
+            refusal = ResourceError(
+                f"no thread can be started for {call.method}(): {error}. Fewer "
+                f"threads, or more memory or processes (ulimit), leave room for it."
+            )
+            call.fail(serialize.dump_system_error(refusal), [], False)
 
     def _run(self, task_id: int) -> None:
         call = self._waiting.pop(task_id, None)
