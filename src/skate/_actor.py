@@ -76,8 +76,8 @@ def receiver(function: F, /) -> F:
                 for call in calls:
                     call.answer(self.total + call.args[0])
 
-    If it raises, those of the calls given to it that it has not answered fail with the
-    error, and the actor goes on.
+    If it raises, or returns anything else, those of the calls given to it that it has
+    not answered fail with the error, and the actor goes on.
     """
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"@skate.receiver decorates a method, not {function!r}.")

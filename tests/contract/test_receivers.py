@@ -77,6 +77,26 @@ def test_what_a_receiver_raises_fails_the_calls_that_it_was_given() -> None:
     assert skate.get([pairs.pair.remote(1), pairs.pair.remote(2)]) == [-3, 3]
 
 
+@pytest.mark.parametrize("wrong", ["soon", float("nan"), -1])
+def test_a_receiver_that_returns_no_time_to_wait_is_told_so(wrong: Any) -> None:
+    @skate.remote
+    class Returns:
+        def ask(self, wait_s: Any) -> Any: ...
+
+        @skate.receiver
+        def receive(self, calls: Sequence[skate.ReceivedCall]) -> Any:
+            (call,) = calls
+            if call.args[0] is not None:
+                return call.args[0]
+            call.answer(7)
+            return None
+
+    actor = Returns.remote()
+    with pytest.raises(ValueError, match=f"receiver returned {wrong!r}; it must"):
+        skate.get(actor.ask.remote(wrong), timeout=20)
+    assert skate.get(actor.ask.remote(None), timeout=20) == 7
+
+
 def test_an_answer_that_cannot_be_pickled_is_an_error() -> None:
     @skate.remote
     class Wrong:

@@ -1,10 +1,27 @@
-"""``skate.receiver`` on engines that run an actor's calls as coroutines."""
+"""``skate.receiver``: what it returns, and how it runs on the loop of an actor.
+
+The embedded engine has a loop of its own for it, see ``embedded/actor_worker.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+
+def check_wait(wait_s: Any) -> float | None:
+    """What a receiver has returned, in seconds."""
+    if wait_s is None:
+        return None
+    seconds = float(wait_s) if hasattr(type(wait_s), "__float__") else math.nan
+    if not seconds >= 0:
+        raise ValueError(
+            f"a receiver returned {wait_s!r}; it must return the number of seconds "
+            "after which it wants to be called again, or None."
+        )
+    return seconds
 
 
 class LoopCall:
@@ -69,7 +86,7 @@ class LoopReceiver:
         self._timer = None
         calls, self._calls = self._calls, []
         try:
-            wait_s = self._receive(calls)
+            wait_s = check_wait(self._receive(calls))
         except Exception as error:
             for call in calls:
                 call.fail(error)

@@ -22,6 +22,7 @@ from ..._ref import ObjectRef
 from ...exceptions import ResourceError, RuntimeEnvSetupError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
+from ..receiving import check_wait
 from .processes import Cause
 from .streaming import check_generator, send_all
 
@@ -282,7 +283,7 @@ class _Receiver:
 
     def _give(self, calls: list[_Received]) -> float | None:
         try:
-            wait_s: float | None = self._receive(calls)
+            return check_wait(self._receive(calls))
         except ActorExit:
             self._actor._leave()
             return None
@@ -290,7 +291,6 @@ class _Receiver:
             for call in calls:
                 call.fail(error)
             return None
-        return wait_s
 
 
 class _Threads:
