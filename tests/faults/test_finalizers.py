@@ -144,6 +144,27 @@ def test_a_finalizer_at_the_end_of_the_program_may_ask_for_a_future() -> None:
     )
 
 
+def test_a_session_ends_while_the_thread_that_ends_it_is_within_a_future() -> None:
+    # A signal handler may interrupt Future.result() anywhere: here it has the lock.
+    run(
+        """
+        import skate
+
+        @skate.remote
+        def sleep():
+            import time
+            time.sleep(1000)
+
+        skate.init("embedded", num_cpus=1)
+        future = sleep.remote().future()
+        with future._condition:
+            skate.shutdown()
+        assert isinstance(future.exception(timeout=20), skate.exceptions.EngineError)
+        """,
+        seconds=30,
+    )
+
+
 def test_a_future_of_a_ref_of_an_ended_session_starts_no_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

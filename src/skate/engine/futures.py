@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _LOOK_AGAIN_S = 0.02
+_MOST_OF_A_CLOSE_S = 2.0
 
 
 class _OfThisThread(threading.local):
@@ -84,10 +85,16 @@ class FutureDispatcher:
         return watch
 
     def close(self) -> None:
-        """Wait for the thread. The engine has made every ``Watch.next`` raise."""
+        """Wait for the thread. The engine has made every ``Watch.next`` raise.
+
+        It may be held up: by a callback, or by a future whose lock has been taken for
+        good. A signal handler that interrupts ``Future.result`` may have come while
+        its thread had the lock, and end the session, or raise and leave it locked.
+        The thread has no more use for the session, and is left then.
+        """
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(_MOST_OF_A_CLOSE_S)
 
     def _run(self, watch: Watch) -> None:
         end_futures_here()
