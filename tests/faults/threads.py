@@ -88,6 +88,13 @@ class Threads:
         future = double.remote(rng.randrange(9)).future()
         assert future.result(timeout=60) in range(0, 18, 2)
 
+    def cancelled_futures(self, rng: random.Random) -> None:
+        ref = double.remote(1)
+        polls = [ref.future() for _ in range(rng.randint(1, 5))]
+        kept = rng.choice(polls)
+        assert all(poll is kept or poll.cancel() or poll.done() for poll in polls)
+        assert kept.result(timeout=60) == 2
+
     def streams(self, rng: random.Random) -> None:
         n = rng.randint(0, 6)
         refs = list(stream.options(num_returns="streaming").remote(n))
@@ -111,7 +118,7 @@ def use(threads: Threads, seed: int, end: float, failed: list[BaseException]) ->
     actions: list[Callable[[random.Random], None]] = [
         threads.tasks, threads.large, threads.refs_that_others_replace, threads.wait,
         threads.completed, threads.actor, threads.own_actor, threads.futures,
-        threads.streams, threads.cancels, threads.look,
+        threads.cancelled_futures, threads.streams, threads.cancels, threads.look,
     ]  # fmt: skip
     try:
         while time.monotonic() < end and not failed:
