@@ -1,5 +1,8 @@
 // What is let go of, asked for or cancelled while there is no memory for messages: that
 // is said later, once, and costs no more than what lacks.
+#include <algorithm>
+#include <random>
+
 #include "fleet.hpp"
 
 using namespace fleet;
@@ -174,6 +177,87 @@ TEST(an_actor_that_cannot_be_handed_over_leaves_nothing_behind) {
     node.objects.release(id);
     const Lock lock(node.home.mu);
     CHECK(node.objects.find(id) == nullptr);
+  }
+}
+
+// Values, refs and calls come and go while one after the other does not read: once they
+// have ended, nothing is left, and what is empty has room.
+TEST(whatever_comes_and_goes_while_messages_lack_memory_nothing_is_left) {
+  for (unsigned seed = 0; seed < 6 * check::kLoad; ++seed) {
+    std::mt19937 random(seed);
+    Fleet fleet(small_arenas());
+    Node& driver = fleet.start(kDriverId);
+    Node& other = fleet.start(kOther);
+    ProcId deaf = kDeaf;
+    fleet.prepare(deaf);
+    ObjectId actor = actor_at(driver, deaf);
+    std::vector<ObjectId> held, calls;
+    std::vector<Location> values;
+    const auto drop = [&](std::vector<ObjectId>& from) {
+      if (from.empty()) return;
+      std::swap(from[random() % from.size()], from.back());
+      driver.objects.release(from.back());
+      from.pop_back();
+    };
+    const auto end_the_deaf = [&] {
+      fleet.bury(deaf, {kDriverId, kOther});
+      while (!calls.empty()) drop(calls);
+      driver.objects.release(actor);
+    };
+    for (int i = 0; i < 300; ++i) {
+      try {
+        switch (random() % 8) {
+          case 0: {
+            Location block;
+            held.push_back(put_into(driver, other, block, 1 + random() % 5000));
+            break;
+          }
+          case 1:
+            drop(held);
+            break;
+          case 2:
+            if (const auto value = driver.store.allocate(random() % 200'000, kDriverId))
+              values.push_back(*value);
+            break;
+          case 3:
+            if (values.empty()) break;
+            driver.store.free_own_block(values.back());
+            values.pop_back();
+            break;
+          case 4:
+            for (const ObjectId call : calls) driver.tasks.cancel(call, false, false);
+            break;
+          case 5:
+            if (random() % 4 == 0) fill_to_the_brim(driver, {deaf, kOther});
+            break;
+          case 6:
+            if (random() % 8 != 0) break;
+            end_the_deaf();
+            ++deaf.epoch;
+            fleet.prepare(deaf);
+            actor = actor_at(driver, deaf);
+            break;
+          default:
+            if (!driver.store.has_room_for_call()) break;
+            Task* const call = make_call(driver, actor);
+            call->args = std::string(random() % 50'000, 'x');
+            calls.push_back(submit(driver, call));
+        }
+      } catch (const std::bad_alloc&) {  // as a program would be told
+      }
+    }
+    end_the_deaf();
+    while (!held.empty()) drop(held);
+    for (const Location& value : values) driver.store.free_own_block(value);
+    until([&] {
+      other.catch_up();
+      driver.catch_up();
+      const Lock lock(driver.home.mu);
+      driver.mail.collect();
+      return driver.store.used() == 0;
+    });
+    CHECK(driver.objects.counts().owned == 0);
+    CHECK(driver.store.allocate(5 << 20, kDriverId));
   }
 }
 
