@@ -112,7 +112,9 @@ Location allocate_error(Node& node, u64 size) {
 
 void seal_block(Node& node, const Location& location, u32 label) {
   if (location.size < kLabelFrom) return;
-  node.store.seal_block(location, label == 0 ? call_site(node) : label);
+  const u32 made_by = label == 0 ? call_site(node) : label;
+  check_not_forked(node);  // to look for the line may run a finalizer
+  node.store.seal_block(location, made_by);
 }
 
 }  // namespace skate
