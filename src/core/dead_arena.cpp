@@ -7,8 +7,30 @@ namespace skate {
 DeadArena::DeadArena(std::byte* base, u64 bytes)
     : chain_(base), top_(std::max(arena_top(base), kFirstBlock)) {
   if (arena_top(base) == 0) return;  // never used
-  u64 before = 0;                    // these it may not have got to
-  u64 run = 0;                       // the free place before, if it is one
+  // What needs memory comes first: without it, nothing has changed.
+  for_each_place(base, top_, [&](u64 start, const BlockHeader& h) {
+    const u64 offset = start + kBlockHeaderBytes;
+    const BlockState state = chain_.state(start);
+    if (h.size == 0) {
+      switch (state) {
+        case BlockState::kLeaving:
+        case BlockState::kEmptying:
+        case BlockState::kOnDisk:
+        case BlockState::kDropped:
+        case BlockState::kHoled:
+          holes_.push_back({offset, whole_pages(offset, h.block_bytes)});
+          break;  // what it had no time for
+        default:
+          break;
+      }
+      return;
+    }
+    note_owners(start);
+    if (state == BlockState::kLeaving || state == BlockState::kResident)
+      candidates_.emplace_back(offset, h.generation);
+  });
+  u64 before = 0;  // these it may not have got to
+  u64 run = 0;     // the free place before, if it is one
   for_each_place(base, top_, [&](u64 start, const BlockHeader&) {
     BlockHeader* h = chain_.header(start);
     const u64 block_bytes = h->block_bytes;
@@ -17,17 +39,6 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
     const BlockState state = chain_.state(start);
     h->before = before;
     if (h->size == 0) {
-      switch (state) {
-        case BlockState::kLeaving:
-        case BlockState::kEmptying:
-        case BlockState::kOnDisk:
-        case BlockState::kDropped:
-        case BlockState::kHoled:
-          holes_.push_back({offset, pages});  // what it had no time for
-          break;
-        default:
-          break;
-      }
       chain_.set_state(start, BlockState::kFree);
       if (run == 0) {
         run = start;
@@ -40,7 +51,6 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
     run = 0;
     before = block_bytes;
     ++count_;
-    note_owners(start);
     used_ += block_bytes;
     switch (state) {
       case BlockState::kLeaving:  // in memory it is whole
@@ -48,7 +58,6 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
         [[fallthrough]];
       case BlockState::kResident:
         spillable_ += pages.bytes();
-        candidates_.emplace_back(offset, h->generation);
         break;
       case BlockState::kEmptying:  // on disk it is whole
         chain_.give_back(pages);

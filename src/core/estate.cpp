@@ -64,28 +64,35 @@ void Estate::take_over(ProcId dead) {
 }
 
 bool Estate::map(Heritage& heritage) {
-  if (heritage.arena) return true;
-  const Descriptor file(home_.link.fetch_segment(heritage.id));
-  if (!file) return false;
+  if (heritage.arena && heritage.handed.empty() && heritage.freed.empty() &&
+      !heritage.arena->has_discarded())
+    return true;
   try {
-    const Mapping head(file.get(), kArenaOffset, kPage, false);
-    const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
-                               home_.session->arena_bytes);
-    heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
-    auto arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
-    for (const Handing& handing : heritage.handed) arena->hand(handing);
-    for (const Location& block : heritage.freed)
-      arena->free(block.offset, block.generation);
-    heritage.arena = std::move(arena);
+    if (!heritage.arena && !open(heritage)) return false;
+    DeadArena& arena = *heritage.arena;
+    for (; !heritage.handed.empty(); heritage.handed.pop_back())
+      arena.hand(heritage.handed.back());
+    for (; !heritage.freed.empty(); heritage.freed.pop_back())
+      arena.free(heritage.freed.back().offset, heritage.freed.back().generation);
+    punch(heritage);
   } catch (const std::system_error&) {
     return false;
   } catch (const std::bad_alloc&) {
-    return false;  // what was done of it finds that done the next time
+    return false;  // what was not done of it is done the next time
   }
-  heritage.handed.clear();
-  heritage.freed.clear();
-  punch(heritage);
   publish(heritage);
+  return true;
+}
+
+// False: its memory is not to be had.
+bool Estate::open(Heritage& heritage) {
+  const Descriptor file(home_.link.fetch_segment(heritage.id));
+  if (!file) return false;
+  const Mapping head(file.get(), kArenaOffset, kPage, false);
+  const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
+                             home_.session->arena_bytes);
+  heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
+  heritage.arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
   return true;
 }
 

@@ -61,6 +61,7 @@ class Estate {
   // Taken over, if it was not yet. Null: there is nothing of it.
   Heritage* find(ProcId dead);
   bool map(Heritage& heritage);
+  bool open(Heritage& heritage);
   void publish(Heritage& heritage, u64 used, u64 spillable, u64 spilled);
   void publish(Heritage& heritage);
   int spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done);

@@ -1,4 +1,8 @@
 // What is left half done where memory lacks is done to its end the next time.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdlib>
 #include <new>
 
@@ -68,6 +72,50 @@ TEST(all_deaths_are_forgotten_though_memory_lacks_at_the_first) {
     for (const ObjectId id : lent) CHECK(driver.objects.find(id) == nullptr);
   }
   CHECK(failed > 0);
+}
+
+// What it had freed on disk and not punched yet.
+TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& node = fleet.start(kFirst);
+    node.objects.acquire(put(driver));
+    driver.catch_up();  // its ring is mapped
+    Location gone, next;
+    put_into(driver, node, gone, 1 << 20);
+    const ObjectId kept = put_into(driver, node, next, 1 << 20);
+    const Descriptor file(driver.home.link.fetch_spill_file(kFirst));
+    {
+      const Lock lock(node.home.mu);
+      Arena& arena = node.store.arena();
+      std::size_t budget = 1;
+      for (const Leaving& block : arena.choose(1, budget)) {
+        const Pages& pages = block.pages;
+        CHECK(pwrite(file.get(), arena.at(pages.from), pages.bytes(),
+                     static_cast<off_t>(pages.from)) ==
+              static_cast<ssize_t>(pages.bytes()));
+        CHECK(arena.written(block));
+        arena.leave(block);
+      }
+      CHECK(arena.free(gone.offset, gone.generation));
+      node.home.me->spilled.store(1);
+    }
+    fleet.refuse_memory_of(kFirst, EMFILE);
+    fleet.kill(kFirst);
+    fleet.tell_died(kDriverId, kFirst);
+    driver.objects.release(kept);  // is freed once its arena can be mapped
+    fleet.refuse_memory_of(kFirst, 0);
+    {
+      const Lock lock(driver.home.mu);
+      failed += !try_with(allocations, [&] { driver.estate.free_all_of(kSecond); });
+      driver.estate.free_all_of(kSecond);
+    }
+    struct stat there;
+    CHECK(fstat(file.get(), &there) == 0 && there.st_blocks == 0);
+    CHECK(driver.store.used() == 0);
+  }
 }
 
 TEST(a_label_that_could_not_be_made_is_no_other) {
