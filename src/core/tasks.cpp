@@ -438,51 +438,6 @@ void Tasks::end(Task* task, std::vector<Value>& values) {
   --count_;
 }
 
-// A dependency is an error: the task does not run, and its returns are that error.
-std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
-  const Value error = error_of(failed);
-  std::vector<Value> values(task.returns.size(), error);
-  for (const Value& value : values)
-    for (const Contained& ref : value.contained) node_.objects.hold(ref.id);
-  if (error.is_lent) node_.objects.drop(error.contained.back().id);
-  return values;
-}
-
-// What those become that depend on it. However many they are, a large error lies in one
-// block of an object of this process's, which they hold; this holds it once. It does
-// not end with the process whose error it was.
-Value Tasks::error_of(ObjectId failed) {
-  Value error = node_.objects.find(failed)->value;
-  if (error.kind != Value::Kind::kBlock) return error;
-  const bool is_own = failed.owner() == home_.self;
-  if (error.is_lent && is_own) {
-    node_.objects.hold(error.contained.back().id);
-    return error;
-  }
-  if (error.is_lent) error.contained.pop_back();
-  error.is_lent = false;
-  ObjectId lender = failed;
-  if (is_own || (copied_ == failed && node_.objects.find(copy_) != nullptr)) {
-    if (!is_own) lender = copy_;
-    node_.objects.hold(lender);
-  } else {
-    Value copy;
-    copy.kind = Value::Kind::kBlock;
-    copy.is_error = true;
-    node_.store.copy_error(error.block, copy);
-    if (copy.kind != Value::Kind::kBlock) {
-      copy.contained = error.contained;
-      return copy;
-    }
-    copied_ = failed;
-    copy_ = lender = node_.objects.keep(std::move(copy), Object::Kind::kData);
-  }
-  error.block = node_.objects.find(lender)->value.block;
-  error.contained.push_back({lender, lender});
-  error.is_lent = true;
-  return error;
-}
-
 void Tasks::fail(Task* task, const Failure& failure) {
   Value value;
   value.kind = Value::Kind::kFailure;

@@ -17,7 +17,8 @@ std::atomic<u32> g_refused{0};
 
 }  // namespace
 
-void* operator new(std::size_t size) {
+// Not inlined: the compiler would take the halves for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   if (g_is_short && size >= kLong) {
     ++g_refused;
     throw std::bad_alloc();
@@ -26,8 +27,10 @@ void* operator new(std::size_t size) {
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
 
 namespace {
 

@@ -90,21 +90,16 @@ def test_calls_to_a_stopped_actor_are_refused_by_name() -> None:
     assert skate.get(stopped.add.remote(), timeout=60) == len(calls) + 1
 
 
-def test_calls_that_do_not_fit_fail_and_those_that_do_are_run() -> None:
+def test_calls_wait_for_room_and_one_that_never_fits_fails() -> None:
     """They are let go at once, by the last argument of all."""
     counter, gate = Counter.remote(), Gate.remote()
     assert skate.get(counter.add.remote()) == 1
     last = gate.opened.remote()
-    calls = [counter.add.remote(last, *[PART] * 7000) for _ in range(16)]
+    calls = [counter.add.remote(last, *[PART] * 7000) for _ in range(10)]
+    too_long = counter.add.remote(last, *[PART] * 45_000)
+    after = counter.add.remote(last)
     gate.open.remote()
-    done, failures = 0, []
-    for call in calls:
-        try:
-            skate.get(call, timeout=60)
-            done += 1
-        except ResourceError as error:
-            failures.append(str(error))
-    assert done >= 1
-    assert failures
-    assert all("does not fit" in failure for failure in failures)
-    assert skate.get(counter.add.remote()) == done + 2
+    assert skate.get(calls, timeout=60) == list(range(2, 12))
+    with pytest.raises(ResourceError, match="does not fit"):
+        skate.get(too_long, timeout=60)
+    assert skate.get(after, timeout=60) == 12

@@ -38,6 +38,8 @@ forced = 0  # cancels that end the worker of a task
 class Planned(Exception):
     """What tasks of a graph raise on purpose."""
 
+    value: Any = None
+
 
 class Box:
     """A container that only pickle can see into."""
@@ -116,13 +118,21 @@ def wrap(rng: random.Random, refs: list[Any]) -> Any:
             return [[ref] for ref in refs]
 
 
+def planned(rng: random.Random, seed: int) -> Planned:
+    """Half of these errors hold a value of any size, which others then share."""
+    error = Planned(f"{seed:08x}")
+    if rng.random() < 0.5:
+        error.value = make_value(rng)
+    return error
+
+
 @skate.remote(max_retries=-1)
 def node(seed: int, depth: int, *inputs: Any, **more: Any) -> Any:
     """One task: looks at its inputs, does random things, returns a random thing."""
     rng = random.Random(seed)
     total, refs = work(rng, depth, [*inputs, *more.values()])
     if rng.random() < 0.06:
-        raise Planned(f"{seed:08x}")
+        raise planned(rng, seed)
     match rng.randrange(4):
         case 0:
             return total
@@ -153,7 +163,7 @@ def leaf(seed: int, *inputs: Any) -> Any:
     started += 1
     rng = random.Random(seed)
     if rng.random() < 0.1:
-        raise Planned(f"{seed:08x}")
+        raise planned(rng, seed)
     return [fold(seed, list(inputs)), make_value(rng)]
 
 
