@@ -232,7 +232,8 @@ Actors::Sent Actors::send_call(Task* task, ProcId address) {
   try {
     node_.mail.send(address, Message::kCall, *bytes);
   } catch (const std::bad_alloc&) {
-    return Sent::kNoRoom;  // and whoever fails it takes it back
+    node_.tasks.unlist(task);
+    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   }
   return Sent::kYes;
 }

@@ -140,10 +140,12 @@ class Store {
   bool can_answer() const {
     return reserve_free_ >= reserve_bytes_ / kLeastForHandlers;
   }
-  // Whether it can still after a message of so many bytes.
+  // Whether it can still after a message of so many bytes, if there is a place for it.
   bool can_answer_after(u64 size) const {
-    const u64 least = reserve_bytes_ / kLeastForHandlers;
-    return can_answer() && room_ >= Arena::block_bytes(size) + least;
+    const u64 bytes = Arena::block_bytes(size);
+    return can_answer() &&
+           (room_ >= bytes + reserve_free_ ||
+            reserve_free_ >= bytes + reserve_bytes_ / kLeastForHandlers);
   }
   // Where messages go that do not fit into a ring.
   OverflowMemory& overflow() { return overflow_; }
