@@ -5,10 +5,12 @@ The embedded engine has a loop of its own for it, see ``embedded/actor_worker.py
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def check_wait(wait_s: Any) -> float | None:
@@ -66,6 +68,8 @@ class LoopReceiver:
         self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> asyncio.Future[Any]:
         """Pass on a call; the future ends when the receiver has answered it."""
+        import asyncio  # it takes a while, and every worker imports this module
+
         loop = asyncio.get_running_loop()
         call = LoopCall(method, args, kwargs, loop.create_future())
         self._calls.append(call)
