@@ -1,4 +1,6 @@
 // How a worker waits for the tasks that it is given, and runs those that are plain.
+#include <sys/wait.h>
+
 #include "call.hpp"
 #include "common.hpp"
 
@@ -28,8 +30,10 @@ constexpr i64 kIdleUntilCollected = 500'000'000;
 // One of the pool that has had nothing to do for so long may be one too many.
 constexpr i64 kIdleUntilSurplus = usual_or_small(5'000'000'000LL, 500'000'000LL);
 
-// Of the program: they would end with the process.
-bool has_other_threads() {
+// Threads or processes of the program, which would end with this one.
+bool has_company() {
+  siginfo_t child{};
+  if (::waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) == 0) return true;
   const nb::object count = nb::module_::import_("threading").attr("active_count")();
   return nb::cast<int>(count) > 1;
 }
@@ -43,8 +47,7 @@ bool wait_for_task(Node& node, Incoming& task) {
   }
   while (result == WaitResult::kTimeout) {
     result = wait_for_task(node, task, now_ns() + kIdleUntilSurplus);
-    if (result == WaitResult::kTimeout && !has_other_threads() &&
-        node.work.leave_pool())
+    if (result == WaitResult::kTimeout && !has_company() && node.work.leave_pool())
       return false;
   }
   return result == WaitResult::kReady;

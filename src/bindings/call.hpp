@@ -104,8 +104,8 @@ class Call {
 
   void send() {
     end_forked_child(node_);
-    node_.work.finish(task_, values_);
-    values_.clear();
+    std::vector<Value> values = std::exchange(values_, {});  // whatever is thrown
+    node_.work.finish(task_, values);
   }
 
   // What `function` returns. While it runs, skate.cancel may raise KeyboardInterrupt in

@@ -142,12 +142,7 @@ void Actors::flush_line(ObjectId id) {
     Objects& objects;
     ObjectId id;
     Held(Objects& in, ObjectId actor) : objects(in), id(actor) { objects.hold(id); }
-    ~Held() {
-      try {
-        objects.drop(id);
-      } catch (const std::bad_alloc&) {  // as in Objects::release
-      }
-    }
+    ~Held() { objects.drop_quietly(id); }
   };
   const Held held(node_.objects, id);
   Object* actor = node_.objects.find(id);
@@ -218,6 +213,10 @@ void Actors::flush_held_back() {
 
 Actors::Sent Actors::send_call(Task* task, ProcId address) {
   const bool is_own = address == home_.self;
+  // Not copied each time that somebody looks, while it waits for room.
+  if (!is_own && task->args.size() > kMaxRecord &&
+      !node_.store.can_answer_after(task->args.size()))
+    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   const std::string* const bytes =
       node_.tasks.encode(task, is_own ? kMaxRecord : SIZE_MAX);
   if (bytes == nullptr || (!is_own && !node_.tasks.leaves_room(*bytes)))

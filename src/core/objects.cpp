@@ -196,6 +196,13 @@ void Objects::acquire(ObjectId id) {
   hold(id);
 }
 
+void Objects::drop_quietly(ObjectId id) noexcept {
+  try {
+    drop(id);
+  } catch (const std::bad_alloc&) {  // as in release
+  }
+}
+
 void Objects::release(ObjectId id) noexcept {
   if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);

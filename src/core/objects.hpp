@@ -64,6 +64,7 @@ class Objects {
   Object& borrowed(ObjectId id);
   void hold(ObjectId id);
   void drop(ObjectId id);
+  void drop_quietly(ObjectId id) noexcept;  // what cannot be said now is said later
   // Every change of an object's value goes through these two, which count what lies in
   // the arenas of others.
   void set_value(Object& object, Value&& value);

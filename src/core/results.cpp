@@ -104,7 +104,9 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     Object* object =
         ref.id.owner() == home_.self ? node_.objects.find(ref.id) : nullptr;
     const bool can_be_given = object != nullptr && object->ready && !object->given &&
-                              object->kind == Object::Kind::kData;
+                              object->kind == Object::Kind::kData &&
+                              // What lends it the block would end with another owner.
+                              (!object->value.is_lent || to.index == kDriver);
     return can_be_given ? object : nullptr;
   };
   const auto look = [&](const Value& value) {

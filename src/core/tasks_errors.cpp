@@ -1,4 +1,5 @@
 // What becomes of tasks that depend on an error.
+#include <new>
 #include <utility>
 
 #include "node.hpp"
@@ -9,9 +10,24 @@ namespace skate {
 std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
   const Value error = error_of(failed);
   std::vector<Value> values(task.returns.size(), error);
-  for (const Value& value : values)
-    for (const Contained& ref : value.contained) node_.objects.hold(ref.id);
-  if (error.is_lent) node_.objects.drop(error.contained.back().id);
+  std::vector<ObjectId> held;
+  const auto let_go = [&] {
+    for (const ObjectId id : held) node_.objects.drop(id);
+    if (error.is_lent) node_.objects.drop(error.contained.back().id);
+  };
+  try {
+    held.reserve(values.size() * error.contained.size());
+    for (const Value& value : values)
+      for (const Contained& ref : value.contained) {
+        node_.objects.hold(ref.id);
+        held.push_back(ref.id);
+      }
+  } catch (const std::bad_alloc&) {  // it is tried again
+    let_go();
+    throw;
+  }
+  held.clear();
+  let_go();
   return values;
 }
 

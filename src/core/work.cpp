@@ -91,6 +91,7 @@ bool Work::leave_pool() {
     return false;
   if (!incoming_.empty() || node_.tasks.are_under_way()) return false;
   if (node_.objects.are_in_use()) return false;
+  node_.cpus.release_token();
   // Pairs with the loads of wake_for_work and mark_inbox: who published before is seen
   // now, and who publishes after does not count on this process.
   set_state(ProcState::kLeaving);

@@ -15,7 +15,7 @@ from .exceptions import GetTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .engine.protocol import Watch
+    from .engine.protocol import Engine, Watch
 
 T = TypeVar("T")
 W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
@@ -50,6 +50,7 @@ class AsCompleted(Generic[W]):
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
         self._timeout = timeout
         self._deadline: float | None = None  # runs from the first wait on
+        self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._added = 0
         self._waiting: dict[int, W] = {}
@@ -123,9 +124,10 @@ class AsCompleted(Generic[W]):
             )
 
     def _wait(self, timeout: float | None) -> bool:
-        engine = engine_of(next(iter(self._waiting.values()), self))
         if self._watch is None:
-            self._watch = watch = engine.watch()
+            # Once: the first of a dict is looked for among all that has gone.
+            self._engine = engine_of(next(iter(self._waiting.values()), self))
+            self._watch = watch = self._engine.watch()
             try:
                 for tag, ref in self._waiting.items():
                     self._watch_for(watch, ref, tag)
@@ -136,7 +138,8 @@ class AsCompleted(Generic[W]):
         try:
             self._ready = self._watch.next(timeout)
         except KeyboardInterrupt:
-            cancel_interrupted(engine, self._waiting.values())
+            assert self._engine is not None
+            cancel_interrupted(self._engine, self._waiting.values())
             raise
         self._ready.reverse()
         if self._peeks:

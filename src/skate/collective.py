@@ -119,6 +119,12 @@ class _Thread:
         handle._ended = threading.Event()
         self._handles.put(handle)
 
+    @staticmethod
+    def make_here(handle: Handle) -> None:
+        handle._run()
+        assert handle._ended is not None
+        handle._ended.set()
+
     def end(self) -> None:
         """Wait until all calls are made."""
         self._end()
@@ -128,9 +134,7 @@ class _Thread:
 
 def _make_calls(handles: SimpleQueue[Handle | None]) -> None:
     while (handle := handles.get()) is not None:
-        handle._run()
-        assert handle._ended is not None
-        handle._ended.set()
+        _Thread.make_here(handle)
         del handle  # and with it the group
 
 
@@ -169,7 +173,8 @@ class Group:
         self.background = end.threads
         self._pending: deque[Handle] = deque()  # asynchronous calls, oldest first
         self._thread: _Thread | None = None
-        self._lock = threading.Lock()  # of _thread: no call is made by one that ends
+        # Of _thread: no call is made by one that ends. A handler of a signal may close.
+        self._lock = threading.RLock()
         self._pid = os.getpid()
         self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
 
@@ -449,9 +454,12 @@ class Group:
         handle = Handle(self, call)
         if self._end.threads:
             with self._lock:
-                if self._thread is None:
-                    self._thread = _Thread(self)
-                self._thread.make(handle)
+                thread = self._thread
+                if thread is None:
+                    thread = self._thread = _Thread(self)
+                thread.make(handle)
+                if self._thread is not thread and not handle._done:
+                    thread.make_here(handle)  # it was ended just before
         self._pending.append(handle)
         return handle
 

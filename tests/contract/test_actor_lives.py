@@ -396,6 +396,29 @@ def test_calls_that_run_when_an_actor_leaves_still_end() -> None:
         skate.get(left)
 
 
+@skate.remote(num_cpus=1, max_concurrency=2)
+class Quitter:
+    def quit(self) -> None:
+        exit_actor()
+
+    def stay(self) -> None:
+        pass
+
+
+def test_an_actor_that_exits_gives_its_cpu_back_whatever_is_cancelled() -> None:
+    def free_cpus() -> float:
+        return skate.available_resources().get("CPU", 0.0)
+
+    before = free_cpus()
+    actor = Quitter.remote()
+    skate.get(actor.stay.remote())
+    quits, stays = actor.quit.remote(), actor.stay.remote()
+    with pytest.raises(ActorDiedError):
+        skate.get(quits)
+    skate.cancel(stays)
+    assert wait_until(lambda: free_cpus() == before, 30)
+
+
 def test_exit_actor_is_for_actors() -> None:
     with pytest.raises(TypeError, match=r"skate\.kill"):
         exit_actor()

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class FutureDispatcher:
         # Whoever takes a future out of it, ends it.
         self._waiting: dict[int, tuple[ObjectRef[Any], Future[Any], bool]] = {}
         self._next_tag = 0
+        self._reads = False  # a value
         self._weak = weakref.ref(self)
 
     def submit(self, ref: ObjectRef[Any], *, with_value: bool = True) -> Future[Any]:
@@ -90,11 +91,15 @@ class FutureDispatcher:
         It may be held up: by a callback, or by a future whose lock has been taken for
         good. A signal handler that interrupts ``Future.result`` may have come while
         its thread had the lock, and end the session, or raise and leave it locked.
-        The thread has no more use for the session, and is left then.
+        The thread has no more use for the session, and is left then, but not while it
+        reads a value: that may make refs, which must not be of the next session.
         """
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(_MOST_OF_A_CLOSE_S)
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(_MOST_OF_A_CLOSE_S)
+        while thread.is_alive() and self._reads:
+            thread.join(_LOOK_AGAIN_S)
 
     def _run(self, watch: Watch) -> None:
         end_futures_here()
@@ -117,17 +122,26 @@ class FutureDispatcher:
         ref, future, with_value = found
         with surviving(future):
             if with_value:
-                finish_future(future, self._engine, ref)
+                finish_future(future, lambda: self._read(ref))
             elif begin(future):
                 future.set_result(None)
 
+    def _read(self, ref: ObjectRef[Any]) -> Any:
+        self._reads = True
+        try:
+            return self._engine.get((ref,), None, False)[0]
+        finally:
+            self._reads = False
+
     def _fail_all(self, watch: Watch, error: BaseException) -> None:
         with self._lock:
-            waiting = list(self._waiting.values())
-            self._waiting.clear()
             if self._watch is watch:
                 self._watch = None
-        for _, future, _ in waiting:
+        while self._waiting:
+            try:
+                _, (_, future, _) = self._waiting.popitem()
+            except KeyError:  # the last has just been cancelled
+                break
             with surviving(future):
                 if begin(future):
                     future.set_exception(error)
@@ -172,12 +186,12 @@ def begin(future: Future[Any]) -> bool:
     return future.set_running_or_notify_cancel()
 
 
-def finish_future(future: Future[Any], engine: Engine, ref: ObjectRef[Any]) -> None:
-    """End ``future`` with what ``ref`` holds; it must have a value or an error."""
+def finish_future(future: Future[Any], read: Callable[[], Any]) -> None:
+    """End ``future`` with what ``read`` returns or raises."""
     if not begin(future):
         return
     try:
-        value = engine.get((ref,), None, False)[0]
+        value = read()
     except BaseException as error:  # whatever it is, it is the result
         # Without its traceback, which is of this thread, says nothing to the user, and
         # holds these frames: a cycle that would keep the ref until the next collection.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import skate
-from skate.exceptions import ActorDiedError, DeadlockError
+from skate.exceptions import ActorDiedError, DeadlockError, TaskCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -370,3 +370,32 @@ def test_what_has_no_thread_runs_once_there_is_one(
     skate.get(ref)
     assert LOG == [1]
     assert skate.available_resources()["CPU"] == 0
+
+
+STARTED = threading.Event()
+CANCELLED = threading.Event()
+
+
+@skate.remote(max_retries=0)
+def go_on_when_cancelled() -> None:
+    LOG.append("runs")
+    STARTED.set()
+    CANCELLED.wait(30)
+    skate.get(log.remote("in vain"))
+    LOG.append("went on")
+
+
+def test_a_task_that_another_thread_cancels_ends_at_its_next_call_of_skate() -> None:
+    ref = go_on_when_cancelled.remote()
+
+    def cancel() -> None:
+        STARTED.wait(30)
+        skate.cancel(ref)
+        CANCELLED.set()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(TaskCancelledError):
+        skate.get(ref)
+    thread.join()
+    assert "went on" not in LOG

@@ -376,8 +376,9 @@ class Children:
             return
         self._reaping = False
         for pid in self._unknown():
-            if _has_ended(pid):
-                _reap(pid)
+            # Not waited for: of a zombie with threads there is no end to take yet.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def kill(self, proc: Proc, cause: Cause) -> None:
         process = self._processes.get(proc)
@@ -481,11 +482,3 @@ def _session_of(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return 0
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False

@@ -489,7 +489,10 @@ class EmbeddedEngine:
         self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
     ) -> str:
         info = GroupInfo.of(bundles, strategy, name, self.cluster_resources())
-        group: str = self._ask("create_placement_group", info)
+        question = pickle.dumps(("create_placement_group", info))
+        # Ctrl-C waits: the answer is all that tells which group there is then.
+        answer, _ = self.node.ask(question, interruptible=False)
+        group: str = pickle.loads(answer)
         return group
 
     def remove_placement_group(self, group: str) -> None:

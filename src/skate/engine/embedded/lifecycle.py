@@ -220,6 +220,14 @@ class Lifecycle:
             return None
         return first, self._held.seconds
 
+    def fewest_missing(self) -> int:
+        """CPU tokens that the smallest request for CPUs is short of; 0: there is none."""
+        most = self._totals["CPU"] - self._used["CPU"]
+        smallest = self._waiting.least_lacking("CPU")
+        if smallest is None or smallest.units["CPU"] > most:
+            return 0
+        return self._lacking_cpus(smallest)
+
     def holders(self) -> dict[int, dict[str, float]]:
         """What processes with resources of their own hold, by index."""
         return {

@@ -199,6 +199,11 @@ class Waiting:
             line.lacks = ""
         self._due[line] = None
 
+    def least_lacking(self, name: str) -> Request | None:
+        """The head of a line that lacks it and wants the least of it."""
+        heads = (line.head for line in self._lacking.get(name, ()))
+        return min(heads, key=lambda head: head.units.get(name, 0), default=None)
+
     def first_lacking(self, name: str, most: int) -> Request | None:
         """The oldest head that waits for it, of those that need at most so much."""
         heads = (line.head for line in self._lacking.get(name, ()))

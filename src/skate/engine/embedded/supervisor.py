@@ -412,6 +412,9 @@ class Supervisor:
         if left <= 0 or (cpus and self.control.free_cpus() >= cpus):
             self.tell(life.HoldOver(number))
             return
+        few = self.life.fewest_missing() if cpus else 0
+        if 0 < few <= self.control.free_cpus():  # for another, behind it
+            self.tell(life.CpusTaken(self.control.take_cpus(few)))
         pause = min(left, _LOOK_AT_CPUS_S) if cpus else left
         self.later(pause, lambda: self._time_hold(number, until, cpus))
 

@@ -197,7 +197,8 @@ class Actor:
         elif call in self._ready:
             self._ready.remove(call)
         elif self._engine.baton.withdraw(call):
-            self.running.pop(call, None)
+            self.call_ended(call)
+            return True
         else:
             return False
         self._dispatch()

@@ -250,9 +250,8 @@ class Baton:
         if driver is None:
             return
         self._taken = True
-        item = self._next() or driver
         try:
-            self._hand_to(item)
+            self._hand_to(self._next() or driver)
         except BaseException as error:
             self._hand_to(driver)  # if there is no thread for it, it raises the error
             if not isinstance(error, RuntimeError):
@@ -330,6 +329,7 @@ class Baton:
         outer = worker.wait if worker is not None else None
         unit = _here.interruptible
         with _elsewhere(), self.lock:
+            stop_if_interrupted()
             grant = _here.grant
             if grant is not None:
                 grant.lend()

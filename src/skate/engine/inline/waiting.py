@@ -106,7 +106,9 @@ class DrivenFuture(Future[Any]):
     def complete(self) -> None:
         if not self.done():
             with surviving(self):
-                finish_future(self, self._engine, self._ref)
+                finish_future(
+                    self, lambda: self._engine.get((self._ref,), None, False)[0]
+                )
 
 
 class Completion:
