@@ -43,7 +43,12 @@ class Machine(RuleBasedStateMachine):
         if answer == "ok":
             self.members[join] = rank
         elif answer == "waiting":
-            assert rank not in self.waiting.values()
+            group = self.groups._group_of(*join)
+            # One that waits may not have heard yet that all have come to another.
+            assert not any(
+                taken == rank and self.groups._group_of(*other) is group
+                for other, taken in self.waiting.items()
+            )
             self.waiting[join] = rank
         else:
             assert answer == "taken"

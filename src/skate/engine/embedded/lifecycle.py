@@ -221,7 +221,7 @@ class Lifecycle:
         return first, self._held.seconds
 
     def fewest_missing(self) -> int:
-        """CPU tokens that the smallest request for CPUs is short of; 0: there is none."""
+        """CPU tokens that the smallest request for CPUs lacks; 0: there is none."""
         most = self._totals["CPU"] - self._used["CPU"]
         smallest = self._waiting.least_lacking("CPU")
         if smallest is None or smallest.units["CPU"] > most:
