@@ -44,10 +44,13 @@ u64 array_bytes(PyObject* shape, PyObject* dtype) {
     is_empty = is_empty || (n == 0 && overflow == 0);
     if (n == 0 && overflow == 0) continue;
     if (overflow != 0 || __builtin_mul_overflow(bytes, static_cast<u64>(n), &bytes) ||
-        bytes > kMost)
+        bytes > PTRDIFF_MAX)  // NumPy's own limit, for arrays without elements too
       refuse("array_beyond_memory", nanobind::handle(shape), nanobind::handle(dtype));
   }
-  return is_empty ? 0 : bytes;
+  if (is_empty) return 0;
+  if (bytes > kMost)
+    refuse("array_beyond_memory", nanobind::handle(shape), nanobind::handle(dtype));
+  return bytes;
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import skate
@@ -42,6 +42,7 @@ SIZES = st.one_of(
 
 
 @settings(deadline=None, max_examples=150)
+@example([0, 2**63 - 1], "u1")
 @given(st.lists(SIZES, max_size=66), st.sampled_from(["u1", "f8", "c16"]))
 def test_an_array_is_born_in_the_store_exactly_if_numpy_makes_it(
     shape: list[int], dtype: str
