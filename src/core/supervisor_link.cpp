@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -22,7 +21,6 @@ constexpr i64 kLookAgainNs = kLookAgainMs * 1'000'000LL;
 constexpr int kLastWordsMs = 1000;
 constexpr i64 kAnswerNs = 1'000'000'000;  // far longer than one takes
 constexpr i64 kTurnNs = 1'000'000;
-constexpr std::chrono::milliseconds kInLine{10};
 constexpr int kTries = 50;
 constexpr i64 kPauseNs = 10'000'000;
 constexpr int kMaxFds = 8;
@@ -436,11 +434,10 @@ bool SupervisorLink::take_turn(Turn& turn, const Answer& own,
     return true;
   }
   i64 look_at = now_ns() + kLookAgainNs;
-  // In line for it, unlike who tries now and then. By a clock that ThreadSanitizer
-  // knows.
-  while (!turn.try_lock_until(std::chrono::system_clock::now() + kInLine)) {
+  while (!turn.try_lock()) {
     // Pairs with the release store in take_answer.
     if (own.has_come.load(std::memory_order_acquire)) break;
+    pause_for(kTurnNs);
     if (now_ns() < look_at) continue;
     if (!keep_waiting()) return false;
     look_at = now_ns() + kLookAgainNs;

@@ -103,7 +103,7 @@ class SupervisorLink {
     int error = 0;  // it came, and could not be read
     std::atomic<bool> has_come{false};
   };
-  using Turn = std::unique_lock<std::timed_mutex>;
+  using Turn = std::unique_lock<std::mutex>;
   enum class Sent { kAll, kNoRoom, kShort, kGone };  // kShort: and errno
   static bool is_left(Sent sent) {
     return sent == Sent::kNoRoom || sent == Sent::kShort;
@@ -127,7 +127,7 @@ class SupervisorLink {
 
   const pid_t pid_;
   std::function<void()> on_kept_;
-  std::timed_mutex mu_;  // one asks, or takes an answer, at a time
+  std::mutex mu_;  // one asks, or takes an answer, at a time
   // What was asked and has no answer yet; answers come in this order. Under mu_.
   std::deque<std::shared_ptr<Answer>> asked_;
   // Somebody has waited in vain, for it or for a turn, and nothing has come since.
