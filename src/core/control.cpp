@@ -117,8 +117,7 @@ u32 Control::active_workers() const {
   u32 active = 0;
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) {
-    const u8 state = session_->state[p].load();
-    active += is_active_worker(state);
+    active += is_active_worker(session_->state[p].load());
   }
   return active;
 }

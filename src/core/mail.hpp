@@ -6,10 +6,10 @@
 // sender may be killed after any instruction, and no message overtakes another one to
 // the same receiver. Only that something is let go of may be kept here, until there is
 // memory to say it: nothing follows in order from it, and this process's death says it
-// too. A message is taken in only while
-// there is memory for what has to be said because of it (see Store::can_answer). Since
-// every send is complete, one that follows from another comes after it for everybody:
-// the rule of counts in objects.hpp rests on that.
+// too. A message is taken in only while there is memory for what has to be said because
+// of it (see Store::can_answer). Since every send is complete, one that follows from
+// another comes after it for everybody: the rule of counts in objects.hpp rests on
+// that.
 #pragma once
 
 #include <deque>

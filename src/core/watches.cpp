@@ -47,18 +47,15 @@ void Watches::remove(Watch* watch, ObjectId id, u64 tag) noexcept {
       });
   if (found == waiters.rend()) return;
   waiters.erase(std::next(found).base());
-  try {
-    wait_no_more(watch, id);
-  } catch (const std::bad_alloc&) {  // as in Objects::release
-  }
+  wait_no_more(watch, id);
   if (watch->pending.empty()) tell_waiters();  // the CPU is lent no more
 }
 
-void Watches::wait_no_more(Watch* watch, ObjectId id) {
+void Watches::wait_no_more(Watch* watch, ObjectId id) noexcept {
   const auto it = watch->pending.find(id);
   if (it == watch->pending.end() || --it->second != 0) return;
   watch->pending.erase(it);
-  node_.objects.drop(id);
+  node_.objects.drop_quietly(id);
 }
 
 void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
@@ -106,10 +103,7 @@ void Watches::close(Watch* watch) noexcept {
       std::erase_if(object->waiters, [&](const Waiter& w) {
         return w.kind == Waiter::Kind::kWatch && w.watch == watch;
       });
-    try {
-      node_.objects.drop(id);
-    } catch (const std::bad_alloc&) {  // as in Objects::release
-    }
+    node_.objects.drop_quietly(id);
   }
   delete watch;
 }

@@ -36,7 +36,7 @@ class Watches {
 
  private:
   void tell_waiters();
-  void wait_no_more(Watch* watch, ObjectId id);  // with one of the tags
+  void wait_no_more(Watch* watch, ObjectId id) noexcept;  // with one of the tags
 
   Node& node_;
   Home& home_;

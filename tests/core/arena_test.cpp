@@ -11,22 +11,10 @@
 #include <set>
 
 #include "check.hpp"
+#include "failing_heap.hpp"
 
 using namespace skate;
-
-// So many allocations succeed before one fails; less than 0: all do.
-static thread_local long allocations_left = -1;
-
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
-  void* memory = std::malloc(bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
+using failing_heap::allocations_left;
 
 namespace {
 

@@ -1,7 +1,6 @@
 // A process that has no memory of its own for a moment: what it could not do it does
 // later.
-#include <new>
-
+#include "failing_heap.hpp"
 #include "fleet.hpp"
 
 using namespace fleet;
@@ -12,28 +11,6 @@ constexpr std::size_t kLong = 500'000;
 constexpr ProcId kWorker{2, 1};
 constexpr ProcId kActor{3, 1};
 
-std::atomic<bool> g_is_short{false};  // of memory for anything long
-std::atomic<u32> g_refused{0};
-
-}  // namespace
-
-// Not inlined: the compiler would take the halves for a mismatch.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (g_is_short && size >= kLong) {
-    ++g_refused;
-    throw std::bad_alloc();
-  }
-  void* const memory = std::malloc(size);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-
-namespace {
-
 // Its dependency comes while there is no memory for its bytes.
 void pass_on_late(Node& driver, Node& worker, Task* task, Node& doer) {
   const ObjectId dep = submit(driver);
@@ -42,10 +19,10 @@ void pass_on_late(Node& driver, Node& worker, Task* task, Node& doer) {
   task->deps.push_back(dep);
   task->pins.push_back(dep);
   const ObjectId result = submit(driver, task);
-  g_is_short = true;
+  failing_heap::too_long = kLong;
   finish(worker, maker);
-  until([] { return g_refused.exchange(0) != 0; });
-  g_is_short = false;
+  until([] { return failing_heap::refused.exchange(0) != 0; });
+  failing_heap::too_long = SIZE_MAX;
   finish(doer, next(doer));
   CHECK(text_of(driver, result) == "done");
 }

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polling import wait_until
 
 import skate
 from skate.actor import exit_actor
@@ -176,27 +178,40 @@ def strike(*_: object) -> None:
     raise TooLate
 
 
+class Late:
+    """The time limit is up once this has been pickled and others have their turn.
+
+    That is when arrays that are pickled with it are copied to the store.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        pickled = threading.Event()
+
+        def send_signal() -> None:
+            pickled.wait()
+            signal.raise_signal(signal.SIGALRM)
+
+        thread = threading.Thread(target=send_signal, daemon=True)
+        thread.start()
+        sys.setswitchinterval(TIMEOUT)  # nobody takes a turn from who runs
+        pickled.set()
+        return object, ()
+
+
 def test_a_result_that_is_stored_but_not_sent_takes_no_room(session: None) -> None:
     """The handler of a signal raises when the function has returned."""
 
-    def make() -> np.ndarray:
+    @skate.remote(max_retries=0)
+    def make() -> tuple[np.ndarray, Late]:
         signal.signal(signal.SIGALRM, strike)
-        array = np.ones(100 << 20, np.uint8)
-        signal.setitimer(signal.ITIMER_REAL, 0.005)
-        return array  # is being copied to the store for 30 ms or more
+        return np.ones(100 << 20, np.uint8), Late()
 
-    for _ in range(20):
-        task = skate.remote(max_retries=0)(make).remote()
-        try:
-            assert len(skate.get(task, timeout=TIMEOUT)) == 100 << 20
-        except TooLate:
-            break
-    else:
-        pytest.skip("the signal never came in time")
+    task = make.remote()
+    with pytest.raises(TooLate):
+        skate.get(task, timeout=TIMEOUT)
     del task
     gc.collect()
-    while skate._runtime.statistics()["store_bytes"] > 1 << 20:
-        threading.Event().wait(0.002)
+    assert wait_until(lambda: skate._runtime.statistics()["store_bytes"] < 1 << 20)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -447,12 +447,12 @@ class Lifecycle:
             return True
         idle = self._idle_for(request)
         if idle is not None:
-            self._hold(idle, request, self._gpus.find(request.resources), removed)
+            self._hold(idle, request, self._gpus.find(request.resources), False)
             commands.append(GrantLease(request.owner, request.task, idle))
             return True
         worker = self.allocate("lease")
         if worker is not None:
-            commands.append(self._make(worker, request, removed))
+            commands.append(self._make(worker, request, False))
             self._making[request.owner, request.task] = worker
             return True
         if self._some_worker_will_end(commands):

@@ -49,11 +49,13 @@ class Turns:
         """All of them, also after one that fails: the others concern others."""
         self._busy = True
         failed: Exception | None = None
-        for command in commands:
-            try:
-                self._carry_out(command)
-            except Exception as error:
-                failed = failed or error
-        self._busy = False
+        try:
+            for command in commands:
+                try:
+                    self._carry_out(command)
+                except Exception as error:
+                    failed = failed or error
+        finally:
+            self._busy = False
         if failed is not None:
             raise failed
