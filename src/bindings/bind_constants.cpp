@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "call_options.hpp"
 #include "core/blocks.hpp"
 #include "core/explain.hpp"
 #include "core/limits.hpp"
@@ -23,6 +24,9 @@ void bind_constants(nb::module_& m) {
   m.attr("MAX_CPUS") = kMaxCpus;
   m.attr("FIRST_EPOCH") = kFirstEpoch;
   m.attr("DRIVER") = kDriver;
+  nb::list method_fields;
+  for (const char* field : Method::kFields) method_fields.append(field);
+  m.attr("METHOD_FIELDS") = nb::tuple(method_fields);
 
   nb::enum_<SystemError>(m, "SystemError", nb::is_arithmetic(),
                          "Why there is no value.")

@@ -37,8 +37,9 @@ void configure(nb::object engine, nb::object object_ref, nb::object actor_ref,
   types.actor_ref = reinterpret_cast<PyTypeObject*>(actor_ref.inc_ref().ptr());
   types.dumps = dumps.inc_ref().ptr();
   types.loads = loads.inc_ref().ptr();
-  types.node = nb::cast<const Node*>(engine.attr("node"));
+  types.node = nb::cast<Node*>(engine.attr("node"));
   types.counter = engine.inc_ref().ptr();
+  install_finalizer(types);
   g_callbacks.load_error = load_error.inc_ref().ptr();
   g_callbacks.load_failure = load_failure.inc_ref().ptr();
 }

@@ -1,6 +1,7 @@
 // Calls that a process makes: tasks, actors, streams, and cancelling them.
 #include "advice.hpp"
 #include "arguments.hpp"
+#include "call_options.hpp"
 #include "common.hpp"
 #include "wait_list.hpp"
 
@@ -42,50 +43,6 @@ void set_function(Node& node, Task& task, ObjectId function, bool holds_refs) {
   task.pins.push_back(function);
 }
 
-// The numbers of a call, as they travel. Each is made before the task is, as it may not
-// fit.
-struct Numbers {
-  u32 num_returns;
-  u32 window;
-  i32 max_retries;
-  u16 group;
-  bool is_stream;
-
-  // A negative number of returns: the task's items are streamed. Negative retries: for
-  // ever.
-  Numbers(nb::int_ returns, nb::int_ window, nb::int_ retries, u16 group)
-      : window(whole<u32>(window, "the window of a stream")),
-        max_retries(whole<i32>(retries, "max_retries")),
-        group(group) {
-    const i32 n = whole<i32>(returns, "num_returns");
-    is_stream = n < 0;
-    num_returns = is_stream ? 1 : static_cast<u32>(n);
-  }
-
-  void give(Task& task) const {
-    task.header.num_returns = num_returns;
-    if (is_stream) task.header.flags |= kStreaming;
-    task.header.window = window;
-    task.header.group = group;
-    task.retries = max_retries;
-  }
-
- private:
-  // Throws PythonError (ValueError) for what does not fit in a T.
-  template <class T>
-  static T whole(nb::int_ number, const char* what) {
-    int overflow = 0;
-    const long long x = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    constexpr i64 kLeast = std::numeric_limits<T>::min();
-    constexpr i64 kMost = std::numeric_limits<T>::max();
-    if (overflow == 0 && x >= kLeast && x <= kMost) return static_cast<T>(x);
-    PyErr_Format(PyExc_ValueError, "%s must be from %lld to %lld, not %R.", what,
-                 static_cast<long long>(kLeast), static_cast<long long>(kMost),
-                 number.ptr());
-    throw PythonError{};
-  }
-};
-
 // `name` is what the worker calls the task, if not by its function's name. `parent` is
 // the task that calls, where this process runs several at once.
 nb::list submit(Node& node, ObjectId function, bool holds_refs, const Text& name,
@@ -93,7 +50,7 @@ nb::list submit(Node& node, ObjectId function, bool holds_refs, const Text& name
                 nb::int_ max_retries, std::optional<nb::bytes> resources,
                 nb::int_ window, ObjectId parent) {
   check_alive(node);
-  const Numbers numbers(num_returns, window, max_retries, 0);
+  const Numbers numbers(num_returns, window, max_retries, nb::int_(0));
   Task* task = node.tasks.make();
   set_function(node, *task, function, holds_refs);
   numbers.give(*task);
@@ -156,18 +113,16 @@ void hand_to_driver(Node& node, nb::handle actor, u32 index, u32 epoch, ObjectId
   });
 }
 
-nb::list call_actor(Node& node, nb::handle actor, const Text& method, nb::tuple args,
-                    nb::dict kwargs, nb::int_ num_returns, u16 group,
-                    nb::int_ max_retries, bool out_of_order, nb::int_ window,
-                    ObjectId parent, nb::bytes retry_on) {
+nb::list call_actor(Node& node, nb::handle actor, nb::tuple spec, nb::tuple args,
+                    nb::dict kwargs, ObjectId parent, nb::bytes retry_on) {
   check_alive(node);
-  const Numbers numbers(num_returns, window, max_retries, group);
+  const Method method(spec);
   Task* task = new_call(node, actor);
-  numbers.give(*task);
+  method.numbers.give(*task);
   task->parent = parent;
-  task->label = node.home.trace.label_of_call(task->actor, method);
-  if (out_of_order) task->header.flags |= kOutOfOrder;
-  return submit_task(node, task, method, args, kwargs,
+  task->label = node.home.trace.label_of_call(task->actor, method.name);
+  if (method.out_of_order) task->header.flags |= kOutOfOrder;
+  return submit_task(node, task, method.name, args, kwargs,
                      {retry_on.c_str(), retry_on.size()});
 }
 
@@ -228,12 +183,10 @@ void bind_tasks(nb::class_<Node>& node) {
           },
           "actor"_a, nb::sig("def drop_reserved(self, actor: ActorRef) -> None"))
       .def("call_actor", &call_actor, "actor"_a, "method"_a, "args"_a, "kwargs"_a,
-           "num_returns"_a, "group"_a, "max_retries"_a, "out_of_order"_a, "window"_a,
            "parent"_a, "retry_on"_a,
-           nb::sig("def call_actor(self, actor: ActorRef, method: str, "
-                   "args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, "
-                   "group: int, max_retries: int, out_of_order: bool, window: int, "
-                   "parent: int, retry_on: bytes) -> list[ObjectRef[Any]]"))
+           nb::sig("def call_actor(self, actor: ActorRef, method: MethodSpec, "
+                   "args: tuple[Any, ...], kwargs: dict[str, Any], parent: int, "
+                   "retry_on: bytes) -> list[ObjectRef[Any]]"))
       .def(
           "unanswered_calls",
           [](Node& node, nb::handle actor) {

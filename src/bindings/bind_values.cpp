@@ -177,14 +177,7 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
           "shape"_a, "dtype"_a,
           nb::sig("def empty(self, shape: tuple[int, ...], dtype: numpy.dtype[Any]) "
                   "-> numpy.ndarray"))
-      .def(
-          "release",
-          [](Node& node, ObjectId id) {
-            if (!node.in_forked_child() &&
-                !node.home.stopping.load(std::memory_order_relaxed))
-              node.objects.release(id);
-          },
-          "id"_a)
+      .def("release", &release_ref, "id"_a)
       .def(
           "adopt",
           [](Node& node, nb::handle kind, ObjectId id) {

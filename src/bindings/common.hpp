@@ -112,6 +112,11 @@ auto guarded(F&& f) {
   }
 }
 
+// A ref of Python goes: in a session that ends, or in a forked child, nothing follows.
+inline void release_ref(Node& node, ObjectId id) {
+  if (!node.home.stopping.load(std::memory_order_relaxed)) node.objects.release(id);
+}
+
 inline nb::object take_ref(const Node& node, PyTypeObject* type, ObjectId id) {
   return nb::steal(make_ref(node, type, id));
 }

@@ -22,7 +22,8 @@ struct CodecTypes {
   PyObject* dumps = nullptr;      // value -> (header, buffers, refs)
   PyObject* loads = nullptr;      // header, buffers -> value
   PyObject* counter = nullptr;    // the engine: what new refs are counted by
-  const Node* node = nullptr;     // the engine's: compared, never followed
+  Node* node = nullptr;           // the engine's, while it is configured
+  destructor finalize = nullptr;  // of Python: ObjectRef.__del__
 };
 inline CodecTypes g_codec_types;
 inline CodecTypes& codec_types() { return g_codec_types; }
@@ -46,6 +47,9 @@ inline ObjectId id_of(PyObject* ref) {
   PyObject* id = *reinterpret_cast<PyObject* const*>(at + types.id_offset);
   return id == nullptr ? ObjectId{} : id_from(id);
 }
+
+// Has the deaths of refs cost little: see finalize_ref. `types` are set.
+void install_finalizer(CodecTypes& types);
 
 // A new ref to an object of `node`. The caller's count of `id` becomes the ref's.
 //

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 from skate._ref import ActorRef, ObjectRef
+from skate.engine.protocol import MethodSpec
 
 build_type: str = 'Release'
 
@@ -26,12 +27,15 @@ FIRST_EPOCH: int = 1
 
 DRIVER: int = 1
 
+METHOD_FIELDS: tuple[str, ...] = ...
+
 class SystemError(enum.IntEnum):
     """Why there is no value."""
 
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     NONE = 0
 
@@ -53,6 +57,7 @@ class DeathCause(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     UNKNOWN = 0
 
@@ -82,6 +87,7 @@ class Notice(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     NONE = 0
 
@@ -95,6 +101,7 @@ class NextItem(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     ITEM = 0
 
@@ -108,6 +115,7 @@ class ProcState(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     NONE = 0
 
@@ -129,6 +137,7 @@ class WhyState(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     UNKNOWN = 0
 
@@ -168,6 +177,7 @@ class BlockState(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     FIXED = 0
 
@@ -191,6 +201,7 @@ class Forget(enum.IntEnum):
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     BORROWS = 0
 
@@ -263,6 +274,7 @@ class Node:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def __init__(self, *, session_fd: int, segment_fd: int, supervisor_fd: int, index: int, epoch: int, is_pool: bool) -> None: ...
 
@@ -329,7 +341,7 @@ class Node:
 
     def drop_reserved(self, actor: ActorRef) -> None: ...
 
-    def call_actor(self, actor: ActorRef, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], num_returns: int, group: int, max_retries: int, out_of_order: bool, window: int, parent: int, retry_on: bytes) -> list[ObjectRef[Any]]: ...
+    def call_actor(self, actor: ActorRef, method: MethodSpec, args: tuple[Any, ...], kwargs: dict[str, Any], parent: int, retry_on: bytes) -> list[ObjectRef[Any]]: ...
 
     def unanswered_calls(self, actor: ActorRef) -> int: ...
 
@@ -430,6 +442,7 @@ class Call:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     @property
     def task_id(self) -> int: ...
@@ -492,6 +505,7 @@ class Watch:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def add(self, ref: object, tag: int) -> None: ...
 
@@ -509,6 +523,7 @@ class Control:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def __init__(self, *, num_cpus: int, num_cores: int, store_limit: int, arena_bytes: int, spill_limit: int, watch_memory: bool, spin_ns: int, spin_busy_ns: int, session_id: str) -> None: ...
 
@@ -580,6 +595,7 @@ class Group:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def __init__(self, fd: int, bytes: int, rank: int, world_size: int, alive: Sequence[tuple[int, int]] = [], spin_us: float | None = None) -> None:
         """
@@ -633,6 +649,7 @@ class Rounds:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def __init__(self, words: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')], workers: int, spin: float = 0.0) -> None: ...
 
@@ -695,6 +712,7 @@ class Statistics:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
     from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
 
     def __init__(self, fd: int) -> None: ...
 

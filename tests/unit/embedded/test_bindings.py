@@ -17,6 +17,7 @@ import pytest
 from tests.polling import wait_until
 
 import skate
+from skate.engine.protocol import MethodSpec
 
 _core = pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
@@ -171,6 +172,10 @@ def test_a_watch_that_is_closed_wakes_who_waits_and_takes_no_more(node: Any) -> 
     waiter.join(timeout=20)
     assert told == [[]]
     skate.cancel(late, force=True)
+
+
+def test_the_core_reads_the_fields_of_a_method_where_they_are() -> None:
+    assert MethodSpec._fields == _core.METHOD_FIELDS
 
 
 def test_a_process_that_cannot_be_has_no_address(node: Any) -> None:

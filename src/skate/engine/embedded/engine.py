@@ -337,16 +337,11 @@ class EmbeddedEngine:
         try:
             return self.node.call_actor(
                 actor,
-                method.name,
+                method,
                 args,
                 kwargs,
-                method.num_returns,
-                method.group,
-                method.max_task_retries,
-                method.out_of_order,
-                method.window,
                 self.context_var.get()[0],
-                _retry_on(method),
+                _retry_on(method) if method.retry_exceptions else b"",
             )
         except TypeError as error:
             raise serialize.explain_arguments(
@@ -692,12 +687,11 @@ def _pack_retry_on(options: TaskOptions) -> bool | bytes:
 
 
 def _retry_on(method: MethodSpec) -> bytes:
-    """What ``retry_on`` of worker.py reads."""
-    if not method.retry_exceptions or not method.max_task_retries:
+    """What ``retry_on`` of worker.py reads, of a method with ``retry_exceptions``."""
+    kinds = method.retry_exceptions
+    if not method.max_task_retries or not kinds:
         return b""
-    if method.retry_exceptions is True:
-        return b"*"
-    return pack_types(method.retry_exceptions)
+    return b"*" if kinds is True else pack_types(kinds)
 
 
 def _load_actor_code(
