@@ -414,6 +414,8 @@ void bind_group(nb::module_& m) {
         "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
   m.def("say_left_group", &Group::say_left, "fd"_a, "rank"_a,
         "Tell the ranks of a segment that one of them will not come, or come again.");
+  m.def("says_left_group", &Group::says_left, "fd"_a, "rank"_a,
+        "Whether that rank has left, as the segment's memory says.");
   m.def("reduce_into", &reduce_arrays, "outs"_a, "arrays"_a, "op"_a = "sum",
         "bfloat16"_a = false,
         "Write the elementwise reduction of `arrays`, in their order, to all `outs`.",

@@ -156,6 +156,8 @@ class Group {
   // that it has left. `fd`: of the segment. Throws std::system_error if there is no
   // memory to do it.
   static void say_left(int fd, int rank);
+  // Whether the rank has left, or that was said of it. Throws like say_left.
+  static bool says_left(int fd, int rank);
 
  private:
   struct Header;
@@ -208,6 +210,7 @@ class Group {
   GroupOutcome verdict() const;
 
   static std::size_t control_bytes(std::size_t ranks);
+  static std::size_t state_at(int rank);
   Header& header() const;
   RankState& state(int rank) const;
   Channel& channel(int from, int to) const;

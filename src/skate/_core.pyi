@@ -569,6 +569,9 @@ def say_left_group(fd: int, rank: int) -> None:
     Tell the ranks of a segment that one of them will not come, or come again.
     """
 
+def says_left_group(fd: int, rank: int) -> bool:
+    """Whether that rank has left, as the segment's memory says."""
+
 def reduce_into(outs: Sequence[Any], arrays: Sequence[Any], op: str = 'sum', bfloat16: bool = False) -> None:
     """
     Write the elementwise reduction of `arrays`, in their order, to all `outs`.

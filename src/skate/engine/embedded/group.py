@@ -47,7 +47,9 @@ def join(
         core = _join(engine, number, name, rank, world_size, timeout)
         group = EmbeddedGroup(engine, core, name, number)
     except BaseException:  # the rank is free for others, also if Ctrl-C came
-        _leave(engine, number)
+        with contextlib.suppress(Exception):  # the session may have ended
+            # Not just told: others may join as soon as this one has failed.
+            engine.node.ask(pickle.dumps(("leave_group", number)), False)
         raise
     engine.memberships.add(group)
     if engine.node.closed:
