@@ -75,7 +75,8 @@ struct GroupArray {
   DType dtype;
   std::span<const u64> shape;
 
-  // What of it the ranks compare beside type and shape: the arrays that it was made of.
+  // What of it the ranks compare beside type and shape: the arrays that it was made of,
+  // or what its bytes are.
   std::string_view label = {};
 
   u64 count() const;
@@ -83,11 +84,16 @@ struct GroupArray {
 
 // A message in a ring: where the sender put it, until the receiver has taken it.
 struct GroupMessage {
+  static constexpr std::size_t kLabelBytes = 112;  // longer: compared by their hash
+
   u64 offset;  // in the segment
   u64 count;
   u64 ndim;
   u64 shape[8];
   DType dtype;
+  u64 label_bytes;
+  u64 label_hash;  // of all of it
+  char label[kLabelBytes];
 };
 
 class Group {

@@ -52,6 +52,22 @@ class Operand:
         return np.empty(shape, self.array.dtype)
 
 
+def copied(x: Any, *, writable: bool = True) -> Operand:
+    """The operand of a call that copies it."""
+    operand = Operand(x, writable=writable)
+    check_copied(operand.array.dtype)
+    return operand
+
+
+def check_copied(dtype: np.dtype[Any]) -> None:
+    """Raise TypeError if its bytes alone are not the value."""
+    if dtype.hasobject:
+        raise TypeError(
+            f"collectives cannot copy {dtype}, which holds Python objects: use a dtype "
+            "of fixed size, or send the pickled object as bytes."
+        )
+
+
 def is_on_gpu(x: Any) -> bool:
     """True for a torch tensor that is not in CPU memory."""
     torch = sys.modules.get("torch")
