@@ -128,10 +128,11 @@ class Group {
   GroupOutcome reduce(const GroupArray& x, ReduceOp op, int root, i64 timeout_ns);
   // In place: the contents of `root`.
   GroupOutcome broadcast(const GroupArray& x, int root, i64 timeout_ns);
-  // `out` has room for world_size times x; rank r's x goes to part r.
+  // `out` has room for world_size times x; rank r's x goes to part r. x is apart from
+  // it, or this rank's own part.
   GroupOutcome allgather(const GroupArray& x, void* out, i64 timeout_ns);
-  // x is world_size parts; `out` gets the reduction of part `rank`. x is kept unless
-  // `out` lies in it.
+  // x is world_size parts; `out` gets the reduction of part `rank`, and is apart from x
+  // or that part of it.
   GroupOutcome reducescatter(const GroupArray& x, ReduceOp op, void* out,
                              i64 timeout_ns);
 

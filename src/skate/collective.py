@@ -308,7 +308,8 @@ class Group:
         """The ``x`` of every rank, stacked: ``(world_size, *x.shape)``.
 
         Args:
-            out: where to write it; None makes an array of the kind of ``x``.
+            out: where to write it; None makes an array of the kind of ``x``. ``x`` may
+                lie in it: the others get what it was before the call.
         """
         source = copied(x, writable=False)
         out = source.like((self.world_size, *source.shape)) if out is None else out
@@ -316,6 +317,7 @@ class Group:
         self._check_parts("out", target, source)
 
         def work() -> None:
+            source.keep_from(target.array, but=self._own_part(target))
             self._end.allgather(source.array, target.array, timeout)
             target.put_back()
 
@@ -334,7 +336,8 @@ class Group:
 
         Args:
             x: ``(world_size, *out.shape)``; it keeps its contents.
-            out: where to write the part; None makes an array of the kind of ``x``.
+            out: where to write the part; None makes an array of the kind of ``x``. It
+                may lie in ``x``, which is reduced as it was before the call.
         """
         source = Operand(x, writable=False)
         out = source.like(source.shape[1:]) if out is None else out
@@ -343,6 +346,7 @@ class Group:
         kernels.check_op(op, source.array.dtype)
 
         def work() -> None:
+            target.keep_from(source.array, but=self._own_part(source))
             self._end.reducescatter(source.array, target.array, op, timeout)
             target.put_back()
 
@@ -527,6 +531,9 @@ class Group:
                 f"expected {kernels.name_of(part.array.dtype)} {expected}: "
                 "(world_size, *shape of a part)."
             )
+
+    def _own_part(self, whole: Operand) -> Array:
+        return whole.array[self.rank : self.rank + 1]
 
     def __repr__(self) -> str:
         return repr(self._end)

@@ -205,6 +205,27 @@ def test_what_cannot_be_reduced_is_refused_without_waiting() -> None:
     on_every_rank(ranks, reduce_no_numbers)
 
 
+def gather_and_scatter_within(group: Any) -> None:
+    """``x`` of a gather, or ``out`` of a scatter, is a part of the other."""
+    for size, own in itertools.product((4, 100_000), (False, True)):
+        values = [np.arange(size) + 10 * rank for rank in range(3)]
+        for at in range(2 * size + 1) if size == 4 else (0, 3, size, 2 * size - 7):
+            whole = group.empty(3 * size, int) if own else np.zeros(3 * size, int)
+            part = whole[at : at + size]
+            part[...] = values[group.rank]
+            group.allgather(part, whole.reshape(3, size))
+            np.testing.assert_array_equal(whole, np.concatenate(values))
+
+            whole[...] = np.arange(3 * size)
+            group.reducescatter(whole.reshape(3, size), part)
+            first = group.rank * size
+            np.testing.assert_array_equal(part, 3 * np.arange(first, first + size))
+
+
+def test_what_is_gathered_and_scattered_may_lie_in_the_other_array() -> None:
+    on_every_rank(start_ranks(), gather_and_scatter_within)
+
+
 def test_allreduce_of_a_large_array_many_times() -> None:
     ranks = start_ranks()
     calls = [r.allreduce.remote("sum", "float32", 300_000, True, 5) for r in ranks]

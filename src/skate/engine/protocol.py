@@ -263,7 +263,8 @@ class Group(Protocol):
 
     Arrays are C-contiguous and writable, also where they are only read. Reductions get
     ``kernels.NUMBERS`` or ``kernels.BFLOAT16``, calls that copy any dtype without
-    Python objects. One call at a time: ``skate.collective`` sees to it.
+    Python objects. ``x`` and ``out`` are apart, or one is this rank's own part of the
+    other. One call at a time: ``skate.collective`` sees to it.
 
     ``timeout`` is seconds; None waits for ever. Raises ``RankDiedError`` when another
     rank's process ends, ``CollectiveTimeoutError`` (with ``.missing_ranks``), and
