@@ -162,7 +162,6 @@ def test_a_future_may_be_asked_for_again_when_no_thread_could_be_started(
     assert ref.future().result(timeout=60) == 1
 
 
-@pytest.mark.differs(ray="Ray holds what it makes a future of until that ends")
 def test_of_a_cancelled_future_nothing_is_kept(engine: str) -> None:
     signal = Signal.remote()
     ref = wait_for.remote(signal, 1)
