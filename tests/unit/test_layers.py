@@ -67,7 +67,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.timeline": set(),
     "engine.advice": {"exceptions", "engine.frames"},
     "engine.frames": set(),
-    "engine.protocol": {"_ref", "_stream", "_options", "_placement", "_runtime_env"},
+    "engine.protocol": {
+        *("_ref", "_stream", "_exact", "_options", "_placement", "_runtime_env")
+    },
     "engine.actor_methods": set(),
     "engine.receiving": set(),
     "engine.serialize": CONTRACT | {"_importable", "engine.frames"},

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .._exact import printable
 from .._options import ActorOptions, TaskOptions
 from .._placement import GroupInfo
 from .._ref import ActorRef, ObjectRef
@@ -56,7 +57,7 @@ def label_of(code: Any) -> str:
     if isinstance(code, type):
         return code.__name__
     name = getattr(code, "__qualname__", None) or type(code).__qualname__
-    return str(name).rpartition("<locals>.")[2]
+    return printable(str(name).rpartition("<locals>.")[2])
 
 
 @dataclass(slots=True, eq=False)
