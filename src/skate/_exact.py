@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def printable(name: str) -> str:
+    """``name`` for people: halves of surrogate pairs, which no file takes, escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def exact(value: Any) -> Any:  # Any: arguments that were not checked yet
     """``value`` without the classes that only its program knows.
 

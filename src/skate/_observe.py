@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._exact import printable
 from ._ref import ObjectRef
 from ._runtime import current, engine_of
 from .engine import attach as _attach
@@ -191,7 +192,7 @@ def profile(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        observer.span(name, start)
+        observer.span(printable(name), start)
 
 
 def why(ref: ObjectRef[Any]) -> str:

@@ -19,6 +19,7 @@ from typing import (
 )
 
 from ._actor import ActorClass
+from ._exact import printable
 from ._importable import find_global
 from ._options import STREAMING, TaskOptions, returns_of
 from ._runtime import current
@@ -54,7 +55,10 @@ class RemoteFunction(Generic[P, Refs_co]):
             )
         num_returns = returns_of(function, options.num_returns)
         options = replace(options, num_returns=num_returns)
-        self._set_spec(TaskSpec(function, options.name or _name(function), options))
+        if options.name is not None:
+            options = replace(options, name=printable(options.name))
+        name = options.name or printable(_name(function))
+        self._set_spec(TaskSpec(function, name, options))
 
     def _set_spec(self, spec: TaskSpec) -> None:
         functools.update_wrapper(self, spec.function)

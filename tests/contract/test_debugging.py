@@ -650,3 +650,34 @@ def test_a_wrong_process_id_is_explained(live: list[str]) -> None:
     assert done.returncode == 1
     assert "1 is no driver of skate" in done.stderr
     assert str(os.getpid()) in done.stderr
+
+
+class Odd:
+    """Has a method whose name no file takes."""
+
+
+def seven(_: Any) -> int:
+    return 7
+
+
+setattr(Odd, "half \ud800", seven)
+
+
+@pytest.mark.differs(ray=EVENTS)
+def test_names_that_no_file_takes_are_shown_with_escapes(
+    gate: skate.ActorHandle[Signal], tmp_path: Path
+) -> None:
+    call = wait_for.options(name="task \ud800").remote(gate, 1)
+    assert skate.why(call).encode().startswith(b"task \\ud800")
+    odd: Any = skate.remote(Odd).remote()
+    assert skate.get(getattr(odd, "half \ud800").remote()) == 7
+    with debug.profile("span \ud800"):
+        skate.get(gate.set.remote())
+    assert skate.get(call, timeout=60) == 1
+    text = str(skate.summary()).encode()
+    assert b"task \\ud800" in text
+    assert b"Odd.half" in text
+    trace = traced(tmp_path)
+    assert "task \\ud800" in by_name(trace, "run")
+    assert "span \\ud800" in by_name(trace, "span")
+    json.dumps(trace, ensure_ascii=False).encode()

@@ -102,7 +102,8 @@ def shows(text: str, name: str) -> bool:
     """Whether ``text`` can be printed, and is the beginning of ``name``."""
     text.encode()
     beginning = text.partition("\ufffd")[0]
-    return beginning != "" and name.startswith(beginning)
+    printed = name.encode("utf-8", "backslashreplace").decode()
+    return beginning != "" and printed.startswith(beginning)
 
 
 def names_shown(name: str) -> list[str]:

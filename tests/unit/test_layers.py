@@ -34,6 +34,7 @@ SHARED = {
     *CONTRACT,
     "engine.serialize",
     "engine.futures",
+    "engine.ref_future",
     "engine.limits",
     "engine.gpus",
     "engine.surroundings",
@@ -66,11 +67,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.timeline": set(),
     "engine.advice": {"exceptions", "engine.frames"},
     "engine.frames": set(),
-    "engine.protocol": {"_ref", "_stream", "_options", "_placement", "_runtime_env"},
+    "engine.protocol": {
+        *("_ref", "_stream", "_exact", "_options", "_placement", "_runtime_env")
+    },
     "engine.actor_methods": set(),
     "engine.receiving": set(),
     "engine.serialize": CONTRACT | {"_importable", "engine.frames"},
     "engine.futures": SHARED,
+    "engine.ref_future": set(),
     "engine.limits": set(),
     "engine.gpus": {"_amounts", "_placement"},
     "engine.surroundings": {"_runtime_env", "exceptions"},

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .._exact import printable
 from .._options import ActorOptions, TaskOptions
 from .._placement import GroupInfo
 from .._ref import ActorRef, ObjectRef
@@ -56,7 +57,7 @@ def label_of(code: Any) -> str:
     if isinstance(code, type):
         return code.__name__
     name = getattr(code, "__qualname__", None) or type(code).__qualname__
-    return str(name).rpartition("<locals>.")[2]
+    return printable(str(name).rpartition("<locals>.")[2])
 
 
 @dataclass(slots=True, eq=False)
@@ -261,8 +262,10 @@ class Rounds(Protocol):
 class Group(Protocol):
     """A rank's end of a collective group. Every rank makes the same calls in order.
 
-    Arrays are C-contiguous and writable, also where they are only read; of a numeric
-    dtype, or ``kernels.BFLOAT16``. One call at a time: ``skate.collective`` sees to it.
+    Arrays are C-contiguous and writable, also where they are only read. Reductions get
+    ``kernels.NUMBERS`` or ``kernels.BFLOAT16``, calls that copy any dtype without
+    Python objects. ``x`` and ``out`` are apart, or one is this rank's own part of the
+    other. One call at a time: ``skate.collective`` sees to it.
 
     ``timeout`` is seconds; None waits for ever. Raises ``RankDiedError`` when another
     rank's process ends, ``CollectiveTimeoutError`` (with ``.missing_ranks``), and

@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from ..._exact import printable
 from ..._placement import GroupInfo, group_of
 from ..._ref import ActorRef, ObjectRef, check_distinct, check_refs, restore_refs
 from ..._runtime_env import RuntimeEnv
@@ -373,7 +374,7 @@ class InlineEngine:
         arguments = Arguments(f"{callee.class_name}.{method.name}", args, kwargs)
         with self.lock:
             call = ActorCall(callee, method, arguments, caller)
-            call.label = f"{callee.label}.{method.name}"
+            call.label = printable(f"{callee.label}.{method.name}")
             self.record.submitted(call)
             refs = self._output_refs(call)
             callee.submit(call)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from ..._exact import printable
 from ..._options import STREAMING
 from ..._ref import ObjectRef
 from ..._runtime_env import NO_ENV
@@ -94,7 +95,7 @@ class Call:
         window: int = 0,
     ) -> None:
         self.engine = engine
-        self.name = name
+        self.name = name = printable(name)
         self.home = home
         self.demand = demand
         streams = num_returns == STREAMING
