@@ -14,6 +14,7 @@ from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorConstructed,
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -396,6 +397,25 @@ def test_an_actor_that_lost_its_last_handle_in_a_restart_is_ended(
     # The owner told the process that it still thought to be the actor's.
     ended = life.handle(ActorUnwanted(1, told=first))
     assert ended == [Kill(fork.proc, Cause.OUT_OF_SCOPE)]
+
+
+@pytest.mark.parametrize("tells_it", [True, False])
+def test_an_actor_that_nobody_can_reach_is_ended_if_it_waits(
+    life: Lifecycle, tells_it: bool
+) -> None:
+    def nobody_reaches(actor_id: int, proc: Proc) -> list[Command]:
+        drop = ActorUnwanted(actor_id, proc) if tells_it else ActorUnreached(actor_id)
+        return life.handle(drop)
+
+    has_it = start_actor(life, resources={"robot": 2.0})
+    waits = new_process(life, "actor")
+    request = ActorRequest(2, "A", resources={"robot": 2.0}, max_restarts=-1)
+    life.handle(ActorWanted(DRIVER, waits, request))
+    assert nobody_reaches(1, has_it) == []  # it ends by itself
+    assert nobody_reaches(2, waits) == [Kill(waits, Cause.OUT_OF_SCOPE)]
+    assert life.waiting() == []
+    commands = life.handle(Died(waits, Cause.OUT_OF_SCOPE, 0))
+    assert not [c for c in commands if isinstance(c, Prepare)]
 
 
 def test_actors_end_with_their_owner_unless_they_are_detached(

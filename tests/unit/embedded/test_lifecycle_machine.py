@@ -20,6 +20,7 @@ from skate._placement import group_of
 from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -452,6 +453,18 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def idle_worker_ends_unheard(self, data: st.DataObject) -> None:
         self.ended.add(self.some(data, self.life._idle_leased))
+            self.check_does_not_wait(actor)
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def drop_last_handle_of_one_that_may_wait(self, data: st.DataObject) -> None:
+        actor = self.life.actors.get(self.some(data, self.left))
+        if actor is not None:
+            self.do(ActorUnreached(actor.request.actor_id))
+            self.check_does_not_wait(actor)
+
+    def check_does_not_wait(self, actor: Actor) -> None:
+        assert all(request.actor != actor.proc for request in self.life.waiting())
 
     def kill(self, data: st.DataObject, proc: Proc) -> None:
         waits = sorted(set(self.life.pending()) - {proc})

@@ -35,6 +35,7 @@ from .deaths import Deaths
 from .events import (
     ActorConstructed,
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -290,9 +291,12 @@ class Lifecycle:
                 if actor is None:
                     return []
                 actor.may_restart = False
-                # Restarted meanwhile, it has not been told.
-                stray = actor.proc != told
-                return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if stray else []
+                if actor.proc != told:  # restarted meanwhile, it has not been told
+                    return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)]
+                return self._make_no_more(actor)
+            case ActorUnreached(actor_id):
+                actor = self.actors.get(actor_id)
+                return [] if actor is None else self._make_no_more(actor)
             case ActorKilled(actor_id, no_restart):
                 actor = self.actors.get(actor_id)
                 if actor is None:
@@ -601,6 +605,11 @@ class Lifecycle:
             return []
         member.blocked = blocked
         if member.lease_owner is not None:
+    def _make_no_more(self, actor: Actor) -> list[Command]:
+        """End an actor that nobody can reach, if it waits: it holds back others."""
+        waits = self._waiting.drop_actor(actor.proc)
+        return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if waits else []
+
             self._busy_leases += -1 if blocked else 1
             self._waiting.wake(PROCESS)  # it may not end any more, while it waits
         for name, amount in member.units.items():
