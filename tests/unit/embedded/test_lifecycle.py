@@ -717,16 +717,26 @@ def test_what_waits_for_a_group_is_refused_when_it_is_removed(life: Lifecycle) -
     assert life.handle(GroupRemoved("g1")) == refused
 
 
-def test_an_actor_of_a_removed_group_gets_a_process_that_says_so(
-    life: Lifecycle,
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_actor_of_a_removed_group_ends_without_a_process(
+    life: Lifecycle, waits: bool
 ) -> None:
-    life.handle(GroupWanted("g1", ({"robot": 1.0},)))
-    life.handle(GroupRemoved("g1"))
+    life.handle(GroupWanted("g1", ({"robot": 9.0},), never=True))
+    if not waits:
+        life.handle(GroupRemoved("g1"))
     actor = new_process(life, "actor")
-    request = ActorRequest(1, "A", resources={"bundle_group_g1": 0.001})
-    _, fork = life.handle(ActorWanted(DRIVER, actor, request))
-    assert isinstance(fork, Fork)
-    assert fork.refuses
+    needs = {"bundle_group_g1": 0.001}
+    request = ActorRequest(1, "A", resources=needs, max_restarts=-1)
+    commands = life.handle(ActorWanted(DRIVER, actor, request))
+    if waits:
+        commands += life.handle(GroupRemoved("g1"))
+    prepare, note, kill = commands
+    assert prepare == Prepare(actor, "actor")
+    assert note == KeepNote(actor.packed, "its placement group was removed.")
+    assert kill == Kill(actor, Cause.CONSTRUCTOR_FAILED)
+    assert life.waiting() == []
+    commands = life.handle(Died(actor, Cause.CONSTRUCTOR_FAILED, actor.packed))
+    assert not [c for c in commands if isinstance(c, Prepare)]
 
 
 def test_removed_groups_leave_nothing(life: Lifecycle) -> None:

@@ -192,7 +192,6 @@ class Fork(NamedTuple):
     kind: Kind
     runtime_env: RuntimeEnv = NO_ENV
     gpus: tuple[Id, ...] = ()
-    refuses: bool = False  # its actor is of a placement group that was removed
 
 
 class Kill(NamedTuple):

@@ -22,11 +22,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ... import _core, _ref, _runtime
-from ...exceptions import (
-    RuntimeEnvSetupError,
-    SkateError,
-    TaskPlacementGroupRemoved,
-)
+from ...exceptions import RuntimeEnvSetupError
 from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
@@ -68,7 +64,7 @@ def main(
         is_pool=order["is_pool"],
     )
     os.close(session_fd)
-    refusal: SkateError | None = _enter_runtime_env(settings, order)
+    refusal = _enter_runtime_env(settings, order)
     leftovers.mark_worker()
     node.report_blocking(order["counts_cpus"])
     engine = EmbeddedEngine(
@@ -76,8 +72,6 @@ def main(
     )
     engine.env, engine.gpu_ids = order["runtime_env"], order["gpus"]
     _runtime.set_worker_engine(engine)
-    if order["refuses"]:
-        refusal = TaskPlacementGroupRemoved("its placement group was removed.")
     worker = Worker(engine, refusal)
     if not order["actor_id"]:
         _let_cancel_interrupt(node)
@@ -207,7 +201,9 @@ def _run_exit_handlers() -> None:
 class Worker:
     """Loads code, runs one call, and reports how it ended."""
 
-    def __init__(self, engine: EmbeddedEngine, refusal: SkateError | None) -> None:
+    def __init__(
+        self, engine: EmbeddedEngine, refusal: RuntimeEnvSetupError | None
+    ) -> None:
         self.engine = engine
         self.node = engine.node
         self.refusal = refusal  # why nothing can run here
