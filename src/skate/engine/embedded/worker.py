@@ -182,10 +182,8 @@ def _cancelled() -> KeyboardInterrupt:
 
 def _end_when_told(worker: Worker) -> None:
     signal.sigwait([RETIRE])
-    while worker.node.dependants():
-        time.sleep(_LOOK_AGAIN_S)
-    if worker.is_worn_out:  # it ends by itself, if it does not wait for another task
-        worker.node.stop_serving()
+    worker.wait_until_nothing_ends_with_it()
+    if worker.is_worn_out:  # it ends by itself
         return
     _flush()
     os._exit(0)
@@ -226,8 +224,14 @@ class Worker:
         ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
-            if self.is_worn_out and self.node.dependants() == 0:
+            if self.is_worn_out:
+                self.node.take_no_more()
+                self.wait_until_nothing_ends_with_it()
                 return
+
+    def wait_until_nothing_ends_with_it(self) -> None:
+        while self.node.dependants():
+            time.sleep(_LOOK_AGAIN_S)
 
     def run_task(self, call: _core.Call) -> None:
         if self.refusal is not None:
