@@ -528,6 +528,9 @@ class Control:
 
     def mark_dead(self, index: int, epoch: int) -> None: ...
 
+    def shrink(self, num_procs: int) -> None:
+        """The places from there on are free: nobody need look at them."""
+
     def running_tasks(self) -> list[tuple[int, str, int, bool]]:
         """Process id, name, start and whether it may be tried again, of each."""
 

@@ -473,6 +473,20 @@ def test_places_are_enough_for_any_number_of_processes_one_after_the_other() -> 
         confirm_all(life, life.handle(Died(fork.proc, Cause.SIGNALED, 9)), holds=True)
 
 
+def test_places_that_were_in_use_and_are_free_are_looked_at_no_more() -> None:
+    life = small(64)
+    first = life.num_places
+    procs = [new_process(life) for _ in range(20)]
+    assert life.num_places == first + 20
+    for proc in procs[1:]:
+        confirm_all(life, life.handle(Died(proc, Cause.SIGNALED, 9)), holds=True)
+    assert life.num_places == first + 1
+    assert [new_process(life) for _ in range(2)] == [
+        proc._replace(epoch=2) for proc in procs[1:3]
+    ]
+    assert life.num_places == first + 3
+
+
 def test_a_death_costs_the_same_however_many_of_the_dead_are_held() -> None:
     def calls_of_a_death(held: int) -> int:
         life = small(64)

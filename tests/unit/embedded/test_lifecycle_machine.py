@@ -611,6 +611,11 @@ class Machine(RuleBasedStateMachine):
             )
 
     @invariant()
+    def nobody_looks_at_places_above_those_in_use(self) -> None:
+        in_use = self.life.members.keys() | self.undrained.keys()
+        assert self.life.num_places == 1 + max(proc.index for proc in in_use)
+
+    @invariant()
     def the_dead_are_kept_while_somebody_is_asked_or_holds_something(self) -> None:
         waiting = {dead for _, dead in self.asked}
         # Who was killed is not asked, but waited for.
@@ -650,6 +655,7 @@ class Machine(RuleBasedStateMachine):
         assert self.life.available(self.free_tokens) == TOTALS
         assert self.free_tokens == 4
         assert self.life._places_of_the_dead() == 0
+        assert self.life.num_places == 1 + self.driver.index
         assert self.life._used == dict.fromkeys(TOTALS, 0)
         life, kept = self.life, {"_totals", "members", "_used", "_running"}
         parts = (life, life._waiting, life._deaths, life.actors, life._gpus)

@@ -20,6 +20,7 @@ as short as it can be. Epochs only grow, so a name is used once.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class Lifecycle:
         self._max_procs = max_procs
         self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
-        self._free: list[int] = []  # a heap
+        self._free: list[int] = []  # below that, in order
         self._epochs: dict[int, int] = {}  # index -> that of its last user
         self._first_epoch = first_epoch
         self._used = dict.fromkeys(totals, 0)
@@ -167,7 +168,7 @@ class Lifecycle:
         if self.room_for("pool" if restart else kind):
             return None
         if self._free:
-            index = heapq.heappop(self._free)
+            index = self._free.pop(0)
         else:
             index = self._next_index
             self._next_index += 1
@@ -177,6 +178,11 @@ class Lifecycle:
         if kind == "driver":
             self._running[proc] = None
         return proc
+
+    @property
+    def num_places(self) -> int:
+        """No process is at an index from this on, and nothing is to be read of one."""
+        return self._next_index
 
     def kind(self, proc: Proc) -> Kind | None:
         member = self.members.get(proc)
@@ -738,7 +744,9 @@ class Lifecycle:
         return self._next_index - _DRIVER_INDEX - len(self._free) - len(self.members)
 
     def _free_place(self, dead: Proc) -> None:
-        heapq.heappush(self._free, dead.index)
+        bisect.insort(self._free, dead.index)
+        while self._free and self._free[-1] == self._next_index - 1:
+            self._next_index = self._free.pop()
         self._waiting.wake(PROCESS)
 
     def _with_places(self, commands: list[Command]) -> list[Command]:
