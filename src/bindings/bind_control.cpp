@@ -47,6 +47,8 @@ void bind_control(nb::module_& m) {
           "mark_dead",
           [](Control& c, u32 index, u32 epoch) { c.mark_dead(proc_id(index, epoch)); },
           "index"_a, "epoch"_a)
+      .def("shrink", &Control::shrink, "num_procs"_a,
+           "The places from there on are free: nobody need look at them.")
       .def(
           "running_tasks",
           [](const Control& c) {

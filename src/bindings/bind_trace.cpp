@@ -41,8 +41,8 @@ class Statistics {
     return reinterpret_cast<const TracePart*>(base_ + kTraceOffset)[proc];
   }
   // So many places were ever used: nobody looks at the rest.
-  u32 num_procs() const {
-    return std::min(session().num_procs.load(std::memory_order_acquire), kMaxProcs);
+  u32 num_places() const {
+    return std::min(session().num_places.load(std::memory_order_acquire), kMaxProcs);
   }
   bool alive(u32 proc) const { return session().procs[proc].alive.load() != 0; }
 
@@ -53,7 +53,7 @@ class Statistics {
 
 // Which process holds how many CPUs.
 std::vector<u32> cpus_held(const Statistics& s) {
-  std::vector<u32> held(s.num_procs());
+  std::vector<u32> held(s.num_places());
   for (u32 i = 0; i < std::min(s.session().num_cpus, kMaxCpus); ++i) {
     const u32 holder = s.session().cpu_token[i].load();
     if (holder != 0 && holder <= held.size()) ++held[holder - 1];
@@ -117,7 +117,7 @@ struct Sum {
 
 nb::dict functions(const Statistics& s) {
   std::map<std::string, Sum> sums;
-  for (u32 p = kDriver; p < s.num_procs(); ++p) {
+  for (u32 p = kDriver; p < s.num_places(); ++p) {
     const TracePart& part = s.part(p);
     const bool alive = s.alive(p);
     const u32 n =
@@ -175,7 +175,7 @@ const TraceUser& user_at(const TracePart& part, u64 position) {
 
 nb::list events(const Statistics& s) {
   nb::list all;
-  for (u32 p = kDriver; p < s.num_procs(); ++p) {
+  for (u32 p = kDriver; p < s.num_places(); ++p) {
     const TracePart& part = s.part(p);
     if (part.num_users.load() == 0) continue;
     for_each_event(part, [&](const SeenEvent& event) {
@@ -193,7 +193,7 @@ nb::list events(const Statistics& s) {
 
 nb::list users(const Statistics& s) {
   nb::list all;
-  for (u32 p = kDriver; p < s.num_procs(); ++p) {
+  for (u32 p = kDriver; p < s.num_places(); ++p) {
     const TracePart& part = s.part(p);
     const u32 n = part.num_users.load(std::memory_order_acquire);
     for (u32 k = n - std::min(n, kTraceUsers); k < n; ++k) {
@@ -206,7 +206,7 @@ nb::list users(const Statistics& s) {
 }
 
 nb::list labels(const Statistics& s, u32 p) {
-  if (p >= s.num_procs()) throw nb::index_error("there is no such process");
+  if (p >= s.num_places()) throw nb::index_error("there is no such process");
   nb::list all;
   const TracePart& part = s.part(p);
   const u32 n = std::min(part.num_labels.load(std::memory_order_acquire), kTraceLabels);
@@ -217,7 +217,7 @@ nb::list labels(const Statistics& s, u32 p) {
 // Calls that have started and not ended: (process, task, since, name).
 nb::list running(const Statistics& s) {
   nb::list all;
-  for (u32 p = kDriver; p < s.num_procs(); ++p) {
+  for (u32 p = kDriver; p < s.num_places(); ++p) {
     if (!s.alive(p)) continue;
     const TracePart& part = s.part(p);
     nb::list here;

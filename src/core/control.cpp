@@ -31,6 +31,7 @@ Control::Control(const SessionOptions& options)
                sizeof session_->session_id - 1);
   session_->procs[kSupervisor].alive.store(1);
   session_->num_procs.store(1);
+  session_->num_places.store(1);
 }
 
 Control::~Control() {
@@ -70,8 +71,12 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
                                     (is_pool ? 0 : kNotPool));
   entry.epoch.store(proc.epoch);
   entry.alive.store(1, std::memory_order_seq_cst);
-  if (session_->num_procs.load() <= proc.index)
-    session_->num_procs.store(proc.index + 1U);
+  for (std::atomic<u32>* mark : {&session_->num_procs, &session_->num_places})
+    if (mark->load() <= proc.index) mark->store(proc.index + 1U);
+}
+
+void Control::shrink(u32 num_procs) {
+  if (num_procs < session_->num_procs.load()) session_->num_procs.store(num_procs);
 }
 
 void Control::mark_dead(ProcId proc) {

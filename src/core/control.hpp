@@ -41,6 +41,8 @@ class Control {
   void prepare(ProcId proc, bool is_pool, std::string_view title);
   // After it has ended: wakes everybody once, since it may have died while waking one.
   void mark_dead(ProcId proc);
+  // The places from `num_procs` on are free.
+  void shrink(u32 num_procs);
   // For the memory monitor: tasks that run, not those of actors.
   struct Running {
     u32 pid;

@@ -139,7 +139,10 @@ struct Session {
   std::atomic<u64> dead_spillable;
   std::atomic<u64> dead_spilled;
 
-  alignas(kCacheLine) std::atomic<u32> num_procs;  // indices below it were in use
+  // No index from it on is in use. It falls when the places below it are free: dead,
+  // and forgotten by all that look at places.
+  alignas(kCacheLine) std::atomic<u32> num_procs;
+  std::atomic<u32> num_places;      // ... or ever was: what the trace keeps is read
   std::atomic<u32> cpus_wanted;     // supervisor: tokens that leases wait for
   std::atomic<u32> worker_request;  // 1: somebody asked for one more pool worker
   std::atomic<u32> closing;

@@ -91,4 +91,21 @@ TEST(a_message_that_wakes_nobody_is_read_soon_while_the_supervisor_is_busy) {
   waits.join();
 }
 
+TEST(places_above_those_in_use_are_looked_at_no_more_until_they_are_used_again) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const Session& session = *driver.home.session;
+  for (u32 index = 2; index < 100; ++index) fleet.prepare({index, 1});
+  CHECK(session.num_procs == 100);
+  for (u32 index = 3; index < 100; ++index) fleet.control().mark_dead({index, 1});
+  fleet.control().shrink(3);
+  fleet.control().shrink(50);  // it has fallen already
+  CHECK(session.num_procs == 3 && session.num_places == 100);
+  Node& worker = fleet.start({3, 2});
+  CHECK(session.num_procs == 4 && session.num_places == 100);
+  const ObjectId id = submit(driver);
+  finish(worker, next(worker));
+  CHECK(text_of(driver, id) == "done");
+}
+
 TEST_MAIN()

@@ -138,6 +138,7 @@ class Supervisor:
         if self.forker.look(now):
             self.tell(life.RoomAgain())
         self._turns.tell_news()
+        self.control.shrink(self.life.num_places)
         if self.outbox:
             self.outbox.flush()
         if self._memory_threshold is not None:
