@@ -34,6 +34,7 @@ struct Task {
   u32 flight = 0;          // its place in target->in_flight
   u64 position = 0;        // kQueue: its place in the queue, once it is there
   bool queued = false;     // kQueue: it has been there
+  u64 lacking = 0;         // kQueue: it waits for room for so many bytes of arguments
   u32 label = 0;           // in the trace
   ObjectId parent{};       // the task that submitted it
   bool cancelled = false;  // it is not tried again

@@ -25,6 +25,7 @@ void Task::reset() {
   target = nullptr;
   position = 0;
   queued = false;
+  lacking = 0;
   label = 0;
   parent = {};
   cancelled = false;
@@ -235,25 +236,44 @@ void Tasks::flush_backlog() {
   bool pushed = false;
   bool failed = false;
   // Where messages lack room, bodies must not take more: see Store::is_crowded.
-  while (!backlog_.empty() && queue_.has_room() && !node_.store.is_crowded()) {
-    Task* const task = backlog_.front();
-    const std::string* bytes;
-    try {
-      bytes = encode(task, kCellPayload);
-    } catch (const std::bad_alloc&) {
-      break;  // it stays there, and the housekeeper tries again
-    }
-    if (bytes == nullptr && may_find_room()) break;
-    backlog_.erase(task);
+  const auto may_go_on = [&] { return queue_.has_room() && !node_.store.is_crowded(); };
+  const auto push = [&](Task* task, const std::string* bytes) {
+    backlog_of(*task).erase(task);
+    task->lacking = 0;
     if (bytes == nullptr) {
       fail_for_room(task);
       failed = true;
-      continue;
+      return;
     }
     const auto position = queue_.push(bytes->data(), static_cast<u32>(bytes->size()));
     task->position = *position;
     task->queued = true;
     pushed = true;
+  };
+  try {
+    // In order: the room that one waits for is not given to the next.
+    while (!long_ones_.empty() && may_go_on()) {
+      Task* const task = long_ones_.front();
+      const bool may_fit = node_.store.may_hold(task->lacking);
+      const std::string* const bytes = may_fit ? encode(task, kCellPayload) : nullptr;
+      if (bytes == nullptr && may_find_room()) break;
+      push(task, bytes);
+    }
+    while (!backlog_.empty() && may_go_on()) {
+      Task* const task = backlog_.front();
+      const std::string* const bytes =
+          encode(task, kCellPayload, /*may_have_block=*/long_ones_.empty());
+      if (bytes == nullptr && (!long_ones_.empty() || may_find_room())) {
+        // Those behind may need no room, and what gives it back may wait for them.
+        backlog_.erase(task);
+        task->lacking = lacking_;
+        long_ones_.push_back(task);
+      } else {
+        push(task, bytes);
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    // It stays there, and the housekeeper tries again.
   }
   // Those that wait for what has failed; whoever runs the ready ones comes to them.
   if (failed && ready_runs_ == 0) run_ready();
@@ -272,8 +292,9 @@ std::optional<u32> Tasks::place_in_queue(const Task& task) const {
 }
 
 u32 Tasks::place_in_backlog(const Task& task) const {
+  const WaitingTasks& waiting = task.lacking != 0 ? long_ones_ : backlog_;
   u32 ahead = kQueueCells;
-  for (const Task* other = backlog_.front(); other != nullptr && other != &task;
+  for (const Task* other = waiting.front(); other != nullptr && other != &task;
        other = WaitingTasks::next(other))
     ++ahead;
   return ahead;
@@ -291,10 +312,11 @@ void Tasks::free_body(Task* task) {
   node_.store.free_block(task->body);
 }
 
-const std::string* Tasks::encode(Task* task, std::size_t limit) {
+const std::string* Tasks::encode(Task* task, std::size_t limit, bool may_have_block) {
   free_body(task);
   // While it waits for room it is not copied each time that somebody looks.
-  if (task->args.size() > limit && !node_.store.may_hold(task->args.size()))
+  lacking_ = task->args.size();
+  if (task->args.size() > limit && !(may_have_block && node_.store.may_hold(lacking_)))
     return nullptr;
   task->header.args_size = static_cast<u32>(task->args.size());
   task->header.num_deps = static_cast<u32>(task->deps.size());
@@ -311,6 +333,8 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
   }
   if (scratch_.size() <= limit) return &scratch_;
   const u64 size = scratch_.size() - sizeof(TaskHeader);
+  lacking_ = size;
+  if (!may_have_block) return nullptr;
   // Past the store's limit too: what is small enough to be here was counted already.
   // Not where messages have their room: only the task's result frees it, a message.
   const auto block = node_.store.allocate_past_limit(size);

@@ -2,9 +2,9 @@
 //
 // Duty: each task ends exactly once, with values or an error in its returns.
 // Invariant: a task that has not ended is in exactly one place: it lacks a dependency,
-// waits in `backlog_` or in its actor's line (actors.hpp), is in the queue, waits for a
-// lease, or is in flight to a process. The returns hold it (`Object::task`), so its id
-// finds it until it ends, and nothing afterwards.
+// waits in `backlog_`, for room in `long_ones_` or in its actor's line (actors.hpp), is
+// in the queue, waits for a lease, or is in flight to a process. The returns hold it
+// (`Object::task`), so its id finds it until it ends, and nothing afterwards.
 #pragma once
 
 #include <memory>
@@ -57,14 +57,15 @@ class Tasks {
   u64 num_claimed() const { return queue_.claimed(); }
   bool lack_dependencies() const { return waiting_ != 0; }
   bool are_under_way() const { return count_ != 0; }
-  bool has_backlog() const { return !backlog_.empty(); }
+  bool has_backlog() const { return !backlog_.empty() || !long_ones_.empty(); }
   // How many tasks are before it, if it waits to be claimed.
   std::optional<u32> place_in_queue(const Task& task) const;
   u32 place_in_backlog(const Task& task) const;
 
   // The bytes of a task as they travel, valid until the next call. Null: its body has
-  // no room in the arena, and it cannot travel.
-  const std::string* encode(Task* task, std::size_t limit);
+  // no room in the arena, or needs some and may have none, and it cannot travel;
+  // `lacking_` says for how many bytes.
+  const std::string* encode(Task* task, std::size_t limit, bool may_have_block = true);
   // A call of these bytes leaves what is needed until its receiver has read it.
   bool leaves_room(const std::string& call) const;
   // What has no room now may find some: others read messages, or end tasks with bodies.
@@ -99,6 +100,9 @@ class Tasks {
 
  private:
   void pass_on(Task* task);  // all dependencies have values
+  WaitingTasks& backlog_of(const Task& task) {
+    return task.lacking != 0 ? long_ones_ : backlog_;
+  }
   void free_body(Task* task);
   Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);
@@ -114,6 +118,7 @@ class Tasks {
   std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
   std::vector<ObjectId> late_;   // see look_again
   WaitingTasks backlog_;         // ready, but the queue was full
+  WaitingTasks long_ones_;       // ... or the arena, for their arguments
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency
@@ -122,6 +127,7 @@ class Tasks {
   ObjectId copied_{}, copy_{};
   bool submitter_ = false;
   u32 ready_runs_ = 0;  // of run_ready, under way
+  u64 lacking_ = 0;     // see encode
   std::string scratch_;
 };
 

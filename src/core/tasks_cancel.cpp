@@ -88,7 +88,7 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
       home_.link.tell(Note::kDropLease, view_of(task->header.task_id));
       return true;
     case Task::Route::kQueue:
-      if (backlog_.erase(task)) return true;
+      if (backlog_of(*task).erase(task)) return true;
       return task->queued &&
              queue_.withdraw(
                  task->position, home_.self.index,
