@@ -25,18 +25,25 @@ void Task::reset() {
   target = nullptr;
   position = 0;
   queued = false;
+  runnable = false;
   lacking = 0;
   label = 0;
   parent = {};
   cancelled = false;
   killed = false;
   told = {};
+  values.clear();
+  failure.reset();
+  told_returns = 0;
+  dropped = 0;
 }
 
 Tasks::Tasks(Node& node)
     : node_(node),
       home_(node.home),
-      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {}
+      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {
+  spare_.reserve(kSpareTasks);  // what gives a task back needs no memory
+}
 
 // What is under way at the end of a session is not told of it.
 Tasks::~Tasks() {
@@ -167,7 +174,12 @@ void Tasks::dependency_is_ready(ObjectId task_id) {
   if (task->route == Task::Route::kActor)
     node_.actors.lacks_nothing(task);
   else
-    runnable_.push_back(task);
+    line_up_to_run(task);
+}
+
+void Tasks::line_up_to_run(Task* task) {
+  task->runnable = true;
+  runnable_.push_front(task);
 }
 
 void Tasks::look_again() {
@@ -189,10 +201,13 @@ void Tasks::run_ready() {
     ~Run() { --runs; }
   };
   const Run run(ready_runs_);
+  for (std::size_t left = ending_.size(); left != 0; --left)
+    end_to_the_last(ending_.pop_front());
+  lose_lost();
   while (!runnable_.empty() || node_.actors.flush_next()) {
     if (runnable_.empty()) continue;
-    Task* task = runnable_.back();
-    runnable_.pop_back();
+    Task* task = runnable_.pop_front();
+    task->runnable = false;
     pass_on(task);
   }
 }
@@ -221,7 +236,7 @@ void Tasks::pass_on(Task* task) {
       return;
     }
   } catch (const std::bad_alloc&) {
-    runnable_.push_back(task);  // it was taken from there, or is the first of them
+    line_up_to_run(task);  // it was taken from there, or is the first of them
     throw;
   }
   if (!errors.empty()) {
@@ -307,9 +322,10 @@ bool Tasks::leaves_room(const std::string& call) const {
 bool Tasks::may_find_room() const { return bodies_ != 0 || node_.mail.has_chains(); }
 
 void Tasks::free_body(Task* task) {
-  if (!std::exchange(task->has_body, false)) return;
-  --bodies_;
+  if (!task->has_body) return;
   node_.store.free_block(task->body);
+  task->has_body = false;
+  --bodies_;
 }
 
 const std::string* Tasks::encode(Task* task, std::size_t limit, bool may_have_block) {
@@ -413,108 +429,6 @@ void Tasks::sort_flights(Peer& to) {
 Task* Tasks::pending(ObjectId task_id) {
   const Object* object = node_.objects.find(task_id);
   return object == nullptr ? nullptr : object->task;
-}
-
-// Ending
-// ---------------------------------------------------------------------------------
-
-void Tasks::take_result(Reader& reader, ProcId from) {
-  const ObjectId task_id = reader.pod<ObjectId>();
-  const u64 attempt = reader.pod<u64>();
-  const bool retryable = (reader.pod<u8>() & kRetryable) != 0;
-  std::vector<Value> values;
-  node_.results.take(reader, from, values);
-  Task* task = pending(task_id);
-  if (task == nullptr || task->header.attempt != attempt ||
-      (retryable && retry(task))) {
-    for (Value& value : values) node_.objects.free_value(value);
-  } else {
-    end(task, values);
-  }
-}
-
-void Tasks::end(Task* task, std::vector<Value>& values) {
-  home_.trace.ended(task->label, !values.empty() && values[0].is_error);
-  unlist(task);
-  unlist_child(task);
-  if (task->route == Task::Route::kActor) node_.actors.call_ended(*task);
-  free_body(task);
-  for (std::size_t i = 0; i < task->returns.size(); ++i) {
-    Object* object = node_.objects.find(task->returns[i]);
-    if (object == nullptr) continue;
-    object->task = nullptr;
-    if (i < values.size()) {
-      node_.objects.set_value(*object, std::move(values[i]));
-      node_.objects.mark_shared(object->value);
-    }
-    node_.objects.resolve(*object);
-  }
-  if ((task->header.flags & kStreaming) != 0) {
-    const Object* object = node_.objects.find(task->returns[0]);
-    node_.streams.end(task->header.task_id,
-                      object != nullptr && object->value.is_error);
-  }
-  for (std::size_t i = task->returns.size(); i < values.size(); ++i)
-    node_.objects.free_value(values[i]);
-  for (ObjectId id : task->returns) node_.objects.drop(id);
-  for (ObjectId id : task->pins) node_.objects.drop(id);
-  give_back(task);
-  --count_;
-}
-
-void Tasks::fail(Task* task, const Failure& failure) {
-  Value value;
-  value.kind = Value::Kind::kFailure;
-  value.is_error = true;
-  value.failure = failure;
-  std::vector<Value> values(task->returns.size(), value);
-  end(task, values);
-}
-
-void Tasks::lose(Task* task, const Failure& failure) {
-  if (task->cancelled)
-    fail(task, {SystemError::kCancelled, failure.cause, task->killed});
-  else if (!retry(task))
-    fail(task, failure);
-}
-
-void Tasks::recover(ProcId dead, const Failure& crash) {
-  std::vector<ObjectId> lost;
-  queue_.recover(dead.index, [&](const std::byte* payload, u32 size) {
-    lost.push_back(Reader(payload, size).pod<TaskHeader>().task_id);
-  });
-  const RunningTask running = running_task(home_.session->procs[dead.index]);
-  if (const Task* task = pending(running.id);
-      task != nullptr && task->route == Task::Route::kQueue &&
-      task->header.attempt == running.attempt &&
-      std::find(lost.begin(), lost.end(), running.id) == lost.end())
-    lost.push_back(running.id);
-  for (const ObjectId task_id : lost)
-    if (Task* task = pending(task_id)) lose(task, crash);
-}
-
-bool Tasks::retry(Task* task) {
-  if (task->cancelled || task->retries == 0) return false;
-  if (task->route == Task::Route::kActor) {
-    node_.actors.call_again(task);
-    return true;
-  }
-  if (task->retries > 0) --task->retries;
-  next_attempt(task);
-  if (task->route == Task::Route::kLease) {
-    pass_on(task);
-  } else {
-    task->queued = false;
-    backlog_.push_front(task);  // somebody may already be waiting for it
-    flush_backlog();
-  }
-  return true;
-}
-
-void Tasks::next_attempt(Task* task) {
-  unlist(task);
-  ++task->header.attempt;
-  free_body(task);
 }
 
 }  // namespace skate

@@ -49,8 +49,9 @@ class Tasks {
   void dependency_is_ready(ObjectId task_id);
   void run_ready();
   void flush_backlog();
-  // Tasks that fail with an error which could not be read a moment ago.
-  bool has_late() const { return !late_.empty(); }
+  // Tasks that fail with an error which could not be read a moment ago, or that could
+  // not be ended to the last or tried again for lack of memory.
+  bool has_late() const { return !late_.empty() || !ending_.empty() || !lost_.empty(); }
   void look_again();
   // Of the task queue.
   bool queue_waits() const { return queue_.maybe_waiting(); }
@@ -76,7 +77,9 @@ class Tasks {
   // The last one in flight is that which was made last: see Actors::call_again.
   void sort_flights(Peer& to);
 
-  void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
+  // Takes the counts in `contained`. Does not throw, nor does `fail`: what lacks memory
+  // is done later.
+  void end(Task* task, std::vector<Value>& values);
   // What its returns become because of a dependency, for end().
   std::vector<Value> errors_from(const Task& task, ObjectId failed);
   void fail(Task* task, const Failure& failure);
@@ -104,6 +107,11 @@ class Tasks {
     return task.lacking != 0 ? long_ones_ : backlog_;
   }
   void free_body(Task* task);
+  void line_up_to_run(Task* task);
+  void begin_end(Task* task);
+  void end_to_the_last(Task* task);
+  void tell_ended(Task& task);
+  void lose_lost();
   Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);
   void tell_to_cancel(Task& task, Peer& runner, u8 flags);
@@ -114,11 +122,19 @@ class Tasks {
   Home& home_;
   QueueProducer queue_;
   std::vector<Task*> spare_;
-  std::vector<Task*> all_;       // in use or spare: see take()
-  std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
-  std::vector<ObjectId> late_;   // see look_again
-  WaitingTasks backlog_;         // ready, but the queue was full
-  WaitingTasks long_ones_;       // ... or the arena, for their arguments
+  std::vector<Task*> all_;      // in use or spare: see take()
+  WaitingTasks runnable_;       // got their last dependency; passed on by run_ready
+  std::vector<ObjectId> late_;  // see look_again
+  EndingTasks ending_;          // see end_to_the_last
+  // What the dead had, and has not been dealt with.
+  struct Lost {
+    ObjectId task_id;
+    u64 attempt;
+    Failure crash;
+  };
+  std::vector<Lost> lost_;  // the next one last
+  WaitingTasks backlog_;    // ready, but the queue was full
+  WaitingTasks long_ones_;  // ... or the arena, for their arguments
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency
