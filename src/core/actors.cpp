@@ -117,6 +117,7 @@ const Task* Actors::first_before(const Task& task, u32& ahead) const {
 }
 
 bool Actors::flush_next() {
+  if (flushes_all_ && flushes_.empty()) list_all_flushes();
   if (flushes_.empty()) return false;
   const ObjectId actor = flushes_.back();
   flushes_.pop_back();

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <deque>
+#include <new>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -56,7 +57,11 @@ class Actors {
   // When the inbox is empty: all that others hold is known.
   void drop_unwanted();
   void flush(ObjectId actor);  // sends the calls that lack nothing, in order
-  void flush_later(ObjectId actor) { flushes_.push_back(actor); }
+  void flush_later(ObjectId actor) noexcept try {
+    flushes_.push_back(actor);
+  } catch (const std::bad_alloc&) {
+    flushes_all_ = true;
+  }
   bool flush_next();  // false: there is nothing to flush
   // Lines that wait for memory, or for an error that cannot be read now.
   bool are_held_back() const { return !held_back_.empty(); }
@@ -100,6 +105,11 @@ class Actors {
     u32 label = 0;
   };
 
+  void list_all_flushes() {
+    flushes_.reserve(links_.size());
+    for (const auto& [id, link] : links_) flushes_.push_back(id);
+    flushes_all_ = false;
+  }
   static WaitingTasks& list_of(Link& link, const Task& task);
   void look_at_address(Link& link, Object& actor);
   void leave_address(ObjectId actor, Link& link);
@@ -125,7 +135,8 @@ class Actors {
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> residents_;
   // The actors of others that this process calls, by where they were seen last.
   std::unordered_map<ProcId, std::unordered_set<ObjectId>> called_at_;
-  std::vector<ObjectId> flushes_;    // links that may be able to send
+  std::vector<ObjectId> flushes_;  // links that may be able to send
+  bool flushes_all_ = false;       // ... and all others: there was no memory for a name
   std::vector<ObjectId> held_back_;  // links that wait for memory
   std::deque<Death> deaths_;         // the last ones; see settle_in
   std::vector<ObjectId> doubtful_;   // see drop_unwanted

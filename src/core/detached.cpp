@@ -1,10 +1,17 @@
 #include "detached.hpp"
 
+#include <chrono>
 #include <new>
+#include <thread>
 
 #include "node.hpp"
 
 namespace skate {
+namespace {
+
+constexpr std::chrono::milliseconds kLookAgain{1};
+
+}  // namespace
 
 Detached::Detached(Node& node) : node_(node), home_(node.home) {}
 
@@ -14,11 +21,19 @@ bool Detached::ask(Message kind, u64 token, std::string_view payload,
   std::string message(view_of(token));
   message += payload;
   node_.mail.send(home_.driver(), kind, message, Ring::kUrgent);
-  for (;;) {
-    const WaitResult result =
-        node_.waits.wait(lock, -1, [&] { return from_driver_.contains(token); });
+  // From here on the driver does it, whatever lacks here until its answer can be read.
+  const auto has_come = [&] { return from_driver_.contains(token); };
+  for (WaitResult result = WaitResult::kInterrupted; result != WaitResult::kReady;) {
+    try {
+      result = node_.waits.wait(lock, -1, has_come);
+    } catch (const std::bad_alloc&) {
+      if (!lock.owns_lock()) lock.lock();
+      if (has_come()) break;
+      lock.unlock();
+      std::this_thread::sleep_for(kLookAgain);
+      lock.lock();
+    }
     if (result == WaitResult::kEngineDied) return false;
-    if (result == WaitResult::kReady) break;
   }
   answer = from_driver_[token];
   from_driver_.erase(token);
@@ -49,48 +64,54 @@ void Detached::drop(ObjectId actor) {
 }
 
 bool Detached::hand_over(Task* task, ProcId address) {
-  std::string payload;
-  Writer writer(payload);
-  u64 token;
-  {
-    std::lock_guard lock(home_.mu);
-    token = ++last_token_;
-    for (ObjectId id : task->pins) {
-      node_.objects.hold(id);
-      if (Object* object = node_.objects.find(id)) object->shared = true;
-    }
-    writer.pod(task->actor);
-    writer.pod(address);
-    writer.pod(task->header);
-    writer.bytes(task->args);
-    writer.pod(static_cast<u32>(task->deps.size()));
-    for (ObjectId id : task->deps) writer.pod(id);
-    // The code goes along: this process's memory may not last.
-    const ObjectId code = task->header.function_id;
-    writer.pod(static_cast<u32>(task->pins.size()));
-    for (ObjectId id : task->pins) writer.pod(id == code ? ObjectId{} : id);
-    const Value& value = node_.objects.find(code)->value;
-    writer.bytes(
-        {reinterpret_cast<const char*>(node_.store.arena().at(value.block.offset)),
-         value.block.size});
-    writer.pod(static_cast<u32>(value.contained.size()));
-    for (const Contained& ref : value.contained) writer.pod(ref);
-  }
+  std::size_t held = 0;
   const auto give_back = [&] {
     std::lock_guard lock(home_.mu);
-    for (ObjectId id : task->pins) node_.objects.drop(id);
+    while (held != 0) node_.objects.drop_quietly(task->pins[--held]);
     node_.tasks.give_back(task);
   };
-  ObjectId none;
   bool adopted;
   try {
+    std::string payload;
+    u64 token;
+    {
+      std::lock_guard lock(home_.mu);
+      token = ++last_token_;
+      write_task(*task, address, payload);
+      for (; held < task->pins.size(); ++held) {
+        node_.objects.hold(task->pins[held]);
+        if (Object* object = node_.objects.find(task->pins[held]))
+          object->shared = true;
+      }
+    }
+    ObjectId none;
     adopted = ask(Message::kAdoptActor, token, payload, none);
-  } catch (const std::bad_alloc&) {  // no memory for the message
+  } catch (const std::bad_alloc&) {  // nothing was said
     give_back();
     throw;
   }
   give_back();
   return adopted;
+}
+
+void Detached::write_task(const Task& task, ProcId address, std::string& payload) {
+  Writer writer(payload);
+  writer.pod(task.actor);
+  writer.pod(address);
+  writer.pod(task.header);
+  writer.bytes(task.args);
+  writer.pod(static_cast<u32>(task.deps.size()));
+  for (ObjectId id : task.deps) writer.pod(id);
+  // The code goes along: this process's memory may not last.
+  const ObjectId code = task.header.function_id;
+  writer.pod(static_cast<u32>(task.pins.size()));
+  for (ObjectId id : task.pins) writer.pod(id == code ? ObjectId{} : id);
+  const Value& value = node_.objects.find(code)->value;
+  writer.bytes(
+      {reinterpret_cast<const char*>(node_.store.arena().at(value.block.offset)),
+       value.block.size});
+  writer.pod(static_cast<u32>(value.contained.size()));
+  for (const Contained& ref : value.contained) writer.pod(ref);
 }
 
 void Detached::maker_died(ProcId dead) {

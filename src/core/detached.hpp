@@ -28,7 +28,8 @@ class Detached {
   // An actor whose creation was cut short, whoever owns its handle: there will be none.
   void drop(ObjectId actor);
   // Has the driver construct it, now and after each death. Consumes the task. False:
-  // the session has ended.
+  // the session has ended. Without memory to tell the driver it throws, and nothing was
+  // said; then it waits.
   bool hand_over(Task* task, ProcId address);
 
   // For the other parts, with the lock held.
@@ -39,6 +40,7 @@ class Detached {
 
  private:
   bool ask(Message kind, u64 token, std::string_view payload, ObjectId& answer);
+  void write_task(const Task& task, ProcId address, std::string& payload);
   void adopt(Reader& reader);
 
   Node& node_;

@@ -1,5 +1,7 @@
 #include "estate.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <new>
@@ -20,6 +22,15 @@ void move_account(std::atomic<u64>& word, u64& part, u64 now) {
   part = now;
 }
 
+// Of the arena that begins there. Not by a mapping: that would make a page of one that
+// was never used.
+u64 top_in(int file, u64 offset) {
+  alignas(kCacheLine) std::byte head[kCacheLine];
+  if (pread(file, head, sizeof head, static_cast<off_t>(offset)) != sizeof head)
+    throw std::system_error(EIO, std::generic_category());
+  return arena_top(head);
+}
+
 }  // namespace
 
 Estate::Estate(Node& node) : node_(node), home_(node.home) {}
@@ -32,7 +43,9 @@ void Estate::publish(Heritage& heritage, u64 used, u64 spillable, u64 spilled) {
 
 void Estate::publish(Heritage& heritage) {
   const DeadArena& arena = *heritage.arena;
-  publish(heritage, arena.used_bytes(), arena.spillable_bytes(), arena.spilled_bytes());
+  const u64 messages = heritage.reserve ? heritage.reserve->used_bytes() : 0;
+  publish(heritage, arena.used_bytes() + messages, arena.spillable_bytes(),
+          arena.spilled_bytes());
 }
 
 void Estate::take_over(ProcId dead) {
@@ -88,11 +101,21 @@ bool Estate::map(Heritage& heritage) {
 bool Estate::open(Heritage& heritage) {
   const Descriptor file(home_.link.fetch_segment(heritage.id));
   if (!file) return false;
-  const Mapping head(file.get(), kArenaOffset, kPage, false);
-  const u64 bytes = std::min(page_up(std::max<u64>(arena_top(head.data()), 1)),
-                             home_.session->arena_bytes);
-  heritage.memory = Mapping(file.get(), kArenaOffset, bytes, true);
-  heritage.arena = std::make_unique<DeadArena>(heritage.memory.data(), bytes);
+  const u64 reserve = node_.store.reserve_start();
+  const auto map_from = [&](u64 start, u64 top, u64 most) {
+    return Mapping(file.get(), kArenaOffset + start, std::min(page_up(top), most),
+                   true);
+  };
+  heritage.memory =
+      map_from(0, std::max<u64>(top_in(file.get(), kArenaOffset), 1), reserve);
+  if (const u64 top = top_in(file.get(), kArenaOffset + reserve); top != 0) {
+    heritage.reserve_memory =
+        map_from(reserve, top, page_down(home_.session->arena_bytes) - reserve);
+    heritage.reserve = std::make_unique<DeadArena>(heritage.reserve_memory.data(),
+                                                   heritage.reserve_memory.size());
+  }
+  heritage.arena =
+      std::make_unique<DeadArena>(heritage.memory.data(), heritage.memory.size());
   return true;
 }
 
@@ -137,7 +160,11 @@ void Estate::hand(const Handing& handing) {
 
 void Estate::free_all_of(ProcId owner) {
   for (const auto& [id, heritage] : all_) {
-    if (!map(*heritage) || heritage->arena->free_all_of(owner) == 0) continue;
+    if (!map(*heritage)) continue;
+    u32 freed = heritage->arena->free_all_of(owner);
+    // Who reads its messages has read them before it confirms the death.
+    if (heritage->reserve) freed += heritage->reserve->free_all_of(owner);
+    if (freed == 0) continue;
     punch(*heritage);
     publish(*heritage);
   }

@@ -44,8 +44,9 @@ class Estate {
  private:
   struct Heritage {
     ProcId id;
-    Mapping memory;
-    std::unique_ptr<DeadArena> arena;  // null: it could not be mapped yet
+    Mapping memory, reserve_memory;
+    std::unique_ptr<DeadArena> arena;    // null: it could not be mapped yet
+    std::unique_ptr<DeadArena> reserve;  // its messages; null: there is nothing in it
     std::vector<std::string> labels;
     u32 pid = 0;
     // As they stand in the session's words.

@@ -43,7 +43,7 @@ struct Object {
   bool subscribed = false;  // borrowed: the owner was asked for the value
   bool shared = false;      // owned: its id has left this process
   bool given = false;       // owned: kept here too, but the driver frees its value
-  bool untold = false;      // owned: who asked could not be told yet
+  bool untold = false;      // who waits could not be told yet
   u32 local = 0;            // Python refs, views, tasks in flight, containers
   u32 stale_waiters = 0;    // tasks among them that were cancelled
   ObjectId former{};        // owned: what the process that gave it still calls it

@@ -173,6 +173,8 @@ void Objects::hold(ObjectId id) {
 void Objects::drop(ObjectId id) {
   Object* object = find(id);
   if (object == nullptr || object->local == 0) return;
+  if (object->local == 1 && object->shared && id.owner() == home_.self)
+    unheld_.push_back(id);  // first: what nobody holds is listed, or held still
   if (--object->local > 0) {
     if (object->kind == Object::Kind::kActor) look_at_counts(*object);
     return;
@@ -187,9 +189,7 @@ void Objects::drop(ObjectId id) {
         node_.store.free_block(at->second);
     }
     node_.mail.send_goodbye(owner, Message::kReturn, view_of(id));
-  } else if (object->shared) {
-    unheld_.push_back(id);
-  } else {
+  } else if (!object->shared) {
     free_object(*object);
   }
 }
@@ -237,7 +237,7 @@ ObjectId Objects::keep(Value value, Object::Kind kind) {
 // Counts that reached zero may be freed once the inbox has been emptied: drain() calls
 // this when it has.
 void Objects::free_unheld() {
-  if (!untold_.empty()) tell_again();
+  if (has_untold()) tell_again();
   while (!unheld_.empty()) {
     const ObjectId id = unheld_.back();
     unheld_.pop_back();
@@ -280,9 +280,9 @@ void Objects::mark_shared(const Value& value) {
 }
 
 void Objects::set_value(Object& object, Value&& value) {
+  if (value.kind == Value::Kind::kBlock && value.block.proc != home_.self)
+    node_.deaths.count_block(value.block.proc);  // first: it may lack memory
   object.value = std::move(value);
-  if (object.value.kind == Value::Kind::kBlock && object.value.block.proc != home_.self)
-    node_.deaths.count_block(object.value.block.proc);
 }
 
 Value Objects::take_value(Object& object) {
@@ -403,9 +403,7 @@ void Objects::take_answer(ObjectId id, Value&& value) {
   Object* object = find(id);
   if (object == nullptr || object->ready) return;
   set_value(*object, std::move(value));
-  ++object->local;  // those who are told may let go of it
   resolve(*object);
-  drop(id);
 }
 
 // Deaths
@@ -420,9 +418,7 @@ void Objects::lose_owner(ProcId dead, const Failure& why) {
     Object* object = find(id);
     if (object == nullptr || object->ready) continue;
     object->value = lost_value(why.cause, why.detail);
-    ++object->local;
     resolve(*object);
-    drop(id);
   }
 }
 

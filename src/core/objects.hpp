@@ -84,7 +84,7 @@ class Objects {
   bool has_unheld() const { return !unheld_.empty(); }
   // Values or actors, its own or others'.
   bool are_in_use() const { return owned_ != functions_ || !borrowed_.empty(); }
-  bool others_wait() const { return asked_values_ != 0; }
+  bool others_wait() const { return asked_values_ != 0 || has_untold(); }
 
   // Messages.
   void add_borrow(ObjectId id, ProcId by);
@@ -120,6 +120,8 @@ class Objects {
   void tell(Object& object, const Waiter& waiter);
   void tell_value(ObjectId id, const Value& value, ProcId to);
   void tell_all(Object& object);
+  void list_untold(ObjectId id) noexcept;
+  bool has_untold() const { return untold_unlisted_ || !untold_.empty(); }
   void tell_again();
   void free_chunks();
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);
@@ -140,8 +142,9 @@ class Objects {
   std::unordered_map<ObjectId, ObjectId> former_names_;
   // Blocks of this arena, under what is held here while somebody reads them.
   std::unordered_multimap<ObjectId, Location> unsent_;
-  // Those who asked could not be told of these; each is in it once.
+  // Those who wait for these could not be told; each is in it once.
   std::deque<ObjectId> untold_;
+  bool untold_unlisted_ = false;  // there was no memory to list one
   std::vector<ObjectId> unheld_;  // counts that reached zero since the last full drain
   std::vector<bool> seen_;        // by slot; only all_distinct uses it
   u64 owned_ = 0;

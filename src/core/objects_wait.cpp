@@ -1,7 +1,6 @@
 // Waiting for objects, looking at them, and telling those who wait.
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <new>
 #include <utility>
 
@@ -180,6 +179,7 @@ void Objects::resolve(Object& object) {
   tell_all(object);
 }
 
+// Whom there is no memory to tell now is told later: each waiter once.
 void Objects::tell_all(Object& object) {
   if (object.waiters.empty()) return;
   std::vector<Waiter> waiters = std::move(object.waiters);
@@ -187,16 +187,30 @@ void Objects::tell_all(Object& object) {
   object.stale_waiters = 0;
   const ObjectId id = object.id;
   ++object.local;  // a watch may be the last to hold it
-  std::exception_ptr failed;
-  for (const Waiter& waiter : waiters) {
+  std::size_t untold = 0;
+  for (std::size_t i = 0; i < waiters.size(); ++i) {
     try {
-      tell(object, waiter);
-    } catch (const std::bad_alloc&) {  // the others are told all the same
-      failed = std::current_exception();
+      tell(object, waiters[i]);
+    } catch (const std::bad_alloc&) {
+      waiters[untold++] = waiters[i];
     }
   }
+  if (untold != 0) {
+    waiters.resize(untold, waiters[0]);
+    // Where its own waiter asks for an actor's new address: in the place of that.
+    waiters.insert(waiters.end(), object.waiters.begin(), object.waiters.end());
+    object.waiters.swap(waiters);
+    if (!std::exchange(object.untold, true)) list_untold(id);
+  }
   drop(id);
-  if (failed) std::rethrow_exception(failed);
+}
+
+void Objects::list_untold(ObjectId id) noexcept {
+  try {
+    untold_.push_back(id);
+  } catch (const std::bad_alloc&) {
+    untold_unlisted_ = true;
+  }
 }
 
 void Objects::tell(Object& object, const Waiter& waiter) {
@@ -206,14 +220,7 @@ void Objects::tell(Object& object, const Waiter& waiter) {
       node_.tasks.dependency_is_ready(waiter.task);
       break;
     case Waiter::Kind::kProcess:
-      try {
-        tell_value(id, object.value, waiter.process);
-      } catch (const std::bad_alloc&) {  // no memory for the message now
-        object.waiters.push_back(waiter);
-        if (!object.untold) untold_.push_back(id);
-        object.untold = true;
-        return;
-      }
+      tell_value(id, object.value, waiter.process);
       --asked_values_;
       if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
         it->second.erase(id);
@@ -238,13 +245,22 @@ void Objects::tell_value(ObjectId id, const Value& value, ProcId to) {
 }
 
 void Objects::tell_again() {
+  if (untold_unlisted_) {
+    const auto list = [&](const Object& object) {
+      if (object.kind != Object::Kind::kFree && object.untold)
+        untold_.push_back(object.id);
+    };
+    for (const std::unique_ptr<Chunk>& chunk : chunks_)
+      if (chunk) std::for_each_n(chunk->objects, kObjectsInChunk, list);
+    for (const auto& [id, object] : borrowed_) list(*object);
+    untold_unlisted_ = false;
+  }
   // What is not told now either is listed anew.
   for (std::size_t left = untold_.size(); left != 0; --left) {
     const ObjectId id = untold_.front();
     untold_.pop_front();
     Object* const object = find(id);
-    if (object == nullptr) continue;
-    object->untold = false;
+    if (object == nullptr || !std::exchange(object->untold, false)) continue;
     if (object->ready) tell_all(*object);
   }
 }

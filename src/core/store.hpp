@@ -134,6 +134,8 @@ class Store {
   // `value` becomes another error.
   void copy_error(const Location& from, Value& value);
   Arena& arena() { return arena_; }
+  // Where the reserve begins, in every arena of the session.
+  u64 reserve_start() const { return reserve_start_; }
   // Whether it lies in memory that cannot be mapped now, and can be soon.
   bool is_out_of_reach(const Value& value);
   // What follows from a message can be said, and be said whole: see kLeastForHandlers.

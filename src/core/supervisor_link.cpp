@@ -120,10 +120,11 @@ void SupervisorLink::close() {
     for (int waited = 0; is_left(send_kept()) && waited < kLastWordsMs;
          waited += kLookAgainMs)
       wait_for_room(kLookAgainMs);
-    // Whoever waits for an answer holds the other lock.
+    // Ends the turn of whoever waits for an answer.
     shutdown(fd_, SHUT_RDWR);
   }
-  std::lock_guard lock(mu_);
+  Turn turn(turns_);
+  turn.wait();
   std::lock_guard out(out_mu_);
   drop_kept();
   const int fd = fd_.exchange(-1);
@@ -392,7 +393,7 @@ bool SupervisorLink::ask(std::string_view question, std::string& answer,
   if (!is_own()) return false;
   // What needs memory comes before the question.
   const auto own = std::make_shared<Answer>();
-  Turn turn(mu_, std::defer_lock);
+  Turn turn(turns_);
   if (!take_turn(turn, *own, keep_waiting)) {
     errno = EINTR;
     return false;
@@ -416,28 +417,30 @@ int SupervisorLink::fetch_spill_file(ProcId proc, Patience patience) {
   return fetch(Note::kSpillFile, proc, patience);
 }
 
-// For one's turn to ask. Not owned: another thread waits for its answer, which may come
+// For one's turn to ask. False: another thread waits for its answer, which may come
 // late.
-SupervisorLink::Turn SupervisorLink::take_turn(Patience patience) {
-  if (patience == Patience::kUsual) return Turn(mu_);
+bool SupervisorLink::take_turn(Turn& turn, Patience patience) {
+  if (patience == Patience::kUsual) {
+    turn.wait();
+    return true;
+  }
   const i64 deadline = now_ns() + kAnswerNs;
-  Turn turn(mu_, std::defer_lock);
-  while (!turn.try_lock() && !is_silent_ && now_ns() < deadline) pause_for(kTurnNs);
-  return turn;
+  while (!turn.wait_for(is_silent_ ? 0 : kTurnNs))
+    if (is_silent_ || now_ns() >= deadline) return false;
+  return true;
 }
 
 // Or for the own answer, which another thread may take. False: `keep_waiting` said so.
 bool SupervisorLink::take_turn(Turn& turn, const Answer& own,
                                const KeepWaiting& keep_waiting) {
   if (!keep_waiting) {
-    turn.lock();
+    turn.wait();
     return true;
   }
   i64 look_at = now_ns() + kLookAgainNs;
-  while (!turn.try_lock()) {
+  while (!turn.wait_for(kTurnNs)) {
     // Pairs with the release store in take_answer.
     if (own.has_come.load(std::memory_order_acquire)) break;
-    pause_for(kTurnNs);
     if (now_ns() < look_at) continue;
     if (!keep_waiting()) return false;
     look_at = now_ns() + kLookAgainNs;
@@ -445,18 +448,18 @@ bool SupervisorLink::take_turn(Turn& turn, const Answer& own,
   return true;
 }
 
-// Without the lock, since `keep_waiting` may ask something itself.
+// Without the turn, since `keep_waiting` may ask something itself.
 bool SupervisorLink::pause_turn(Turn& turn, const Answer& own,
                                 const KeepWaiting& keep_waiting) {
-  turn.unlock();
+  turn.leave();
   return keep_waiting() && take_turn(turn, own, keep_waiting);
 }
 
 int SupervisorLink::fetch(Note note, ProcId proc, Patience patience) {
   errno = ECHILD;
   if (!is_own()) return -1;
-  Turn turn = take_turn(patience);
-  if (!turn.owns_lock()) {
+  Turn turn(turns_);
+  if (!take_turn(turn, patience)) {
     is_silent_ = true;
     errno = ETIMEDOUT;
     return -1;

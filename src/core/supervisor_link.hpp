@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "ids.hpp"
+#include "turns.hpp"
 
 namespace skate {
 
@@ -104,14 +105,13 @@ class SupervisorLink {
     int error = 0;  // it came, and could not be read
     std::atomic<bool> has_come{false};
   };
-  using Turn = std::unique_lock<std::mutex>;
   enum class Sent { kAll, kNoRoom, kShort, kGone };  // kShort: and errno
   static bool is_left(Sent sent) {
     return sent == Sent::kNoRoom || sent == Sent::kShort;
   }
 
   bool is_own() const;
-  Turn take_turn(Patience patience);
+  bool take_turn(Turn& turn, Patience patience);
   bool take_turn(Turn& turn, const Answer& own, const KeepWaiting& keep_waiting);
   bool pause_turn(Turn& turn, const Answer& own, const KeepWaiting& keep_waiting);
   Sent send_kept();
@@ -128,15 +128,16 @@ class SupervisorLink {
 
   const pid_t pid_;
   std::function<void()> on_kept_;
-  std::mutex mu_;  // one asks, or takes an answer, at a time
-  // What was asked and has no answer yet; answers come in this order. Under mu_.
+  Turns turns_;  // one asks, or takes an answer, at a time
+  // What was asked and has no answer yet; answers come in this order. Who has the turn
+  // changes it.
   std::deque<std::shared_ptr<Answer>> asked_;
   // Somebody has waited in vain, for it or for a turn, and nothing has come since.
   std::atomic<bool> is_silent_{false};
-  std::mutex out_mu_;  // guards what follows; taken after mu_, and never for long
+  std::mutex out_mu_;  // guards what follows; taken in one's turn too; never for long
   std::deque<Packet> kept_;
   std::atomic<std::size_t> num_kept_{0};  // its size, for who only looks
-  std::atomic<int> fd_;                   // -1: closed; changes under both mutexes only
+  std::atomic<int> fd_;  // -1: closed; changes in one's turn, with out_mu_
 };
 
 }  // namespace skate

@@ -2,6 +2,7 @@
 // to run.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ struct Task {
   u32 flight = 0;          // its place in target->in_flight
   u64 position = 0;        // kQueue: its place in the queue, once it is there
   bool queued = false;     // kQueue: it has been there
+  bool runnable = false;   // it has got its last dependency, and waits to be passed on
+  u64 lacking = 0;         // kQueue: it waits for room for so many bytes of arguments
   u32 label = 0;           // in the trace
   ObjectId parent{};       // the task that submitted it
   bool cancelled = false;  // it is not tried again
@@ -47,6 +50,11 @@ struct Task {
   };
   Told told{};
   u32 place = 0;  // among all tasks
+  // Once it has ended: with what, and how far that has been told.
+  std::vector<Value> values;
+  std::optional<Failure> failure;  // instead of values
+  u32 told_returns = 0;
+  u32 dropped = 0;  // of returns and pins
 
   // Its neighbours in the list in which it waits, and among its parent's tasks.
   struct Links {
@@ -54,7 +62,7 @@ struct Task {
     Task* after = nullptr;
     bool linked = false;
   };
-  Links waits, siblings;
+  Links waits, siblings, ends;
 
   void reset();  // for the next task: buffers keep their capacity
 };
@@ -102,6 +110,7 @@ class TaskList {
 
 using WaitingTasks = TaskList<&Task::waits>;
 using SiblingTasks = TaskList<&Task::siblings>;
+using EndingTasks = TaskList<&Task::ends>;
 
 // What a process was given to run.
 struct Incoming {

@@ -26,17 +26,25 @@ void Task::reset() {
   target = nullptr;
   position = 0;
   queued = false;
+  runnable = false;
+  lacking = 0;
   label = 0;
   parent = {};
   cancelled = false;
   killed = false;
   told = {};
+  values.clear();
+  failure.reset();
+  told_returns = 0;
+  dropped = 0;
 }
 
 Tasks::Tasks(Node& node)
     : node_(node),
       home_(node.home),
-      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {}
+      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {
+  spare_.reserve(kSpareTasks);  // what gives a task back needs no memory
+}
 
 // What is under way at the end of a session is not told of it.
 Tasks::~Tasks() {
@@ -167,7 +175,12 @@ void Tasks::dependency_is_ready(ObjectId task_id) {
   if (task->route == Task::Route::kActor)
     node_.actors.lacks_nothing(task);
   else
-    runnable_.push_back(task);
+    line_up_to_run(task);
+}
+
+void Tasks::line_up_to_run(Task* task) {
+  task->runnable = true;
+  runnable_.push_front(task);
 }
 
 void Tasks::look_again() {
@@ -189,10 +202,13 @@ void Tasks::run_ready() {
     ~Run() { --runs; }
   };
   const Run run(ready_runs_);
+  for (std::size_t left = ending_.size(); left != 0; --left)
+    end_to_the_last(ending_.pop_front());
+  lose_lost();
   while (!runnable_.empty() || node_.actors.flush_next()) {
     if (runnable_.empty()) continue;
-    Task* task = runnable_.back();
-    runnable_.pop_back();
+    Task* task = runnable_.pop_front();
+    task->runnable = false;
     pass_on(task);
   }
 }
@@ -221,7 +237,7 @@ void Tasks::pass_on(Task* task) {
       return;
     }
   } catch (const std::bad_alloc&) {
-    runnable_.push_back(task);  // it was taken from there, or is the first of them
+    line_up_to_run(task);  // it was taken from there, or is the first of them
     throw;
   }
   if (!errors.empty()) {
@@ -236,25 +252,44 @@ void Tasks::flush_backlog() {
   bool pushed = false;
   bool failed = false;
   // Where messages lack room, bodies must not take more: see Store::is_crowded.
-  while (!backlog_.empty() && queue_.has_room() && !node_.store.is_crowded()) {
-    Task* const task = backlog_.front();
-    const std::string* bytes;
-    try {
-      bytes = encode(task, kCellPayload);
-    } catch (const std::bad_alloc&) {
-      break;  // it stays there, and the housekeeper tries again
-    }
-    if (bytes == nullptr && may_find_room()) break;
-    backlog_.erase(task);
+  const auto may_go_on = [&] { return queue_.has_room() && !node_.store.is_crowded(); };
+  const auto push = [&](Task* task, const std::string* bytes) {
+    backlog_of(*task).erase(task);
+    task->lacking = 0;
     if (bytes == nullptr) {
       fail_for_room(task);
       failed = true;
-      continue;
+      return;
     }
     const auto position = queue_.push(bytes->data(), static_cast<u32>(bytes->size()));
     task->position = *position;
     task->queued = true;
     pushed = true;
+  };
+  try {
+    // In order: the room that one waits for is not given to the next.
+    while (!long_ones_.empty() && may_go_on()) {
+      Task* const task = long_ones_.front();
+      const bool may_fit = node_.store.may_hold(task->lacking);
+      const std::string* const bytes = may_fit ? encode(task, kCellPayload) : nullptr;
+      if (bytes == nullptr && may_find_room()) break;
+      push(task, bytes);
+    }
+    while (!backlog_.empty() && may_go_on()) {
+      Task* const task = backlog_.front();
+      const std::string* const bytes =
+          encode(task, kCellPayload, /*may_have_block=*/long_ones_.empty());
+      if (bytes == nullptr && (!long_ones_.empty() || may_find_room())) {
+        // Those behind may need no room, and what gives it back may wait for them.
+        backlog_.erase(task);
+        task->lacking = lacking_;
+        long_ones_.push_back(task);
+      } else {
+        push(task, bytes);
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    // It stays there, and the housekeeper tries again.
   }
   // Those that wait for what has failed; whoever runs the ready ones comes to them.
   if (failed && ready_runs_ == 0) run_ready();
@@ -273,8 +308,9 @@ std::optional<u32> Tasks::place_in_queue(const Task& task) const {
 }
 
 u32 Tasks::place_in_backlog(const Task& task) const {
+  const WaitingTasks& waiting = task.lacking != 0 ? long_ones_ : backlog_;
   u32 ahead = kQueueCells;
-  for (const Task* other = backlog_.front(); other != nullptr && other != &task;
+  for (const Task* other = waiting.front(); other != nullptr && other != &task;
        other = WaitingTasks::next(other))
     ++ahead;
   return ahead;
@@ -287,15 +323,17 @@ bool Tasks::leaves_room(const std::string& call) const {
 bool Tasks::may_find_room() const { return bodies_ != 0 || node_.mail.has_chains(); }
 
 void Tasks::free_body(Task* task) {
-  if (!std::exchange(task->has_body, false)) return;
-  --bodies_;
+  if (!task->has_body) return;
   node_.store.free_block(task->body);
+  task->has_body = false;
+  --bodies_;
 }
 
-const std::string* Tasks::encode(Task* task, std::size_t limit) {
+const std::string* Tasks::encode(Task* task, std::size_t limit, bool may_have_block) {
   free_body(task);
   // While it waits for room it is not copied each time that somebody looks.
-  if (task->args.size() > limit && !node_.store.may_hold(task->args.size()))
+  lacking_ = task->args.size();
+  if (task->args.size() > limit && !(may_have_block && node_.store.may_hold(lacking_)))
     return nullptr;
   task->header.args_size = static_cast<u32>(task->args.size());
   task->header.num_deps = static_cast<u32>(task->deps.size());
@@ -312,6 +350,8 @@ const std::string* Tasks::encode(Task* task, std::size_t limit) {
   }
   if (scratch_.size() <= limit) return &scratch_;
   const u64 size = scratch_.size() - sizeof(TaskHeader);
+  lacking_ = size;
+  if (!may_have_block) return nullptr;
   // Past the store's limit too: what is small enough to be here was counted already.
   // Not where messages have their room: only the task's result frees it, a message.
   const auto block = node_.store.allocate_past_limit(size);
@@ -390,62 +430,6 @@ void Tasks::sort_flights(Peer& to) {
 Task* Tasks::pending(ObjectId task_id) {
   const Object* object = node_.objects.find(task_id);
   return object == nullptr ? nullptr : object->task;
-}
-
-// Ending
-// ---------------------------------------------------------------------------------
-
-void Tasks::take_result(Reader& reader, ProcId from) {
-  const ObjectId task_id = reader.pod<ObjectId>();
-  const u64 attempt = reader.pod<u64>();
-  const bool retryable = (reader.pod<u8>() & kRetryable) != 0;
-  std::vector<Value> values;
-  node_.results.take(reader, from, values);
-  Task* task = pending(task_id);
-  if (task == nullptr || task->header.attempt != attempt ||
-      (retryable && retry(task))) {
-    for (Value& value : values) node_.objects.free_value(value);
-  } else {
-    end(task, values);
-  }
-}
-
-void Tasks::end(Task* task, std::vector<Value>& values) {
-  home_.trace.ended(task->label, !values.empty() && values[0].is_error);
-  unlist(task);
-  unlist_child(task);
-  if (task->route == Task::Route::kActor) node_.actors.call_ended(*task);
-  free_body(task);
-  for (std::size_t i = 0; i < task->returns.size(); ++i) {
-    Object* object = node_.objects.find(task->returns[i]);
-    if (object == nullptr) continue;
-    object->task = nullptr;
-    if (i < values.size()) {
-      node_.objects.set_value(*object, std::move(values[i]));
-      node_.objects.mark_shared(object->value);
-    }
-    node_.objects.resolve(*object);
-  }
-  if ((task->header.flags & kStreaming) != 0) {
-    const Object* object = node_.objects.find(task->returns[0]);
-    node_.streams.end(task->header.task_id,
-                      object != nullptr && object->value.is_error);
-  }
-  for (std::size_t i = task->returns.size(); i < values.size(); ++i)
-    node_.objects.free_value(values[i]);
-  for (ObjectId id : task->returns) node_.objects.drop(id);
-  for (ObjectId id : task->pins) node_.objects.drop(id);
-  give_back(task);
-  --count_;
-}
-
-void Tasks::fail(Task* task, const Failure& failure) {
-  Value value;
-  value.kind = Value::Kind::kFailure;
-  value.is_error = true;
-  value.failure = failure;
-  std::vector<Value> values(task->returns.size(), value);
-  end(task, values);
 }
 
 }  // namespace skate

@@ -2,9 +2,9 @@
 //
 // Duty: each task ends exactly once, with values or an error in its returns.
 // Invariant: a task that has not ended is in exactly one place: it lacks a dependency,
-// waits in `backlog_` or in its actor's line (actors.hpp), is in the queue, waits for a
-// lease, or is in flight to a process. The returns hold it (`Object::task`), so its id
-// finds it until it ends, and nothing afterwards.
+// waits in `backlog_`, for room in `long_ones_` or in its actor's line (actors.hpp), is
+// in the queue, waits for a lease, or is in flight to a process. The returns hold it
+// (`Object::task`), so its id finds it until it ends, and nothing afterwards.
 #pragma once
 
 #include <memory>
@@ -49,22 +49,24 @@ class Tasks {
   void dependency_is_ready(ObjectId task_id);
   void run_ready();
   void flush_backlog();
-  // Tasks that fail with an error which could not be read a moment ago.
-  bool has_late() const { return !late_.empty(); }
+  // Tasks that fail with an error which could not be read a moment ago, or that could
+  // not be ended to the last or tried again for lack of memory.
+  bool has_late() const { return !late_.empty() || !ending_.empty() || !lost_.empty(); }
   void look_again();
   // Of the task queue.
   bool queue_waits() const { return queue_.maybe_waiting(); }
   u64 num_claimed() const { return queue_.claimed(); }
   bool lack_dependencies() const { return waiting_ != 0; }
   bool are_under_way() const { return count_ != 0; }
-  bool has_backlog() const { return !backlog_.empty(); }
+  bool has_backlog() const { return !backlog_.empty() || !long_ones_.empty(); }
   // How many tasks are before it, if it waits to be claimed.
   std::optional<u32> place_in_queue(const Task& task) const;
   u32 place_in_backlog(const Task& task) const;
 
   // The bytes of a task as they travel, valid until the next call. Null: its body has
-  // no room in the arena, and it cannot travel.
-  const std::string* encode(Task* task, std::size_t limit);
+  // no room in the arena, or needs some and may have none, and it cannot travel;
+  // `lacking_` says for how many bytes.
+  const std::string* encode(Task* task, std::size_t limit, bool may_have_block = true);
   // A call of these bytes leaves what is needed until its receiver has read it.
   bool leaves_room(const std::string& call) const;
   // What has no room now may find some: others read messages, or end tasks with bodies.
@@ -75,7 +77,9 @@ class Tasks {
   // The last one in flight is that which was made last: see Actors::call_again.
   void sort_flights(Peer& to);
 
-  void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
+  // Takes the counts in `contained`. Does not throw, nor does `fail`: what lacks memory
+  // is done later.
+  void end(Task* task, std::vector<Value>& values);
   // What its returns become because of a dependency, for end().
   std::vector<Value> errors_from(const Task& task, ObjectId failed);
   void fail(Task* task, const Failure& failure);
@@ -100,7 +104,15 @@ class Tasks {
  private:
   void pass_on(Task* task);  // all dependencies have values
   void give_again(Task* task);
+  WaitingTasks& backlog_of(const Task& task) {
+    return task.lacking != 0 ? long_ones_ : backlog_;
+  }
   void free_body(Task* task);
+  void line_up_to_run(Task* task);
+  void begin_end(Task* task);
+  void end_to_the_last(Task* task);
+  void tell_ended(Task& task);
+  void lose_lost();
   Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);
   void tell_to_cancel(Task& task, Peer& runner, u8 flags);
@@ -111,10 +123,20 @@ class Tasks {
   Home& home_;
   QueueProducer queue_;
   std::vector<Task*> spare_;
-  std::vector<Task*> all_;       // in use or spare: see take()
-  std::vector<Task*> runnable_;  // got their last dependency; passed on by run_ready
-  std::vector<ObjectId> late_;   // see look_again
-  WaitingTasks backlog_;         // ready, but the queue was full
+  std::vector<Task*> all_;      // in use or spare: see take()
+  WaitingTasks runnable_;       // got their last dependency; passed on by run_ready
+  std::vector<ObjectId> late_;  // see look_again
+  EndingTasks ending_;          // see end_to_the_last
+  // What the dead had, and has not been dealt with.
+  struct Lost {
+    ObjectId task_id;
+    u64 attempt;
+    Failure crash;
+    bool has_begun;
+  };
+  std::vector<Lost> lost_;  // the next one last
+  WaitingTasks backlog_;    // ready, but the queue was full
+  WaitingTasks long_ones_;  // ... or the arena, for their arguments
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency
@@ -123,6 +145,7 @@ class Tasks {
   ObjectId copied_{}, copy_{};
   bool submitter_ = false;
   u32 ready_runs_ = 0;  // of run_ready, under way
+  u64 lacking_ = 0;     // see encode
   std::string scratch_;
 };
 

@@ -3,6 +3,7 @@
 // The owner decides. What nobody has been given it ends itself; else it sends kCancel
 // to the process that has it, which does something only if it still has that attempt.
 #include <algorithm>
+#include <utility>
 
 #include "node.hpp"
 
@@ -76,8 +77,8 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
         task->route != Task::Route::kActor || node_.actors.leave_line(task);
     stop_waiting(task);
     return is_withdrawn;
-  } else if (std::erase(runnable_, task) != 0) {
-    return true;
+  } else if (std::exchange(task->runnable, false)) {
+    return runnable_.erase(task);
   } else if (task->target != nullptr) {
     return false;
   }
@@ -88,7 +89,7 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
       home_.link.tell(Note::kDropLease, view_of(task->header.task_id));
       return true;
     case Task::Route::kQueue:
-      if (backlog_.erase(task)) return true;
+      if (backlog_of(*task).erase(task)) return true;
       return task->queued &&
              queue_.withdraw(
                  task->position, home_.self.index,

@@ -1,5 +1,6 @@
 // Tasks whose process has died, and those that are tried again.
 #include <algorithm>
+#include <new>
 
 #include "node.hpp"
 
@@ -18,20 +19,31 @@ void Tasks::lose(Task* task, const Failure& failure, bool has_begun) {
 }
 
 void Tasks::recover(ProcId dead, const Failure& crash) {
-  std::vector<ObjectId> lost;
-  queue_.recover(dead.index, [&](const std::byte* payload, u32 size) {
-    lost.push_back(Reader(payload, size).pod<TaskHeader>().task_id);
-  });
+  // What needs memory comes first: in a cell that is free nobody finds a task again.
+  lost_.reserve(lost_.size() + kQueueCells + 1);
+  const auto first = static_cast<std::ptrdiff_t>(lost_.size());
   // Whoever runs a task has freed its cell.
-  const std::size_t unbegun = lost.size();
+  queue_.recover(dead.index, [&](const std::byte* payload, u32 size) {
+    const TaskHeader header = Reader(payload, size).pod<TaskHeader>();
+    lost_.push_back({header.task_id, header.attempt, crash, /*has_begun=*/false});
+  });
   const RunningTask running = running_task(home_.session->procs[dead.index]);
   if (const Task* task = pending(running.id);
-      task != nullptr && task->route == Task::Route::kQueue &&
-      task->header.attempt == running.attempt &&
-      std::find(lost.begin(), lost.end(), running.id) == lost.end())
-    lost.push_back(running.id);
-  for (std::size_t i = 0; i < lost.size(); ++i)
-    if (Task* task = pending(lost[i])) lose(task, crash, i >= unbegun);
+      task != nullptr && task->route == Task::Route::kQueue)
+    lost_.push_back({running.id, running.attempt, crash, /*has_begun=*/true});
+  std::reverse(lost_.begin() + first, lost_.end());
+  lose_lost();
+}
+
+void Tasks::lose_lost() {
+  while (!lost_.empty()) {
+    const Lost lost = lost_.back();
+    lost_.pop_back();
+    // Its entry may name what the cell names too, or an attempt that has been given up.
+    Task* const task = pending(lost.task_id);
+    if (task != nullptr && task->header.attempt == lost.attempt)
+      lose(task, lost.crash, lost.has_begun);
+  }
 }
 
 bool Tasks::retry(Task* task) {
@@ -59,7 +71,10 @@ void Tasks::give_again(Task* task) {
 void Tasks::next_attempt(Task* task) {
   unlist(task);
   ++task->header.attempt;
-  free_body(task);
+  try {
+    free_body(task);
+  } catch (const std::bad_alloc&) {  // when it is sent
+  }
 }
 
 }  // namespace skate

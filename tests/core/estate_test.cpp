@@ -278,6 +278,32 @@ TEST(memory_of_the_dead_that_cannot_be_mapped_at_once_is_taken_over_later) {
   CHECK(driver.store.used() < used);
 }
 
+TEST(messages_that_the_dead_left_in_their_reserve_count_until_they_are_freed) {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 8 << 20;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kOther);  // reads nothing
+  Node& node = fleet.start(kFormer);
+  std::vector<Location> values;
+  while (const auto value = node.store.allocate(100'000, kDriverId))
+    values.push_back(*value);
+  {
+    const Lock lock(node.home.mu);
+    while (node.store.can_answer())
+      node.mail.send(kOther, Message::kRoom, std::string(50'000, 'x'));
+  }
+  for (const Location& value : values) node.store.free_own_block(value);
+  const u64 used = node.store.used();
+  CHECK(used > 500'000);
+  fleet.kill(kFormer);
+  fleet.tell_died(kDriverId, kFormer);
+  CHECK(driver.store.used() == used);
+  fleet.tell_forget(kDriverId, kFormer, Forget::kObjects);
+  until([&] { return accounts_are_zero(driver); });
+  CHECK(driver.store.used() == 0);
+}
+
 // Results of processes that end after each task, as those with GPUs do.
 TEST(however_many_of_the_dead_have_spilled_few_of_their_files_are_open) {
   constexpr u32 kDead = 20, kFew = 10;

@@ -11,7 +11,7 @@ namespace failing_heap {
 
 // So many allocations of this thread succeed before one fails; less than 0: all do.
 inline thread_local long allocations_left = -1;
-// On any thread, none of so many bytes succeeds; how many have failed for that.
+// On any thread, none of so many bytes succeeds; how many have failed.
 inline std::atomic<std::size_t> too_long{SIZE_MAX};
 inline std::atomic<std::uint32_t> refused{0};
 
@@ -20,7 +20,10 @@ inline std::atomic<std::uint32_t> refused{0};
 // Not inlined: the compiler would take the halves for a mismatch.
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
   using namespace failing_heap;
-  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
+  if (allocations_left >= 0 && allocations_left-- == 0) {
+    ++refused;
+    throw std::bad_alloc();
+  }
   if (bytes >= too_long) {
     ++refused;
     throw std::bad_alloc();

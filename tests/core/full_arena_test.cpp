@@ -331,6 +331,53 @@ TEST(tasks_with_long_arguments_take_no_room_from_messages) {
   server.join();
 }
 
+// What frees the room may wait for them.
+TEST(small_tasks_pass_those_whose_arguments_wait_for_room) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kOther);
+  constexpr int kLong = 12;
+  std::vector<ObjectId> results;
+  for (int i = 0; i < kLong; ++i) {
+    Task* task = make_task(driver);
+    task->args = std::to_string(i) + filler(900'000);
+    results.push_back(submit(driver, task));
+  }
+  const ObjectId cancelled = results.back();
+  results.pop_back();
+  const ObjectId small = submit(driver);
+  Task* retried = make_task(driver);
+  retried->retries = 1;
+  const ObjectId second = submit(driver, retried);
+  CHECK(driver.tasks.cancel(cancelled, false, false));
+  CHECK(error_of(driver, cancelled) == SystemError::kCancelled);
+  std::vector<Incoming> running;
+  for (Incoming task = next(worker); id_of(task) != small; task = next(worker)) {
+    running.push_back(task);
+    CHECK(running.size() < results.size());
+  }
+  Incoming task = next(worker);
+  CHECK(id_of(task) == second);
+  Value error = text("again");
+  error.is_error = true;
+  finish(worker, task, error, /*retryable=*/true);
+  driver.catch_up();
+  task = next(worker);
+  CHECK(id_of(task) == second);
+  finish(worker, task);
+  CHECK(text_of(driver, second) == "done");
+  // Those that wait for room keep their order.
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (i == running.size()) {
+      driver.catch_up();
+      running.push_back(next(worker));
+    }
+    CHECK(id_of(running[i]) == results[i]);
+    finish(worker, running[i]);
+    CHECK(text_of(driver, results[i]) == "done");
+  }
+}
+
 TEST(a_task_whose_arguments_never_have_room_fails) {
   Fleet fleet(small_arenas());
   Node& driver = fleet.start(kDriverId);

@@ -117,4 +117,94 @@ TEST(a_label_that_could_not_be_made_is_no_other) {
   CHECK(failed > 0);
 }
 
+// What follows from it is told, whatever lacks while it ends.
+TEST(a_task_that_ends_while_memory_lacks_ends_once_and_whole) {
+  failing_heap::refused = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& worker = fleet.start(kFirst);
+    Task* const made = make_task(driver, 2);
+    const std::vector<ObjectId> results = submit_all(driver, made);
+    Watch* const watch = driver.watches.open();
+    driver.watches.add(watch, results[1], 7);
+    std::vector<ObjectId> after;
+    for (int i = 0; i < 3; ++i)
+      for (const ObjectId id : results) after.push_back(submit_after(driver, id));
+    const ObjectId called = actor_at(driver, kFirst);
+    Task* const call = make_call(driver, called);
+    call->deps.push_back(results[0]);
+    call->pins.push_back(results[0]);
+    after.push_back(submit(driver, call));
+    next(worker);
+    {
+      const Lock lock(driver.home.mu);
+      std::vector<Value> values;
+      for (int i = 0; i < 2; ++i) {
+        Value value;
+        value.kind = Value::Kind::kBlock;
+        value.block = *worker.store.allocate(1000, kDriverId);
+        values.push_back(value);
+      }
+      CHECK(try_with(allocations, [&] { driver.tasks.end(made, values); }));
+    }
+    for (std::size_t i = 0; i < after.size(); ++i) finish(worker, next(worker));
+    for (const ObjectId id : after) CHECK(text_of(driver, id) == "done");
+    for (const ObjectId id : results) CHECK(!fails(driver, id));
+    std::vector<u64> tags;
+    CHECK(driver.watches.wait(watch, tags, now_ns() + kPatience) == WaitResult::kReady);
+    CHECK(tags == std::vector<u64>{7});
+    driver.watches.close(watch);
+    for (const ObjectId id : after) driver.objects.release(id);
+    for (const ObjectId id : results) driver.objects.release(id);
+    driver.objects.release(called);
+    CHECK(driver.tasks.count() == 0);
+    until([&] { return driver.objects.counts().owned == 0; });
+  }
+  CHECK(failing_heap::refused > 0);
+}
+
+TEST(tasks_of_the_dead_are_tried_again_or_fail_though_memory_lacks_meanwhile) {
+  constexpr int kTasks = 4;
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    fleet.prepare(kFirst);
+    auto& queue =
+        *reinterpret_cast<QueueMemory*>(driver.home.segment.data() + kQueueOffset);
+    std::vector<ObjectId> ids;
+    for (int i = 0; i < kTasks; ++i) {
+      Task* const task = make_task(driver);
+      task->retries = i % 2;
+      ids.push_back(submit(driver, task));
+      std::byte cell[kCellPayload];
+      struct Killed {};
+      try {
+        claim_task(queue, kFirst.index, cell,
+                   [](const std::byte*, u32) { throw Killed(); });
+      } catch (Killed) {
+      }
+    }
+    fleet.kill(kFirst);
+    {
+      const Lock lock(driver.home.mu);
+      fleet.say_died(kDriverId, kFirst);
+      failed += !try_with(allocations, [&] { driver.mail.drain(); });
+    }
+    until([&] { return fleet.confirmed(kDriverId, kFirst).has_value(); });
+    Node& worker = fleet.start(kSecond);
+    for (int i = 0; i < kTasks; ++i) {
+      if (i % 2 == 0) {
+        CHECK(error_of(driver, ids[i]) == SystemError::kWorkerCrashed);
+      } else {
+        finish(worker, next(worker));
+        CHECK(text_of(driver, ids[i]) == "done");
+      }
+    }
+    CHECK(driver.tasks.count() == 0);
+  }
+  CHECK(failed > 0);
+}
+
 TEST_MAIN()

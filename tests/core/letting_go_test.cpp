@@ -1,6 +1,7 @@
 // What is let go of, asked for or cancelled while there is no memory for messages: that
 // is said later, once, and costs no more than what lacks.
 #include <algorithm>
+#include <atomic>
 #include <random>
 
 #include "fleet.hpp"
@@ -178,6 +179,62 @@ TEST(an_actor_that_cannot_be_handed_over_leaves_nothing_behind) {
     const Lock lock(node.home.mu);
     CHECK(node.objects.find(id) == nullptr);
   }
+}
+
+// The driver has been told, and looks for it later.
+TEST(what_an_actor_needs_is_kept_for_the_driver_though_memory_lacks_meanwhile) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& node = fleet.start(kOther);
+  Node& third = fleet.start(kThird);
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(2000, kNobody);
+  const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
+  const ObjectId needed = put(node);
+  const ObjectId actor = node.detached.reserve();
+  Task* task = make_call(node, actor);
+  task->header.flags |= kConstructor;
+  task->header.function_id = function;
+  task->pins = {function, needed};
+  {  // from here on it reads no message of another process
+    const Lock lock(node.home.mu);
+    while (node.store.can_answer())
+      node.mail.send(kDeaf, Message::kRoom, std::string(50'000, 'x'));
+  }
+  {
+    const Lock lock(third.home.mu);
+    third.mail.send(kOther, Message::kRoom, {});
+  }
+  std::atomic<bool> handed = false;
+  std::thread maker;
+  {
+    const auto has_mail = [](Node& of) {
+      return of.home.me->inbox_summary.load() != 0;
+    };
+    Lock busy(driver.home.mu, std::defer_lock);
+    for (;; busy.unlock()) {
+      driver.catch_up();
+      busy.lock();
+      if (!has_mail(driver)) break;
+    }
+    maker = std::thread([&] {
+      try {
+        handed = node.detached.hand_over(task, kOther);
+      } catch (const std::bad_alloc&) {
+      }
+    });
+    until([&] { return has_mail(driver); });
+    node.objects.release(needed);
+    fleet.bury(kDeaf, {kOther});
+    until([&] { return !has_mail(node); });
+  }
+  maker.join();
+  CHECK(handed);
+  const Incoming constructor = next(node);
+  const Lock lock(node.home.mu);
+  CHECK(node.objects.find(needed) != nullptr);
 }
 
 // Values, refs and calls come and go while one after the other does not read: once they

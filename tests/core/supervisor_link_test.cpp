@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -455,6 +456,79 @@ TEST(a_thread_whose_turn_does_not_come_may_give_up) {
   CHECK(!link.ask("2", answer, nullptr, [] { return false; }) && errno == EINTR);
   send_packet(pair.supervisor, "first");
   asks.join();
+  close(pair.supervisor);
+}
+
+// Its turn does not depend on the moment at which it happens to try.
+TEST(who_may_give_up_waits_no_longer_than_others_that_ask_without_a_pause) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  std::thread supervisor([&] {
+    for (std::string packet; !(packet = read_packet(pair.supervisor)).empty();)
+      send_packet(pair.supervisor, packet);
+  });
+  constexpr int kOthers = 3;
+  std::atomic<bool> stop = false;
+  std::atomic<u64> answered = 0;
+  std::vector<std::thread> others;
+  for (int i = 0; i < kOthers; ++i)
+    others.emplace_back([&] {
+      for (std::string answer; !stop; ++answered) CHECK(link.ask("other", answer));
+    });
+  while (answered < 100) std::this_thread::yield();
+  std::vector<u64> before;  // answers of others while it waited
+  for (int i = 0; i < 101; ++i) {
+    for (const u64 now = answered; answered == now;) std::this_thread::yield();
+    const u64 start = answered;
+    std::string answer;
+    CHECK(link.ask("mine", answer, nullptr, [] { return true; }));
+    before.push_back(answered - start);
+  }
+  stop = true;
+  for (std::thread& other : others) other.join();
+  std::sort(before.begin(), before.end());
+  CHECK(before[before.size() / 2] <= 2 * kOthers);
+  link.close();
+  supervisor.join();
+  close(pair.supervisor);
+}
+
+TEST(who_does_not_wait_just_now_and_who_has_left_hold_nobody_back) {
+  Turns turns;
+  Turn first(turns), second(turns), third(turns), gone(turns);
+  first.wait();
+  CHECK(!second.wait_for(0) && !gone.wait_for(0) && !third.wait_for(0));
+  gone.leave();
+  first.leave();
+  CHECK(third.wait_for(0));  // nobody else waits just now
+  CHECK(!first.wait_for(0) && !second.wait_for(0));
+  third.leave();
+  CHECK(first.wait_for(0) && !second.wait_for(0));
+  first.leave();
+  second.wait();
+}
+
+TEST(in_a_child_that_is_forked_while_it_waits_for_its_turn_nothing_is_waited_for) {
+  if (!check::kCanFork) return;
+  Pair pair;
+  SupervisorLink link(pair.process);
+  std::thread asks([&] {
+    std::string answer;
+    CHECK(link.ask("1", answer));
+  });
+  CHECK(read_packet(pair.supervisor) == "A1");
+  std::string answer;
+  pid_t child = -1;
+  const bool got = link.ask("2", answer, nullptr, [&] {
+    if (child < 0) child = fork();
+    if (child != 0) send_packet(pair.supervisor, "one");
+    return child != 0;
+  });
+  if (child == 0) _exit(got ? 1 : 0);
+  CHECK(check::reap(child));
+  CHECK(read_packet(pair.supervisor) == "A2");
+  asks.join();
+  CHECK(got);
   close(pair.supervisor);
 }
 
