@@ -7,6 +7,7 @@ than all else that a start needs: this way it is done once, and shared.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 
@@ -49,10 +50,20 @@ def main(driver_fd: int) -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(os.path.dirname(os.path.dirname(here)))
     sys.path[:] = [root, *(path for path in sys.path if path != here)]
+    _reset_signals()
     os.set_inheritable(driver_fd, False)
     from skate.engine.embedded import supervisor
 
     supervisor.main(driver_fd, fork_zygote(driver_fd))
+
+
+def _reset_signals() -> None:
+    """What the driver blocks, or how it ends its children, is no affair of workers'.
+
+    Both are inherited: the one from the thread that called ``init``.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 if __name__ == "__main__":
