@@ -239,15 +239,22 @@ bool SupervisorLink::wait_for_answer() {
   return false;
 }
 
+SupervisorLink::Answer::Answer(Patience of_asker)
+    : patience(of_asker), bytes(kMaxInline, '\0') {}
+
 SupervisorLink::Answer::~Answer() {
   if (descriptor >= 0) ::close(descriptor);
 }
 
 // Brings the next answer to whoever asked. False, and errno: it is still there, or the
 // supervisor has ended. Looks at the packet before it takes it: if this process can
-// open no more files now, the kernel would drop those that come with it.
-bool SupervisorLink::take_answer(Patience patience) {
+// open no more files now, the kernel would drop those that come with it. How often it
+// looks again is for who asked to say; `own`, of who takes it, says whether to wait.
+bool SupervisorLink::take_answer(const Answer& own) {
+  const Patience patience = own.patience;
   const int most_tries = tries_of(patience);
+  // Nobody else can begin to wait for it: that takes the turn.
+  const bool is_awaited = asked_.front().use_count() > 1;
   const std::shared_ptr<Answer> answer = asked_.front();
   Descriptors found;
   bool was_reset = false;
@@ -279,8 +286,13 @@ bool SupervisorLink::take_answer(Patience patience) {
     is_silent_ = false;
     found.add_from(message);
     const bool cut = (message.msg_flags & MSG_CTRUNC) != 0;
-    if (cut && ++tries < most_tries) {
+    if (cut && is_awaited && answer->tries + 1 < tries_of(answer->patience)) {
       found.close_all();
+      if (patience == Patience::kNone) {
+        errno = EMFILE;
+        return false;  // it is there still, for one who has patience
+      }
+      ++answer->tries;
       pause_for(kPauseNs);  // another thread may close one
       continue;
     }
@@ -322,8 +334,9 @@ bool SupervisorLink::take_answer(Patience patience) {
 // What is kept goes first. False and errno: see `ask`. At the end it may be another's
 // turn.
 bool SupervisorLink::ask_in_turn(Turn& turn, Note note, std::string_view question,
-                                 const std::shared_ptr<Answer>& own, Patience patience,
+                                 const std::shared_ptr<Answer>& own,
                                  const KeepWaiting& keep_waiting) {
+  const Patience patience = own->patience;
   Packet packet;
   packet.bytes.reserve(question.size() + 1);
   packet.bytes.push_back(static_cast<char>(note));
@@ -340,7 +353,7 @@ bool SupervisorLink::ask_in_turn(Turn& turn, Note note, std::string_view questio
   // 0, or an errno: one answer more, or somebody else's turn.
   const auto take_one = [&] {
     if (!keep_waiting || answer_comes(kLookAgainNs))
-      return take_answer(patience) ? 0 : errno;
+      return take_answer(*own) ? 0 : errno;
     return pause_turn(turn, *own, keep_waiting) ? 0 : EINTR;
   };
   const i64 deadline = now_ns() + kAnswerNs;
@@ -392,14 +405,13 @@ bool SupervisorLink::ask(std::string_view question, std::string& answer,
   errno = ECHILD;
   if (!is_own()) return false;
   // What needs memory comes before the question.
-  const auto own = std::make_shared<Answer>();
+  const auto own = std::make_shared<Answer>(Patience::kUsual);
   Turn turn(turns_);
   if (!take_turn(turn, *own, keep_waiting)) {
     errno = EINTR;
     return false;
   }
-  if (!ask_in_turn(turn, Note::kAsk, question, own, Patience::kUsual, keep_waiting))
-    return false;
+  if (!ask_in_turn(turn, Note::kAsk, question, own, keep_waiting)) return false;
   answer = std::move(own->bytes);
   if (descriptor != nullptr) *descriptor = std::exchange(own->descriptor, -1);
   i32 error = 0;
@@ -464,9 +476,9 @@ int SupervisorLink::fetch(Note note, ProcId proc, Patience patience) {
     errno = ETIMEDOUT;
     return -1;
   }
-  const auto own = std::make_shared<Answer>();
+  const auto own = std::make_shared<Answer>(patience);
   const std::string_view name{reinterpret_cast<const char*>(&proc), sizeof proc};
-  if (!ask_in_turn(turn, note, name, own, patience)) return -1;
+  if (!ask_in_turn(turn, note, name, own)) return -1;
   if (own->descriptor >= 0) return std::exchange(own->descriptor, -1);
   const std::string& answer = own->bytes;
   // The note again, then why there is none.

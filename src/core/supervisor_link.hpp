@@ -96,10 +96,14 @@ class SupervisorLink {
   };
   // To a question that was asked, for whoever still waits for it.
   struct Answer {
-    Answer() : bytes(kMaxInline, '\0') {}
+    explicit Answer(Patience of_asker);
     ~Answer();
     Answer(const Answer&) = delete;
 
+    // Of who asked. Whoever takes it tries as often as that before it comes without its
+    // descriptors, or leaves it where it is.
+    const Patience patience;
+    int tries = 0;
     std::string bytes;
     int descriptor = -1;
     int error = 0;  // it came, and could not be read
@@ -119,9 +123,9 @@ class SupervisorLink {
   bool wait_for_room(int timeout_ms);
   bool wait_for_answer();
   bool answer_comes(i64 within_ns);
-  bool take_answer(Patience patience);
+  bool take_answer(const Answer& own);
   bool ask_in_turn(Turn& turn, Note note, std::string_view question,
-                   const std::shared_ptr<Answer>& own, Patience patience,
+                   const std::shared_ptr<Answer>& own,
                    const KeepWaiting& keep_waiting = {});
   int fetch(Note note, ProcId proc, Patience patience);
   void drop_kept();

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -456,6 +457,35 @@ TEST(a_thread_whose_turn_does_not_come_may_give_up) {
   CHECK(!link.ask("2", answer, nullptr, [] { return false; }) && errno == EINTR);
   send_packet(pair.supervisor, "first");
   asks.join();
+  close(pair.supervisor);
+}
+
+TEST(a_thread_without_patience_leaves_an_answer_whole_for_who_waits_for_it) {
+  Pair pair;
+  SupervisorLink link(pair.process);
+  const int memory = memfd_of("its memory");
+  const ProcId proc{7, 1};
+  std::string answer;
+  int fd = -1;
+  bool asked = false;
+  CHECK(link.ask("1", answer, &fd, [&] {
+    if (std::exchange(asked, true)) return true;
+    send_packet(pair.supervisor, "first", {memory});
+    const NoDescriptors none;  // for a moment
+    CHECK(link.fetch_segment(proc) == -1 && errno == EMFILE);
+    return true;
+  }));
+  CHECK(answer == "first" && fd >= 0);
+  CHECK(contents_of(fd) == "its memory");
+  // Nobody waits for this one, so nobody is kept by it.
+  CHECK(!link.ask("2", answer, nullptr, [] { return false; }) && errno == EINTR);
+  send_packet(pair.supervisor, "second", {memory});
+  send_packet(pair.supervisor, answer_of('M', ENOENT));
+  {
+    const NoDescriptors none;
+    CHECK(link.fetch_segment(proc) == -1 && errno == ENOENT);
+  }
+  close(memory);
   close(pair.supervisor);
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 
 from polling import wait_until
-from processes import zygote_and_workers
+from processes import children, zygote_and_workers
 
 import skate
 
@@ -71,6 +74,27 @@ def test_what_an_actor_started_ends_with_it_alone(starter: Any) -> None:
         assert runs(of_second)
         skate.kill(second)
         assert wait_until(lambda: not runs(of_second))
+
+
+@contextlib.contextmanager
+def no_descriptors_left(pid: int) -> Iterator[None]:
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_an_end_is_handled_where_the_supervisor_can_open_no_file() -> None:
+    with skate.init(num_cpus=1):
+        keeper = Keeper.remote()
+        kept = skate.get(keeper.start.remote())
+        (supervisor,) = children(os.getpid())
+        with no_descriptors_left(supervisor):
+            skate.kill(keeper)
+            assert wait_until(lambda: not runs(kept))
+        assert skate.get(answer.remote(1), timeout=30) == 1
 
 
 def test_a_daemon_lives_on_when_the_zygote_is_killed() -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,20 @@ def test_a_killed_zygote_is_replaced_and_costs_nothing(session: None) -> None:
     os.kill(zygote, signal.SIGKILL)
     actor = Counter.remote()  # needs a new process
     assert skate.get(actor.add.remote(), timeout=30) == 1
+
+
+def test_another_zygote_imports_nothing_from_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pickle", "selectors", "socket", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the program')")
+    monkeypatch.chdir(tmp_path)
+    with skate.init("embedded", num_cpus=2):
+        assert skate.get(echo.remote(1), timeout=30)[0] == 1
+        (zygote,) = zygote_and_workers(os.getpid())[0]
+        os.kill(zygote, signal.SIGKILL)
+        actor = Counter.remote()  # needs a new process
+        assert skate.get(actor.add.remote(), timeout=30) == 1
 
 
 def test_an_idle_session_outlives_any_number_of_killed_zygotes(session: None) -> None:

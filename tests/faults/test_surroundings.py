@@ -21,7 +21,7 @@ from processes import name_of
 from workload import Counter, echo, nested
 
 import skate
-from skate.exceptions import WorkerCrashedError
+from skate.exceptions import TaskCancelledError, WorkerCrashedError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -100,6 +100,32 @@ def test_what_a_signal_handler_raises_leaves_the_wait(session: None) -> None:
         assert skate.get(echo.remote(5), timeout=60)[0] == 5
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@skate.remote
+def signals_here() -> tuple[int, int]:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return len(blocked), subprocess.run(["false"], check=False).returncode
+
+
+@skate.remote
+def wait_for_cancel() -> None:
+    threading.Event().wait(60)
+
+
+def test_workers_inherit_no_blocked_and_no_ignored_signals() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with skate.init("embedded", num_cpus=1):
+            assert skate.get(signals_here.remote(), timeout=30) == (0, 1)
+            endless = wait_for_cancel.remote()
+            skate.cancel(endless)
+            with pytest.raises(TaskCancelledError):
+                skate.get(endless, timeout=30)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_user_who_reaps_every_child_does_not_disturb(session: None) -> None:

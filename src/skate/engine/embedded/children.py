@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import _core
@@ -30,6 +30,7 @@ _MAX_WORKER_FAILURES = 5  # in a row, before they are ready for a task
 _MAX_GENERATIONS = 64  # of what a dead worker had started; the rest ends later
 _REAP_S = 0.1  # how often to look for what has ended unheard
 _MANY_SIGNALS = 4096
+_CHUNK = 1 << 16
 _NO_WORKER_S = 10.0  # how long tasks wait if there is no worker at all
 # Of these ends, there is a note with the reason in words.
 _WITH_A_NOTE = {
@@ -65,6 +66,8 @@ class Children:
         self._worker_failures = 0
         self._no_worker_since = 0.0
         self._reaping = False
+        self._list = -1  # of our children, open: none may be free when it is wanted
+        self._children()
         self._watch_ends()
         self._open_files = len(os.listdir("/proc/self/fd"))
         self._max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -322,15 +325,8 @@ class Children:
         just being handed to us: it ends with the session.
         """
         living = self.by_pid()
-
-        def is_orphan(pid: int) -> bool:
-            session = _session_of(pid)
-            if session == dead_pid or session in living:
-                return session == dead_pid
-            worker = leftovers.worker_of(pid)
-            return worker not in {0, *living}
-
-        self._kill_all_unknown(is_orphan)
+        known = {dead_pid, *living}
+        self._kill_all_unknown(lambda pid: _starter_of(pid, known) not in {0, *living})
 
     def _kill_all_unknown(self, which: Callable[[int], bool]) -> None:
         """End the children that we do not know and that ``which`` accepts.
@@ -352,7 +348,21 @@ class Children:
     def _unknown(self) -> Iterator[int]:
         """Our children but for the session's own processes."""
         known = {*self.by_pid(), self._supervisor.forker.pid}
-        return (pid for pid in _children() if pid not in known)
+        return (pid for pid in self._children() if pid not in known)
+
+    def _children(self) -> list[int]:
+        """[]: there is no list of them, or memory is short."""
+        try:
+            if self._list < 0:
+                path = f"/proc/self/task/{os.getpid()}/children"
+                self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.lseek(self._list, 0, os.SEEK_SET)
+            text = b""
+            while part := os.read(self._list, _CHUNK):
+                text += part
+        except OSError:
+            return []
+        return [int(pid) for pid in text.split()]
 
     def _watch_ends(self) -> None:
         """Hear of children that end: of those that are not ours nobody else tells."""
@@ -409,7 +419,7 @@ class Children:
 
     def _reap_all(self) -> None:
         # A worker's own children come to us when it ends: we are their subreaper.
-        while children := _children():
+        while children := self._children():
             killed = [pid for pid in children if kill_pid(pid)]
             if not killed:
                 return  # those that are left are another user's
@@ -468,12 +478,10 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return []
+def _starter_of(pid: int, workers: Collection[int]) -> int:
+    """The worker that had started it, or its parents; 0: it is not known."""
+    session = _session_of(pid)
+    return session if session in workers else leftovers.worker_of(pid)
 
 
 def _session_of(pid: int) -> int:

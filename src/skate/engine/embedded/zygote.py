@@ -162,7 +162,3 @@ def _run_worker(
         os._exit(1)
     os.setsid()  # what it starts can be told from other workers and their offspring
     return worker.main(session_fd, fds, settings, order)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
