@@ -512,8 +512,10 @@ class Watch:
     def remove(self, ref: object, tag: int) -> None:
         """What was added so is not told any more."""
 
-    def next(self, timeout: float | None) -> list[int]:
-        """Tags of what has become ready; none: the time is up, or it was closed."""
+    def next(self, timeout: float | None, told: list[int]) -> None:
+        """
+        Appends tags of what has become ready; none: the time is up, or it was closed.
+        """
 
     def close(self) -> None: ...
 

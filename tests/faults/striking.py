@@ -1,0 +1,91 @@
+"""Raises in skate's own code, wherever the handler of a signal could run.
+
+Python runs handlers when a function is entered, after a call, and where a loop begins
+again. A program that strikes at each of these places in turn meets in a second what
+signals meet once in a million calls.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+import skate
+
+SKATE = str(Path(skate.__file__).parent)
+
+
+class Struck(Exception):
+    """What the handler raises: a time limit of the program's own."""
+
+
+class Strike:
+    """While it is open, raises ``Struck`` at place number ``number``, once."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self.where = ""  # it has struck
+
+    def __enter__(self) -> None:
+        if not self.where:
+            sys.settrace(self._enter)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(SKATE) or _in_finalizer(frame):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        last = "RESUME"
+
+        def step(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal last
+            if event == "opcode":
+                before, last = last, _names(frame.f_code).get(frame.f_lasti, "")
+                if before.startswith(("CALL", "JUMP_BACKWARD", "RESUME")):
+                    self._may_strike(frame)
+            return step
+
+        return step
+
+    def _may_strike(self, frame: FrameType) -> None:
+        if self._left == 0:
+            self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+            sys.settrace(None)
+            raise Struck(self.where)
+        self._left -= 1
+
+
+def strikes(most: int = 1000) -> Iterator[Strike]:
+    """One after the other, until there is no such place any more."""
+    for number in range(most):
+        strike = Strike(number)
+        yield strike
+        if not strike.where:
+            return
+    raise AssertionError("there is no end of places")
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """What raises there is not the program's."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@cache
+def _names(code: CodeType) -> dict[int, str]:
+    return {found.offset: found.opname for found in dis.get_instructions(code)}

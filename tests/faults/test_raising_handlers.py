@@ -1,0 +1,80 @@
+"""The handler of a signal raises in the middle of a call: nothing is lost or left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from striking import Strike, Struck, strikes
+
+import skate
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+TIMEOUT = 60
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    with skate.init("embedded", num_cpus=2):
+        yield
+
+
+@skate.remote
+def same(x: int) -> int:
+    return x
+
+
+def read(
+    strike: Strike, iterator: Iterator[skate.ObjectRef[int]]
+) -> Iterator[skate.ObjectRef[int]]:
+    """What it yields, however often it is interrupted."""
+    while True:
+        try:
+            with strike:
+                ref = next(iterator)
+        except Struck:
+            continue
+        except StopIteration:
+            return
+        yield ref
+
+
+def test_as_completed_yields_each_ref_once(session: None) -> None:
+    for strike in strikes():
+        refs = [same.remote(i) for i in range(5)]
+        finished = skate.as_completed(refs, TIMEOUT)
+        assert sorted(map(id, read(strike, finished))) == sorted(map(id, refs)), (
+            strike.where
+        )
+
+
+def test_batches_of_as_completed_hold_each_ref_once(session: None) -> None:
+    for strike in strikes():
+        refs = [same.remote(i) for i in range(5)]
+        finished = skate.as_completed(refs)
+        found = []
+        while len(finished):
+            try:
+                with strike:
+                    batch = finished.next_batch(TIMEOUT)
+            except Struck:
+                continue
+            assert batch, strike.where
+            found += batch
+        assert sorted(map(id, found)) == sorted(map(id, refs)), strike.where
+
+
+def test_a_ref_whose_add_was_interrupted_can_be_added_again(session: None) -> None:
+    for strike in strikes():
+        finished = skate.as_completed([same.remote(1)])
+        first = next(finished)
+        second = same.remote(2)
+        skate.wait([second])
+        try:
+            with strike:
+                finished.add(second)
+        except Struck:
+            finished.add(second)
+        assert [id(ref) for ref in finished] == [id(second)], strike.where
+        assert skate.get(first) == 1
