@@ -217,7 +217,7 @@ void bind_tasks(nb::class_<Node>& node) {
                   "-> None"))
       .def(
           "next_item",
-          [](Node& node, ObjectId task, std::optional<double> timeout) -> nb::object {
+          [](Node& node, ObjectId task, std::optional<double> timeout, nb::list taken) {
             check_alive(node);
             const i64 deadline = deadline_of(timeout);
             ObjectId item;
@@ -226,14 +226,15 @@ void bind_tasks(nb::class_<Node>& node) {
               return node.streams.next_item(task, item, next, deadline);
             });
             if (result == WaitResult::kTimeout) refuse("item_timed_out");
-            if (next == NextItem::kEnd) return nb::none();
-            return guarded(
-                [&] { return take_ref(node, codec_types().object_ref, item); });
+            if (next == NextItem::kEnd) return false;
+            guarded(
+                [&] { taken.append(take_ref(node, codec_types().object_ref, item)); });
+            return true;
           },
-          "task"_a, "timeout"_a.none(),
-          "The next item of a stream, or None at its end.",
-          nb::sig("def next_item(self, task: int, timeout: float | None) "
-                  "-> ObjectRef[Any] | None"))
+          "task"_a, "timeout"_a.none(), "taken"_a,
+          "Appends the next item of a stream; False at its end.",
+          nb::sig("def next_item(self, task: int, timeout: float | None, "
+                  "taken: list[ObjectRef[Any]]) -> bool"))
       .def(
           "peek_item",
           [](Node& node, ObjectId task) {

@@ -351,8 +351,8 @@ class Node:
 
     def place_actor(self, actor: ActorRef, index: int, epoch: int) -> None: ...
 
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        """The next item of a stream, or None at its end."""
+    def next_item(self, task: int, timeout: float | None, taken: list[ObjectRef[Any]]) -> bool:
+        """Appends the next item of a stream; False at its end."""
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
         """A ref that is ready once next_item does not block."""

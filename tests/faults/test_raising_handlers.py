@@ -25,6 +25,11 @@ def same(x: int) -> int:
     return x
 
 
+@skate.remote(num_returns="streaming")
+def items(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
 def read(
     strike: Strike, iterator: Iterator[skate.ObjectRef[int]]
 ) -> Iterator[skate.ObjectRef[int]]:
@@ -78,3 +83,26 @@ def test_a_ref_whose_add_was_interrupted_can_be_added_again(session: None) -> No
             finished.add(second)
         assert [id(ref) for ref in finished] == [id(second)], strike.where
         assert skate.get(first) == 1
+
+
+def test_a_stream_gives_each_item_once(session: None) -> None:
+    for strike in strikes():
+        stream = items.remote(3)
+        values = [skate.get(ref) for ref in read(strike, stream)]
+        assert values == [0, 1, 2], strike.where
+
+
+def test_a_stream_tells_of_an_item_whose_next_was_interrupted(session: None) -> None:
+    for strike in strikes():
+        stream = items.remote(1)
+        try:
+            with strike:
+                next(stream)
+        except Struck:
+            ready, _ = skate.wait([stream], timeout=TIMEOUT)
+            assert ready == [stream], strike.where
+            assert not stream.is_finished(), strike.where
+            assert stream.next_ready(), strike.where
+            assert next(skate.as_completed([stream], TIMEOUT)) is stream
+            assert skate.get(next(stream)) == 0, strike.where
+        assert next(stream, None) is None, strike.where
