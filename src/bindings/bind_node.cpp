@@ -140,7 +140,7 @@ void bind_node(nb::module_& m) {
           "Until calls to that process, which is being ended, fail or go to another.")
       .def(
           "ask",
-          [](Node& node, nb::bytes question, bool interruptible) {
+          [](Node& node, nb::bytes question) {
             check_alive(node);
             std::string answer;
             int error = 0;
@@ -148,7 +148,7 @@ void bind_node(nb::module_& m) {
             {
               // Handlers of signals run on the main thread only.
               SupervisorLink::KeepWaiting keep_waiting;
-              if (interruptible && ::gettid() == ::getpid())
+              if (::gettid() == ::getpid())
                 keep_waiting = [&] {
                   const nb::gil_scoped_acquire acquire;
                   return PyErr_CheckSignals() == 0 && !node.in_forked_child();
@@ -164,10 +164,8 @@ void bind_node(nb::module_& m) {
             if (error != 0) refuse("question_fails", error);
             return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
           },
-          "question"_a, "interruptible"_a = true,
-          "The answer, and the descriptor that came with it or -1.",
-          nb::sig("def ask(self, question: bytes, interruptible: bool = True) "
-                  "-> tuple[bytes, int]"))
+          "question"_a, "The answer, and the descriptor that came with it or -1.",
+          nb::sig("def ask(self, question: bytes) -> tuple[bytes, int]"))
       .def(
           "tell",
           [](Node& node, nb::bytes note) {

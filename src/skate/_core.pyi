@@ -391,7 +391,7 @@ class Node:
         Until calls to that process, which is being ended, fail or go to another.
         """
 
-    def ask(self, question: bytes, interruptible: bool = True) -> tuple[bytes, int]:
+    def ask(self, question: bytes) -> tuple[bytes, int]:
         """The answer, and the descriptor that came with it or -1."""
 
     def tell(self, note: bytes) -> None: ...

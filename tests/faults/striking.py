@@ -1,8 +1,8 @@
 """Raises in skate's own code, wherever the handler of a signal could run.
 
-Python runs handlers when a function is entered, after a call, and where a loop begins
-again. A program that strikes at each of these places in turn meets in a second what
-signals meet once in a million calls.
+Python runs handlers when a function is entered, after a call of what is written in C or
+is a class, and where a loop begins again. A program that strikes at each of these places
+in turn meets in a second what signals meet once in a million calls.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Strike:
 
     def __init__(self, number: int) -> None:
         self._left = number
+        self._last: dict[FrameType, str] = {}  # the instruction that a frame was at
         self.where = ""  # it has struck
 
     def __enter__(self) -> None:
@@ -42,22 +43,26 @@ class Strike:
         traceback: TracebackType | None,
     ) -> None:
         sys.settrace(None)
+        self._last.clear()
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
         if not frame.f_code.co_filename.startswith(SKATE) or _in_finalizer(frame):
             return None
+        if frame.f_back in self._last and not frame.f_code.co_name.startswith("__"):
+            self._last[frame.f_back] = ""
+        self._last[frame] = "RESUME"
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        last = "RESUME"
+        return self._step
 
-        def step(frame: FrameType, event: str, arg: Any) -> Any:
-            nonlocal last
-            if event == "opcode":
-                before, last = last, _names(frame.f_code).get(frame.f_lasti, "")
-                if before.startswith(("CALL", "JUMP_BACKWARD", "RESUME")):
-                    self._may_strike(frame)
-            return step
-
-        return step
+    def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "opcode":
+            before = self._last.get(frame, "")
+            self._last[frame] = _names(frame.f_code).get(frame.f_lasti, "")
+            if before.startswith(("CALL", "JUMP_BACKWARD", "RESUME")):
+                self._may_strike(frame)
+        elif event == "return":
+            self._last.pop(frame, None)
+        return self._step
 
     def _may_strike(self, frame: FrameType) -> None:
         if self._left == 0:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+from polling import wait_until
+from processes import children
 from striking import Strike, Struck, strikes
 
 import skate
+from skate.util import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -106,3 +115,48 @@ def test_a_stream_tells_of_an_item_whose_next_was_interrupted(session: None) -> 
             assert next(skate.as_completed([stream], TIMEOUT)) is stream
             assert skate.get(next(stream)) == 0, strike.where
         assert next(stream, None) is None, strike.where
+
+
+def live_placement_groups() -> list[str]:
+    table = placement_group_table()
+    return [group for group, row in table.items() if row["state"] != "REMOVED"]
+
+
+def test_no_placement_group_is_left_without_a_handle(session: None) -> None:
+    for strike in strikes():
+        try:
+            with strike:
+                group = placement_group([{"CPU": 1}])
+        except Struck:
+            pass
+        else:
+            remove_placement_group(group)
+        assert live_placement_groups() == [], strike.where
+
+
+def test_a_placement_group_is_given_up_while_the_supervisor_is_stopped(
+    session: None,
+) -> None:
+    def strike(*_: object) -> None:
+        raise Struck
+
+    (supervisor,) = children(os.getpid())
+    os.kill(supervisor, signal.SIGSTOP)
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Struck):
+            placement_group([{"CPU": 2}])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        os.kill(supervisor, signal.SIGCONT)
+    assert live_placement_groups() == []
+    assert wait_until(lambda: skate.available_resources()["CPU"] == 2)
+
+
+def test_no_placement_group_is_left_by_a_warning_that_is_an_error(
+    session: None,
+) -> None:
+    with pytest.raises(RuntimeWarning, match="will never be ready"):
+        placement_group([{"CPU": 1000}])
+    assert live_placement_groups() == []

@@ -484,10 +484,15 @@ class EmbeddedEngine:
         self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
     ) -> str:
         info = GroupInfo.of(bundles, strategy, name, self.cluster_resources())
-        question = pickle.dumps(("create_placement_group", info))
-        # Ctrl-C waits: the answer is all that tells which group there is then.
-        answer, _ = self.node.ask(question, interruptible=False)
-        group: str = pickle.loads(answer)
+        # Its id comes first: the call that creates it may be interrupted, and then
+        # nobody else knows the group.
+        group: str = self._ask("new_placement_group_id")
+        removal = pickle.dumps(("remove_placement_group", group))
+        try:
+            self._ask("create_placement_group", group, info)
+        except BaseException:
+            self.node.tell(removal)
+            raise
         return group
 
     def remove_placement_group(self, group: str) -> None:
