@@ -268,6 +268,21 @@ def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
     Call report() once a second in waits that last longer, until it returns True.
     """
 
+class Descriptor:
+    """An open file, until it is dropped."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
+
+    def fileno(self) -> int: ...
+
+    def detach(self) -> int:
+        """Its number, for whoever closes it then."""
+
+    def close(self) -> None: ...
+
 class Node:
     """One process of the engine; see src/core/node.hpp."""
 
@@ -391,8 +406,8 @@ class Node:
         Until calls to that process, which is being ended, fail or go to another.
         """
 
-    def ask(self, question: bytes) -> tuple[bytes, int]:
-        """The answer, and the descriptor that came with it or -1."""
+    def ask(self, question: bytes) -> tuple[bytes, Descriptor | None]:
+        """The answer, and the descriptor that came with it, if any."""
 
     def tell(self, note: bytes) -> None: ...
 

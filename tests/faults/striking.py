@@ -1,8 +1,8 @@
 """Raises in skate's own code, wherever the handler of a signal could run.
 
-Python runs handlers when a function is entered, after a call of what is written in C or
-is a class, and where a loop begins again. A program that strikes at each of these places
-in turn meets in a second what signals meet once in a million calls.
+Python runs handlers when a function is entered, after a call of what is a class or
+written in C, and where a loop begins again. A program that strikes at each of these
+places in turn meets in a second what signals meet once in a million calls.
 """
 
 from __future__ import annotations

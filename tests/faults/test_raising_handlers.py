@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from polling import wait_until
@@ -12,6 +14,7 @@ from processes import children
 from striking import Strike, Struck, strikes
 
 import skate
+from skate.collective import GroupSpec
 from skate.util import (
     placement_group,
     placement_group_table,
@@ -160,3 +163,26 @@ def test_no_placement_group_is_left_by_a_warning_that_is_an_error(
     with pytest.raises(RuntimeWarning, match="will never be ready"):
         placement_group([{"CPU": 1000}])
     assert live_placement_groups() == []
+
+
+def open_files(name: str) -> list[str]:
+    folder = Path("/proc/self/fd")
+    found = []
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself
+            found += [str(file)] if name in os.readlink(file) else []
+    return found
+
+
+def test_no_memory_of_a_group_stays_open(session: None) -> None:
+    for number, strike in enumerate(strikes()):
+        try:
+            with strike:
+                group = GroupSpec(f"group {number}", 1).join(0, TIMEOUT)
+        except Struck:
+            pass
+        else:
+            group.close()
+        assert open_files("skate-group") == [], strike.where
+        # The rank is free for another.
+        GroupSpec(f"group {number}", 1).join(0, TIMEOUT).close()

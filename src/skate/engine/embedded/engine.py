@@ -7,7 +7,6 @@ naming errors, asking the supervisor.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -583,16 +582,13 @@ class EmbeddedEngine:
             raise refusals.ref_of_an_ended_session(ref)
         return ref._id
 
-    def ask(self, *question: Any) -> tuple[Any, int]:
-        """The supervisor's answer, and the descriptor that came with it or -1."""
-        data, fd = self.node.ask(pickle.dumps(question))
-        return pickle.loads(data), fd
+    def ask(self, *question: Any) -> tuple[Any, _core.Descriptor | None]:
+        """The supervisor's answer, and the descriptor that came with it, if any."""
+        data, file = self.node.ask(pickle.dumps(question))
+        return pickle.loads(data), file
 
     def _ask(self, *question: Any) -> Any:
-        answer, fd = self.ask(*question)
-        if fd >= 0:
-            os.close(fd)
-        return answer
+        return self.ask(*question)[0]
 
     def _failure(self, error: int, cause: int, detail: int) -> SkateError:
         """The exception for what the core reports in numbers."""
