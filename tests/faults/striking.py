@@ -20,14 +20,18 @@ import skate
 SKATE = str(Path(skate.__file__).parent)
 
 
-class Struck(Exception):
-    """What the handler raises: a time limit of the program's own."""
+class Struck(BaseException):
+    """What the handler raises; nobody takes it for an error of a call's own."""
 
 
 class Strike:
-    """While it is open, raises ``Struck`` at place number ``number``, once."""
+    """While it is open, raises ``Struck`` at place number ``number``, once.
 
-    def __init__(self, number: int) -> None:
+    Only in files with one of those endings.
+    """
+
+    def __init__(self, number: int, files: tuple[str, ...]) -> None:
+        self._files = files
         self._left = number
         self._last: dict[FrameType, str] = {}  # the instruction that a frame was at
         self.where = ""  # it has struck
@@ -46,7 +50,10 @@ class Strike:
         self._last.clear()
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(SKATE) or _in_finalizer(frame):
+        file = frame.f_code.co_filename
+        if not file.startswith(SKATE) or not file.endswith(self._files):
+            return None
+        if _in_finalizer(frame):
             return None
         if frame.f_back in self._last and not frame.f_code.co_name.startswith("__"):
             self._last[frame.f_back] = ""
@@ -72,10 +79,10 @@ class Strike:
         self._left -= 1
 
 
-def strikes(most: int = 1000) -> Iterator[Strike]:
+def strikes(files: tuple[str, ...] = (".py",)) -> Iterator[Strike]:
     """One after the other, until there is no such place any more."""
-    for number in range(most):
-        strike = Strike(number)
+    for number in range(1000):
+        strike = Strike(number, files)
         yield strike
         if not strike.where:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from striking import Strike, Struck, strikes
 
 import skate
 from skate.collective import GroupSpec
+from skate.engine.protocol import ActorInfo, ActorState
 from skate.util import (
     placement_group,
     placement_group_table,
@@ -186,3 +188,49 @@ def test_no_memory_of_a_group_stays_open(session: None) -> None:
         assert open_files("skate-group") == [], strike.where
         # The rank is free for another.
         GroupSpec(f"group {number}", 1).join(0, TIMEOUT).close()
+
+
+@skate.remote(num_cpus=0)
+class Named:
+    pass
+
+
+def live_actors() -> list[ActorInfo]:
+    engine = skate._runtime.current()
+    return [a for a in engine.list_actors() if a.state is not ActorState.DEAD]
+
+
+def test_no_detached_actor_is_left_without_a_handle(session: None) -> None:
+    creation = ("_actor.py", "embedded/engine.py")
+    for strike in strikes(creation):
+        try:
+            with strike:
+                actor = Named.options(name="one", lifetime="detached").remote()
+        except Struck:
+            pass
+        else:
+            skate.kill(actor)
+        assert wait_until(lambda: not live_actors()), strike.where
+
+
+def test_no_code_is_left_in_the_store(session: None) -> None:
+    engine = skate._runtime.current()
+    before = engine.statistics()["objects"]
+
+    def is_clean() -> bool:
+        if engine.statistics()["objects"] > before:
+            gc.collect()  # of the traceback, which holds the frames
+        return engine.statistics()["objects"] <= before
+
+    for strike in strikes(("embedded/engine.py",)):
+        function = skate.remote(lambda: None)
+        try:
+            with strike:
+                ref = function.remote()
+        except Struck:
+            pass
+        else:
+            skate.get(ref)
+            del ref
+        del function
+        assert wait_until(is_clean), strike.where

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ class _Adds:
 
 
 def test_keywords_that_change_while_they_are_pickled_are_refused(node: Any) -> None:
-    function = node.export_function(b"", [])
+    exported = types.SimpleNamespace()
+    node.export_function(b"", [], exported)
+    function = exported.function_id
     kwargs: dict[str, Any] = {}
     kwargs["a"] = _Adds(kwargs)
     with pytest.raises(RuntimeError, match="changed while"):

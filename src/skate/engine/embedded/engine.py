@@ -82,21 +82,17 @@ class Exported:
     engine: EmbeddedEngine | None  # None: its session has ended
 
     def __init__(
-        self,
-        engine: EmbeddedEngine,
-        function_id: int,
-        holds_refs: bool,
-        resources: bytes | None,
+        self, engine: EmbeddedEngine, holds_refs: bool, resources: bytes | None
     ) -> None:
+        self.function_id = 0  # of nothing
         self.engine = engine
-        self.function_id = function_id
         self.holds_refs = holds_refs
         self.resources = resources  # None: one CPU of the pool
 
     def __del__(self) -> None:
         # In a cycle of garbage it may be used after this: then it is exported anew.
-        engine, self.engine = self.engine, None
-        if engine is not None:
+        engine, self.engine = getattr(self, "engine", None), None
+        if engine is not None and self.function_id:
             engine.release(self.function_id)
 
 
@@ -209,10 +205,10 @@ class EmbeddedEngine:
         )
         if len(data) > advice.LARGE_CODE_BYTES and advice.wanted():
             advice.large_code(what, len(data))
-        function_id = self.node.export_function(data, packed.refs)
-        self.node.name_function(function_id, label)
-        exported = Exported(self, function_id, bool(packed.refs), resources)
+        exported = Exported(self, bool(packed.refs), resources)
         self._exports.add(exported)
+        self.node.export_function(data, packed.refs, exported)
+        self.node.name_function(exported.function_id, label)
         return exported
 
     def _env_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv:
