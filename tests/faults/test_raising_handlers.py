@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +235,41 @@ def test_no_code_is_left_in_the_store(session: None) -> None:
             del ref
         del function
         assert wait_until(is_clean), strike.where
+
+
+@skate.remote(num_cpus=0)
+class Gate:
+    def wait(self, path: Path) -> None:
+        while not path.exists():
+            threading.Event().wait(0.002)
+
+
+@skate.remote
+def get_inner(refs: list[skate.ObjectRef[None]], started: Path) -> None:
+    started.touch()
+    skate.get(refs[0])
+
+
+@skate.remote
+def wait_outside(started: Path, gate: Path) -> int:
+    started.touch()
+    while not gate.exists():
+        threading.Event().wait(0.002)
+    return os.getpid()
+
+
+def test_a_worker_whose_get_was_cancelled_is_not_said_to_wait(tmp_path: Path) -> None:
+    gate, first, second = tmp_path / "gate", tmp_path / "first", tmp_path / "second"
+    with skate.init("embedded", num_cpus=1):
+        actor = Gate.remote()
+        blocked = actor.wait.remote(gate)
+        waits = get_inner.remote([blocked], first)
+        assert wait_until(lambda: "blocked in get" in skate.why(waits))
+        skate.cancel(waits)
+        with pytest.raises(skate.exceptions.TaskCancelledError):
+            skate.get(waits)
+        computes = wait_outside.remote(second, gate)
+        assert wait_until(second.exists)
+        assert "blocked in" not in skate.why(computes)
+        gate.touch()
+        skate.get([computes, blocked])
