@@ -108,6 +108,13 @@ void bind_node(nb::module_& m) {
       "Call report() once a second in waits that last longer, until it returns True.",
       nb::sig("def on_long_wait(report: Callable[[], bool], after_s: float) -> None"));
 
+  // As a number it would stay open if the handler of a signal raises before Python has
+  // stored it.
+  nb::class_<Descriptor>(m, "Descriptor", "An open file, until it is dropped.")
+      .def("fileno", &Descriptor::get)
+      .def("detach", &Descriptor::release, "Its number, for whoever closes it then.")
+      .def("close", [](Descriptor& file) { file = {}; });
+
   nb::class_<Node> node(m, "Node", "One process of the engine; see src/core/node.hpp.");
   bind_calls(m, node);
   bind_listing(node);
@@ -140,7 +147,7 @@ void bind_node(nb::module_& m) {
           "Until calls to that process, which is being ended, fail or go to another.")
       .def(
           "ask",
-          [](Node& node, nb::bytes question, bool interruptible) {
+          [](Node& node, nb::bytes question) {
             check_alive(node);
             std::string answer;
             int error = 0;
@@ -148,7 +155,7 @@ void bind_node(nb::module_& m) {
             {
               // Handlers of signals run on the main thread only.
               SupervisorLink::KeepWaiting keep_waiting;
-              if (interruptible && ::gettid() == ::getpid())
+              if (::gettid() == ::getpid())
                 keep_waiting = [&] {
                   const nb::gil_scoped_acquire acquire;
                   return PyErr_CheckSignals() == 0 && !node.in_forked_child();
@@ -162,12 +169,12 @@ void bind_node(nb::module_& m) {
             check_not_forked(node);  // the handler of a signal may have forked
             if (error == EPIPE) raise_engine_died(node);
             if (error != 0) refuse("question_fails", error);
-            return nb::make_tuple(nb::bytes(answer.data(), answer.size()), fd);
+            nb::object owned = nb::none();
+            if (fd >= 0) owned = nb::cast(Descriptor(fd));
+            return nb::make_tuple(nb::bytes(answer.data(), answer.size()), owned);
           },
-          "question"_a, "interruptible"_a = true,
-          "The answer, and the descriptor that came with it or -1.",
-          nb::sig("def ask(self, question: bytes, interruptible: bool = True) "
-                  "-> tuple[bytes, int]"))
+          "question"_a, "The answer, and the descriptor that came with it, if any.",
+          nb::sig("def ask(self, question: bytes) -> tuple[bytes, Descriptor | None]"))
       .def(
           "tell",
           [](Node& node, nb::bytes note) {

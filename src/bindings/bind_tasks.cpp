@@ -126,7 +126,9 @@ nb::list call_actor(Node& node, nb::handle actor, nb::tuple spec, nb::tuple args
                      {retry_on.c_str(), retry_on.size()});
 }
 
-ObjectId export_function(Node& node, nb::bytes code, nb::list refs) {
+// Gives its id to `exported` itself: what is only returned is lost if the handler of a
+// signal raises, which comes before Python has stored it.
+void export_function(Node& node, nb::bytes code, nb::list refs, nb::object exported) {
   check_alive(node);
   const std::vector<ObjectId> held = ids_of(refs);  // throws: before there is a block
   const auto block = node.store.allocate_beyond(code.size(), kNobody);
@@ -139,7 +141,8 @@ ObjectId export_function(Node& node, nb::bytes code, nb::list refs) {
     value.contained.push_back({id, id});
     node.objects.acquire(id);
   }
-  return node.objects.put(std::move(value), Object::Kind::kFunction);
+  exported.attr("function_id") =
+      node.objects.put(std::move(value), Object::Kind::kFunction);
 }
 
 }  // namespace
@@ -194,9 +197,9 @@ void bind_tasks(nb::class_<Node>& node) {
             return node.actors.unanswered(id_of(actor.ptr()));
           },
           "actor"_a, nb::sig("def unanswered_calls(self, actor: ActorRef) -> int"))
-      .def("export_function", &export_function, "code"_a, "refs"_a,
-           nb::sig("def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) "
-                   "-> int"))
+      .def("export_function", &export_function, "code"_a, "refs"_a, "exported"_a,
+           nb::sig("def export_function(self, code: bytes, refs: list[ObjectRef[Any]], "
+                   "exported: Any) -> None"))
       .def(
           "new_actor",
           [](Node& node) {
@@ -217,7 +220,7 @@ void bind_tasks(nb::class_<Node>& node) {
                   "-> None"))
       .def(
           "next_item",
-          [](Node& node, ObjectId task, std::optional<double> timeout) -> nb::object {
+          [](Node& node, ObjectId task, std::optional<double> timeout, nb::list taken) {
             check_alive(node);
             const i64 deadline = deadline_of(timeout);
             ObjectId item;
@@ -226,14 +229,15 @@ void bind_tasks(nb::class_<Node>& node) {
               return node.streams.next_item(task, item, next, deadline);
             });
             if (result == WaitResult::kTimeout) refuse("item_timed_out");
-            if (next == NextItem::kEnd) return nb::none();
-            return guarded(
-                [&] { return take_ref(node, codec_types().object_ref, item); });
+            if (next == NextItem::kEnd) return false;
+            guarded(
+                [&] { taken.append(take_ref(node, codec_types().object_ref, item)); });
+            return true;
           },
-          "task"_a, "timeout"_a.none(),
-          "The next item of a stream, or None at its end.",
-          nb::sig("def next_item(self, task: int, timeout: float | None) "
-                  "-> ObjectRef[Any] | None"))
+          "task"_a, "timeout"_a.none(), "taken"_a,
+          "Appends the next item of a stream; False at its end.",
+          nb::sig("def next_item(self, task: int, timeout: float | None, "
+                  "taken: list[ObjectRef[Any]]) -> bool"))
       .def(
           "peek_item",
           [](Node& node, ObjectId task) {

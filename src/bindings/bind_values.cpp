@@ -88,7 +88,9 @@ class PyWatch {
     if (is_closed_ || node_.in_forked_child()) return;
     node_.watches.remove(watch_, id_of(ref.ptr()), tag);
   }
-  nb::list next(std::optional<double> timeout) {
+  // Into the caller's list: what is only returned is lost if the handler of a signal
+  // raises, which comes before Python has stored it.
+  void next(std::optional<double> timeout, nb::list told) {
     check_alive(node_);
     check_open();
     const i64 deadline = deadline_of(timeout);
@@ -99,9 +101,7 @@ class PyWatch {
     }
     if (const u64 since = Waits::take_start())
       node_.home.trace.waited(TraceEvent::kWait, since, tags.size());
-    nb::list out;
-    for (u64 tag : tags) out.append(tag);
-    return out;
+    for (const u64 tag : tags) told.append(tag);
   }
   void close() {
     is_closed_ = true;
@@ -144,9 +144,10 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
       .def("add", &PyWatch::add, "ref"_a, "tag"_a)
       .def("remove", &PyWatch::remove, "ref"_a, "tag"_a,
            "What was added so is not told any more.")
-      .def("next", &PyWatch::next, "timeout"_a.none(),
-           "Tags of what has become ready; none: the time is up, or it was closed.",
-           nb::sig("def next(self, timeout: float | None) -> list[int]"))
+      .def("next", &PyWatch::next, "timeout"_a.none(), "told"_a,
+           "Appends tags of what has become ready; none: the time is up, or it was "
+           "closed.",
+           nb::sig("def next(self, timeout: float | None, told: list[int]) -> None"))
       .def("close", &PyWatch::close);
 
   node.def("put", &put, "value"_a.none(),

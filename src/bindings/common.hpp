@@ -80,9 +80,8 @@ class LongWait {
   i64 next_ = now_ns() + g_long_waits.after_ns;
 };
 
-// Runs `wait` without the GIL until it is done; Ctrl-C gets through.
 template <class Wait>
-WaitResult wait_patiently(const Node& node, Wait&& wait) {
+WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
   std::optional<LongWait> long_wait;
   for (;;) {
     WaitResult result;
@@ -99,6 +98,19 @@ WaitResult wait_patiently(const Node& node, Wait&& wait) {
     if (error != 0 && error != ETIMEDOUT) refuse("resources_lack", error);
     if (!long_wait) long_wait.emplace();
     long_wait->check();
+  }
+}
+
+// Runs `wait` without the GIL until it is done; Ctrl-C gets through.
+template <class Wait>
+WaitResult wait_patiently(Node& node, Wait&& wait) {
+  try {
+    return wait_interruptibly(node, wait);
+  } catch (...) {
+    // Who looks at this process must not think that it waits still.
+    if (!node.in_forked_child() && Waits::take_start() != 0)
+      node.home.trace.waits_no_more();
+    throw;
   }
 }
 

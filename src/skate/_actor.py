@@ -26,6 +26,7 @@ from .exceptions import ActorAlreadyExistsError, ActorClassInheritanceException
 
 if TYPE_CHECKING:
     from ._ref import ActorRef
+    from .engine.protocol import Engine
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -285,7 +286,7 @@ class ActorClass(Generic[T]):
         engine = current()
         options = spec.options
         if not options.get_if_exists:
-            return self._handle(engine.create_actor(spec, args, kwargs))
+            return self._create(engine, args, kwargs)
         assert options.name is not None
         while True:  # another thread or task may take or free the name in between
             try:
@@ -293,12 +294,21 @@ class ActorClass(Generic[T]):
             except ValueError:
                 pass
             try:
-                return self._handle(engine.create_actor(spec, args, kwargs))
+                return self._create(engine, args, kwargs)
             except ActorAlreadyExistsError:
                 continue
 
-    def _handle(self, actor: ActorRef) -> ActorHandle[T]:
-        return ActorHandle(actor, self._spec.interface)
+    def _create(
+        self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ActorHandle[T]:
+        actor = engine.create_actor(self._spec, args, kwargs)
+        try:
+            handle: ActorHandle[T] = ActorHandle(actor, self._spec.interface)
+        except BaseException:  # Ctrl-C: it is not to live on without a handle
+            if self._spec.options.lifetime == "detached":
+                engine.kill_actor(actor, no_restart=True)
+            raise
+        return handle
 
     def options(self, **options: Any) -> ActorClass[T]:
         """The same class with other options, for one actor or for many."""

@@ -270,6 +270,21 @@ def on_long_wait(report: Callable[[], bool], after_s: float) -> None:
     Call report() once a second in waits that last longer, until it returns True.
     """
 
+class Descriptor:
+    """An open file, until it is dropped."""
+
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+    from skate._ref import ActorRef, ObjectRef
+    from skate.engine.protocol import MethodSpec
+
+    def fileno(self) -> int: ...
+
+    def detach(self) -> int:
+        """Its number, for whoever closes it then."""
+
+    def close(self) -> None: ...
+
 class Node:
     """One process of the engine; see src/core/node.hpp."""
 
@@ -347,14 +362,14 @@ class Node:
 
     def unanswered_calls(self, actor: ActorRef) -> int: ...
 
-    def export_function(self, code: bytes, refs: list[ObjectRef[Any]]) -> int: ...
+    def export_function(self, code: bytes, refs: list[ObjectRef[Any]], exported: Any) -> None: ...
 
     def new_actor(self) -> ActorRef: ...
 
     def place_actor(self, actor: ActorRef, index: int, epoch: int) -> None: ...
 
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        """The next item of a stream, or None at its end."""
+    def next_item(self, task: int, timeout: float | None, taken: list[ObjectRef[Any]]) -> bool:
+        """Appends the next item of a stream; False at its end."""
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
         """A ref that is ready once next_item does not block."""
@@ -393,8 +408,8 @@ class Node:
         Until calls to that process, which is being ended, fail or go to another.
         """
 
-    def ask(self, question: bytes, interruptible: bool = True) -> tuple[bytes, int]:
-        """The answer, and the descriptor that came with it or -1."""
+    def ask(self, question: bytes) -> tuple[bytes, Descriptor | None]:
+        """The answer, and the descriptor that came with it, if any."""
 
     def tell(self, note: bytes) -> None: ...
 
@@ -516,8 +531,10 @@ class Watch:
     def remove(self, ref: object, tag: int) -> None:
         """What was added so is not told any more."""
 
-    def next(self, timeout: float | None) -> list[int]:
-        """Tags of what has become ready; none: the time is up, or it was closed."""
+    def next(self, timeout: float | None, told: list[int]) -> None:
+        """
+        Appends tags of what has become ready; none: the time is up, or it was closed.
+        """
 
     def close(self) -> None: ...
 

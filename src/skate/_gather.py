@@ -44,7 +44,10 @@ def as_completed(
 class AsCompleted(Generic[W]):
     """An iterator over refs in the order in which they finish; see `as_completed`.
 
-    It ends when all have been yielded, and goes on if more are added then.
+    It ends when all have been yielded, and goes on if more are added then. So it does
+    when the handler of a signal has raised in it: no ref is lost. For that, a ref goes
+    from one place to the next without a call in between: handlers run after a call,
+    and where a loop begins again.
     """
 
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
@@ -54,8 +57,8 @@ class AsCompleted(Generic[W]):
         self._watch: Watch | None = None
         self._added = 0
         self._waiting: dict[int, W] = {}
-        self._peeks: dict[int, ObjectRef[Any]] = {}  # what tells of a stream
-        self._ready: list[int] = []  # tags, the first to be yielded last
+        self._told: list[int] = []  # by the watch, and not taken out of `_waiting` yet
+        self._ready: list[W] = []  # the first to be yielded last
         for index, ref in enumerate(refs):
             self._check(ref, f"item {index} is ")
             self._waiting[self._added] = ref
@@ -69,9 +72,10 @@ class AsCompleted(Generic[W]):
         self._waiting[tag] = ref
         if self._watch is not None:
             try:
-                self._watch_for(self._watch, ref, tag)
+                _watch_for(self._watch, ref, tag)
             except BaseException:  # else it would be waited for in vain
-                self._waiting.pop(tag, None)
+                if tag in self._waiting:
+                    del self._waiting[tag]
                 raise
 
     def next_batch(self, timeout: float | None = None) -> list[W]:
@@ -79,31 +83,35 @@ class AsCompleted(Generic[W]):
 
         Empty when ``timeout`` seconds have gone by, or nothing is left to wait for.
         """
-        if not self._ready and self._waiting:
-            self._wait(timeout)
-        tags, self._ready = self._ready[::-1], []
-        return [self._waiting.pop(tag) for tag in tags]
+        while not self._ready and self._waiting:
+            if not self._wait(timeout):
+                break
+        batch = self._ready[::-1]
+        del self._ready[:]
+        return batch
 
     def close(self) -> None:
         """Let go of all that was not yielded."""
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         self._waiting.clear()
-        self._peeks.clear()
+        self._told.clear()
         self._ready.clear()
 
     def __len__(self) -> int:
         """How many have not been yielded."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._ready)
 
     def __iter__(self) -> AsCompleted[W]:
         return self
 
     def __next__(self) -> W:
-        if not self._ready:
+        while not self._ready:
             self._wait_for_next()
-        return self._waiting.pop(self._ready.pop())
+        ref = self._ready[-1]
+        del self._ready[-1]
+        return ref
 
     def __del__(self) -> None:
         watch = getattr(self, "_watch", None)  # a wrong item: there is none
@@ -124,33 +132,36 @@ class AsCompleted(Generic[W]):
             )
 
     def _wait(self, timeout: float | None) -> bool:
-        if self._watch is None:
+        """Until there is something in ``_ready``; False: the time is up."""
+        watch = self._watch
+        if watch is None:
             # Once: the first of a dict is looked for among all that has gone.
             self._engine = engine_of(next(iter(self._waiting.values()), self))
-            self._watch = watch = self._engine.watch()
+            watch = self._engine.watch()
             try:
                 for tag, ref in self._waiting.items():
-                    self._watch_for(watch, ref, tag)
-            except BaseException:  # else the next wait would miss those that follow
+                    _watch_for(watch, ref, tag)
+                self._watch = watch  # which misses none
+            except BaseException:
                 watch.close()
-                self._watch = None
                 raise
-        try:
-            self._ready = self._watch.next(timeout)
-        except KeyboardInterrupt:
-            assert self._engine is not None
-            cancel_interrupted(self._engine, self._waiting.values())
-            raise
-        self._ready.reverse()
-        if self._peeks:
-            for tag in self._ready:
-                self._peeks.pop(tag, None)
-        return bool(self._ready)
-
-    def _watch_for(self, watch: Watch, ref: Any, tag: int) -> None:
-        if isinstance(ref, ObjectRefGenerator):
-            ref = self._peeks[tag] = peek(engine_of(ref), ref)
-        watch.add(ref, tag)
+        told, waiting, ready = self._told, self._waiting, self._ready
+        if not told:  # else the last call was interrupted
+            try:
+                watch.next(timeout, told)
+            except KeyboardInterrupt:
+                assert self._engine is not None
+                cancel_interrupted(self._engine, waiting.values())
+                raise
+            if not told:
+                return False
+        while told:
+            tag = told[-1]
+            del told[-1]
+            if tag in waiting:  # else its `add` was interrupted
+                ready += (waiting[tag],)
+                del waiting[tag]
+        return True
 
     def _check(self, ref: Any, where: str) -> None:
         if type(ref) is not ObjectRef and not isinstance(ref, ObjectRefGenerator):
@@ -158,6 +169,12 @@ class AsCompleted(Generic[W]):
                 f"skate.as_completed takes ObjectRefs; {where}{ref!r} of type "
                 f"{type(ref).__name__}."
             )
+
+
+def _watch_for(watch: Watch, ref: Any, tag: int) -> None:
+    if isinstance(ref, ObjectRefGenerator):
+        ref = peek(engine_of(ref), ref)
+    watch.add(ref, tag)
 
 
 def _remaining(deadline: float | None) -> float | None:
@@ -212,6 +229,7 @@ def _map_unordered(
     limit = max_in_flight or 2 * engine.config.num_cpus + 16
     watch = engine.watch()
     in_flight: dict[int, ObjectRef[T]] = {}
+    ready: list[int] = []
     next_tag = 0
     more = True
     try:
@@ -228,8 +246,10 @@ def _map_unordered(
                 next_tag += 1
             if not in_flight:
                 return
-            for tag in watch.next(None):
+            watch.next(None, ready)
+            for tag in ready:
                 yield engine.get((in_flight.pop(tag),), None, False)[0]
+            ready.clear()
     except KeyboardInterrupt:
         cancel_interrupted(engine, in_flight.values())
         raise

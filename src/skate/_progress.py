@@ -38,7 +38,8 @@ def progress(refs: list[ObjectRef[T]]) -> list[ObjectRef[T]]:
         for tag, ref in enumerate(refs):
             watch.add(ref, tag)
         while done < len(refs):
-            tags = watch.next(_TICK_S)
+            tags: list[int] = []
+            watch.next(_TICK_S, tags)
             done += len(tags)
             failed += sum(engine.failed(refs[tag]) for tag in tags)
             display.show(done, failed)

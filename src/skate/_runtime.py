@@ -508,6 +508,9 @@ def peek(engine: Engine, stream: ObjectRefGenerator[Any]) -> ObjectRef[Any]:
     completed = stream._completed
     if completed._counter is not engine:
         engine.wait([completed], 1, 0)  # refuses the refs of an ended session
+    taken = stream._taken
+    if taken:
+        return taken[0]  # its value is there
     return engine.peek_item(completed._id)
 
 

@@ -18,8 +18,14 @@ ITEM, END, NOT_YET = 0, 1, 2
 class StreamSource(RefCounter, Protocol):
     """What a stream needs of its engine; ``task`` is the id of its end's ref."""
 
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        """Wait for the next item; None at the end. Raises ``GetTimeoutError``."""
+    def next_item(
+        self, task: int, timeout: float | None, taken: list[ObjectRef[Any]]
+    ) -> bool:
+        """Wait for the next item, and append its ref; False at the end.
+
+        It is not returned: the handler of a signal may raise after the call has
+        returned and before its result is stored. Raises ``GetTimeoutError``.
+        """
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
         """A ref that is ready once ``next_item`` does not block."""
@@ -46,9 +52,11 @@ class ObjectRefGenerator(Generic[T_co]):
     ``skate.cancel``. It cannot be passed to tasks: read it, and pass the refs.
     """
 
-    __slots__ = ("__weakref__", "_completed", "_source")
+    __slots__ = ("__weakref__", "_completed", "_source", "_taken")
 
     def __init__(self, completed: ObjectRef[Any], source: StreamSource) -> None:
+        # What a call that was interrupted had taken and could not return.
+        self._taken: list[ObjectRef[Any]] = []
         self._completed = completed
         self._source = source
 
@@ -56,9 +64,13 @@ class ObjectRefGenerator(Generic[T_co]):
         return self
 
     def __next__(self) -> ObjectRef[T_co]:
-        ref = self._source.next_item(self._completed._id, None)
-        if ref is None:
-            raise StopIteration
+        taken = self._taken
+        while not taken:
+            if not self._source.next_item(self._completed._id, None, taken):
+                raise StopIteration
+        # No calls: the handler of a signal, which may raise, runs after them.
+        ref = taken[0]
+        del taken[0]
         return ref
 
     def __aiter__(self) -> ObjectRefGenerator[T_co]:
@@ -68,12 +80,15 @@ class ObjectRefGenerator(Generic[T_co]):
         import asyncio
 
         task = self._completed._id
-        while self._source.look_at_stream(task) == NOT_YET:
+        while not self._taken and self._source.look_at_stream(task) == NOT_YET:
             ahead = self._source.peek_item(task)
             await asyncio.wrap_future(self._source.ready_future(ahead))
-        ref = self._source.next_item(task, None)
-        if ref is None:
-            raise StopAsyncIteration
+        taken = self._taken
+        while not taken:
+            if not self._source.next_item(task, None, taken):
+                raise StopAsyncIteration
+        ref = taken[0]  # as above
+        del taken[0]
         return ref
 
     def completed(self) -> ObjectRef[None]:
@@ -82,14 +97,19 @@ class ObjectRefGenerator(Generic[T_co]):
 
     def next_ready(self) -> bool:
         """Whether ``next`` gives a ref at once whose value is there."""
+        if self._taken:
+            return True
         return self._source.look_at_stream(self._completed._id) == ITEM
 
     def is_finished(self) -> bool:
         """Whether the generator has ended and all items have been taken."""
+        if self._taken:
+            return False
         return self._source.look_at_stream(self._completed._id) == END
 
     def close(self) -> None:
         """Stop the generator at its next ``yield``; drop what was not read."""
+        self._taken.clear()
         self._source.close_stream(self._completed._id)
 
     async def aclose(self) -> None:

@@ -103,10 +103,12 @@ class FutureDispatcher:
 
     def _run(self, watch: Watch) -> None:
         end_futures_here()
+        tags: list[int] = []
         try:
             while True:
+                tags.clear()
                 try:
-                    tags = watch.next(None)
+                    watch.next(None, tags)
                 except ResourceError:  # such as of descriptors: values come later
                     time.sleep(_LOOK_AGAIN_S)
                     continue

@@ -184,10 +184,13 @@ class Watch(Protocol):
     def remove(self, ref: ObjectRef[Any], tag: int) -> None:
         """Report what was added so no more; it may have been reported already."""
 
-    def next(self, timeout: float | None) -> list[int]:
-        """Wait for at least one tag; all that are ready, each reported once.
+    def next(self, timeout: float | None, told: list[int]) -> None:
+        """Wait for at least one tag; append all that are ready, each reported once.
 
-        An empty list means that ``timeout`` seconds went by. Blocks like ``get``.
+        None is appended if ``timeout`` seconds went by. Blocks like ``get``.
+
+        They are not returned: the handler of a signal may raise after the call has
+        returned and before its result is stored.
         """
 
     def close(self) -> None: ...

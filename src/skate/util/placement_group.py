@@ -121,15 +121,22 @@ def placement_group(
     if lifetime not in (None, "detached"):
         raise ValueError(f"lifetime must be None or 'detached', not {lifetime!r}.")
     checked = _check_bundles(exact(bundles))
-    group = current().create_placement_group(checked, exact(strategy), exact(name))
-    handle = PlacementGroup(group, checked)
-    reason = _info(handle).reason
-    if reason:
-        warnings.warn(
-            f"placement group {name or group} will never be ready: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    strategy, name = exact(strategy), exact(name)
+    engine = current()
+    handle = PlacementGroup("", checked)
+    try:
+        handle.id = engine.create_placement_group(checked, strategy, name)
+        reason = _info(handle).reason
+        if reason:
+            warnings.warn(
+                f"placement group {name or handle.id} will never be ready: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    except BaseException:  # the warning may be an error: nobody has the handle
+        if handle.id:
+            engine.remove_placement_group(handle.id)
+        raise
     return handle
 
 

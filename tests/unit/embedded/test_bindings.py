@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ class _Adds:
 
 
 def test_keywords_that_change_while_they_are_pickled_are_refused(node: Any) -> None:
-    function = node.export_function(b"", [])
+    exported = types.SimpleNamespace()
+    node.export_function(b"", [], exported)
+    function = exported.function_id
     kwargs: dict[str, Any] = {}
     kwargs["a"] = _Adds(kwargs)
     with pytest.raises(RuntimeError, match="changed while"):
@@ -153,24 +156,25 @@ def test_a_watch_that_is_closed_wakes_who_waits_and_takes_no_more(node: Any) -> 
     watch = node.watch()
     done = skate.put(1)
     watch.add(done, 7)
-    assert watch.next(None) == [7]
+    tags: list[int] = []
+    watch.next(None, tags)
+    assert tags == [7]
     late = never.remote(1000)
     watch.add(late, 8)
-    told: list[Any] = []
+    told: list[int] = []
 
     def wait() -> None:
-        told.append(
-            watch.next(None)  # the line where the thread is once it waits
-        )
+        watch.next(None, told)
+        tags.append(8)  # it has returned
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    assert wait_until(lambda: _line_in(waiter, wait) == 2)
+    assert wait_until(lambda: _line_in(waiter, wait) == 1)
     watch.close()
     with pytest.raises(ValueError, match="closed"):
         watch.add(done, 9)
     waiter.join(timeout=20)
-    assert told == [[]]
+    assert (tags, told) == ([7, 8], [])
     skate.cancel(late, force=True)
 
 

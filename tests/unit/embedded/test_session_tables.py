@@ -161,10 +161,12 @@ INFO = GroupInfo("some", "PACK", ({"CPU": 1.0},), "PENDING", "")
 def test_removed_placement_groups_are_known_as_such_and_not_kept() -> None:
     created: set[str] = set()
     table = Placements("cafe", created.__contains__)
-    first = table.add(INFO)
+    first = table.new_id()
+    table.add(first, INFO)
     created.add(first)
     for _ in range(5000):
-        group = table.add(INFO)
+        group = table.new_id()
+        table.add(group, INFO)
         assert table.remove(group)
         assert not table.remove(group)
     assert len(table) <= 1001

@@ -53,10 +53,10 @@ class _Debugger(pdb.Pdb):
 
     def connect(self, frame: FrameType) -> bool:
         where = f"{frame.f_code.co_filename}, line {frame.f_lineno}"
-        answer, fd = self._engine.ask(
+        answer, file = self._engine.ask(
             "breakpoint", f"({self._name} pid={os.getpid()}) {where}"
         )
-        connection = socket.socket(fileno=fd) if fd >= 0 else None
+        connection = socket.socket(fileno=file.detach()) if file else None
         if connection is None or connection.recv(1) != YES:
             if connection is not None:
                 connection.close()

@@ -7,7 +7,6 @@ naming errors, asking the supervisor.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,21 +82,17 @@ class Exported:
     engine: EmbeddedEngine | None  # None: its session has ended
 
     def __init__(
-        self,
-        engine: EmbeddedEngine,
-        function_id: int,
-        holds_refs: bool,
-        resources: bytes | None,
+        self, engine: EmbeddedEngine, holds_refs: bool, resources: bytes | None
     ) -> None:
+        self.function_id = 0  # of nothing
         self.engine = engine
-        self.function_id = function_id
         self.holds_refs = holds_refs
         self.resources = resources  # None: one CPU of the pool
 
     def __del__(self) -> None:
         # In a cycle of garbage it may be used after this: then it is exported anew.
-        engine, self.engine = self.engine, None
-        if engine is not None:
+        engine, self.engine = getattr(self, "engine", None), None
+        if engine is not None and self.function_id:
             engine.release(self.function_id)
 
 
@@ -210,10 +205,10 @@ class EmbeddedEngine:
         )
         if len(data) > advice.LARGE_CODE_BYTES and advice.wanted():
             advice.large_code(what, len(data))
-        function_id = self.node.export_function(data, packed.refs)
-        self.node.name_function(function_id, label)
-        exported = Exported(self, function_id, bool(packed.refs), resources)
+        exported = Exported(self, bool(packed.refs), resources)
         self._exports.add(exported)
+        self.node.export_function(data, packed.refs, exported)
+        self.node.name_function(exported.function_id, label)
         return exported
 
     def _env_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv:
@@ -484,10 +479,15 @@ class EmbeddedEngine:
         self, bundles: Sequence[Mapping[str, float]], strategy: str, name: str
     ) -> str:
         info = GroupInfo.of(bundles, strategy, name, self.cluster_resources())
-        question = pickle.dumps(("create_placement_group", info))
-        # Ctrl-C waits: the answer is all that tells which group there is then.
-        answer, _ = self.node.ask(question, interruptible=False)
-        group: str = pickle.loads(answer)
+        # Its id comes first: the call that creates it may be interrupted, and then
+        # nobody else knows the group.
+        group: str = self._ask("new_placement_group_id")
+        removal = pickle.dumps(("remove_placement_group", group))
+        try:
+            self._ask("create_placement_group", group, info)
+        except BaseException:
+            self.node.tell(removal)
+            raise
         return group
 
     def remove_placement_group(self, group: str) -> None:
@@ -578,16 +578,13 @@ class EmbeddedEngine:
             raise refusals.ref_of_an_ended_session(ref)
         return ref._id
 
-    def ask(self, *question: Any) -> tuple[Any, int]:
-        """The supervisor's answer, and the descriptor that came with it or -1."""
-        data, fd = self.node.ask(pickle.dumps(question))
-        return pickle.loads(data), fd
+    def ask(self, *question: Any) -> tuple[Any, _core.Descriptor | None]:
+        """The supervisor's answer, and the descriptor that came with it, if any."""
+        data, file = self.node.ask(pickle.dumps(question))
+        return pickle.loads(data), file
 
     def _ask(self, *question: Any) -> Any:
-        answer, fd = self.ask(*question)
-        if fd >= 0:
-            os.close(fd)
-        return answer
+        return self.ask(*question)[0]
 
     def _failure(self, error: int, cause: int, detail: int) -> SkateError:
         """The exception for what the core reports in numbers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import pickle
 import threading
 import time
@@ -99,7 +98,7 @@ def _join(
     size = _core.group_segment_bytes(world_size, _ARRAY_BYTES)
     what = (number, name, rank, world_size, size)
     while True:
-        (answer, value), fd = engine.ask("group", *what)
+        (answer, value), segment = engine.ask("group", *what)
         if answer == "ok":
             break
         if answer == "mismatch":
@@ -128,11 +127,10 @@ def _join(
                 f"group {name!r}: ranks {value} did not join within {timeout} s.", value
             )
         time.sleep(pause)
-    try:
+    assert segment is not None
+    with contextlib.closing(segment):
         alive = [(engine.node.alive_word(index), epoch) for index, epoch in value]
-        return _core.Group(fd, size, rank, world_size, alive)
-    finally:
-        os.close(fd)
+        return _core.Group(segment.fileno(), size, rank, world_size, alive)
 
 
 def _numbers(x: np.ndarray) -> tuple[np.ndarray, bool]:

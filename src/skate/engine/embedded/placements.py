@@ -24,11 +24,12 @@ class Placements:
     def __len__(self) -> int:
         return len(self._live) + len(self._removed)
 
-    def add(self, info: GroupInfo) -> str:
+    def new_id(self) -> str:
         self._count += 1
-        group = f"{self._session}{self._count:012x}"
+        return f"{self._session}{self._count:012x}"
+
+    def add(self, group: str, info: GroupInfo) -> None:
         self._live[group] = info
-        return group
 
     def remove(self, group: str) -> bool:
         """False: there is no such group, or no longer."""

@@ -141,14 +141,17 @@ class Questions:
 
     # Placement groups --------------------------------------------------------
 
-    def _ask_create_placement_group(self, process: Process, info: GroupInfo) -> str:
-        group = self._supervisor.placements.add(info)
+    def _ask_new_placement_group_id(self, process: Process) -> str:
+        return self._supervisor.placements.new_id()
+
+    def _ask_create_placement_group(
+        self, process: Process, group: str, info: GroupInfo
+    ) -> None:
+        self._supervisor.placements.add(group, info)
         self._supervisor.tell(life.GroupWanted(group, info.bundles, bool(info.reason)))
-        return group
 
     def _ask_remove_placement_group(self, process: Process, group: str) -> None:
-        if self._supervisor.placements.remove(group):
-            self._supervisor.tell(life.GroupRemoved(group))
+        self._supervisor.remove_placement_group(group)
 
     def _ask_placement_group(self, process: Process, group: str) -> GroupInfo | None:
         return self._supervisor.placements.get(group)

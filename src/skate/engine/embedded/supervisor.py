@@ -344,12 +344,18 @@ class Supervisor:
                 self.notes.keep(process.proc.packed, text)
             case ("leave_group", join):
                 self.collectives.leave(process.proc, join)
+            case ("remove_placement_group", group):
+                self.remove_placement_group(group)
 
     # Commands ----------------------------------------------------------------
 
     def tell(self, event: life.Event) -> None:
         """Let the policy hear of it, and do what it says."""
         self._turns.tell(event)
+
+    def remove_placement_group(self, group: str) -> None:
+        if self.placements.remove(group):
+            self.tell(life.GroupRemoved(group))
 
     def _carry_out(self, command: life.Command) -> None:
         match command:

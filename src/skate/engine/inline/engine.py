@@ -42,7 +42,7 @@ from .objects import Entry, Objects, Released, Stored
 from .placement import Groups
 from .record import Record
 from .resources import Resources
-from .streams import Stream, next_ref
+from .streams import Stream, take_next
 from .units import Arguments, Call, Exported, Task
 from .waiting import Completion, DrivenFuture, InlineWatch
 from .why import why
@@ -160,8 +160,10 @@ class InlineEngine:
         if stream is not None:
             stream.close()
 
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
-        return next_ref(self, task, timeout)
+    def next_item(
+        self, task: int, timeout: float | None, taken: list[ObjectRef[Any]]
+    ) -> bool:
+        return take_next(self, task, timeout, taken)
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
         self.enter()

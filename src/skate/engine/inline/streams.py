@@ -106,18 +106,22 @@ class Stream:
         return ref_id
 
 
-def next_ref(
-    engine: InlineEngine, completed: int, timeout: float | None
-) -> ObjectRef[Any] | None:
-    """The next item of a stream; None at its end."""
+def take_next(
+    engine: InlineEngine,
+    completed: int,
+    timeout: float | None,
+    taken: list[ObjectRef[Any]],
+) -> bool:
+    """Append the next item of a stream; False at its end."""
     while True:
         engine.enter()
         with engine.lock:
             stream = engine.streams.get(completed)
             state = END if stream is None else stream.look()
             if stream is None or state == END:
-                return None
+                return False
             if state == ITEM:
-                return engine.ref_of(stream.take(completed))
+                taken.append(engine.ref_of(stream.take(completed)))
+                return True
             ahead = engine.ref_of(stream.peek(completed))
         engine.wait_for_item(ahead, timeout)

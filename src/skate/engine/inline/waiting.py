@@ -60,7 +60,7 @@ class InlineWatch:
         if self._wait is not None:
             self._engine.baton.answer(self._wait)
 
-    def next(self, timeout: float | None) -> list[int]:
+    def next(self, timeout: float | None, told: list[int]) -> None:
         with self._engine.lock:
             self._engine.enter()
             wait = Wait(
@@ -77,8 +77,9 @@ class InlineWatch:
             finally:
                 self._wait = None
         with self._engine.lock:
-            tags, self._ready = self._ready, []
-        return tags
+            # No calls, after which the handler of a signal may raise.
+            told += self._ready
+            self._ready = []
 
     def close(self) -> None:
         self._ready.clear()

@@ -341,10 +341,15 @@ class RayEngine:
         end = RefId(items.completed(), Stream(items))
         return ObjectRef._new(end, self)  # type: ignore[arg-type]  # no int
 
-    def next_item(self, task: int, timeout: float | None) -> ObjectRef[Any] | None:
+    def next_item(
+        self, task: int, timeout: float | None, taken: list[ObjectRef[Any]]
+    ) -> bool:
         self.enter()
         ref = _stream_of(task).next(timeout)
-        return None if ref is None else new_ref(ref, self)
+        if ref is None:
+            return False
+        taken.append(new_ref(ref, self))
+        return True
 
     def peek_item(self, task: int) -> ObjectRef[Any]:
         self.enter()

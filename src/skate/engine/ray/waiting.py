@@ -47,7 +47,7 @@ class RayWatch:
                 if not tags:
                     del self._tags[handle]
 
-    def next(self, timeout: float | None) -> list[int]:
+    def next(self, timeout: float | None, told: list[int]) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -55,15 +55,15 @@ class RayWatch:
             with self._lock:
                 pending = list(self._tags)
             if pending:
-                found = self._look(pending, left)
-                if found:
-                    return found
-            if left == 0:
-                return []
+                self._look(pending, left, told)
+            if told or left == 0:
+                return
             if not pending:
                 time.sleep(_TURN_S if left is None else min(left, _TURN_S))
 
-    def _look(self, pending: list[ray.ObjectRef], left: float | None) -> list[int]:
+    def _look(
+        self, pending: list[ray.ObjectRef], left: float | None, told: list[int]
+    ) -> None:
         turn = _TURN_S if left is None else min(left, _TURN_S)
         ready, pending = ray.wait(pending, timeout=turn, fetch_local=False)
         if ready and pending:
@@ -73,7 +73,11 @@ class RayWatch:
             )
             ready += more
         with self._lock:
-            return [tag for handle in ready for tag in self._tags.pop(handle, ())]
+            for handle in ready:
+                # No calls, after which the handler of a signal may raise.
+                if handle in self._tags:
+                    told += self._tags[handle]
+                    del self._tags[handle]
 
     def close(self) -> None:
         with self._lock:
