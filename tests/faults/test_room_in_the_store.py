@@ -1,0 +1,40 @@
+"""What a store that is nearly full says and does: waits, reads, rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import skate
+from skate._runtime import statistics
+
+pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
+
+MIB = 1 << 20
+STORE = 32 * MIB
+START = Callable[..., None]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[START]:
+    def start(*, spills: bool = True) -> None:
+        monkeypatch.setenv("SKATE_SPILL_DIR", str(tmp_path) if spills else "")
+        skate.init("embedded", num_cpus=1, object_store_memory=STORE)
+
+    yield start
+    skate.shutdown()
+
+
+@pytest.mark.parametrize("size", [20 * MIB + 300_000, 29 * MIB, STORE - 50_000])
+def test_a_value_of_nearly_the_whole_store_has_room_after_another(
+    start: START, size: int
+) -> None:
+    start()
+    first = skate.put(np.ones(size, np.uint8))
+    second = skate.put(np.full(size, 2, np.uint8))
+    assert statistics()["spilled_bytes"] < size * 1.05
+    assert skate.get(first)[-1] == 1
+    assert skate.get(second)[-1] == 2
