@@ -65,7 +65,7 @@ void Estate::take_over(ProcId dead) {
 
 bool Estate::map(Heritage& heritage) {
   if (heritage.arena && heritage.handed.empty() && heritage.freed.empty() &&
-      !heritage.arena->has_discarded())
+      heritage.ended.empty() && !heritage.arena->has_discarded())
     return true;
   try {
     if (!heritage.arena && !open(heritage)) return false;
@@ -74,6 +74,8 @@ bool Estate::map(Heritage& heritage) {
       arena.hand(heritage.handed.back());
     for (; !heritage.freed.empty(); heritage.freed.pop_back())
       arena.free(heritage.freed.back().offset, heritage.freed.back().generation);
+    for (; !heritage.ended.empty(); heritage.ended.pop_back())
+      arena.free_all_of(heritage.ended.back());
     punch(heritage);
   } catch (const std::system_error&) {
     return false;
@@ -137,7 +139,11 @@ void Estate::hand(const Handing& handing) {
 
 void Estate::free_all_of(ProcId owner) {
   for (const auto& [id, heritage] : all_) {
-    if (!map(*heritage) || heritage->arena->free_all_of(owner) == 0) continue;
+    if (!map(*heritage)) {
+      heritage->ended.push_back(owner);
+      continue;
+    }
+    if (heritage->arena->free_all_of(owner) == 0) continue;
     punch(*heritage);
     publish(*heritage);
   }

@@ -55,6 +55,7 @@ class Estate {
     // What was said of it while it could not be mapped.
     std::vector<Location> freed;
     std::vector<Handing> handed;
+    std::vector<ProcId> ended;  // what these owned goes, after the others
   };
   using Shared = std::shared_ptr<Heritage>;
 
