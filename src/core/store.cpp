@@ -80,14 +80,17 @@ void Store::publish_use() {
 std::optional<Arena::Block> Store::allocate_now(u64 size, ProcId owner) {
   if (size > home_.session->arena_bytes) return std::nullopt;
   const u64 bytes = Arena::block_bytes(size);
+  // However this ends, what is announced does not stay.
+  struct Publish {
+    Store& store;
+    ~Publish() { store.publish_use(); }
+  } const publish{*this};
   // Announced before the others' use is read: of two that allocate at a time, at least
   // one sees the other.
   home_.me->store_used.fetch_add(bytes, std::memory_order_seq_cst);
   // Rounding alone refuses nothing: a value for which there is room is taken.
   const bool fits = used() - (bytes - size) <= limit();
-  const auto block = fits ? arena_.allocate(size, owner) : std::nullopt;
-  publish_use();
-  return block;
+  return fits ? arena_.allocate(size, owner) : std::nullopt;
 }
 
 std::optional<Location> Store::allocate_past_limit(u64 size) {

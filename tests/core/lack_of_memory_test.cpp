@@ -104,6 +104,20 @@ TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
   }
 }
 
+TEST(what_a_block_that_found_no_memory_was_to_take_is_not_counted) {
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    const u64 used = driver.store.used();
+    const bool done =
+        try_with(allocations, [&] { CHECK(driver.store.allocate(20 << 20, kFirst)); });
+    failed += !done;
+    if (!done) CHECK(driver.store.used() == used);
+  }
+  CHECK(failed > 0);
+}
+
 TEST(a_label_that_could_not_be_made_is_no_other) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);
