@@ -91,6 +91,7 @@ Spiller::Room Spiller::wait_for_room(u64 size, RoomWait& seen,
   {
     Lock lock(home_.mu);
     const i64 now = now_ns();
+    home_.me->sought_room_at.store(now, std::memory_order_relaxed);
     // Only more than ever before counts: what comes and goes may do so for ever.
     const u64 used = node_.store.used();
     const u64 on_disk = spilled();

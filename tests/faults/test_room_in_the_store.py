@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polling import wait_until
 
 import skate
 from skate._runtime import statistics
+from skate.exceptions import ObjectStoreFullError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -38,3 +40,28 @@ def test_a_value_of_nearly_the_whole_store_has_room_after_another(
     assert statistics()["spilled_bytes"] < size * 1.05
     assert skate.get(first)[-1] == 1
     assert skate.get(second)[-1] == 2
+
+
+@skate.remote
+class Putter:
+    def put(self, size: int) -> str:
+        try:
+            skate.put(np.ones(size, np.uint8))
+        except ObjectStoreFullError:
+            return "full"
+        return "room"
+
+
+def test_a_call_that_waits_for_room_is_no_hang(
+    start: START, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKATE_HANG_REPORT_S", "0.5")
+    start(spills=False)
+    putter = Putter.remote()
+    assert skate.get(putter.put.remote(1000)) == "room"
+    held = skate.put(np.ones(24 * MIB, np.uint8))
+    ref = putter.put.remote(16 * MIB)
+    assert wait_until(lambda: "waits for room in the object store" in skate.why(ref))
+    assert skate.get(ref) == "full"
+    assert "nothing runs" not in capfd.readouterr().err
+    del held
