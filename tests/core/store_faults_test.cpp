@@ -130,6 +130,18 @@ TEST(a_process_that_can_have_no_thread_says_so_and_spills_once_it_can) {
   until([&] { return driver.spiller.spill_error() == 0; });
 }
 
+// It may have been stopped, or its disk hangs.
+TEST(who_writes_and_gets_no_further_keeps_nobody_waiting_for_good) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  CHECK(driver.store.allocate(40 * kMiB, driver.home.self));  // stays: not sealed
+  worker.home.me->spilling.store(1);
+  worker.home.me->spilled_at.store(now_ns() - 100'000'000'000);
+  std::optional<Location> got;
+  CHECK(wait_for_room(driver, 30 * kMiB, got) == Spiller::Room::kFull);
+}
+
 // The larger a value, the more its place is rounded; what is on disk leaves a page.
 TEST(a_value_for_which_there_is_room_is_not_refused_for_its_rounding) {
   constexpr u64 kSize = 40 * kMiB + 300'000;
