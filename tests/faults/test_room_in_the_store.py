@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from polling import wait_until
+from processes import children
 
 import skate
 from skate._runtime import statistics
-from skate.exceptions import ObjectStoreFullError
+from skate.exceptions import EngineDiedError, ObjectStoreFullError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -65,3 +70,33 @@ def test_a_call_that_waits_for_room_is_no_hang(
     assert skate.get(ref) == "full"
     assert "nothing runs" not in capfd.readouterr().err
     del held
+
+
+_RECVMSG = {"x86_64": "47", "aarch64": "212"}.get(platform.machine())
+
+
+@pytest.mark.skipif(_RECVMSG is None, reason="the number of a system call")
+def test_a_get_of_what_is_on_disk_says_that_the_session_has_ended(
+    start: START,
+) -> None:
+    start()
+    first = skate.put(np.ones(20 * MIB, np.uint8))
+    second = skate.put(np.ones(20 * MIB, np.uint8))
+    (supervisor,) = children(os.getpid())
+    os.kill(supervisor, signal.SIGSTOP)
+    raised: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            skate.get(first)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    calls = Path(f"/proc/self/task/{thread.native_id}/syscall")
+    assert wait_until(lambda: calls.read_text().split()[0] == _RECVMSG)
+    os.kill(supervisor, signal.SIGKILL)
+    thread.join()
+    assert isinstance(raised[0], EngineDiedError)
+    del second
