@@ -41,10 +41,12 @@ void Estate::take_over(ProcId dead) {
   const u64 used = entry.store_used.load();
   const u64 spilled = entry.spilled.load();
   const u64 spillable = entry.spillable.load();
-  const bool was_spilling = entry.spilling.exchange(0) != 0;
+  const bool was_spilling = entry.spilling.load() != 0;
   entry.spill_error.store(0);
-  // What others add up meanwhile is too much for a moment, never too little.
+  // Last: without memory for what comes before, it is all done once more. What others
+  // add up meanwhile is too much for a moment, never too little.
   const auto clear = [&] {
+    entry.spilling.store(0);
     entry.store_used.store(0);
     entry.spilled.store(0);
     entry.spillable.store(0);
