@@ -54,6 +54,7 @@ class Arguments {
     }
     fitted<u32>(task_.args.size(),
                 "the size in bytes of the small arguments of a remote call");
+    seal_arrays();
   }
 
  private:
@@ -75,9 +76,9 @@ class Arguments {
     if (is_ref(object)) return depend_on(id_of(object));
     Unsealed unsealed;
     if (find_unsealed(node_, object, unsealed)) {
-      const ObjectId id = object_of(node_, unsealed);
+      const ObjectId id = lend(node_, object, unsealed);
       made_.push_back(id);
-      seal(node_, object, unsealed, id);
+      lent_.push_back(nb::borrow(object));
       return depend_on(id);
     }
     Encoder encoder(node_);
@@ -103,9 +104,20 @@ class Arguments {
     }
   }
 
+  // Arrays of skate.empty stay the caller's, and writable, until all arguments have
+  // been encoded: a call that is refused changes nothing.
+  void seal_arrays() {
+    for (const nb::object& array : lent_) {
+      Unsealed now;  // not found if it was given twice, or put meanwhile
+      if (find_unsealed(node_, array.ptr(), now) && now.lent)
+        seal(node_, array.ptr(), now, now.lent);
+    }
+  }
+
   Node& node_;
   Task& task_;
-  std::vector<ObjectId> made_;  // counted for this call; the task's pins take over
+  std::vector<ObjectId> made_;    // counted for this call; the task's pins take over
+  std::vector<nb::object> lent_;  // arrays that become the call's
 };
 
 }  // namespace skate

@@ -82,6 +82,7 @@ nb::list processes(const Statistics& s) {
     d["since"] = user.since.load();
     d["state"] = s.session().state_of(p);
     d["blocked_since"] = entry.blocked_since.load();
+    d["sought_room_at"] = entry.sought_room_at.load();
     d["tasks_done"] = entry.tasks_done.load();
     d["store_bytes"] = entry.store_used.load();
     d["cpus"] = cpus[p];

@@ -10,6 +10,7 @@
 
 #include "array_types.hpp"
 #include "block_object.hpp"
+#include "common.hpp"
 #include "refs.hpp"
 #include "store_room.hpp"
 #include "value_format.hpp"
@@ -277,6 +278,8 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
   }
   if (view.bytes == nullptr) {
     opened.close();
+    // Then the supervisor did not answer, whatever was asked.
+    if (view.error == EPIPE || node.home.link.broken()) raise_engine_died(node);
     refuse("value_lost", view.error);
   }
   const std::byte* bytes = view.bytes;

@@ -13,6 +13,13 @@ namespace {
 
 constexpr u64 kSmallLimit = 4096;
 constexpr u32 kSmallClasses = kSmallLimit / 64;
+// Beyond the small ones, a power of two has so many classes; of the large ones, which
+// are few and whose rounding is memory, more.
+constexpr u32 kMiddleSteps = 2;  // as powers of two
+constexpr u32 kLargeSteps = 5;
+constexpr u32 kMiddleLog = 12;
+constexpr u32 kLargeLog = 20;
+constexpr u32 kFirstLarge = kSmallClasses + ((kLargeLog - kMiddleLog) << kMiddleSteps);
 constexpr u64 kPopulateFrom = 256 << 10;
 // The lock of the process's memory map is let go of in between.
 constexpr u64 kPopulateAtOnce = 32 << 20;
@@ -20,9 +27,9 @@ constexpr u64 kPopulateAtOnce = 32 << 20;
 constexpr u64 kMergeAtMost = 16 * 1024;
 // Listed blocks are merged for others when they are this part of what is in use.
 constexpr u64 kMergeFrom = 8;
-// Of blocks that are larger than is wanted, first those up to 8 times as large are
-// split.
-constexpr u32 kNear = 12;
+// Of blocks that are larger than is wanted, first those up to so many times as large
+// are split.
+constexpr u64 kNear = 8;
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -66,16 +73,23 @@ double Arena::steady_seconds() {
 u32 Arena::class_of(u64 block_bytes) {
   if (block_bytes <= kSmallLimit) return static_cast<u32>((block_bytes + 63) / 64) - 1;
   const u32 log = 63 - static_cast<u32>(std::countl_zero(block_bytes - 1));
-  const u64 quarter = 1ULL << (log - 2);
-  const u64 step = (block_bytes - (1ULL << log) + quarter - 1) / quarter;  // 1..4
-  return kSmallClasses + (log - 12) * 4 + static_cast<u32>(step) - 1;
+  const bool is_large = log >= kLargeLog;
+  const u32 steps = is_large ? kLargeSteps : kMiddleSteps;
+  const u32 first = is_large ? kFirstLarge : kSmallClasses;
+  // What is beyond the power of two, in steps, rounded up; less one.
+  const u64 step = (block_bytes - 1 - (1ULL << log)) >> (log - steps);
+  return first + ((log - (is_large ? kLargeLog : kMiddleLog)) << steps) +
+         static_cast<u32>(step);
 }
 
 u64 Arena::class_bytes(u32 size_class) {
   if (size_class < kSmallClasses) return (size_class + 1ULL) * 64;
-  const u32 i = size_class - kSmallClasses;
-  const u32 log = 12 + i / 4;
-  return (1ULL << log) + (i % 4 + 1ULL) * (1ULL << (log - 2));
+  const bool is_large = size_class >= kFirstLarge;
+  const u32 steps = is_large ? kLargeSteps : kMiddleSteps;
+  const u32 i = size_class - (is_large ? kFirstLarge : kSmallClasses);
+  const u32 log = (is_large ? kLargeLog : kMiddleLog) + (i >> steps);
+  const u64 step = (i & ((1U << steps) - 1)) + 1;  // 1..4, or 32
+  return (1ULL << log) + (step << (log - steps));
 }
 
 // Allocating
@@ -275,7 +289,7 @@ void Arena::merge_lists(u32 size_class) {
       if (merge_last(c) >= bytes) return true;
     return false;
   };
-  const u32 near = std::min(size_class + kNear, kClasses);
+  const u32 near = std::min(class_of(kNear * bytes) + 1, kClasses);
   for (u32 c = size_class; c < near; ++c)
     if (merge_until(c)) return;
   for (u32 c = size_class; c-- > 0;)

@@ -1,7 +1,8 @@
 // Allocator of one process's part of the object store.
 //
-// Sizes have classes: 64-byte steps up to 4 KiB, then four classes to each power of two
-// (at most 25 % waste). blocks.hpp tells how blocks and free places lie in memory.
+// Sizes have classes: 64-byte steps up to 4 KiB, then four to each power of two (at
+// most 25 % waste), from 1 MiB on 32 (3.1 %). blocks.hpp tells how blocks and free
+// places lie in memory.
 //
 // Deferred coalescing with boundary tags (Knuth, TAOCP 1, 2.5; Lea's malloc) over
 // segregated fits (Masmano and others, TLSF, 2004). A freed block goes on its class's
@@ -138,7 +139,7 @@ class Arena {
   }
 
  private:
-  static constexpr u32 kClasses = 64 + 4 * 52;
+  static constexpr u32 kClasses = 64 + 4 * 8 + 32 * 28;  // up to the address space
   // So many blocks, and two for each in use, may wait on lists: more would make walks
   // longer.
   static constexpr u64 kMostListed = 1 << 14;

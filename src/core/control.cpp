@@ -57,6 +57,8 @@ void Control::prepare(ProcId proc, bool is_pool, std::string_view title) {
   entry.spilled.store(0);
   entry.spill_error.store(0);
   entry.spilling.store(0);
+  entry.spilled_at.store(0);
+  entry.sought_room_at.store(0);
   entry.pid.store(0);
   clear_pins(session_->pins[proc.index]);
   session_->labels[proc.index].count.store(0);

@@ -66,6 +66,8 @@ struct alignas(1024) ProcEntry {
   std::atomic<u64> spillable;   // bytes that it could spill, if nobody reads them
   std::atomic<u64> spilled;     // bytes of its arena that are on disk
   std::atomic<u32> spilling;    // 1: it is about to make room
+  std::atomic<i64> spilled_at;  // now_ns() when that began, or a part was written last
+  std::atomic<i64> sought_room_at;  // now_ns() when it looked for room last, and waits
   std::atomic<u32> pid;
   std::atomic<u32> spill_error;  // errno of its last attempt to spill; 0: it went well
   std::atomic<u64> store_peak;

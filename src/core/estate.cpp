@@ -54,10 +54,12 @@ void Estate::take_over(ProcId dead) {
   const u64 used = entry.store_used.load();
   const u64 spilled = entry.spilled.load();
   const u64 spillable = entry.spillable.load();
-  const bool was_spilling = entry.spilling.exchange(0) != 0;
+  const bool was_spilling = entry.spilling.load() != 0;
   entry.spill_error.store(0);
-  // What others add up meanwhile is too much for a moment, never too little.
+  // Last: without memory for what comes before, it is all done once more. What others
+  // add up meanwhile is too much for a moment, never too little.
   const auto clear = [&] {
+    entry.spilling.store(0);
     entry.store_used.store(0);
     entry.spilled.store(0);
     entry.spillable.store(0);
@@ -78,7 +80,7 @@ void Estate::take_over(ProcId dead) {
 
 bool Estate::map(Heritage& heritage) {
   if (heritage.arena && heritage.handed.empty() && heritage.freed.empty() &&
-      !heritage.arena->has_discarded())
+      heritage.ended.empty() && !heritage.arena->has_discarded())
     return true;
   try {
     if (!heritage.arena && !open(heritage)) return false;
@@ -87,6 +89,8 @@ bool Estate::map(Heritage& heritage) {
       arena.hand(heritage.handed.back());
     for (; !heritage.freed.empty(); heritage.freed.pop_back())
       arena.free(heritage.freed.back().offset, heritage.freed.back().generation);
+    for (; !heritage.ended.empty(); heritage.ended.pop_back())
+      free_in(heritage, heritage.ended.back());
     punch(heritage);
   } catch (const std::system_error&) {
     return false;
@@ -158,13 +162,20 @@ void Estate::hand(const Handing& handing) {
     heritage->handed.push_back(handing);
 }
 
+u32 Estate::free_in(Heritage& heritage, ProcId owner) {
+  u32 freed = heritage.arena->free_all_of(owner);
+  // Who reads its messages has read them before it confirms the death.
+  if (heritage.reserve) freed += heritage.reserve->free_all_of(owner);
+  return freed;
+}
+
 void Estate::free_all_of(ProcId owner) {
   for (const auto& [id, heritage] : all_) {
-    if (!map(*heritage)) continue;
-    u32 freed = heritage->arena->free_all_of(owner);
-    // Who reads its messages has read them before it confirms the death.
-    if (heritage->reserve) freed += heritage->reserve->free_all_of(owner);
-    if (freed == 0) continue;
+    if (!map(*heritage)) {
+      heritage->ended.push_back(owner);
+      continue;
+    }
+    if (free_in(*heritage, owner) == 0) continue;
     punch(*heritage);
     publish(*heritage);
   }

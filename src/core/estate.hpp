@@ -56,6 +56,7 @@ class Estate {
     // What was said of it while it could not be mapped.
     std::vector<Location> freed;
     std::vector<Handing> handed;
+    std::vector<ProcId> ended;  // what these owned goes, after the others
   };
   using Shared = std::shared_ptr<Heritage>;
 
@@ -63,6 +64,7 @@ class Estate {
   Heritage* find(ProcId dead);
   bool map(Heritage& heritage);
   bool open(Heritage& heritage);
+  u32 free_in(Heritage& heritage, ProcId owner);  // what it owned
   void publish(Heritage& heritage, u64 used, u64 spillable, u64 spilled);
   void publish(Heritage& heritage);
   int spill_one(Lock& lock, const Shared& heritage, u64 wanted, u64& done);

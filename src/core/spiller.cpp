@@ -21,6 +21,9 @@ namespace {
 constexpr i64 kMoment = 20'000'000;
 // Without any progress for so long, waiting for room is given up.
 constexpr i64 kPatience = 2'000'000'000;
+// Who writes, and has written nothing for so long, makes none: it may have been
+// stopped, or its disk hangs.
+constexpr i64 kStalled = 60'000'000'000;
 constexpr i64 kAskAgain = 200'000'000;
 constexpr u64 kBatch = 64 << 20;
 // Room is made for a while, not for one object: this part of the store at least.
@@ -75,13 +78,17 @@ int Spiller::spill_error() const {
 
 bool Spiller::somebody_spills() const {
   const Session& session = *home_.session;
+  const i64 now = now_ns();
   const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    if (session.procs[p].alive.load(std::memory_order_relaxed) != 0 &&
-        session.procs[p].spilling.load(std::memory_order_relaxed) != 0 &&
+  for (u32 p = 0; p < n; ++p) {
+    const ProcEntry& entry = session.procs[p];
+    if (entry.alive.load(std::memory_order_relaxed) != 0 &&
+        entry.spilling.load(std::memory_order_relaxed) != 0 &&
+        now - entry.spilled_at.load(std::memory_order_relaxed) < kStalled &&
         // To try again what has failed is no progress.
-        session.procs[p].spill_error.load(std::memory_order_relaxed) == 0)
+        entry.spill_error.load(std::memory_order_relaxed) == 0)
       return true;
+  }
   return false;
 }
 
@@ -91,6 +98,7 @@ Spiller::Room Spiller::wait_for_room(u64 size, RoomWait& seen,
   {
     Lock lock(home_.mu);
     const i64 now = now_ns();
+    home_.me->sought_room_at.store(now, std::memory_order_relaxed);
     // Only more than ever before counts: what comes and goes may do so for ever.
     const u64 used = node_.store.used();
     const u64 on_disk = spilled();
@@ -206,6 +214,7 @@ bool Spiller::do_something(Lock& lock) {
     for (const Hole& hole : holes) node_.store.arena().discarded(hole);
     node_.store.publish_use();
   } else if (wanted_ != 0) {
+    home_.me->spilled_at.store(now_ns(), std::memory_order_relaxed);
     home_.me->spilling.store(1, std::memory_order_relaxed);
     spill_some(lock, std::exchange(wanted_, 0));
     home_.me->spilling.store(0, std::memory_order_relaxed);
@@ -282,6 +291,7 @@ int Spiller::write(int file, const std::byte* from, const Pages& pages) {
   u64 written = 0;
   const int error = write_pages(file, from, pages.from, pages.bytes(), [&](u64 done) {
     written = done;
+    home_.me->spilled_at.store(now_ns(), std::memory_order_relaxed);
     // It goes better than the last time: until it ends nobody should give up.
     if (failed_after_ && done > *failed_after_) home_.me->spill_error.store(0);
     return !home_.stopping;

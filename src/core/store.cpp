@@ -79,14 +79,18 @@ void Store::publish_use() {
 
 std::optional<Arena::Block> Store::allocate_now(u64 size, ProcId owner) {
   if (size > home_.session->arena_bytes) return std::nullopt;
-  // Rounding alone refuses nothing: a value of nearly the limit may have all of it.
-  const u64 needed = std::min(Arena::block_bytes(size), std::max(size, limit()));
+  const u64 bytes = Arena::block_bytes(size);
+  // However this ends, what is announced does not stay.
+  struct Publish {
+    Store& store;
+    ~Publish() { store.publish_use(); }
+  } const publish{*this};
   // Announced before the others' use is read: of two that allocate at a time, at least
   // one sees the other.
-  home_.me->store_used.fetch_add(needed, std::memory_order_seq_cst);
-  const auto block = used() <= limit() ? arena_.allocate(size, owner) : std::nullopt;
-  publish_use();
-  return block;
+  home_.me->store_used.fetch_add(bytes, std::memory_order_seq_cst);
+  // Rounding alone refuses nothing: a value for which there is room is taken.
+  const bool fits = used() - (bytes - size) <= limit();
+  return fits ? arena_.allocate(size, owner) : std::nullopt;
 }
 
 std::optional<Location> Store::allocate_past_limit(u64 size) {

@@ -560,7 +560,8 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndar
     """A writable array, born in the object store, with arbitrary contents.
 
     ``put``, returning it from a task, or passing it to a remote call hands it over
-    without a copy: from then on it is read-only, and a write raises ValueError. On
+    without a copy: from then on it is read-only, and a write raises ValueError. As one
+    of several results, as an item of a stream, or inside another value it is copied. On
     the inline engine it is an ordinary array.
 
     Args:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +137,35 @@ def test_an_array_born_in_the_store_may_be_returned_and_passed() -> None:
     array = skate.empty(1000, np.float64)
     array[:] = 1
     assert skate.get(identity.remote(array)).sum() == 1000
+
+
+def test_an_array_stays_the_callers_when_the_call_is_refused() -> None:
+    array = skate.empty(1000, np.float64)
+    array[:] = 1
+    with pytest.raises(TypeError):
+        add.remote(array, [threading.Lock()])
+    array += 1
+    with pytest.raises(TypeError):
+        add.remote(array, y=threading.Lock())
+    array += 1
+    assert skate.get(identity.remote(array)).sum() == 3000
+
+
+@skate.remote
+def share_memory(x: np.ndarray, y: np.ndarray) -> bool:
+    return np.shares_memory(x, y)
+
+
+def test_an_array_that_is_passed_twice_is_one(engine: str) -> None:
+    array = skate.empty(1000, np.float64)
+    array[:] = 1
+    assert skate.get(add.remote(array, array)).sum() == 2000
+    other = skate.empty(1000, np.float64)
+    shared = skate.get(share_memory.remote(other, y=other))
+    if engine == "embedded":
+        assert shared
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
 
 
 @pytest.mark.parametrize("shape", [-1, (2, -3), (1.5,)])

@@ -312,12 +312,14 @@ TEST(random_use_and_spilling_agree_with_a_model) {
 }
 
 TEST(size_classes_cover_every_size_with_little_waste) {
-  for (u64 bytes = 64; bytes < (8 << 20); bytes += bytes < 10'000 ? 1 : bytes / 97) {
+  for (u64 bytes = 64; bytes < (u64{1} << 46);
+       bytes += bytes < 10'000 ? 1 : bytes / 197) {
     const u32 size_class = Arena::class_of(bytes);
     const u64 block = Arena::class_bytes(size_class);
     CHECK(block >= bytes && block % 64 == 0);
     CHECK(Arena::class_of(block) == size_class);
-    CHECK(block - bytes < 64 || (block - bytes) * 4 <= bytes);
+    const u64 part = bytes > kMiB ? 32 : 4;
+    CHECK(block - bytes < 64 || (block - bytes) * part <= bytes);
     CHECK(size_class == 0 || Arena::class_bytes(size_class - 1) < bytes);
   }
 }

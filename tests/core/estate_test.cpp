@@ -304,6 +304,35 @@ TEST(messages_that_the_dead_left_in_their_reserve_count_until_they_are_freed) {
   CHECK(driver.store.used() == 0);
 }
 
+TEST(what_the_dead_owned_goes_though_the_memory_it_lies_in_could_not_be_mapped) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& owner = fleet.start(kOther);
+  Node& node = fleet.start(kFormer);
+  Location others, kept;
+  put_letters(owner, node, others, 'x');
+  put_letters(driver, node, kept, 'k');
+  driver.catch_up();
+  for (Node* listener : {&driver, &owner}) {  // which have its rings now
+    call(node, listener->home.self);
+    until([&] { return has_work(*listener); });
+  }
+  call(owner, driver.home.self);
+  until([&] { return has_work(driver); });
+  fleet.refuse_memory_of(kFormer, EMFILE);
+  fleet.bury(kFormer, {kOther, kDriverId});
+  const u64 refused = fleet.times_refused();
+  fleet.bury(kOther, {kDriverId}, Forget::kObjects);
+  until([&] {
+    driver.catch_up();
+    return fleet.times_refused() > refused;
+  });
+  fleet.refuse_memory_of(kFormer, 0);
+  until([&] { return is_in_use(driver, kept); });
+  CHECK(!is_in_use(driver, others));
+  CHECK(driver.home.session->dead_used.load() == Arena::block_bytes(kBig));
+}
+
 // Results of processes that end after each task, as those with GPUs do.
 TEST(however_many_of_the_dead_have_spilled_few_of_their_files_are_open) {
   constexpr u32 kDead = 20, kFew = 10;

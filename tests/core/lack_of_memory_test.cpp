@@ -104,6 +104,66 @@ TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
   }
 }
 
+// It had spilled, and freed, all that it had.
+TEST(a_spiller_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& node = fleet.start(kFirst);
+    node.objects.acquire(put(driver));
+    driver.catch_up();  // its ring is mapped
+    const Location gone = *node.store.allocate(1 << 20, node.home.self);
+    node.store.seal_block(gone, 0);
+    const Descriptor file(driver.home.link.fetch_spill_file(kFirst));
+    {
+      const Lock lock(node.home.mu);
+      Arena& arena = node.store.arena();
+      std::size_t budget = 1;
+      const std::vector<Leaving> chosen = arena.choose(1, budget);
+      const Pages& pages = chosen.front().pages;
+      CHECK(pwrite(file.get(), arena.at(pages.from), pages.bytes(),
+                   static_cast<off_t>(pages.from)) ==
+            static_cast<ssize_t>(pages.bytes()));
+      CHECK(arena.free(gone.offset, gone.generation));
+      node.store.publish_use();
+      node.home.me->spilling.store(1);
+    }
+    fleet.kill(kFirst);
+    {
+      const Lock lock(driver.home.mu);
+      fleet.say_died(kDriverId, kFirst);
+      failed += !try_with(allocations, [&] { driver.mail.drain(); });
+    }
+    until([&] {
+      driver.catch_up();
+      return fleet.confirmed(kDriverId, kFirst).has_value();
+    });
+    {
+      const Lock lock(driver.home.mu);
+      driver.estate.free_all_of(kSecond);  // what was not done is done now
+    }
+    struct stat there;
+    CHECK(fstat(file.get(), &there) == 0 && there.st_blocks == 0);
+    CHECK(driver.home.session->procs[kFirst.index].spilling.load() == 0);
+  }
+  CHECK(failed > 0);
+}
+
+TEST(what_a_block_that_found_no_memory_was_to_take_is_not_counted) {
+  u32 failed = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    const u64 used = driver.store.used();
+    const bool done =
+        try_with(allocations, [&] { CHECK(driver.store.allocate(20 << 20, kFirst)); });
+    failed += !done;
+    if (!done) CHECK(driver.store.used() == used);
+  }
+  CHECK(failed > 0);
+}
+
 TEST(a_label_that_could_not_be_made_is_no_other) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);

@@ -130,6 +130,38 @@ TEST(a_process_that_can_have_no_thread_says_so_and_spills_once_it_can) {
   until([&] { return driver.spiller.spill_error() == 0; });
 }
 
+// It may have been stopped, or its disk hangs.
+TEST(who_writes_and_gets_no_further_keeps_nobody_waiting_for_good) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  CHECK(driver.store.allocate(40 * kMiB, driver.home.self));  // stays: not sealed
+  worker.home.me->spilling.store(1);
+  worker.home.me->spilled_at.store(now_ns() - 100'000'000'000);
+  std::optional<Location> got;
+  CHECK(wait_for_room(driver, 30 * kMiB, got) == Spiller::Room::kFull);
+}
+
+// The larger a value, the more its place is rounded; what is on disk leaves a page.
+TEST(a_value_for_which_there_is_room_is_not_refused_for_its_rounding) {
+  constexpr u64 kSize = 40 * kMiB + 300'000;
+  SessionOptions options = usual_options();
+  options.store_limit = kSize + 100'000;
+  options.arena_bytes = 256 * kMiB;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start(kWorker);
+  CHECK(Arena::block_bytes(kSize) > options.store_limit);
+  CHECK(worker.store.allocate(90'000, worker.home.self));
+  Location first;
+  const ObjectId id = put_into(driver, driver, first, kSize);
+  std::optional<Location> got;
+  CHECK(!driver.store.allocate(kSize, driver.home.self));
+  CHECK(wait_for_room(worker, kSize - 4096, got) == Spiller::Room::kGot);
+  driver.objects.release(id);
+  CHECK(!driver.store.allocate(1, driver.home.self));
+}
+
 TEST(a_file_of_the_dead_that_is_gone_keeps_nobody_else_from_spilling) {
   SessionOptions options = usual_options();
   options.arena_bytes = 256 * kMiB;

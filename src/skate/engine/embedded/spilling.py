@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...exceptions import EngineError
@@ -11,6 +13,7 @@ DIRECTORY = "SKATE_SPILL_DIR"
 LIMIT = "SKATE_SPILL_LIMIT"
 _SHARE_OF_FREE = 0.9  # of the file system, at the start of the session
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 class SpillPlace(NamedTuple):
@@ -70,18 +73,25 @@ def is_on_disk(path: str) -> bool:
 
 def _file_system(path: str) -> str:
     """The type of the file system that ``path`` is on, as the kernel names it."""
-    found, kind = "", ""
     try:
-        with open("/proc/self/mounts") as file:
-            mounts = [line.split()[1:3] for line in file]
+        with open("/proc/self/mounts", "rb") as file:
+            return file_system_of(path, file)
     except OSError:
-        return kind
-    for mount, name in mounts:
-        point = mount.replace("\\040", " ")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        return ""
+
+
+def file_system_of(path: str, mounts: Iterable[bytes]) -> str:
+    """The same by the lines of ``mounts``; their paths are bytes, in any encoding."""
+    inner = os.fsencode(path)
+    found, kind = b"", b""
+    for line in mounts:
+        mount, name = line.split(b" ")[1:3]
+        # Octal is what would end a field or a line, and the backslash itself.
+        point = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8) & 0xFF]), mount)
+        inside = inner == point or inner.startswith(point.rstrip(b"/") + b"/")
         if inside and len(point) >= len(found):  # later mounts hide earlier ones
             found, kind = point, name
-    return kind
+    return os.fsdecode(kind)
 
 
 def _check(directory: str) -> None:

@@ -93,6 +93,8 @@ class Explainer:
         if driver is None or not driver["waited"]:
             return False
         for index, process in self._processes.items():
+            if self._waits_for_room(process):  # it gets some, or raises an error
+                return False
             if index == _core.DRIVER:
                 continue
             running = len(self._running.get(index, ()))
@@ -104,6 +106,9 @@ class Explainer:
             if blocked and self._now - process["waited_since"] < _QUIET_NS:
                 return False
         return True
+
+    def _waits_for_room(self, process: dict[str, Any]) -> bool:
+        return bool(self._now - process["sought_room_at"] < _QUIET_NS)
 
     def report(self) -> str:
         driver = self._processes.get(_core.DRIVER)
@@ -243,6 +248,9 @@ class Explainer:
             self._say(depth, "it stands at")
             for frame in frames[:_MAX_FRAMES]:
                 self._say(depth + 1, frame)
+        if self._waits_for_room(process):
+            self._say(depth, "it waits for room in the object store, which is full.")
+            return
         waited = process["waited"]
         if waited:  # though it may be awake just now, to answer us
             seconds = (self._now - process["waited_since"]) * 1e-9
