@@ -74,7 +74,9 @@ class Operand {
   void* data() const { return array_.data(); }
   std::size_t size() const { return array_.size(); }
   DType dtype() const { return dtype_; }
-  GroupArray view() const { return {data(), dtype_, shape_, {}}; }
+  GroupArray view(std::string_view label = {}) const {
+    return {data(), dtype_, shape_, label};
+  }
   std::size_t bytes() const { return size() * item_size(dtype_); }
 
  private:
@@ -168,9 +170,8 @@ class PyGroup {
                        const std::string& label) {
     const Operand array(x, "x", bfloat16);
     const ReduceOp how = op_of(op, array.dtype());
-    GroupArray view = array.view();
-    view.label = label;
-    return finish([&] { return group_.allreduce(view, how, nanoseconds(timeout)); });
+    return finish(
+        [&] { return group_.allreduce(array.view(label), how, nanoseconds(timeout)); });
   }
 
   nb::object reduce(nb::handle x, const std::string& op, int root,
@@ -183,20 +184,21 @@ class PyGroup {
   }
 
   nb::object broadcast(nb::handle x, int root, std::optional<double> timeout,
-                       bool bfloat16) {
+                       bool bfloat16, const std::string& label) {
     const Operand array(x, "x", bfloat16);
     check_rank(root, "root");
-    return finish(
-        [&] { return group_.broadcast(array.view(), root, nanoseconds(timeout)); });
+    return finish([&] {
+      return group_.broadcast(array.view(label), root, nanoseconds(timeout));
+    });
   }
 
   nb::object allgather(nb::handle x, nb::handle out, std::optional<double> timeout,
-                       bool bfloat16) {
+                       bool bfloat16, const std::string& label) {
     const Operand part(x, "x", bfloat16);
     const Operand whole(out, "out", bfloat16);
     check_sizes(part, whole);
     return finish([&] {
-      return group_.allgather(part.view(), whole.data(), nanoseconds(timeout));
+      return group_.allgather(part.view(label), whole.data(), nanoseconds(timeout));
     });
   }
 
@@ -211,7 +213,8 @@ class PyGroup {
     });
   }
 
-  nb::object send(nb::handle x, int to, std::optional<double> timeout, bool bfloat16) {
+  nb::object send(nb::handle x, int to, std::optional<double> timeout, bool bfloat16,
+                  const std::string& label) {
     const Operand array(x, "x", bfloat16);
     check_peer(to);
     // Messages are taken in the order in which they were posted, and so are leases
@@ -220,7 +223,7 @@ class PyGroup {
     const Sending sending(is_sending_);
     forget_taken(to);
     auto lease = lease_of(array.bytes());
-    GroupArray view = array.view();
+    GroupArray view = array.view(label);
     view.data = segment_->arena->at(lease->block.offset);
     nb::object problem = finish([&] {
       // An empty array may have no address at all.
@@ -231,12 +234,12 @@ class PyGroup {
     return problem;
   }
 
-  nb::object recv(nb::handle x, int from, std::optional<double> timeout,
-                  bool bfloat16) {
+  nb::object recv(nb::handle x, int from, std::optional<double> timeout, bool bfloat16,
+                  const std::string& label) {
     const Operand array(x, "x", bfloat16);
     check_peer(from);
     return finish(
-        [&] { return group_.receive(array.view(), from, nanoseconds(timeout)); });
+        [&] { return group_.receive(array.view(label), from, nanoseconds(timeout)); });
   }
 
   // Where an array of the group is, for `at` of the other ranks.
@@ -414,6 +417,8 @@ void bind_group(nb::module_& m) {
         "Bytes of a segment in which each rank can place arrays of `array_bytes`.");
   m.def("say_left_group", &Group::say_left, "fd"_a, "rank"_a,
         "Tell the ranks of a segment that one of them will not come, or come again.");
+  m.def("says_left_group", &Group::says_left, "fd"_a, "rank"_a,
+        "Whether that rank has left, as the segment's memory says.");
   m.def("reduce_into", &reduce_arrays, "outs"_a, "arrays"_a, "op"_a = "sum",
         "bfloat16"_a = false,
         "Write the elementwise reduction of `arrays`, in their order, to all `outs`.",
@@ -455,28 +460,30 @@ void bind_group(nb::module_& m) {
                    "timeout: float | None = None, bfloat16: bool = False) "
                    "-> tuple[str, list[int], str] | None"))
       .def("broadcast", &PyGroup::broadcast, "x"_a, "root"_a = 0,
-           "timeout"_a = nb::none(), "bfloat16"_a = false,
+           "timeout"_a = nb::none(), "bfloat16"_a = false, "label"_a = "",
            nb::sig("def broadcast(self, x: Any, root: int = 0, "
-                   "timeout: float | None = None, bfloat16: bool = False) "
-                   "-> tuple[str, list[int], str] | None"))
+                   "timeout: float | None = None, bfloat16: bool = False, "
+                   "label: str = '') -> tuple[str, list[int], str] | None"))
       .def("allgather", &PyGroup::allgather, "x"_a, "out"_a, "timeout"_a = nb::none(),
-           "bfloat16"_a = false,
+           "bfloat16"_a = false, "label"_a = "",
            nb::sig("def allgather(self, x: Any, out: Any, "
-                   "timeout: float | None = None, bfloat16: bool = False) "
-                   "-> tuple[str, list[int], str] | None"))
+                   "timeout: float | None = None, bfloat16: bool = False, "
+                   "label: str = '') -> tuple[str, list[int], str] | None"))
       .def("reducescatter", &PyGroup::reducescatter, "x"_a, "out"_a, "op"_a = "sum",
            "timeout"_a = nb::none(), "bfloat16"_a = false,
            nb::sig("def reducescatter(self, x: Any, out: Any, op: str = 'sum', "
                    "timeout: float | None = None, bfloat16: bool = False) "
                    "-> tuple[str, list[int], str] | None"))
       .def("send", &PyGroup::send, "x"_a, "to"_a, "timeout"_a = nb::none(),
-           "bfloat16"_a = false,
+           "bfloat16"_a = false, "label"_a = "",
            nb::sig("def send(self, x: Any, to: int, timeout: float | None = None, "
-                   "bfloat16: bool = False) -> tuple[str, list[int], str] | None"))
+                   "bfloat16: bool = False, label: str = '') "
+                   "-> tuple[str, list[int], str] | None"))
       .def("recv", &PyGroup::recv, "x"_a, "from_"_a, "timeout"_a = nb::none(),
-           "bfloat16"_a = false,
+           "bfloat16"_a = false, "label"_a = "",
            nb::sig("def recv(self, x: Any, from_: int, timeout: float | None = None, "
-                   "bfloat16: bool = False) -> tuple[str, list[int], str] | None"))
+                   "bfloat16: bool = False, label: str = '') "
+                   "-> tuple[str, list[int], str] | None"))
       .def("offset_of", &PyGroup::offset_of, "x"_a,
            "Where an array that `empty` made is, for `at` of every rank.")
       .def("at", &PyGroup::at, "offset"_a, "nbytes"_a,

@@ -124,9 +124,19 @@ void Group::close() {
   }
 }
 
+std::size_t Group::state_at(int rank) {
+  return sizeof(Header) + static_cast<std::size_t>(rank) * sizeof(RankState);
+}
+
+bool Group::says_left(int fd, int rank) {
+  const std::size_t at = state_at(rank);
+  const Mapping mapping(fd, 0, at + sizeof(RankState), true);
+  const auto& state = *reinterpret_cast<const RankState*>(mapping.data() + at);
+  return state.membership.load(std::memory_order_seq_cst) == RankState::kLeft;
+}
+
 void Group::say_left(int fd, int rank) {
-  const std::size_t at =
-      sizeof(Header) + static_cast<std::size_t>(rank) * sizeof(RankState);
+  const std::size_t at = state_at(rank);
   const Mapping mapping(fd, 0, at + sizeof(RankState), true);
   Header& header = *reinterpret_cast<Header*>(mapping.data());
   RankState& state = *reinterpret_cast<RankState*>(mapping.data() + at);

@@ -75,7 +75,8 @@ struct GroupArray {
   DType dtype;
   std::span<const u64> shape;
 
-  // What of it the ranks compare beside type and shape: the arrays that it was made of.
+  // What of it the ranks compare beside type and shape: the arrays that it was made of,
+  // or what its bytes are.
   std::string_view label = {};
 
   u64 count() const;
@@ -83,11 +84,16 @@ struct GroupArray {
 
 // A message in a ring: where the sender put it, until the receiver has taken it.
 struct GroupMessage {
+  static constexpr std::size_t kLabelBytes = 112;  // longer: compared by their hash
+
   u64 offset;  // in the segment
   u64 count;
   u64 ndim;
   u64 shape[8];
   DType dtype;
+  u64 label_bytes;
+  u64 label_hash;  // of all of it
+  char label[kLabelBytes];
 };
 
 class Group {
@@ -122,10 +128,11 @@ class Group {
   GroupOutcome reduce(const GroupArray& x, ReduceOp op, int root, i64 timeout_ns);
   // In place: the contents of `root`.
   GroupOutcome broadcast(const GroupArray& x, int root, i64 timeout_ns);
-  // `out` has room for world_size times x; rank r's x goes to part r.
+  // `out` has room for world_size times x; rank r's x goes to part r. x is apart from
+  // it, or this rank's own part.
   GroupOutcome allgather(const GroupArray& x, void* out, i64 timeout_ns);
-  // x is world_size parts; `out` gets the reduction of part `rank`. x is kept unless
-  // `out` lies in it.
+  // x is world_size parts; `out` gets the reduction of part `rank`, and is apart from x
+  // or that part of it.
   GroupOutcome reducescatter(const GroupArray& x, ReduceOp op, void* out,
                              i64 timeout_ns);
 
@@ -156,6 +163,8 @@ class Group {
   // that it has left. `fd`: of the segment. Throws std::system_error if there is no
   // memory to do it.
   static void say_left(int fd, int rank);
+  // Whether the rank has left, or that was said of it. Throws like say_left.
+  static bool says_left(int fd, int rank);
 
  private:
   struct Header;
@@ -208,6 +217,7 @@ class Group {
   GroupOutcome verdict() const;
 
   static std::size_t control_bytes(std::size_t ranks);
+  static std::size_t state_at(int rank);
   Header& header() const;
   RankState& state(int rank) const;
   Channel& channel(int from, int to) const;

@@ -6,12 +6,21 @@
 // the receiver alone `taken`. A deadlock is said only of ranks that wait for good.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "group_memory.hpp"
 
 namespace skate {
+namespace {
+
+u64 hash_of(std::string_view label) {
+  return label.empty() ? 0 : std::hash<std::string_view>{}(label);
+}
+
+}  // namespace
 
 GroupOutcome Group::post(const GroupArray& x, int to, i64 timeout_ns) {
   check_usable();
@@ -25,7 +34,11 @@ GroupOutcome Group::post(const GroupArray& x, int to, i64 timeout_ns) {
              .count = x.count(),
              .ndim = x.shape.size(),
              .shape = {},
-             .dtype = x.dtype};
+             .dtype = x.dtype,
+             .label_bytes = x.label.size(),
+             .label_hash = hash_of(x.label),
+             .label = {}};
+  x.label.copy(message.label, GroupMessage::kLabelBytes);
   fold_dimensions(x.shape, message.shape);
   out.posted.store(number + 1, std::memory_order_seq_cst);  // see Channel
   wake_all();
@@ -47,10 +60,20 @@ GroupOutcome Group::receive(const GroupArray& x, int from, i64 timeout_ns) {
   u64 shape[CallHead::kMaxDims] = {};
   fold_dimensions(x.shape, shape);
   const bool fits = message.dtype == x.dtype && message.ndim == x.shape.size() &&
-                    std::equal(std::begin(shape), std::end(shape), message.shape);
+                    std::equal(std::begin(shape), std::end(shape), message.shape) &&
+                    message.label_bytes == x.label.size() &&
+                    message.label_hash == hash_of(x.label);
   if (!fits) {
-    const std::string sent = describe_array(message.dtype, message.ndim, message.shape);
-    const std::string wanted = describe_array(x.dtype, x.shape.size(), shape);
+    const auto describe = [](std::string_view label, DType dtype, u64 ndim,
+                             const u64* size) {
+      return label.empty() ? describe_array(dtype, ndim, size)
+                           : std::string(label.substr(0, GroupMessage::kLabelBytes));
+    };
+    const std::string_view label(
+        message.label, std::min(message.label_bytes, u64{GroupMessage::kLabelBytes}));
+    const std::string sent =
+        describe(label, message.dtype, message.ndim, message.shape);
+    const std::string wanted = describe(x.label, x.dtype, x.shape.size(), shape);
     end_with(GroupStatus::kMessage, from,
              "rank " + std::to_string(from) + ": send(" + sent + ", to " +
                  std::to_string(rank_) + "); rank " + std::to_string(rank_) +

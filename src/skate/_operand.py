@@ -42,6 +42,16 @@ class Operand:
         if self.array is not self._view:
             self._view[...] = self.array
 
+    def keep_from(self, other: Array, *, but: Array) -> None:
+        """Be a copy if its memory is a part of ``other``'s, unless it begins ``but``.
+
+        Both are contiguous, so that what they span is what they have.
+        """
+        if np.may_share_memory(self.array, other) and not _begin_at_one(
+            self.array, but
+        ):
+            self.array = self.array.copy()
+
     def like(self, shape: tuple[int, ...]) -> Any:
         """A new array of the same kind and dtype."""
         torch = sys.modules.get("torch")
@@ -52,10 +62,31 @@ class Operand:
         return np.empty(shape, self.array.dtype)
 
 
+def copied(x: Any, *, writable: bool = True) -> Operand:
+    """The operand of a call that copies it."""
+    operand = Operand(x, writable=writable)
+    check_copied(operand.array.dtype)
+    return operand
+
+
+def check_copied(dtype: np.dtype[Any]) -> None:
+    """Raise TypeError if its bytes alone are not the value."""
+    if dtype.hasobject:
+        raise TypeError(
+            f"collectives cannot copy {dtype}, which holds Python objects: use a dtype "
+            "of fixed size, or send the pickled object as bytes."
+        )
+
+
 def is_on_gpu(x: Any) -> bool:
     """True for a torch tensor that is not in CPU memory."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor) and x.device.type != "cpu"
+
+
+def _begin_at_one(a: Array, b: Array) -> bool:
+    first, second = (x.__array_interface__["data"][0] for x in (a, b))
+    return bool(first == second)
 
 
 def _numpy(x: Any) -> Array:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from . import kernels
 from ._exact import exact
-from ._operand import Operand, is_on_gpu
+from ._operand import Operand, check_copied, copied, is_on_gpu
 from ._runtime import current
 from .engine import protocol
 from .exceptions import EngineError
@@ -145,7 +145,9 @@ class Group:
 
     Every rank makes the same calls in the same order, with arrays of the same shapes
     and dtypes: NumPy arrays, torch CPU tensors, or others that export DLPack in CPU
-    memory; of float32, float64, float16, bfloat16 or integers. Ranks that disagree get
+    memory. Reductions take float32, float64, float16, bfloat16 and integers; calls that
+    copy take any dtype that holds no Python objects, such as bool, complex, structured
+    ones, or ``datetime64``. Ranks that disagree get
     a ``ShapeMismatchError`` each that shows the difference, and no array is changed.
     Sums are made in the order of ranks, so they are the same to the bit on every rank
     and in every run.
@@ -181,7 +183,9 @@ class Group:
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A writable array in the group's memory, on which calls copy nothing."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return self._end.empty(shape, np.dtype(dtype))
+        wanted = np.dtype(dtype)
+        check_copied(wanted)
+        return self._end.empty(shape, wanted)
 
     def peers(self, x: Array) -> list[Array] | None:
         """Every rank's ``x``, by rank, to read and write; None across machines.
@@ -226,7 +230,7 @@ class Group:
         """
         if (
             type(x) is np.ndarray
-            and x.dtype.kind in "fiu"
+            and x.dtype in kernels.NUMBERS
             and x.flags.carray  # writable, too
             and not (async_op or self._pending)
         ):  # the shortest way: small arrays cost microseconds
@@ -237,6 +241,7 @@ class Group:
         if self._end.gpus and is_on_gpu(x):
             return self._call(lambda: self._end.allreduce(x, op, timeout), async_op, x)
         operand = Operand(x)
+        kernels.check_op(op, operand.array.dtype)
 
         def work() -> None:
             self._end.allreduce(operand.array, op, timeout)
@@ -261,6 +266,7 @@ class Group:
         """Replace ``x`` of rank ``root`` by the reduction; the others keep theirs."""
         self._check_rank("root", root)
         operand = Operand(x)
+        kernels.check_op(op, operand.array.dtype)
 
         def work() -> None:
             self._end.reduce(operand.array, op, root, timeout)
@@ -283,7 +289,7 @@ class Group:
             return self._call(
                 lambda: self._end.broadcast(x, root, timeout), async_op, x
             )
-        operand = Operand(x)
+        operand = copied(x)
 
         def work() -> None:
             self._end.broadcast(operand.array, root, timeout)
@@ -302,14 +308,16 @@ class Group:
         """The ``x`` of every rank, stacked: ``(world_size, *x.shape)``.
 
         Args:
-            out: where to write it; None makes an array of the kind of ``x``.
+            out: where to write it; None makes an array of the kind of ``x``. ``x`` may
+                lie in it: the others get what it was before the call.
         """
-        source = Operand(x, writable=False)
+        source = copied(x, writable=False)
         out = source.like((self.world_size, *source.shape)) if out is None else out
-        target = Operand(out)
+        target = copied(out)
         self._check_parts("out", target, source)
 
         def work() -> None:
+            source.keep_from(target.array, but=self._own_part(target))
             self._end.allgather(source.array, target.array, timeout)
             target.put_back()
 
@@ -328,14 +336,17 @@ class Group:
 
         Args:
             x: ``(world_size, *out.shape)``; it keeps its contents.
-            out: where to write the part; None makes an array of the kind of ``x``.
+            out: where to write the part; None makes an array of the kind of ``x``. It
+                may lie in ``x``, which is reduced as it was before the call.
         """
         source = Operand(x, writable=False)
         out = source.like(source.shape[1:]) if out is None else out
         target = Operand(out)
         self._check_parts("x", source, target)
+        kernels.check_op(op, source.array.dtype)
 
         def work() -> None:
+            target.keep_from(source.array, but=self._own_part(source))
             self._end.reducescatter(source.array, target.array, op, timeout)
             target.put_back()
 
@@ -350,7 +361,7 @@ class Group:
         messages to ``to`` have not been received.
         """
         self._check_peer("to", to)
-        operand = Operand(x, writable=False)
+        operand = copied(x, writable=False)
         return self._call(
             lambda: self._end.send(operand.array, to, timeout), async_op, x
         )
@@ -368,7 +379,7 @@ class Group:
         A timeout here leaves the group usable.
         """
         self._check_peer("from_", from_)
-        operand = Operand(x)
+        operand = copied(x)
 
         def work() -> None:
             self._end.recv(operand.array, from_, timeout)
@@ -400,6 +411,8 @@ class Group:
         self, arrays: Sequence[Any], op: str, timeout: float | None
     ) -> None:
         operands = [Operand(x) for x in arrays]
+        for operand in operands:
+            kernels.check_op(op, operand.array.dtype)
         label = f"{len(operands)} arrays: " + ", ".join(
             f"{kernels.name_of(operand.array.dtype)} {operand.shape}"
             for operand in operands
@@ -518,6 +531,9 @@ class Group:
                 f"expected {kernels.name_of(part.array.dtype)} {expected}: "
                 "(world_size, *shape of a part)."
             )
+
+    def _own_part(self, whole: Operand) -> Array:
+        return whole.array[self.rank : self.rank + 1]
 
     def __repr__(self) -> str:
         return repr(self._end)

@@ -21,9 +21,24 @@ OPS = ("sum", "mean", "max", "min")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 
+#: What can be reduced; and BFLOAT16.
+NUMBERS = frozenset(
+    np.dtype(name)
+    for name in (
+        *("float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64"),
+    )
+)
+
+
 def name_of(dtype: np.dtype[Any]) -> str:
-    """NumPy's name of ``dtype``, or ``bfloat16``."""
-    return "bfloat16" if dtype == BFLOAT16 else dtype.name
+    """What tells ``dtype`` from any other: ``float32``, ``bfloat16``, ``>f4``."""
+    if dtype == BFLOAT16:
+        return "bfloat16"
+    if dtype.names is not None:
+        return str(dtype)
+    name: str = dtype.name if dtype.isnative else dtype.str
+    return name
 
 
 def _native_reduce() -> Callable[[list[Array], list[Array], str, bool], None] | None:
@@ -64,7 +79,7 @@ def reduce(
     if not arrays:
         raise ValueError("there is no array to reduce: pass at least one.")
     first = arrays[0]
-    _check_op(op, first.dtype)
+    check_op(op, first.dtype)
     if out is None:
         outs = [np.empty(first.shape, first.dtype)]
     else:
@@ -93,15 +108,16 @@ def reduce(
     return outs[0].view(BFLOAT16) if bfloat16 else outs[0]
 
 
-def _check_op(op: str, dtype: np.dtype[Any]) -> None:
+def check_op(op: str, dtype: np.dtype[Any]) -> None:
+    """Raise what ``reduce`` would."""
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}: use one of {', '.join(OPS)}.")
     if dtype == BFLOAT16:
         return
-    if dtype.kind not in "fiu" or dtype.itemsize > 8 or not dtype.isnative:
+    if dtype not in NUMBERS:
         raise TypeError(
-            f"cannot reduce {dtype}: use float16, bfloat16, float32, float64 or an "
-            "integer dtype."
+            f"cannot reduce {name_of(dtype)}: use float16, bfloat16, float32, float64 "
+            "or an integer dtype, of this machine's byte order."
         )
     if op == "mean" and dtype.kind != "f":
         raise TypeError(

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -100,14 +101,39 @@ def leave() -> None:
     raise SystemExit
 
 
+def interrupt(call: Callable[[], object]) -> None:
+    """As a signal's handler that raises does at the worst moment: a lock was taken."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
+            raise InterruptedError
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(InterruptedError, TimeoutError):
+            call()
+    finally:
+        sys.settrace(before)
+
+
 @pytest.mark.parametrize(
     "meddle",
     [
+        lambda future: interrupt(lambda: future.result(timeout=0)),
+        lambda future: interrupt(future.cancel),
         lambda future: future.set_result("mine"),
         lambda future: future.cancel(),
         lambda future: future.add_done_callback(lambda _: leave()),
     ],
-    ids=["ends it", "cancels it", "raises SystemExit in a callback"],
+    ids=[
+        "raises in result",
+        "raises in cancel",
+        "ends it",
+        "cancels it",
+        "raises SystemExit in a callback",
+    ],
 )
 def test_futures_end_though_somebody_meddles_with_one(
     meddle: Callable[[Future[Any]], None],
@@ -136,7 +162,6 @@ def test_a_future_may_be_asked_for_again_when_no_thread_could_be_started(
     assert ref.future().result(timeout=60) == 1
 
 
-@pytest.mark.differs(ray="Ray holds what it makes a future of until that ends")
 def test_of_a_cancelled_future_nothing_is_kept(engine: str) -> None:
     signal = Signal.remote()
     ref = wait_for.remote(signal, 1)

@@ -93,20 +93,102 @@ def test_allreduce_gives_every_rank_the_reduction(own: bool) -> None:
 PAIR = [("real", "f4"), ("whole", "i4")]  # a structured type
 
 
-def move_pairs(group: Any) -> bool:
-    x = np.array([[(group.rank + 0.5, group.rank)]], PAIR)
-    gathered = group.allgather(x, timeout=60)
-    right = [gathered[rank, 0, 0].item() == (rank + 0.5, rank) for rank in range(3)]
-    if group.rank == 0:
-        group.send(x, 1, timeout=60)
-    elif group.rank == 1:
-        group.recv(x, 0, timeout=60)
-    group.broadcast(x, 1, timeout=60)  # what it got from rank 0
-    return all(right) and x.item() == (0.5, 0)
+NO_NUMBERS = [  # each with a value for each rank
+    ("?", [True, False, True]),
+    ("c8", [1j, 2 - 1j, -0.5]),
+    ("c16", [1j, 2 - 1j, -0.5]),
+    (PAIR, [(0.5, 0), (1.5, 1), (2.5, 2)]),
+    ("U3", ["a", "bc", "def"]),
+    ("S2", [b"a", b"bc", b""]),
+    ("V3", [b"abc", b"def", b"ghi"]),
+    ("M8[s]", [1, 2, 3]),
+    ("m8[ns]", [1, 2, 3]),
+    (">f4", [1.5, 2.5, 3.5]),
+    ("longdouble", [1.5, 2.5, 3.5]),
+]
+
+
+def move_any(group: Any) -> None:
+    for dtype, values in NO_NUMBERS:
+        for shape in [(), (2, 3), (0, 2), (70_000,)]:
+            everyones = [np.full(shape, np.array(v, dtype), dtype) for v in values]
+            x = everyones[group.rank].copy()
+            gathered = group.allgather(x, timeout=60)
+            np.testing.assert_array_equal(gathered, np.stack(everyones))
+            own = group.empty(shape, dtype)
+            if group.rank == 0:
+                group.send(x, 1, timeout=60)
+            elif group.rank == 1:
+                group.recv(own, 0, timeout=60)
+            group.broadcast(own, 1, timeout=60)
+            np.testing.assert_array_equal(own, everyones[0])
 
 
 def test_arrays_that_cannot_be_reduced_may_be_moved() -> None:
-    assert all(on_every_rank(start_ranks(), move_pairs))
+    on_every_rank(start_ranks(), move_any)
+
+
+def broadcast_other_types(group: Any) -> None:
+    group.broadcast(np.zeros(3, "?" if group.rank == 0 else "S1"))
+
+
+def gather_other_fields(group: Any) -> None:
+    group.allgather(np.zeros(3, PAIR if group.rank == 0 else PAIR[::-1]))
+
+
+def send_other_types(group: Any) -> None:
+    if group.rank == 0:
+        group.send(np.zeros(2, "c8"), 1)
+    elif group.rank == 1:
+        group.recv(np.zeros(2, "m8[s]"), 0)
+    group.barrier()
+
+
+@pytest.mark.parametrize(
+    ("work", "texts"),
+    [
+        (broadcast_other_types, ["bool (3,)", "(3,), root=0"]),
+        (gather_other_fields, ["'whole'", "'real'"]),
+        (send_other_types, ["complex64 (2,)", "timedelta64[s] (2,)"]),
+    ],
+)
+def test_types_of_one_size_are_told_from_each_other(
+    work: Any, texts: list[str]
+) -> None:
+    on_every_rank_refused(start_ranks(), work, ShapeMismatchError, *texts)
+
+
+def copy_objects(group: Any) -> None:
+    for dtype in (object, [("number", "i4"), ("thing", object)]):
+        x = np.zeros(3, dtype)
+        for call in (
+            lambda x=x: group.broadcast(x),
+            lambda x=x: group.allgather(x),
+            lambda x=x: group.send(x, (group.rank + 1) % 3),
+            lambda x=x: group.recv(x, (group.rank + 1) % 3),
+            lambda x=x: group.empty(3, x.dtype),
+        ):
+            with pytest.raises(TypeError, match="which holds Python objects"):
+                call()
+    group.barrier()
+
+
+def test_arrays_of_objects_are_refused() -> None:
+    on_every_rank(start_ranks(), copy_objects)
+
+
+def reduce_no_numbers(group: Any) -> None:
+    for dtype, values in NO_NUMBERS:
+        x = np.full((3, 2), np.array(values[0], dtype), dtype)
+        for call in (
+            lambda x=x: group.allreduce(x),
+            lambda x=x: group.allreduce([np.ones(3), x]),
+            lambda x=x: group.reduce(x),
+            lambda x=x: group.reducescatter(x),
+        ):
+            with pytest.raises(TypeError, match=r"^cannot reduce .*: use float16, bfl"):
+                call()
+    group.barrier()
 
 
 def test_what_cannot_be_reduced_is_refused_without_waiting() -> None:
@@ -120,6 +202,28 @@ def test_what_cannot_be_reduced_is_refused_without_waiting() -> None:
         with pytest.raises(error):
             skate.get(ranks[0].allreduce.remote(op, dtype, 3, False))
     skate.get([rank.barrier.remote() for rank in ranks])
+    on_every_rank(ranks, reduce_no_numbers)
+
+
+def gather_and_scatter_within(group: Any) -> None:
+    """``x`` of a gather, or ``out`` of a scatter, is a part of the other."""
+    for size, own in itertools.product((4, 100_000), (False, True)):
+        values = [np.arange(size) + 10 * rank for rank in range(3)]
+        for at in range(2 * size + 1) if size == 4 else (0, 3, size, 2 * size - 7):
+            whole = group.empty(3 * size, int) if own else np.zeros(3 * size, int)
+            part = whole[at : at + size]
+            part[...] = values[group.rank]
+            group.allgather(part, whole.reshape(3, size))
+            np.testing.assert_array_equal(whole, np.concatenate(values))
+
+            whole[...] = np.arange(3 * size)
+            group.reducescatter(whole.reshape(3, size), part)
+            first = group.rank * size
+            np.testing.assert_array_equal(part, 3 * np.arange(first, first + size))
+
+
+def test_what_is_gathered_and_scattered_may_lie_in_the_other_array() -> None:
+    on_every_rank(start_ranks(), gather_and_scatter_within)
 
 
 def test_allreduce_of_a_large_array_many_times() -> None:

@@ -24,6 +24,9 @@ def session() -> Iterator[None]:
         yield
 
 
+CPU = min(os.sched_getaffinity(0))
+
+
 @skate.remote(num_cpus=0)
 class Rank:
     def join(self, world_size: int, rank: int, timeout: float) -> str:
@@ -57,6 +60,18 @@ class Rank:
 
     def meet(self) -> None:
         self.group.barrier(30)
+
+    def close_behind_others(self) -> None:
+        """Leave on a CPU that whoever hears of it takes away at once."""
+        os.sched_setaffinity(0, {CPU})
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        self.group.close()
+
+    def take_when_it_is_left(self, rank: int) -> str:
+        os.sched_setaffinity(0, {CPU})
+        with pytest.raises(RankDiedError):
+            self.group.barrier(30)
+        return self.join(2, rank, 30)
 
 
 def test_rank_whose_join_timed_out_is_free_for_another(session: None) -> None:
@@ -117,3 +132,14 @@ def test_a_rank_that_waits_for_many_asks_now_and_then(session: None) -> None:
     with pytest.raises(CollectiveTimeoutError):
         collective.create_group(world_size=32).join(0, timeout=2)
     assert times_woken(supervisor) - before < 300
+
+
+def test_the_rank_of_one_that_closes_its_group_may_be_taken_at_once(
+    session: None,
+) -> None:
+    first, second, third = (Rank.remote() for _ in range(3))
+    joins = [first.join.remote(2, 0, 30), second.join.remote(2, 1, 30)]
+    assert skate.get(joins) == ["joined"] * 2
+    taken = second.take_when_it_is_left.remote(0)
+    first.close_behind_others.remote()
+    assert skate.get([taken, third.join.remote(2, 1, 30)]) == ["joined"] * 2

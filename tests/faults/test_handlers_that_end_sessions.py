@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,3 +75,32 @@ def test_the_error_of_the_handler_is_raised_and_no_session_begun(
         call(ref)
     thread.join()
     assert not skate.is_initialized()
+
+
+@skate.remote
+class Stuck:
+    """Blocks in a call of skate, on the inline engine on a thread of its own."""
+
+    def wait(self, gate: skate.ActorHandle[Stuck]) -> None:
+        skate.get(gate.turn.remote(), timeout=100)
+
+    async def turn(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("call", ["get", "get one", "wait", "as_completed"])
+def test_the_inline_engine_ends_at_once_and_its_threads_with_it(
+    call: str, ends_session: None
+) -> None:
+    before = set(threading.enumerate())
+    skate.init("inline", num_cpus=2)
+    ref = Stuck.remote().wait.remote(Stuck.remote())
+    thread = threading.Thread(target=interrupt_once_it_waits)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="of the handler"):
+        CALLS[call](ref)
+    assert time.monotonic() - began < 1
+    thread.join()
+    assert not skate.is_initialized()
+    assert wait_until(lambda: set(threading.enumerate()) <= before)

@@ -60,9 +60,9 @@ class FutureDispatcher:
 
         Its result is the ref's value or error, or without one just None.
         """
-        from concurrent.futures import Future  # most programs never ask for one
+        from .ref_future import new_future  # most programs never ask for one
 
-        future: Future[Any] = Future()
+        future = new_future()
         with self._lock:
             watch = self._watch or self._start()
             tag = self._next_tag
@@ -88,9 +88,9 @@ class FutureDispatcher:
     def close(self) -> None:
         """Wait for the thread. The engine has made every ``Watch.next`` raise.
 
-        It may be held up: by a callback, or by a future whose lock has been taken for
-        good. A signal handler that interrupts ``Future.result`` may have come while
-        its thread had the lock, and end the session, or raise and leave it locked.
+        It may be held up: by a callback, or by a future whose lock is taken. A signal
+        handler that interrupts ``Future.result``, and ends the session, may have come
+        while its thread had the lock.
         The thread has no more use for the session, and is left then, but not while it
         reads a value: that may make refs, which must not be of the next session.
         """

@@ -261,8 +261,10 @@ class Rounds(Protocol):
 class Group(Protocol):
     """A rank's end of a collective group. Every rank makes the same calls in order.
 
-    Arrays are C-contiguous and writable, also where they are only read; of a numeric
-    dtype, or ``kernels.BFLOAT16``. One call at a time: ``skate.collective`` sees to it.
+    Arrays are C-contiguous and writable, also where they are only read. Reductions get
+    ``kernels.NUMBERS`` or ``kernels.BFLOAT16``, calls that copy any dtype without
+    Python objects. ``x`` and ``out`` are apart, or one is this rank's own part of the
+    other. One call at a time: ``skate.collective`` sees to it.
 
     ``timeout`` is seconds; None waits for ever. Raises ``RankDiedError`` when another
     rank's process ends, ``CollectiveTimeoutError`` (with ``.missing_ranks``), and

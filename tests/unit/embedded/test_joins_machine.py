@@ -30,11 +30,15 @@ class Machine(RuleBasedStateMachine):
         self.epochs = [1, 1, 1]
         self.waiting: dict[Join, int] = {}  # its rank
         self.members: dict[Join, int] = {}
+        self.leaving: dict[Join, int] = {}  # have left, and not told yet
 
     def make(self, name: str, size: int) -> int:
         fd = os.memfd_create(name)
         os.ftruncate(fd, size)
         return fd
+
+    def known(self) -> dict[Join, int]:
+        return {**self.waiting, **self.members, **self.leaving}
 
     def ask(self, join: Join, rank: int) -> None:
         (answer, _), fds = self.groups.join(*join, "g", rank, RANKS, BYTES)
@@ -66,12 +70,21 @@ class Machine(RuleBasedStateMachine):
         join = data.draw(st.sampled_from(sorted(self.waiting)))
         self.ask(join, self.waiting[join])
 
-    @precondition(lambda self: self.waiting or self.members)
+    @precondition(lambda self: self.members)
+    @rule(data=st.data())
+    def begin_to_leave(self, data: st.DataObject) -> None:
+        join = data.draw(st.sampled_from(sorted(self.members)))
+        rank = self.leaving[join] = self.members.pop(join)
+        group = self.groups._group_of(*join)
+        assert group is not None
+        _core.say_left_group(group.segment, rank)  # as the rank's own end does
+
+    @precondition(lambda self: self.known())
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        join = data.draw(st.sampled_from(sorted({**self.waiting, **self.members})))
-        self.waiting.pop(join, None)
-        self.members.pop(join, None)
+        join = data.draw(st.sampled_from(sorted(self.known())))
+        for joins in (self.waiting, self.members, self.leaving):
+            joins.pop(join, None)
         self.groups.leave(*join)
         self.groups.leave(*join)  # told again
 
@@ -79,7 +92,7 @@ class Machine(RuleBasedStateMachine):
     def die(self, process: int) -> None:
         proc = Proc(process + 2, self.epochs[process])
         self.epochs[process] += 1
-        for joins in (self.waiting, self.members):
+        for joins in (self.waiting, self.members, self.leaving):
             for join in [join for join in joins if join[0] == proc]:
                 del joins[join]
         self.groups.died(proc)
@@ -91,7 +104,7 @@ class Machine(RuleBasedStateMachine):
             for proc, joins in self.groups._of.items()
             for number, (_, rank) in joins.items()
         }
-        assert known == {**self.waiting, **self.members}
+        assert known == self.known()
         groups = {
             id(group)
             for joins in self.groups._of.values()
@@ -100,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         assert len(self.groups) == len(groups)
 
     def teardown(self) -> None:
-        for join in list({**self.waiting, **self.members}):
+        for join in self.known():
             self.groups.leave(*join)
         assert len(self.groups) == 0
         assert not self.groups._of

@@ -30,6 +30,13 @@ class _Group:
     def complete(self) -> bool:
         return len(self.ranks) == self.world_size
 
+    def has_lost(self, rank: int) -> bool:
+        """Whether the rank has left, of a complete group.
+
+        Its memory says so before its process tells, and others act on that.
+        """
+        return rank not in self.present or _core.says_left_group(self.segment, rank)
+
     def drop(self, rank: int) -> None:
         if not self.complete:
             del self.ranks[rank]
@@ -83,8 +90,7 @@ class Collectives:
         if not groups:
             return None
         newest = groups[-1]
-        is_over = newest.complete and rank not in newest.present
-        return None if is_over else newest
+        return None if newest.complete and newest.has_lost(rank) else newest
 
     def leave(self, proc: Proc, join: int) -> None:
         if (group := self._group_of(proc, join)) is None:

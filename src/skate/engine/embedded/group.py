@@ -21,9 +21,10 @@ from ...exceptions import (
     ResourceError,
     ShapeMismatchError,
 )
-from . import refusals
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
     import numpy.typing as npt
 
@@ -47,7 +48,9 @@ def join(
         core = _join(engine, number, name, rank, world_size, timeout)
         group = EmbeddedGroup(engine, core, name, number)
     except BaseException:  # the rank is free for others, also if Ctrl-C came
-        _leave(engine, number)
+        with contextlib.suppress(Exception):  # the session may have ended
+            # Not just told: others may join as soon as this one has failed.
+            engine.node.ask(pickle.dumps(("leave_group", number)), False)
         raise
     engine.memberships.add(group)
     if engine.node.closed:
@@ -136,33 +139,30 @@ def _numbers(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """The array as the core reduces it, and whether it holds bfloat16."""
     if x.dtype.kind != "V":
         return x, False
-    if not _is_bfloat16(x):
-        raise refusals.no_real_numbers()
-    return x.view("u2"), True
+    return x.view("u2"), True  # nothing else is reduced
 
 
-def _items(x: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The array as the core copies it, and whether it holds bfloat16.
+def _items(x: np.ndarray) -> tuple[np.ndarray, bool, str]:
+    """The array as the core copies it, whether it holds bfloat16, and what it is.
 
-    Structured ones, and others of types that NumPy does not know, go as bytes.
+    What the core has no name for goes as bytes; ranks compare what it is instead.
     """
-    if x.dtype.kind != "V":
-        return x, False
-    if _is_bfloat16(x):
-        return x.view("u2"), True
-    return x[..., None].view("u1"), False
-
-
-def _is_bfloat16(x: np.ndarray) -> bool:
-    known = _bfloat16()
-    return x.dtype is known or x.dtype == known  # NumPy compares two by their fields
+    kernels = _kernels()
+    if x.dtype in kernels.NUMBERS:
+        return x, False, ""
+    if x.dtype == kernels.BFLOAT16:
+        return x.view("u2"), True, ""
+    what = f"{kernels.name_of(x.dtype)} {x.shape}"
+    if not x.dtype.itemsize:  # such as of a structure without fields
+        return kernels.np.empty((*x.shape, 0), "u1"), False, what
+    return x[..., None].view("u1"), False, what
 
 
 @cache
-def _bfloat16() -> np.dtype:
-    from ...kernels import BFLOAT16  # not at the start of every worker: it takes NumPy
+def _kernels() -> ModuleType:
+    from ... import kernels  # not at the start of every worker: it takes NumPy
 
-    return BFLOAT16
+    return kernels
 
 
 class EmbeddedGroup:
@@ -231,12 +231,12 @@ class EmbeddedGroup:
         self._check(self._core.reduce(x, op, root, timeout, bfloat16), timeout)
 
     def broadcast(self, x: np.ndarray, root: int, timeout: float | None) -> None:
-        x, bfloat16 = _items(x)
-        self._check(self._core.broadcast(x, root, timeout, bfloat16), timeout)
+        x, bfloat16, what = _items(x)
+        self._check(self._core.broadcast(x, root, timeout, bfloat16, what), timeout)
 
     def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
-        (x, bfloat16), (out, _) = _items(x), _items(out)
-        self._check(self._core.allgather(x, out, timeout, bfloat16), timeout)
+        (x, bfloat16, what), (out, *_) = _items(x), _items(out)
+        self._check(self._core.allgather(x, out, timeout, bfloat16, what), timeout)
 
     def reducescatter(
         self, x: np.ndarray, out: np.ndarray, op: str, timeout: float | None
@@ -245,12 +245,12 @@ class EmbeddedGroup:
         self._check(self._core.reducescatter(x, out, op, timeout, bfloat16), timeout)
 
     def send(self, x: np.ndarray, to: int, timeout: float | None) -> None:
-        x, bfloat16 = _items(x)
-        self._check(self._core.send(x, to, timeout, bfloat16), timeout)
+        x, bfloat16, what = _items(x)
+        self._check(self._core.send(x, to, timeout, bfloat16, what), timeout)
 
     def recv(self, x: np.ndarray, from_: int, timeout: float | None) -> None:
-        x, bfloat16 = _items(x)
-        self._check(self._core.recv(x, from_, timeout, bfloat16), timeout)
+        x, bfloat16, what = _items(x)
+        self._check(self._core.recv(x, from_, timeout, bfloat16, what), timeout)
 
     def barrier(self, timeout: float | None) -> None:
         self._check(self._core.barrier(timeout), timeout)

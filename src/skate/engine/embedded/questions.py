@@ -166,6 +166,9 @@ class Questions:
         except (OSError, RuntimeError) as error:
             return "full", f"the memory of group {name!r} cannot be made: {error}"
 
+    def _ask_leave_group(self, process: Process, join: int) -> None:
+        self._supervisor.collectives.leave(process.proc, join)
+
     def _ask_breakpoint(self, process: Process, title: str) -> Any:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours:

@@ -205,7 +205,7 @@ def array_beyond_memory(shape: object, dtype: object) -> ValueError:
 
 def no_real_numbers() -> TypeError:
     return TypeError(
-        "collectives take arrays of real numbers: float16, bfloat16, float32, float64, "
+        "the core takes arrays of real numbers: float16, bfloat16, float32, float64, "
         "or integers of 8 to 64 bits"
     )
 
@@ -213,12 +213,12 @@ def no_real_numbers() -> TypeError:
 def mean_of_integers(dtype: str) -> TypeError:
     return TypeError(
         f"the mean of {dtype} would have to be rounded: use op='sum', or cast the "
-        "array to a floating type first"
+        "array to a floating dtype first."
     )
 
 
 def unknown_op(name: str) -> ValueError:
-    return ValueError(f"unknown op '{name}': use sum, mean, max or min")
+    return ValueError(f"unknown op {name!r}: use one of sum, mean, max, min.")
 
 
 def no_operand(name: str) -> TypeError:

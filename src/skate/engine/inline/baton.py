@@ -110,6 +110,7 @@ class _Here(threading.local):
     worker: Worker | None = None
     holds = False  # the baton
     depth = 0  # units that run on this stack, inside one another
+    wait: Wait | None = None  # the innermost skate call that blocks it
     grant: Grant | None = None  # of the innermost unit
     interruptible: Interruptible | None = None  # the innermost unit, if it can be
     surroundings: Surroundings | None = None  # of the innermost unit
@@ -322,7 +323,6 @@ class Baton:
         that a breakpoint in them stops with their caller in view. That is safe for
         what this thread needs anyway: it could not go on before they have ended.
         """
-        held = _here.holds
         worker = _here.worker
         if worker is not None and worker.home.closed:
             raise Stopped
@@ -337,6 +337,9 @@ class Baton:
                 worker.wait = wait
             if unit is not None:
                 unit.wait = wait
+            below, _here.wait = _here.wait, wait
+            was_parked = self._set_aside(below)
+            held = _here.holds
             try:
                 self._park(wait)
                 if not held:
@@ -350,6 +353,9 @@ class Baton:
                     unit.wait = None
                 if grant is not None:
                     grant.reclaim()
+                _here.wait = below
+                if below is not None and was_parked:
+                    self._park(below)
                 if not held:
                     self._pass_on()
         error, wait.error = wait.error, None
@@ -399,6 +405,18 @@ class Baton:
                     queue.remove(wait)
         if wait.handed:  # interrupted just when the baton came
             _here.holds = True
+
+    def _set_aside(self, below: Wait | None) -> bool:
+        """Nobody is to wake this thread for ``below``. True if somebody could have.
+
+        It blocks for that, and a signal's handler makes another call on top of it.
+        """
+        if below is None:
+            return False
+        was_parked = below in self._parked
+        self._unpark(below)
+        below.queued = False
+        return was_parked
 
     def _take(self, wait: Wait) -> None:
         if self._taken:

@@ -391,8 +391,8 @@ class InlineGroup:
         def work(ranks: list[Arrays]) -> None:
             values = [x.copy() for x, _ in ranks]  # an x may be a part of its out
             for _, out in ranks:
-                for part, value in zip(out, values, strict=True):
-                    part[...] = value
+                for rank, value in enumerate(values):
+                    out[rank] = value
 
         self._meet(("allgather", *_type(x)), (x, out), work, timeout)
 

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ..futures import finish_future, surviving
+from ..ref_future import keep_unlocked
 from .baton import Wait
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class DrivenFuture(Future[Any]):
 
     def __init__(self, engine: InlineEngine, ref: ObjectRef[Any]) -> None:
         super().__init__()
+        keep_unlocked(self)
         self._engine = engine
         self._ref = ref
 

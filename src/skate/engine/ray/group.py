@@ -256,7 +256,7 @@ class RayGroup:
             from torch.distributed import BroadcastOptions
 
             flat = x.reshape(-1)
-            if not flat.size:
+            if not flat.nbytes:
                 return
             options = BroadcastOptions()
             options.rootRank = root
@@ -266,10 +266,10 @@ class RayGroup:
 
     def allgather(self, x: np.ndarray, out: np.ndarray, timeout: float | None) -> None:
         def work(deadline: _Deadline) -> None:
-            if x.size:
+            if x.nbytes:
                 parts = self._gather(x.reshape(-1).copy(), deadline)
-                for row, part in zip(out, parts, strict=True):
-                    row[...] = part.reshape(x.shape)
+                for rank, part in enumerate(parts):
+                    out[rank] = part.reshape(x.shape)
 
         self._call(("allgather", *_type(x)), work, timeout)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
-from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from ...exceptions import EngineDiedError
 from ..futures import begin, end_futures_here, surviving
+from ..ref_future import new_future
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ..._ref import ObjectRef
     from .engine import RayEngine
 
@@ -82,14 +86,19 @@ class Futures:
     def __init__(self, engine: RayEngine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._ended: queue.SimpleQueue[tuple[Future[Any], Future[Any]] | None]
+        self._ended: queue.SimpleQueue[tuple[int, Future[Any]] | None]
         self._ended = queue.SimpleQueue()
-        self._waiting: dict[Future[Any], ObjectRef[Any]] = {}
+        # Whoever takes a future out of it, ends it. With its ref, and Ray's future.
+        self._waiting: dict[int, tuple[Future[Any], ObjectRef[Any], Future[Any]]] = {}
+        self._tags = itertools.count()
         self._thread: threading.Thread | None = None
 
     def submit(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future that ends when ``ref`` does; until then, ``ref`` is held."""
-        future: Future[Any] = Future()
+        """A future that ends when ``ref`` does; until it has ended, ``ref`` is held."""
+        future = new_future()
+        rays = self._engine.handle(ref).future()
+        tag = next(self._tags)
+        future.add_done_callback(partial(_forget, self._waiting, tag))
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(
@@ -97,17 +106,15 @@ class Futures:
                 )
                 thread.start()  # may fail: the next future tries again
                 self._thread = thread
-            self._waiting[future] = ref
+            self._waiting[tag] = future, ref, rays
         # Ray calls back on the thread that all of its messages need.
-        self._engine.handle(ref).future().add_done_callback(
-            lambda ended: self._note(future, ended)
-        )
+        rays.add_done_callback(lambda ended: self._note(tag, ended))
         return future
 
-    def _note(self, future: Future[Any], ended: Future[Any]) -> None:
+    def _note(self, tag: int, ended: Future[Any]) -> None:
         with self._lock:
-            if future in self._waiting:  # else the session ended: nobody takes it
-                self._ended.put((future, ended))
+            if tag in self._waiting:  # else it was cancelled, or the session ended
+                self._ended.put((tag, ended))
 
     def close(self) -> None:
         """Fail what still waits, and end the thread."""
@@ -116,9 +123,9 @@ class Futures:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         with self._lock:
-            waiting = list(self._waiting)
+            waiting = list(self._waiting.values())
             self._waiting.clear()  # and with it the refs
-        for future in waiting:
+        for future, _, _ in waiting:
             with surviving(future):
                 if begin(future):
                     future.set_exception(
@@ -128,20 +135,39 @@ class Futures:
     def _run(self) -> None:
         end_futures_here()
         while (item := self._ended.get()) is not None:
-            with surviving(item[0]):
-                self._finish(*item)
-            del item
+            tag, ended = item
+            found = self._waiting.pop(tag, None)
+            if found is not None:
+                with surviving(found[0]):
+                    self._finish(found[0], found[1], ended)
+            del item, ended, found
 
-    def _finish(self, future: Future[Any], ended: Future[Any]) -> None:
-        with self._lock:
-            ref = self._waiting.pop(future, None)
+    def _finish(
+        self, future: Future[Any], ref: ObjectRef[Any], ended: Future[Any]
+    ) -> None:
         if not begin(future):
             return
         try:
             value = self._engine.read(ended.result)
-            if value is None and ref is not None:
+            if value is None:
                 self._engine.end_stream(ref._id)
         except BaseException as error:  # whatever it is, it is the result
             future.set_exception(error.with_traceback(None))
         else:
             future.set_result(value)
+
+
+def _forget(
+    waiting: dict[int, tuple[Future[Any], ObjectRef[Any], Future[Any]]],
+    tag: int,
+    future: Future[Any],
+) -> None:
+    """A future has ended: if it was cancelled, or others did it, nothing is kept."""
+    # No lock: a finalizer may cancel a future, in the middle of anything.
+    found = waiting.pop(tag, None)
+    if found is None:
+        return
+    # Ray keeps its own future until the value comes, and with that its ref.
+    found[2].__dict__.pop("object_ref", None)
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
