@@ -282,12 +282,10 @@ class _Receiver:
     def _give(self, calls: list[_Received]) -> float | None:
         try:
             return check_wait(self._receive(calls))
-        except ActorExit:
-            self._actor._leave()
-            return None
-        except Exception as error:
-            for call in calls:
-                call.fail(error)
+        except BaseException as error:
+            if not self.worker.ends_for(error):
+                for call in calls:
+                    call.fail(error)
             return None
 
 

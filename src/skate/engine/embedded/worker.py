@@ -309,19 +309,11 @@ class Worker:
         name: str,
         retry_on: bool | tuple[type[Exception], ...] = False,
     ) -> None:
-        if self.node.in_forked_child:
-            end_forked_child(error)
+        if self.ends_for(error):
+            return  # the caller learns it from the actor's end
         if isinstance(error, KeyboardInterrupt) and call.cancelled:
             call.fail_cancelled()
             return
-        meant = isinstance(error, SystemExit) and error.code in (None, 0)
-        if self.leave is not None and (meant or isinstance(error, ActorExit)):
-            self.leave()  # the caller learns it from the actor's end
-            return
-        if isinstance(error, SystemExit):
-            # As in Ray: a task that exits ends its worker.
-            _flush()
-            os._exit(error.code if isinstance(error.code, int) else 1)
         retryable = isinstance(
             error, Exception if isinstance(retry_on, bool) else retry_on
         )
@@ -332,6 +324,22 @@ class Worker:
         except Exception:  # there is no room for all that the exception holds
             failure = serialize.dump_error_in_short(error, name)
             call.fail(bytes(failure), [], retryable)
+
+    def ends_for(self, error: BaseException) -> bool:
+        """Whether the actor ends for what its code has raised; the process may at once.
+
+        As in Ray, a task that exits ends its worker.
+        """
+        if self.node.in_forked_child:
+            end_forked_child(error)
+        meant = isinstance(error, SystemExit) and error.code in (None, 0)
+        if self.leave is not None and (meant or isinstance(error, ActorExit)):
+            self.leave()
+            return True
+        if isinstance(error, SystemExit):
+            _flush()
+            os._exit(error.code if isinstance(error.code, int) else 1)
+        return False
 
     @staticmethod
     def retry_on(call: _core.Call) -> bool | tuple[type[Exception], ...]:
