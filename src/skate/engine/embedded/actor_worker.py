@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = _core.Notice.CANCELLED
+_CLEAN_UP_S = 2.0
 
 
 class ActorProcess:
@@ -353,38 +354,69 @@ class _Loop:
         self._limits = [
             asyncio.Semaphore(size) for size in (code.max_concurrency, *code.groups)
         ]
+        self._loop = asyncio.new_event_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rooms: dict[int, asyncio.Event] = {}  # of streams that wait
+        self._no_more = False  # calls
 
     def run(self) -> None:
         import asyncio
 
         self._actor.runs_many()
         self._actor._worker.engine.is_async = True
-        asyncio.run(self._serve())
+        asyncio.set_event_loop(self._loop)
+        threading.Thread(target=self._bring, name="skate-calls", daemon=True).start()
+        # No task of ours waits for the end: the program may cancel all that it finds.
+        while self._tasks or not self._no_more:
+            self._run_forever()
+        self._clean_up()
 
-    async def _serve(self) -> None:
+    def _run_forever(self) -> None:
+        try:
+            self._loop.run_forever()
+        except SystemExit as error:  # of a task that the program has started
+            self._actor._worker.ends_for(error)
+
+    def _bring(self) -> None:
+        node, tell = self._actor.node, self._loop.call_soon_threadsafe
+        with contextlib.suppress(RuntimeError):  # the program has closed the loop
+            while (call := node.next_task()) is not None:
+                tell(self._start, call)
+                del call
+            tell(self._end)
+            # Calls that still run may be cancelled, and their streams read.
+            while (call := node.next_notice()) is not None:
+                tell(self._start, call)
+                del call
+
+    def _end(self) -> None:
+        self._no_more = True
+        if not self._tasks:
+            self._loop.stop()
+
+    def _clean_up(self) -> None:
+        """Let what the program has left on the loop end, but not wait for good.
+
+        What the actor holds is given back when its process ends: that is not held up by
+        a thread that blocks, or by a task that will not be cancelled.
+        """
         import asyncio
 
-        loop = self._loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
+        loop = self._loop
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
 
-        def bring() -> None:
-            node = self._actor.node
-            while (call := node.next_task()) is not None:
-                loop.call_soon_threadsafe(self._start, call)
-                del call
-            # Calls that still run may be cancelled, and their streams read.
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(ended.set)
-                while (call := node.next_notice()) is not None:
-                    loop.call_soon_threadsafe(self._start, call)
-                    del call
+        async def end() -> None:
+            if left:
+                await asyncio.wait(left)
+            await loop.shutdown_asyncgens()
+            await loop.shutdown_default_executor()
 
-        threading.Thread(target=bring, name="skate-calls", daemon=True).start()
-        await ended.wait()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks.values()))
+        ending = loop.create_task(end())
+        ending.add_done_callback(lambda _: loop.stop())
+        loop.call_later(_CLEAN_UP_S, loop.stop)
+        self._run_forever()
 
     def _start(self, call: _core.Call) -> None:
         task_id = call.task_id
@@ -398,6 +430,8 @@ class _Loop:
             if self._tasks.get(task_id) is task:  # else the next attempt has begun
                 del self._tasks[task_id]
                 self._rooms.pop(task_id, None)
+            if self._no_more and not self._tasks:
+                self._loop.stop()
             if task.cancelled():  # perhaps before its first step
                 call.fail_cancelled()
             elif (error := task.exception()) is not None:

@@ -391,7 +391,7 @@ class ActorStart(Call):
             loop = self._loop
             if loop is not None and actor.construction is self:
                 with self._surroundings(lent_when_blocked=None):
-                    loop.run_forever()
+                    self._run_forever(loop)
                 with self.engine.lock:
                     if actor.loop is loop:  # else it has been restarted
                         actor.die("its last handle was dropped")
@@ -400,6 +400,16 @@ class ActorStart(Call):
                 self._loop.end()
             if actor.state is State.DEAD:
                 actor.instance = actor.receiver = None
+
+    def _run_forever(self, loop: BatonLoop) -> None:
+        while True:
+            try:
+                loop.run_forever()
+                return
+            except SystemExit as error:  # of a task that the program has started
+                self._actor.exit(error)
+                with self.engine.lock:
+                    self._actor.end_if_unused()
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
