@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from polling import wait_until
 from processes import alive
 
 import skate
-from skate.exceptions import TaskCancelledError
+from skate.exceptions import TaskCancelledError, WorkerCrashedError
 
 
 @pytest.fixture(autouse=True)
@@ -104,5 +105,40 @@ def test_an_async_actor_outlives_what_its_method_does_to_the_loop(how: str) -> N
     skate.get(getattr(actor, how).remote(), timeout=20)
     for _ in range(2):
         assert skate.get(actor.pid.remote(), timeout=20) == pid
+    del actor
+    assert wait_until(lambda: not alive(pid))
+
+
+@skate.remote(num_cpus=0)
+class Waits:
+    """Keeps calls, and wants to be called again long after."""
+
+    def pid(self) -> int: ...
+
+    def keep(self) -> None: ...
+
+    @skate.receiver
+    def receive(self, calls: Sequence[skate.ReceivedCall]) -> float:
+        for call in calls:
+            if call.method == "pid":
+                call.answer(os.getpid())
+            else:
+                self.kept = call
+        return 3600.0
+
+
+@skate.remote(max_retries=0)
+def die_after_a_call(actor: skate.ActorHandle[Waits]) -> None:
+    kept = actor.keep.remote()
+    skate.get(actor.pid.remote())
+    os.kill(os.getpid(), signal.SIGKILL)
+    del kept
+
+
+def test_a_receiver_does_not_wait_for_when_nobody_wants_an_answer() -> None:
+    actor = Waits.remote()
+    pid = skate.get(actor.pid.remote())
+    with pytest.raises(WorkerCrashedError):
+        skate.get(die_after_a_call.remote(actor), timeout=20)
     del actor
     assert wait_until(lambda: not alive(pid))

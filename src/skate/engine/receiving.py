@@ -20,6 +20,8 @@ def check_wait(wait_s: Any) -> float | None:
     if wait_s is None:
         return None
     seconds = float(wait_s) if hasattr(type(wait_s), "__float__") else math.nan
+    if seconds == math.inf:
+        return None
     if not seconds >= 0:
         raise ValueError(
             f"a receiver returned {wait_s!r}; it must return the number of seconds "

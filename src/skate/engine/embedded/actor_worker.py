@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = _core.Notice.CANCELLED
+_LOOK_AGAIN_S = 0.02
 _CLEAN_UP_S = 2.0
 
 
@@ -220,7 +221,7 @@ class _Received:
             return False
         self._is_answered = True
         self.args, self.kwargs = (), {}  # views are let go
-        self._receiver.unanswered -= 1
+        self._receiver.unanswered.discard(self)
         return True
 
 
@@ -234,22 +235,35 @@ class _Receiver:
         self._receive = getattr(actor._object, method)
         self.name = code.name
         self.worker = actor._worker
-        self.unanswered = 0
+        self.unanswered: set[_Received] = set()
 
     def run(self) -> None:
         actor = self._actor
         actor.runs_many()
         self.worker.engine.context_var.set((0, actor._actor_id, self.name))
         wait_s: float | None = None
-        more = True
-        while more or (self.unanswered and wait_s is not None and not actor.leaving):
-            calls: list[_Received] = []
-            if more:
-                more = self._take(calls, wait_s)
-            else:
-                assert wait_s is not None
-                time.sleep(wait_s)  # to answer what came before the last handle went
+        calls: list[_Received] = []
+        while self._take(calls, wait_s):
             wait_s = self._give(calls)
+            calls = []
+        # It may still answer what came before the last handle went.
+        while calls or self._is_waited_for(wait_s):
+            wait_s = self._give(calls)
+            calls = []
+
+    def _is_waited_for(self, wait_s: float | None) -> bool:
+        """Whether somebody still wants an answer when the receiver's time has come."""
+        if wait_s is None:
+            return False
+        at = time.monotonic() + wait_s
+        while not self._actor.leaving and any(
+            call.wanted for call in tuple(self.unanswered)
+        ):
+            left = at - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(left, _LOOK_AGAIN_S))
+        return False
 
     def _take(self, calls: list[_Received], wait_s: float | None) -> bool:
         """Wait for a call, and take what else is there; False if none will come."""
@@ -277,7 +291,7 @@ class _Receiver:
         except BaseException as error:
             self.worker.fail(call, error, f"{self.name}.{method}")
             return
-        self.unanswered += 1
+        self.unanswered.add(received)
         calls.append(received)
 
     def _give(self, calls: list[_Received]) -> float | None:
