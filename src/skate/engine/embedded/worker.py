@@ -130,12 +130,24 @@ def _start_afresh() -> None:
     # Python's own `random` seeds itself anew in every forked child.
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy.random" in sys.modules:
-        # All of the generator's words at random: half the time of seeding it.
-        words = numpy.frombuffer(os.urandom(4 * _MT_WORDS), numpy.uint32)
-        numpy.random.set_state(("MT19937", words, _MT_WORDS))
+        _seed_numpy(numpy)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.seed()
+
+
+def _seed_numpy(numpy: Any) -> None:
+    # All of the generator's words at random: half the time of seeding it.
+    words = numpy.frombuffer(os.urandom(4 * _MT_WORDS), numpy.uint32)
+    try:
+        numpy.random.set_state(("MT19937", words, _MT_WORDS))
+    except (TypeError, ValueError):  # a module has installed a generator of its own
+        random = numpy.random
+        try:
+            fresh = type(random.get_bit_generator())()
+        except Exception:  # it cannot be made so
+            fresh = random.MT19937()
+        random.set_bit_generator(fresh)
 
 
 def _stop_breakpoints_in_driver(worker: Worker) -> None:
