@@ -195,10 +195,7 @@ def _cancelled() -> KeyboardInterrupt:
 def _end_when_told(worker: Worker) -> None:
     signal.sigwait([RETIRE])
     worker.wait_until_nothing_ends_with_it()
-    if worker.is_worn_out:  # it ends by itself
-        return
-    _flush()
-    os._exit(0)
+    worker.node.stop_serving()
 
 
 def _run_exit_handlers() -> None:
