@@ -24,6 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy.typing as npt
 
 from . import kernels
 from ._exact import exact
-from ._operand import Operand, check_copied, copied, is_on_gpu
+from ._operand import Operand, check_copied, copied, is_on_gpu, overlap
 from ._runtime import current
 from .engine import protocol
 from .exceptions import EngineError
@@ -225,7 +226,8 @@ class Group:
         """Replace ``x`` on every rank by the reduction over all ranks; returns ``x``.
 
         Args:
-            x: an array, or a list of arrays, whose small ones travel together.
+            x: an array, or a list of arrays, whose small ones travel together. Where
+                some share memory, each is reduced as it was before the call.
             op: ``"sum"``, ``"mean"`` (of floating dtypes), ``"max"`` or ``"min"``.
         """
         if (
@@ -424,6 +426,10 @@ class Group:
                 alone.append(operand)
             else:
                 together.setdefault(operand.array.dtype, []).append(operand)
+        later = [*list(together.values())[bool(together) :], alone[not together :]]
+        if any(later) and overlap(operands):
+            for operand in chain.from_iterable(later):
+                operand.keep()  # it is reduced as it was, like those before it
         # The label goes with the first call, so the ranks agree before any data moves.
         for dtype, members in together.items():
             size = sum(operand.array.size for operand in members)
