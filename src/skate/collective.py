@@ -48,6 +48,9 @@ Array = npt.NDArray[Any]
 # from it, and would be copied.
 _FUSED_BYTES = 1 << 20
 
+# As many as a session has processes; the engines' tables grow with a group's size.
+_MAX_WORLD_SIZE = 4096
+
 
 class Handle:
     """A collective call that goes on; its arrays are the group's until it is done."""
@@ -560,9 +563,10 @@ class GroupSpec:
             timeout: seconds to wait for the others; None waits for ever.
 
         Raises:
-            ValueError: there is no such rank.
+            ValueError: there is no such rank, or there are too many.
             CollectiveTimeoutError: a rank did not join; see ``.missing_ranks``.
         """
+        _check_world_size(self.world_size)
         if not 0 <= rank < self.world_size:
             raise ValueError(
                 f"rank={rank!r}: this group has ranks 0 to {self.world_size - 1}."
@@ -577,6 +581,14 @@ def create_group(world_size: int, name: str | None = None) -> GroupSpec:
     Args:
         name: a name of your own, unused so far in the session; None makes one up.
     """
+    _check_world_size(world_size)
+    return GroupSpec(name or f"group-{uuid.uuid4().hex[:12]}", world_size)
+
+
+def _check_world_size(world_size: int) -> None:
     if world_size < 1:
         raise ValueError(f"world_size={world_size!r}; expected at least 1.")
-    return GroupSpec(name or f"group-{uuid.uuid4().hex[:12]}", world_size)
+    if world_size > _MAX_WORLD_SIZE:
+        raise ValueError(
+            f"world_size={world_size!r}; a group has at most {_MAX_WORLD_SIZE} ranks."
+        )
