@@ -225,12 +225,22 @@ class PyGroup {
     auto lease = lease_of(array.bytes());
     GroupArray view = array.view(label);
     view.data = segment_->arena->at(lease->block.offset);
-    nb::object problem = finish([&] {
-      // An empty array may have no address at all.
-      if (array.bytes() != 0) std::memcpy(view.data, array.data(), array.bytes());
-      return group_.post(view, to, nanoseconds(timeout));
-    });
-    if (problem.is_none()) sent_[to].push_back(std::move(lease));
+    // Kept first: what is posted is the other rank's to read, also if there is no
+    // memory then to note it.
+    auto& leases = sent_[to];
+    leases.push_back(std::move(lease));
+    nb::object problem;
+    try {
+      problem = finish([&] {
+        // An empty array may have no address at all.
+        if (array.bytes() != 0) std::memcpy(view.data, array.data(), array.bytes());
+        return group_.post(view, to, nanoseconds(timeout));
+      });
+    } catch (...) {
+      leases.pop_back();
+      throw;
+    }
+    if (!problem.is_none()) leases.pop_back();
     return problem;
   }
 
@@ -303,9 +313,7 @@ class PyGroup {
   void forget_taken(int to) {
     std::deque<std::unique_ptr<Lease>>& leases = sent_[to];
     const u64 taken = group_.taken(to);
-    // Of a message that another thread has just posted there may be no lease yet.
-    for (u64& freed = freed_[to]; freed < taken && !leases.empty(); ++freed)
-      leases.pop_front();
+    for (u64& freed = freed_[to]; freed < taken; ++freed) leases.pop_front();
   }
 
   void check_peer(int rank) const {

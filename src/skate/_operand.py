@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,11 @@ class Operand:
         ):
             self.array = self.array.copy()
 
+    def keep(self) -> None:
+        """Be a copy: what others write to its memory is not seen."""
+        if self.array is self._view:
+            self.array = self.array.copy()
+
     def like(self, shape: tuple[int, ...]) -> Any:
         """A new array of the same kind and dtype."""
         torch = sys.modules.get("torch")
@@ -78,10 +85,25 @@ def check_copied(dtype: np.dtype[Any]) -> None:
         )
 
 
+def overlap(operands: Sequence[Operand]) -> bool:
+    """Whether what is written back to one may be memory of another."""
+    spans = sorted(_span(one._view) for one in operands if one._view.size)
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
+
+
 def is_on_gpu(x: Any) -> bool:
     """True for a torch tensor that is not in CPU memory."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor) and x.device.type != "cpu"
+
+
+def _span(array: Array) -> tuple[int, int]:
+    """The addresses from its first byte to behind its last one."""
+    low = high = array.__array_interface__["data"][0]
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        low += min(0, (length - 1) * stride)
+        high += max(0, (length - 1) * stride)
+    return low, high + array.itemsize
 
 
 def _begin_at_one(a: Array, b: Array) -> bool:

@@ -24,6 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy.typing as npt
 
 from . import kernels
 from ._exact import exact
-from ._operand import Operand, check_copied, copied, is_on_gpu
+from ._operand import Operand, check_copied, copied, is_on_gpu, overlap
 from ._runtime import current
 from .engine import protocol
 from .exceptions import EngineError
@@ -46,6 +47,9 @@ Array = npt.NDArray[Any]
 # Of a list, arrays up to this size are reduced together. A larger one gains nothing
 # from it, and would be copied.
 _FUSED_BYTES = 1 << 20
+
+# As many as a session has processes; the engines' tables grow with a group's size.
+_MAX_WORLD_SIZE = 4096
 
 
 class Handle:
@@ -225,7 +229,8 @@ class Group:
         """Replace ``x`` on every rank by the reduction over all ranks; returns ``x``.
 
         Args:
-            x: an array, or a list of arrays, whose small ones travel together.
+            x: an array, or a list of arrays, whose small ones travel together. Where
+                some share memory, each is reduced as it was before the call.
             op: ``"sum"``, ``"mean"`` (of floating dtypes), ``"max"`` or ``"min"``.
         """
         if (
@@ -424,6 +429,10 @@ class Group:
                 alone.append(operand)
             else:
                 together.setdefault(operand.array.dtype, []).append(operand)
+        later = [*list(together.values())[bool(together) :], alone[not together :]]
+        if any(later) and overlap(operands):
+            for operand in chain.from_iterable(later):
+                operand.keep()  # it is reduced as it was, like those before it
         # The label goes with the first call, so the ranks agree before any data moves.
         for dtype, members in together.items():
             size = sum(operand.array.size for operand in members)
@@ -554,9 +563,10 @@ class GroupSpec:
             timeout: seconds to wait for the others; None waits for ever.
 
         Raises:
-            ValueError: there is no such rank.
+            ValueError: there is no such rank, or there are too many.
             CollectiveTimeoutError: a rank did not join; see ``.missing_ranks``.
         """
+        _check_world_size(self.world_size)
         if not 0 <= rank < self.world_size:
             raise ValueError(
                 f"rank={rank!r}: this group has ranks 0 to {self.world_size - 1}."
@@ -571,6 +581,14 @@ def create_group(world_size: int, name: str | None = None) -> GroupSpec:
     Args:
         name: a name of your own, unused so far in the session; None makes one up.
     """
+    _check_world_size(world_size)
+    return GroupSpec(name or f"group-{uuid.uuid4().hex[:12]}", world_size)
+
+
+def _check_world_size(world_size: int) -> None:
     if world_size < 1:
         raise ValueError(f"world_size={world_size!r}; expected at least 1.")
-    return GroupSpec(name or f"group-{uuid.uuid4().hex[:12]}", world_size)
+    if world_size > _MAX_WORLD_SIZE:
+        raise ValueError(
+            f"world_size={world_size!r}; a group has at most {_MAX_WORLD_SIZE} ranks."
+        )

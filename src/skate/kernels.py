@@ -66,8 +66,9 @@ def reduce(
     Args:
         arrays: at least one; all of one shape and one dtype, of real numbers.
         op: ``"sum"``, ``"mean"`` (floating dtypes only), ``"max"`` or ``"min"``.
-        out: where to write, C-contiguous; may be one of ``arrays``. Default: a new one.
-            Or a list of such, all of which are written.
+        out: where to write, C-contiguous. Default: a new one. Or a list of such, all of
+            which are written. They may be of the memory of ``arrays``: what is
+            there is reduced as it was.
 
     Returns:
         Where it was written; the first, of several.
@@ -100,12 +101,28 @@ def reduce(
             one[...] = outs[0]
         return outs[0]
     ready = [np.require(array, requirements=("C", "A")) for array in arrays]
+    if out is not None:
+        ready = [
+            array.copy() if any(_overlaps(array, one) for one in outs) else array
+            for array in ready
+        ]
     bfloat16 = first.dtype == BFLOAT16
     if bfloat16:
         ready = [array.view(np.uint16) for array in ready]
         outs = [one.view(np.uint16) for one in outs]
     _reduce_into(outs, ready, op, bfloat16)
     return outs[0].view(BFLOAT16) if bfloat16 else outs[0]
+
+
+def _overlaps(array: Array, out: Array) -> bool:
+    """Whether what is written to ``out`` may be read from ``array`` later.
+
+    Not where both are at one place: each element is read before it is written.
+    """
+    if not np.may_share_memory(array, out):
+        return False
+    places = [one.__array_interface__["data"][0] for one in (array, out)]
+    return bool(places[0] != places[1])
 
 
 def check_op(op: str, dtype: np.dtype[Any]) -> None:

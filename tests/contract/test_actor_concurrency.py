@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -324,3 +326,46 @@ def test_a_ref_that_a_method_of_an_async_actor_returns_stays_a_ref() -> None:
     refs = skate.get([call.remote() for call in calls])
     assert [type(ref) for ref in refs] == [skate.ObjectRef] * 3
     assert skate.get(refs) == ["stored"] * 3
+
+
+@skate.remote(max_restarts=1)
+class HasTasks:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    async def cancel_all_tasks(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    async def start_a_task_that_exits(self, status: int) -> None:
+        async def end() -> None:
+            sys.exit(status)
+
+        self.task = asyncio.get_running_loop().create_task(end())
+        self.task.add_done_callback(lambda task: task.exception())  # or it is logged
+
+
+@pytest.mark.differs(ray="Ray's own tasks run on the loop, too")
+def test_an_async_actor_may_cancel_all_tasks_of_its_loop() -> None:
+    actor = HasTasks.remote()
+    assert skate.get(actor.count.remote(), timeout=20) == 1
+    skate.get(actor.cancel_all_tasks.remote(), timeout=20)
+    for calls in (2, 3):
+        assert skate.get(actor.count.remote(), timeout=20) == calls
+
+
+@pytest.mark.differs(ray="Ray's loop ends, and the actor hangs")
+def test_a_task_of_an_async_actor_that_exits_ends_the_actor() -> None:
+    actor = HasTasks.remote()
+    skate.get(actor.start_a_task_that_exits.remote(0), timeout=20)
+
+    def call_on() -> None:
+        while True:
+            skate.get(actor.count.remote(), timeout=20)
+
+    with pytest.raises(ActorDiedError):
+        call_on()

@@ -10,6 +10,7 @@ import pytest
 from helpers import Signal, identity
 
 import skate
+from skate import collective
 from skate.collective import GroupSpec
 from skate.exceptions import (
     CollectiveError,
@@ -342,6 +343,30 @@ def reduce_list(group: Any) -> None:
 
 def test_a_list_of_arrays_is_one_call() -> None:
     on_every_rank(start_ranks(), reduce_list)
+
+
+def reduce_shared_memory(group: Any) -> list[float]:
+    sums = []
+    for size in (6, 6 << 18):
+        x, y = np.ones(size, "f4"), np.ones(size, "f4")
+        group.allreduce([x, x, y[: size // 2 + 1], y[1:], y[::-1]], timeout=60)
+        sums += [x.min(), x.max(), y.min(), y.max()]
+        bits = np.ones(size, "i4")  # of other types
+        group.allreduce([bits[:2], bits.view("u4"), bits.view("i8")[:1]], timeout=60)
+        sums += [bits[2:].min(), bits[2:].max()]
+    return [float(one) for one in sums]
+
+
+def test_arrays_of_a_list_that_share_memory_are_reduced_as_they_were() -> None:
+    assert on_every_rank(start_ranks(), reduce_shared_memory) == [[3.0] * 12] * 3
+
+
+@pytest.mark.parametrize("world_size", [4097, 2_000_000, 1 << 62])
+def test_a_group_of_too_many_ranks_is_refused(world_size: int) -> None:
+    with pytest.raises(ValueError, match="a group has at most 4096 ranks"):
+        collective.create_group(world_size)
+    with pytest.raises(ValueError, match="a group has at most 4096 ranks"):
+        GroupSpec("g", world_size).join(0, timeout=1)
 
 
 def lists_that_differ(group: Any) -> None:

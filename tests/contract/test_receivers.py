@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 import skate
+from skate.engine.actor_methods import ActorExit
+from skate.exceptions import ActorDiedError, ActorUnavailableError, TaskError
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -95,6 +99,88 @@ def test_a_receiver_that_returns_no_time_to_wait_is_told_so(wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"receiver returned {wrong!r}; it must"):
         skate.get(actor.ask.remote(wrong), timeout=20)
     assert skate.get(actor.ask.remote(None), timeout=20) == 7
+
+
+@skate.remote(max_restarts=-1)
+class Ends:
+    """Exits in its receiver, or raises what is no Exception."""
+
+    def __init__(self) -> None:
+        self.kept: list[skate.ReceivedCall] = []
+
+    def ask(self) -> int: ...
+
+    def keep(self) -> None: ...
+
+    def raises(self, what: Any) -> None: ...
+
+    def exit_when_idle(self) -> None: ...
+
+    @skate.receiver
+    def receive(self, calls: Sequence[skate.ReceivedCall]) -> float | None:
+        if not calls:
+            sys.exit()
+        wait_s = None
+        for call in calls:
+            if call.method == "ask":
+                call.answer(len(self.kept))
+            elif call.method == "raises":
+                what = call.args[0]
+                raise what if what is not None else ActorExit
+            else:
+                self.kept.append(call)
+                wait_s = 0.001 if call.method == "exit_when_idle" else None
+        return wait_s
+
+
+@pytest.mark.parametrize("how", [SystemExit(), SystemExit(0), None], ids=repr)
+def test_a_receiver_that_exits_ends_its_actor_for_good(how: Any) -> None:
+    actor = Ends.remote()
+    kept = actor.keep.remote()
+    assert skate.get(actor.ask.remote(), timeout=20) == 1
+    for ref in (actor.raises.remote(how), actor.ask.remote(), kept):
+        with pytest.raises(ActorDiedError):
+            skate.get(ref, timeout=20)
+
+
+def test_a_receiver_that_exits_without_a_call_ends_its_actor() -> None:
+    actor = Ends.remote()
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.exit_when_idle.remote(), timeout=20)
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.ask.remote(), timeout=20)
+
+
+@pytest.mark.differs(ray="an async actor that exits with a status is not restarted")
+def test_an_actor_whose_receiver_exits_with_a_status_is_restarted() -> None:
+    actor = Ends.remote()
+    kept = actor.keep.remote()
+    assert skate.get(actor.ask.remote(), timeout=20) == 1
+    for ref in (actor.raises.remote(SystemExit(3)), kept):
+        with pytest.raises(ActorUnavailableError):
+            skate.get(ref, timeout=20)
+    assert skate.get(actor.ask.remote(), timeout=20) == 0
+
+
+@pytest.mark.differs(ray="Ray ends the task of a method that raises these")
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
+def test_a_receiver_that_raises_no_exception_fails_its_calls(error: Any) -> None:
+    actor = Ends.remote()
+    with pytest.raises(TaskError, match=type(error).__name__):
+        skate.get(actor.raises.remote(error), timeout=20)
+    assert skate.get(actor.ask.remote(), timeout=20) == 0
+
+
+@pytest.mark.differs(ray="an actor that exits fails what it has been given")
+def test_a_receiver_gets_what_came_before_its_actor_is_told_to_end() -> None:
+    actor = Ends.remote()
+    assert skate.get(actor.ask.remote(), timeout=20) == 0
+    kept, answer = actor.keep.remote(), actor.ask.remote()
+    end = actor.__ray_terminate__.remote()
+    assert skate.get(answer, timeout=20) == 1
+    for ref in (end, kept):
+        with pytest.raises(ActorDiedError):
+            skate.get(ref, timeout=20)
 
 
 def test_an_answer_that_cannot_be_pickled_is_an_error() -> None:

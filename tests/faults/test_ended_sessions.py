@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,24 @@ def test_workers_that_cannot_start_end_the_session_and_say_why(
             skate.get(echo.remote(1), timeout=60)
         with pytest.raises(EngineDiedError, match=f"(?s){told}"):
             skate.get(echo.remote(1), timeout=60)
+
+
+def test_a_future_that_is_cancelled_after_its_session_is_told_of() -> None:
+    skate.init("embedded", num_cpus=1)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(future: Future[int]) -> None:
+        entered.set()
+        go_on.wait(30)
+
+    first = echo.remote(1).future()
+    first.add_done_callback(hold_up)
+    last = never().future()
+    assert entered.wait(20)
+    skate.shutdown()
+    try:
+        assert last.cancel()
+        done, _ = futures.wait([last], timeout=20)
+        assert done == {last}
+    finally:
+        go_on.set()

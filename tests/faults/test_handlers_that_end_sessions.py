@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from polling import wait_until
 
 import skate
+from skate import collective
+from skate.exceptions import EngineDiedError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -104,3 +107,62 @@ def test_the_inline_engine_ends_at_once_and_its_threads_with_it(
     thread.join()
     assert not skate.is_initialized()
     assert wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+@skate.remote
+def give(x: int) -> int:
+    return x
+
+
+@pytest.mark.parametrize("engine", ["embedded", "inline"])
+def test_a_handler_may_ask_for_a_future_while_the_first_one_is_made(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+
+    def handle(number: int, frame: object) -> None:
+        results.append(other.future().result(timeout=20))
+
+    start = threading.Thread.start
+    threads = []
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread.name == "skate-futures":
+            threads.append(thread)
+            if len(threads) == 1:
+                signal.raise_signal(signal.SIGUSR1)
+        start(thread)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with skate.init(engine, num_cpus=1):
+            ref, other = give.remote(1), give.remote(2)
+            skate.get([ref, other])
+            monkeypatch.setattr(threading.Thread, "start", start_late)
+            assert ref.future().result(timeout=20) == 1
+            assert give.remote(3).future().result(timeout=20) == 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert results == [2]
+    assert wait_until(lambda: not any(thread.is_alive() for thread in threads))
+
+
+def test_a_handler_may_end_the_session_while_a_group_is_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add = weakref.WeakSet.add
+
+    def add_late(self: weakref.WeakSet[object], item: object) -> None:
+        if type(item).__name__ == "EmbeddedGroup":
+            signal.raise_signal(signal.SIGUSR1)
+        add(self, item)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: skate.shutdown())
+    monkeypatch.setattr(weakref.WeakSet, "add", add_late)
+    try:
+        skate.init("embedded", num_cpus=1)
+        with pytest.raises(EngineDiedError):
+            collective.create_group(1).join(0).barrier()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not skate.is_initialized()

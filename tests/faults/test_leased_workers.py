@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,24 @@ def replace_stdout(by: object) -> int:
     else:
         sys.stdout = by  # type: ignore[assignment]
     return os.getpid()
+
+
+@skate.remote(num_cpus=0, max_retries=0)
+def note_its_exit(path: Path) -> int:
+    atexit.register((path / str(os.getpid())).touch)
+    return os.getpid()
+
+
+def test_exit_handlers_run_in_workers_over_the_limit_and_of_gpu_tasks(
+    session: None, tmp_path: Path
+) -> None:
+    options = [{"resources": {f"r{number}": 1}} for number in range(8)]
+    workers = [note_its_exit.options(**one).remote(tmp_path) for one in options]
+    on_gpu = skate.get(note_its_exit.options(num_gpus=1).remote(tmp_path), timeout=20)
+    pids = {on_gpu, *skate.get(workers, timeout=20)}
+    assert wait_until(lambda: sum(map(runs, pids)) <= 4 and not runs(on_gpu))
+    ended = {str(pid) for pid in pids if not runs(pid)}
+    assert {path.name for path in tmp_path.iterdir()} >= ended
 
 
 @pytest.mark.parametrize("by", ["closed", None, 7])

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
@@ -51,3 +52,21 @@ def test_a_stream_whose_function_is_no_generator_in_the_worker_says_so(
             TypeError, match=f"must be a generator; it returned {found}"
         ):
             skate.get(next(stream), timeout=60)
+
+
+@skate.remote
+def draw() -> float:
+    return float(numpy.random.random())  # noqa: NPY002  # it is the subject
+
+
+def test_workers_have_random_numbers_of_their_own_whatever_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other_generator.py").write_text(
+        "import numpy as np\nnp.random.set_bit_generator(np.random.PCG64DXSM(7))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SKATE_PRELOAD", "other_generator")
+    with skate.init("embedded", num_cpus=1):
+        draws = [draw.options(max_calls=1).remote() for _ in range(3)]
+        assert len(set(skate.get(draws, timeout=60))) == 3

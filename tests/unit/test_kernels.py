@@ -46,6 +46,23 @@ def test_out_may_be_one_of_the_arrays() -> None:
     assert (a == 1.0).all()
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+def test_arrays_whose_memory_is_written_to_are_reduced_as_they_were(
+    native: bool, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(kernels, "_reduce_into", None)
+    memory = np.arange(10_001, dtype="f4")
+    more = np.arange(10_001, dtype="f4")
+    arrays = [memory[:-1], more[1:]]
+    expected = arrays[0] + arrays[1]
+    outs = [memory[1:], more[:-1]] if several else memory[1:]
+    result = kernels.reduce(arrays, out=outs)
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(more[:-1] if several else memory[1:], expected)
+
+
 def test_float16_accumulates_in_float32() -> None:
     arrays = [np.array([60000.0], np.float16)] * 4
     assert kernels.reduce(arrays, "mean")[0] == np.float16(60000.0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..exceptions import ResourceError
+from ..exceptions import EngineError, ResourceError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -41,17 +42,25 @@ def end_futures_here() -> None:
     _of_this_thread.ends_futures = True
 
 
+class _Waiting(NamedTuple):
+    watch: Watch
+    ref: ObjectRef[Any]
+    future: Future[Any]
+    with_value: bool
+
+
 class FutureDispatcher:
     """Ends futures as their refs do. Its thread starts with the first future."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lock = threading.Lock()
+        # A signal's handler that asks for a future may come while it is held.
+        self._lock = threading.RLock()
         self._watch: Watch | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []  # but for such handlers, one
         # Whoever takes a future out of it, ends it.
-        self._waiting: dict[int, tuple[ObjectRef[Any], Future[Any], bool]] = {}
-        self._next_tag = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._tags = itertools.count()
         self._reads = False  # a value
         self._weak = weakref.ref(self)
 
@@ -65,9 +74,8 @@ class FutureDispatcher:
         future = new_future()
         with self._lock:
             watch = self._watch or self._start()
-            tag = self._next_tag
-            self._next_tag += 1
-            self._waiting[tag] = ref, future, with_value
+            tag = next(self._tags)
+            self._waiting[tag] = _Waiting(watch, ref, future, with_value)
         try:
             watch.add(ref, tag)
         except BaseException:
@@ -82,7 +90,11 @@ class FutureDispatcher:
             target=self._run, args=(watch,), name="skate-futures", daemon=True
         )
         thread.start()  # may fail: the next future tries again
-        self._watch, self._thread = watch, thread
+        self._threads.append(thread)
+        if self._watch is not None:  # a handler of a signal has started another
+            watch.close()
+            return self._watch
+        self._watch = watch
         return watch
 
     def close(self) -> None:
@@ -94,12 +106,12 @@ class FutureDispatcher:
         The thread has no more use for the session, and is left then, but not while it
         reads a value: that may make refs, which must not be of the next session.
         """
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return
-        thread.join(_MOST_OF_A_CLOSE_S)
-        while thread.is_alive() and self._reads:
-            thread.join(_LOOK_AGAIN_S)
+        for thread in self._threads:
+            if thread is threading.current_thread():
+                continue
+            thread.join(_MOST_OF_A_CLOSE_S)
+            while thread.is_alive() and self._reads:
+                thread.join(_LOOK_AGAIN_S)
 
     def _run(self, watch: Watch) -> None:
         end_futures_here()
@@ -121,10 +133,10 @@ class FutureDispatcher:
         found = self._waiting.pop(tag, None)
         if found is None:  # it was cancelled, or its `submit` interrupted
             return
-        ref, future, with_value = found
+        future = found.future
         with surviving(future):
-            if with_value:
-                finish_future(future, lambda: self._read(ref))
+            if found.with_value:
+                finish_future(future, lambda: self._read(found.ref))
             elif begin(future):
                 future.set_result(None)
 
@@ -139,14 +151,15 @@ class FutureDispatcher:
         with self._lock:
             if self._watch is watch:
                 self._watch = None
-        while self._waiting:
-            try:
-                _, (_, future, _) = self._waiting.popitem()
-            except KeyError:  # the last has just been cancelled
-                break
-            with surviving(future):
-                if begin(future):
-                    future.set_exception(error)
+        for tag in list(self._waiting):
+            found = self._waiting.get(tag)
+            if found is None or found.watch is not watch:
+                continue
+            if self._waiting.pop(tag, None) is None:  # it has just been cancelled
+                continue
+            with surviving(found.future):
+                if begin(found.future):
+                    found.future.set_exception(error)
 
 
 def _forget(of: weakref.ref[FutureDispatcher], tag: int, future: Future[Any]) -> None:
@@ -159,10 +172,10 @@ def _forget(of: weakref.ref[FutureDispatcher], tag: int, future: Future[Any]) ->
     found = dispatcher._waiting.pop(tag, None) if dispatcher is not None else None
     if dispatcher is None or found is None:
         return
-    if (watch := dispatcher._watch) is not None:
-        watch.remove(found[0], tag)
     if future.cancelled():
         future.set_running_or_notify_cancel()
+    with suppress(EngineError):  # the session has ended, and the watch with it
+        found.watch.remove(found.ref, tag)
 
 
 @contextmanager

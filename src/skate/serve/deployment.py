@@ -49,7 +49,7 @@ class Deployment:
         self._is_single = len(replicas) == 1  # then nobody asks which has least to do
         self._timeout = timeout
         self._check_finite = check_finite
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler of a signal may ask, too
         # Of each replica: states sent and not answered, states that it last said wait
         # there, and whether it is gone for good.
         self._sent = [0] * len(replicas)

@@ -92,7 +92,7 @@ class _Recorder:
     """What this process has recorded, and not sent yet if it is a worker."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler of a signal may record, too
         self._series: dict[str, Series] = {}
         self._timer: threading.Timer | None = None
         self._store: Any = None  # keeps the actor alive
@@ -101,7 +101,7 @@ class _Recorder:
         with self._lock:
             series = self._series.get(metric._name)
             if series is None:
-                series = self._series[metric._name] = metric._series()
+                series = self._series.setdefault(metric._name, metric._series())
             series.add(tags, value)
             if self._timer is None and _is_worker_process():
                 self._timer = threading.Timer(_FLUSH_S, self.flush)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = _core.Notice.CANCELLED
+_LOOK_AGAIN_S = 0.02
+_CLEAN_UP_S = 2.0
 
 
 class ActorProcess:
@@ -219,7 +221,7 @@ class _Received:
             return False
         self._is_answered = True
         self.args, self.kwargs = (), {}  # views are let go
-        self._receiver.unanswered -= 1
+        self._receiver.unanswered.discard(self)
         return True
 
 
@@ -233,22 +235,35 @@ class _Receiver:
         self._receive = getattr(actor._object, method)
         self.name = code.name
         self.worker = actor._worker
-        self.unanswered = 0
+        self.unanswered: set[_Received] = set()
 
     def run(self) -> None:
         actor = self._actor
         actor.runs_many()
         self.worker.engine.context_var.set((0, actor._actor_id, self.name))
         wait_s: float | None = None
-        more = True
-        while more or (self.unanswered and wait_s is not None and not actor.leaving):
-            calls: list[_Received] = []
-            if more:
-                more = self._take(calls, wait_s)
-            else:
-                assert wait_s is not None
-                time.sleep(wait_s)  # to answer what came before the last handle went
+        calls: list[_Received] = []
+        while self._take(calls, wait_s):
             wait_s = self._give(calls)
+            calls = []
+        # It may still answer what came before the last handle went.
+        while calls or self._is_waited_for(wait_s):
+            wait_s = self._give(calls)
+            calls = []
+
+    def _is_waited_for(self, wait_s: float | None) -> bool:
+        """Whether somebody still wants an answer when the receiver's time has come."""
+        if wait_s is None:
+            return False
+        at = time.monotonic() + wait_s
+        while not self._actor.leaving and any(
+            call.wanted for call in tuple(self.unanswered)
+        ):
+            left = at - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(left, _LOOK_AGAIN_S))
+        return False
 
     def _take(self, calls: list[_Received], wait_s: float | None) -> bool:
         """Wait for a call, and take what else is there; False if none will come."""
@@ -276,18 +291,16 @@ class _Receiver:
         except BaseException as error:
             self.worker.fail(call, error, f"{self.name}.{method}")
             return
-        self.unanswered += 1
+        self.unanswered.add(received)
         calls.append(received)
 
     def _give(self, calls: list[_Received]) -> float | None:
         try:
             return check_wait(self._receive(calls))
-        except ActorExit:
-            self._actor._leave()
-            return None
-        except Exception as error:
-            for call in calls:
-                call.fail(error)
+        except BaseException as error:
+            if not self.worker.ends_for(error):
+                for call in calls:
+                    call.fail(error)
             return None
 
 
@@ -355,38 +368,69 @@ class _Loop:
         self._limits = [
             asyncio.Semaphore(size) for size in (code.max_concurrency, *code.groups)
         ]
+        self._loop = asyncio.new_event_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rooms: dict[int, asyncio.Event] = {}  # of streams that wait
+        self._no_more = False  # calls
 
     def run(self) -> None:
         import asyncio
 
         self._actor.runs_many()
         self._actor._worker.engine.is_async = True
-        asyncio.run(self._serve())
+        asyncio.set_event_loop(self._loop)
+        threading.Thread(target=self._bring, name="skate-calls", daemon=True).start()
+        # No task of ours waits for the end: the program may cancel all that it finds.
+        while self._tasks or not self._no_more:
+            self._run_forever()
+        self._clean_up()
 
-    async def _serve(self) -> None:
+    def _run_forever(self) -> None:
+        try:
+            self._loop.run_forever()
+        except SystemExit as error:  # of a task that the program has started
+            self._actor._worker.ends_for(error)
+
+    def _bring(self) -> None:
+        node, tell = self._actor.node, self._loop.call_soon_threadsafe
+        with contextlib.suppress(RuntimeError):  # the program has closed the loop
+            while (call := node.next_task()) is not None:
+                tell(self._start, call)
+                del call
+            tell(self._end)
+            # Calls that still run may be cancelled, and their streams read.
+            while (call := node.next_notice()) is not None:
+                tell(self._start, call)
+                del call
+
+    def _end(self) -> None:
+        self._no_more = True
+        if not self._tasks:
+            self._loop.stop()
+
+    def _clean_up(self) -> None:
+        """Let what the program has left on the loop end, but not wait for good.
+
+        What the actor holds is given back when its process ends: that is not held up by
+        a thread that blocks, or by a task that will not be cancelled.
+        """
         import asyncio
 
-        loop = self._loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
+        loop = self._loop
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
 
-        def bring() -> None:
-            node = self._actor.node
-            while (call := node.next_task()) is not None:
-                loop.call_soon_threadsafe(self._start, call)
-                del call
-            # Calls that still run may be cancelled, and their streams read.
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(ended.set)
-                while (call := node.next_notice()) is not None:
-                    loop.call_soon_threadsafe(self._start, call)
-                    del call
+        async def end() -> None:
+            if left:
+                await asyncio.wait(left)
+            await loop.shutdown_asyncgens()
+            await loop.shutdown_default_executor()
 
-        threading.Thread(target=bring, name="skate-calls", daemon=True).start()
-        await ended.wait()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks.values()))
+        ending = loop.create_task(end())
+        ending.add_done_callback(lambda _: loop.stop())
+        loop.call_later(_CLEAN_UP_S, loop.stop)
+        self._run_forever()
 
     def _start(self, call: _core.Call) -> None:
         task_id = call.task_id
@@ -400,6 +444,8 @@ class _Loop:
             if self._tasks.get(task_id) is task:  # else the next attempt has begun
                 del self._tasks[task_id]
                 self._rooms.pop(task_id, None)
+            if self._no_more and not self._tasks:
+                self._loop.stop()
             if task.cancelled():  # perhaps before its first step
                 call.fail_cancelled()
             elif (error := task.exception()) is not None:

@@ -61,7 +61,8 @@ class Memberships:
     """The groups that this process is in, to end with its session."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A signal's handler that ends the session may come while it is held.
+        self._lock = threading.RLock()
         self._groups: WeakSet[EmbeddedGroup] = WeakSet()
         self._numbers = itertools.count(1)
 

@@ -130,12 +130,24 @@ def _start_afresh() -> None:
     # Python's own `random` seeds itself anew in every forked child.
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy.random" in sys.modules:
-        # All of the generator's words at random: half the time of seeding it.
-        words = numpy.frombuffer(os.urandom(4 * _MT_WORDS), numpy.uint32)
-        numpy.random.set_state(("MT19937", words, _MT_WORDS))
+        _seed_numpy(numpy)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.seed()
+
+
+def _seed_numpy(numpy: Any) -> None:
+    # All of the generator's words at random: half the time of seeding it.
+    words = numpy.frombuffer(os.urandom(4 * _MT_WORDS), numpy.uint32)
+    try:
+        numpy.random.set_state(("MT19937", words, _MT_WORDS))
+    except (TypeError, ValueError):  # a module has installed a generator of its own
+        random = numpy.random
+        try:
+            fresh = type(random.get_bit_generator())()
+        except Exception:  # it cannot be made so
+            fresh = random.MT19937()
+        random.set_bit_generator(fresh)
 
 
 def _stop_breakpoints_in_driver(worker: Worker) -> None:
@@ -183,10 +195,7 @@ def _cancelled() -> KeyboardInterrupt:
 def _end_when_told(worker: Worker) -> None:
     signal.sigwait([RETIRE])
     worker.wait_until_nothing_ends_with_it()
-    if worker.is_worn_out:  # it ends by itself
-        return
-    _flush()
-    os._exit(0)
+    worker.node.stop_serving()
 
 
 def _run_exit_handlers() -> None:
@@ -309,19 +318,11 @@ class Worker:
         name: str,
         retry_on: bool | tuple[type[Exception], ...] = False,
     ) -> None:
-        if self.node.in_forked_child:
-            end_forked_child(error)
+        if self.ends_for(error):
+            return  # the caller learns it from the actor's end
         if isinstance(error, KeyboardInterrupt) and call.cancelled:
             call.fail_cancelled()
             return
-        meant = isinstance(error, SystemExit) and error.code in (None, 0)
-        if self.leave is not None and (meant or isinstance(error, ActorExit)):
-            self.leave()  # the caller learns it from the actor's end
-            return
-        if isinstance(error, SystemExit):
-            # As in Ray: a task that exits ends its worker.
-            _flush()
-            os._exit(error.code if isinstance(error.code, int) else 1)
         retryable = isinstance(
             error, Exception if isinstance(retry_on, bool) else retry_on
         )
@@ -332,6 +333,22 @@ class Worker:
         except Exception:  # there is no room for all that the exception holds
             failure = serialize.dump_error_in_short(error, name)
             call.fail(bytes(failure), [], retryable)
+
+    def ends_for(self, error: BaseException) -> bool:
+        """Whether the actor ends for what its code has raised; the process may at once.
+
+        As in Ray, a task that exits ends its worker.
+        """
+        if self.node.in_forked_child:
+            end_forked_child(error)
+        meant = isinstance(error, SystemExit) and error.code in (None, 0)
+        if self.leave is not None and (meant or isinstance(error, ActorExit)):
+            self.leave()
+            return True
+        if isinstance(error, SystemExit):
+            _flush()
+            os._exit(error.code if isinstance(error.code, int) else 1)
+        return False
 
     @staticmethod
     def retry_on(call: _core.Call) -> bool | tuple[type[Exception], ...]:

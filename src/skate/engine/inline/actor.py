@@ -239,6 +239,15 @@ class Actor:
         else:
             self._engine.baton.post(ActorEnd(self))
 
+    def exit(self, error: ActorExit | SystemExit) -> None:
+        """Its code exits: as elsewhere, where that ends the actor's process."""
+        code = None if isinstance(error, ActorExit) else error.code
+        with self._engine.lock:
+            if code in (None, 0):
+                self.leave()
+            else:
+                self.crash(f"its process exited with status {code}", restart=True)
+
     def leave(self) -> None:
         """End on purpose: what runs still ends, what has not started fails."""
         if self.state is State.ALIVE:
@@ -246,6 +255,21 @@ class Actor:
             self.death_cause = "it ended itself by exit_actor"
             for call in self._take_waiting():
                 call.fulfil(self._death())
+            if self.receiver is not None:
+                assert self.loop is not None
+                self.loop.call_soon_threadsafe(
+                    self._end_receiver, self.loop, self.receiver
+                )
+
+    def _end_receiver(self, loop: BatonLoop, receiver: LoopReceiver) -> None:
+        """It gets what has come; nobody answers what it has kept then."""
+        if receiver.has_calls:
+            receiver.give()
+        loop.call_soon(self._die_at_last)  # behind the calls that it has answered
+
+    def _die_at_last(self) -> None:
+        with self._engine.lock:
+            self.die(self.death_cause)
 
     def crash(self, cause: str, *, restart: bool) -> None:
         """Its process would have died. Restart it if that is left, else end it."""
@@ -367,7 +391,7 @@ class ActorStart(Call):
             loop = self._loop
             if loop is not None and actor.construction is self:
                 with self._surroundings(lent_when_blocked=None):
-                    loop.run_forever()
+                    self._run_forever(loop)
                 with self.engine.lock:
                     if actor.loop is loop:  # else it has been restarted
                         actor.die("its last handle was dropped")
@@ -376,6 +400,16 @@ class ActorStart(Call):
                 self._loop.end()
             if actor.state is State.DEAD:
                 actor.instance = actor.receiver = None
+
+    def _run_forever(self, loop: BatonLoop) -> None:
+        while True:
+            try:
+                loop.run_forever()
+                return
+            except SystemExit as error:  # of a task that the program has started
+                self._actor.exit(error)
+                with self.engine.lock:
+                    self._actor.end_if_unused()
 
     def execute(self) -> Any:
         args, kwargs = self.load_arguments()
@@ -386,7 +420,9 @@ class ActorStart(Call):
             asyncio.set_event_loop(self._loop)
         actor.instance = self._class.load()(*args, **kwargs)
         if actor.receiver_name is not None:
-            actor.receiver = LoopReceiver(actor.instance, actor.receiver_name)
+            actor.receiver = LoopReceiver(
+                actor.instance, actor.receiver_name, actor.exit
+            )
 
     def finish(self, outcome: list[Stored] | bytes) -> None:
         actor = self._actor
@@ -521,16 +557,9 @@ class ActorCall(Call):
             return None if self.tries_again(error) else self.failed(error)
 
     def failed(self, error: BaseException) -> bytes:
-        actor = self.actor
         if isinstance(error, (ActorExit, SystemExit)):
-            # As elsewhere, where it ends the actor's process.
-            code = None if isinstance(error, ActorExit) else error.code
-            with self.engine.lock:
-                if code in (None, 0):
-                    actor.leave()
-                else:
-                    actor.crash(f"its process exited with status {code}", restart=True)
-                return actor._death()
+            self.actor.exit(error)
+            return self.actor._death()
         return super().failed(error)
 
     async def _stream_in_loop(self, generator: Any) -> None:
