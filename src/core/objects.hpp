@@ -54,6 +54,8 @@ class Objects {
     u64 borrowed;
   };
   Counts counts();
+  // Whether others hold values that this process owns, or may be about to.
+  bool are_lent();
 
   // For the other parts, with the lock held -------------------------------------------
 

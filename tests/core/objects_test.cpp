@@ -293,4 +293,25 @@ TEST(refs_in_a_value_are_held_as_long_as_the_value) {
   CHECK(owned(node) == 0);
 }
 
+TEST(values_are_lent_from_when_a_result_names_them_until_nobody_holds_them) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& maker = fleet.start({2, 1});
+  CHECK(!maker.objects.are_lent());
+  const ObjectId result = call(driver, {2, 1});
+  const Incoming task = next(maker);
+  const ObjectId inner = submit(maker);  // has no value yet
+  CHECK(!maker.objects.are_lent());
+  finish(maker, task, ref_to(inner));
+  CHECK(maker.objects.are_lent());  // the driver has not counted it yet
+  CHECK(!fails(driver, result));
+  finish(driver, next(driver));
+  maker.catch_up();
+  CHECK(maker.objects.are_lent());
+  CHECK(text_of(driver, inner) == "done");
+  CHECK(maker.objects.are_lent());
+  driver.objects.release(result);
+  until([&] { return !maker.objects.are_lent(); });
+}
+
 TEST_MAIN()

@@ -188,7 +188,7 @@ def _cancelled() -> KeyboardInterrupt:
 
 def _end_when_told(worker: Worker) -> None:
     signal.sigwait([RETIRE])
-    while worker.node.dependants():
+    while worker.node.has_dependants():
         time.sleep(_LOOK_AGAIN_S)
     if worker.is_worn_out:  # it ends by itself, if it does not wait for another task
         worker.node.stop_serving()
@@ -230,7 +230,7 @@ class Worker:
         ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
-            if self.is_worn_out and self.node.dependants() == 0:
+            if self.is_worn_out and not self.node.has_dependants():
                 return
 
     def run_task(self, call: _core.Call) -> None:
