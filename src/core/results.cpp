@@ -104,9 +104,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     Object* object =
         ref.id.owner() == home_.self ? node_.objects.find(ref.id) : nullptr;
     const bool can_be_given = object != nullptr && object->ready && !object->given &&
-                              object->kind == Object::Kind::kData &&
-                              // What lends it the block would end with another owner.
-                              (!object->value.is_lent || to.index == kDriver);
+                              object->kind == Object::Kind::kData;
     return can_be_given ? object : nullptr;
   };
   const auto look = [&](const Value& value) {
@@ -121,6 +119,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     for (const Value& value : values) look(value);
     for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
   }
+  if (to.index != kDriver) bring_lenders(given);
   std::unordered_set<ObjectId> given_ids;
   for (const Object* object : given) given_ids.insert(object->id);
   std::vector<Object*> lent;  // given and kept
@@ -161,6 +160,39 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     writer.value(object->value);
     object->given = true;
     object->shared = true;
+  }
+}
+
+// An error whose block another object of this process lends, and keeps, would end with
+// this process: such errors share a copy, which goes with them. Without memory for that
+// they stay lent.
+void Results::bring_lenders(std::vector<Object*>& given) {
+  const bool any = std::any_of(given.begin(), given.end(), [](const Object* object) {
+    return object->value.is_lent;
+  });
+  if (!any) return;
+  std::unordered_set<ObjectId> there;
+  for (const Object* object : given) there.insert(object->id);
+  std::unordered_map<ObjectId, Object*> copies;
+  for (std::size_t i = 0, n = given.size(); i < n; ++i) {
+    Value& error = given[i]->value;
+    if (!error.is_lent || there.contains(error.contained.back().id)) continue;
+    const ObjectId lender = error.contained.back().id;
+    Object*& copy = copies[lender];
+    if (copy == nullptr) {
+      Value value;
+      value.is_error = true;
+      node_.store.copy_error(error.block, value);
+      if (value.kind != Value::Kind::kBlock) return;
+      copy =
+          node_.objects.find(node_.objects.keep(std::move(value), Object::Kind::kData));
+      given.push_back(copy);
+    } else {
+      node_.objects.hold(copy->id);
+    }
+    error.block = copy->value.block;
+    error.contained.back() = {copy->id, copy->id};
+    node_.objects.drop(lender);
   }
 }
 
