@@ -410,6 +410,8 @@ void Tasks::take_result(Reader& reader, ProcId from) {
 }
 
 void Tasks::end(Task* task, std::vector<Value>& values) {
+  if (values.size() == 1 && values[0].is_error && task->returns.size() > 1)
+    spread_error(*task, values);
   home_.trace.ended(task->label, !values.empty() && values[0].is_error);
   unlist(task);
   unlist_child(task);

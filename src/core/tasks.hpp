@@ -75,7 +75,8 @@ class Tasks {
   // The last one in flight is that which was made last: see Actors::call_again.
   void sort_flights(Peer& to);
 
-  void end(Task* task, std::vector<Value>& values);  // takes the counts in `contained`
+  // Takes the counts in `contained`. One error alone is that of all returns.
+  void end(Task* task, std::vector<Value>& values);
   // What its returns become because of a dependency, for end().
   std::vector<Value> errors_from(const Task& task, ObjectId failed);
   void fail(Task* task, const Failure& failure);
@@ -101,6 +102,7 @@ class Tasks {
   void pass_on(Task* task);  // all dependencies have values
   void free_body(Task* task);
   Value error_of(ObjectId failed);
+  void spread_error(const Task& task, std::vector<Value>& values);
   void add_waiter(ObjectId id, Task* task);
   void tell_to_cancel(Task& task, Peer& runner, u8 flags);
   void list_child(Task* task);

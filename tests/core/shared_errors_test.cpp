@@ -177,4 +177,30 @@ TEST(errors_that_a_result_holds_do_not_end_with_their_maker) {
   }
 }
 
+TEST(the_error_of_a_task_with_many_returns_is_there_once) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  const ObjectId inside = put(driver);
+  const std::vector<ObjectId> all = submit_all(driver, make_task(driver, kMany));
+  const Incoming task = next(worker);
+  worker.objects.acquire(inside);
+  const Location block = fail_at(worker, task, inside);
+  for (const ObjectId id : all) CHECK(is_whole(driver, id));
+  for (const ObjectId id : all) {
+    CHECK(driver.objects.value_of(id).contained.front().id == inside);
+    CHECK(is_in_use(worker, block));
+    driver.objects.release(id);
+  }
+  until([&] {
+    driver.catch_up();
+    return !is_in_use(worker, block);
+  });
+  driver.objects.release(inside);
+  until([&] {
+    driver.catch_up();
+    return driver.objects.counts().owned == 0;
+  });
+}
+
 TEST_MAIN()
