@@ -345,9 +345,9 @@ ObjectId Objects::current_name(ObjectId id) const {
 
 void Objects::subscribe(Object& object) {
   if (object.ready || object.subscribed || object.id.owner() == home_.self) return;
-  object.subscribed = true;
   node_.mail.send(object.id.owner(), Message::kSubscribe, view_of(object.id),
                   Ring::kUrgent);
+  object.subscribed = true;  // without memory for it, the next who asks does it
 }
 
 void Objects::add_waiter(Object& object, const Waiter& waiter) {

@@ -388,4 +388,26 @@ TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
   CHECK(error_of(driver, behind) == SystemError::kActorDied);
 }
 
+TEST(what_one_asks_for_in_vain_for_lack_of_memory_is_asked_for_again) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId id = submit(other);
+  driver.objects.acquire(id);
+  other.catch_up();
+  const Incoming task = next(other);
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    fill_to_the_brim(driver);
+    fill_to_the_brim(driver, kOther);
+    const Lock own(driver.home.mu);
+    CHECK(lacks_memory([&] { driver.objects.subscribe(*driver.objects.find(id)); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  until([&] { return !lacks_memory([&] { driver.catch_up(); }); });
+  finish(other, task);
+  CHECK(text_of(driver, id) == "done");
+}
+
 TEST_MAIN()
