@@ -410,4 +410,36 @@ TEST(what_one_asks_for_in_vain_for_lack_of_memory_is_asked_for_again) {
   CHECK(text_of(driver, id) == "done");
 }
 
+TEST(an_item_is_read_though_its_maker_cannot_be_told_at_first) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  Task* const stream = make_task(driver);
+  stream->header.flags |= kStreaming;
+  stream->header.window = 10;
+  const ObjectId end = submit(driver, stream);
+  const Incoming task = next(other);
+  for (u64 i = 0; i < 2; ++i) {
+    std::vector<Value> item{text(std::to_string(i))};
+    CHECK(other.streams.send_item(task, i, item));
+  }
+  driver.catch_up();
+  ObjectId item;
+  NextItem found{};
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    fill_to_the_brim(driver);
+    fill_to_the_brim(driver, kOther);
+    CHECK(lacks_memory(
+        [&] { driver.streams.next_item(end, item, found, now_ns() + kPatience); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  until([&] { return !lacks_memory([&] { driver.catch_up(); }); });
+  for (const char* expected : {"0", "1"}) {
+    driver.streams.next_item(end, item, found, now_ns() + kPatience);
+    CHECK(found == NextItem::kItem && text_of(driver, item) == expected);
+  }
+}
+
 TEST_MAIN()
