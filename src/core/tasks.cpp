@@ -9,29 +9,6 @@
 
 namespace skate {
 
-void Task::reset() {
-  header = {};
-  args.clear();
-  deps.clear();
-  pins.clear();
-  returns.clear();
-  has_body = false;
-  missing = 0;
-  retries = 0;
-  route = Route::kQueue;
-  actor = {};
-  order = 0;
-  resources.clear();
-  target = nullptr;
-  position = 0;
-  queued = false;
-  label = 0;
-  parent = {};
-  cancelled = false;
-  killed = false;
-  told = {};
-}
-
 Tasks::Tasks(Node& node)
     : node_(node),
       home_(node.home),
