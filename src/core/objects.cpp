@@ -354,7 +354,8 @@ void Objects::add_waiter(Object& object, const Waiter& waiter) {
   object.waiters.push_back(waiter);
 }
 
-void Objects::forget_waiting_task(ObjectId id) {
+// They are found by what they belong to, not here: so they go many at a time.
+void Objects::forget_waiter(ObjectId id) noexcept {
   constexpr u32 kFew = 16;
   Object* object = find(id);
   if (object == nullptr || object->ready) return;
@@ -363,8 +364,14 @@ void Objects::forget_waiting_task(ObjectId id) {
     return;
   object->stale_waiters = 0;
   std::erase_if(object->waiters, [&](const Waiter& waiter) {
-    return waiter.kind == Waiter::Kind::kTask &&
-           node_.tasks.pending(waiter.task) == nullptr;
+    switch (waiter.kind) {
+      case Waiter::Kind::kTask:
+        return node_.tasks.pending(waiter.task) == nullptr;
+      case Waiter::Kind::kWatch:
+        return !node_.watches.is_waiting(waiter.watch, waiter.tag, id);
+      default:
+        return false;
+    }
   });
 }
 

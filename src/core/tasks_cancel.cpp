@@ -102,7 +102,7 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
 }
 
 void Tasks::stop_waiting(Task* task) {
-  for (ObjectId id : task->deps) node_.objects.forget_waiting_task(id);
+  for (ObjectId id : task->deps) node_.objects.forget_waiter(id);
   task->missing = 0;
   --waiting_;
 }
