@@ -322,18 +322,22 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
   }
   task->header.flags |= kLeased;
   const std::string* const bytes = encode(task, SIZE_MAX);
-  if (bytes == nullptr || !leaves_room(*bytes)) {
-    fail_for_room(task);
-    home_.link.tell(Note::kLeaseDone, view_of(worker));
-    return;
+  bool is_sent = bytes != nullptr && leaves_room(*bytes);
+  if (is_sent) {
+    fly(task, *to);
+    try {
+      node_.mail.send(worker, Message::kCall, *bytes);
+    } catch (const std::bad_alloc&) {
+      is_sent = false;
+      unlist(task);
+    }
   }
-  fly(task, *to);
-  try {
-    node_.mail.send(worker, Message::kCall, *bytes);
-  } catch (const std::bad_alloc&) {
+  if (is_sent) return;
+  home_.link.tell(Note::kLeaseDone, view_of(worker));
+  if (may_find_room())
+    late_.push_back(task_id);  // another is asked for then
+  else
     fail_for_room(task);
-    home_.link.tell(Note::kLeaseDone, view_of(worker));
-  }
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {

@@ -49,7 +49,8 @@ class Tasks {
   void dependency_is_ready(ObjectId task_id);
   void run_ready();
   void flush_backlog();
-  // Tasks that fail with an error which could not be read a moment ago.
+  // Tasks that fail with an error which could not be read a moment ago, and those with
+  // a lease for which there was no room.
   bool has_late() const { return !late_.empty(); }
   void look_again();
   // Of the task queue.

@@ -442,4 +442,35 @@ TEST(an_item_is_read_though_its_maker_cannot_be_told_at_first) {
   }
 }
 
+TEST(a_long_call_of_a_leased_worker_waits_for_room) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  fill_with_calls(driver, actor_at(driver, kDeaf));
+  Task* task = make_task(driver);
+  task->route = Task::Route::kLease;
+  task->resources = "gpu";
+  task->args = filler(3 << 20);
+  const ObjectId result = submit(driver, task);
+  const auto hear_wish = [&] {
+    until([&] {
+      return fleet.heard(kDriverId, Note::kWantLease, bytes_of(result) + "gpu");
+    });
+  };
+  const auto grant = [&] {
+    fleet.control().send(kDriverId, Message::kLeaseGranted, bytes_of(result, kOther));
+  };
+  hear_wish();
+  grant();
+  until([&] { return fleet.heard(kDriverId, Note::kLeaseDone, bytes_of(kOther)); });
+  hear_wish();
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  grant();
+  const Incoming got = next(other);
+  CHECK(got.body == filler(3 << 20));
+  finish(other, got);
+  CHECK(text_of(driver, result) == "done");
+}
+
 TEST_MAIN()
