@@ -106,6 +106,7 @@ class Tasks {
   void spread_error(const Task& task, std::vector<Value>& values);
   void add_waiter(ObjectId id, Task* task);
   void tell_to_cancel(Task& task, Peer& runner, u8 flags);
+  void ask_to_cancel(ObjectId id, u8 flags);
   void list_child(Task* task);
   void unlist_child(Task* task);
 

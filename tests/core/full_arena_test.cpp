@@ -473,4 +473,29 @@ TEST(a_long_call_of_a_leased_worker_waits_for_room) {
   CHECK(text_of(driver, result) == "done");
 }
 
+TEST(to_ask_one_who_does_not_read_again_and_again_to_cancel_takes_no_memory) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& other = fleet.start(kOther);
+  const ObjectId first = submit(other), second = submit(other);
+  driver.objects.acquire(first);
+  driver.objects.acquire(second);
+  other.catch_up();
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    for (int i = 0; i < 100'000; ++i) {
+      CHECK(driver.tasks.cancel(first, false, i >= 50'000));
+      CHECK(driver.tasks.cancel(second, false, true));
+    }
+    CHECK(driver.store.used() == 0);
+  }
+  for (const ObjectId id : {first, second}) CHECK(fails(other, id));
+  other.catch_up();
+  // One that has been read is said again.
+  const ObjectId third = submit(other);
+  driver.objects.acquire(third);
+  CHECK(driver.tasks.cancel(third, false, true));
+  CHECK(fails(other, third));
+}
+
 TEST_MAIN()
