@@ -79,14 +79,24 @@ void Results::send(Message kind, const Incoming& task, std::vector<Value>& value
   // Telling arenas about new owners may send messages of its own.
   std::vector<ObjectId> kept;
   give_away(values, task.owner, message, kept);
-  if (!kept.empty()) {
+  const bool is_held = !kept.empty();
+  if (is_held) {
     for (Value& value : values) node_.objects.mark_shared(value);
     owner->untaken.push_back(std::move(kept));
   }
   const bool failed = std::any_of(values.begin(), values.end(),
                                   [](const Value& value) { return value.is_error; });
   const bool counts = kind == Message::kResult && !failed;
-  node_.mail.send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
+  try {
+    node_.mail.send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
+  } catch (const std::bad_alloc&) {
+    if (is_held) {  // nobody will say that these have been counted
+      kept = std::move(owner->untaken.back());
+      owner->untaken.pop_back();
+      for (const ObjectId id : kept) node_.objects.drop_quietly(id);
+    }
+    throw;
+  }
 }
 
 // Gives `to` what only this result still holds, and what only that holds, and so on.

@@ -498,4 +498,35 @@ TEST(to_ask_one_who_does_not_read_again_and_again_to_cancel_takes_no_memory) {
   CHECK(fails(other, third));
 }
 
+TEST(a_result_that_cannot_be_sent_is_not_taken_for_a_later_one) {
+  Fleet fleet(small_arenas());
+  fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  Node& caller = fleet.start({4, 1});
+  const ObjectId actor = actor_at(caller, kOther);
+  const ObjectId unsent = submit(caller, make_call(caller, actor));
+  const ObjectId sent = submit(caller, make_call(caller, actor));
+  const Incoming first = next(other), second = next(other);
+  const ObjectId kept[] = {put(other), put(other)};
+  for (const ObjectId id : kept) other.objects.acquire(id);
+  {
+    const Lock lock(caller.home.mu);  // does not read meanwhile
+    fill_to_the_brim(other);
+    fill_to_the_brim(other, {4, 1});
+    CHECK(lacks_memory([&] { finish(other, first, ref_to(kept[0])); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther, {4, 1}});
+  until([&] { return !lacks_memory([&] { other.catch_up(); }); });
+  finish(other, second, ref_to(kept[1]));
+  CHECK(!fails(caller, sent));
+  CHECK(text_of(caller, kept[1]) == "x");
+  for (const ObjectId id : {sent, unsent}) caller.objects.release(id);
+  for (const ObjectId id : kept) other.objects.release(id);
+  until([&] {
+    other.catch_up();
+    return other.objects.counts().owned == 0;
+  });
+}
+
 TEST_MAIN()
