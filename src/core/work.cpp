@@ -67,7 +67,9 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
       return WaitResult::kTimeout;
     }
     was_idle_ = true;
-    node_.waits.idle(lock, idling, deadline_ns);
+    if (node_.waits.idle(lock, idling, deadline_ns)) continue;
+    node_.waits.stop_idling(idling, false);
+    return WaitResult::kInterrupted;
   }
 }
 
