@@ -105,12 +105,14 @@ void bind_listing(nb::class_<Node>& node) {
           },
           nb::sig("def statistics(self) -> dict[str, int]"))
       .def(
-          "dependants",
+          "has_dependants",
           [](Node& node) {
             check_not_forked(node);
-            return node.actors.living() + node.tasks.count();
+            return node.tasks.count() != 0 || node.actors.living() != 0 ||
+                   node.objects.are_lent();
           },
-          "Tasks and actors that this process has started, and that would end with it.")
+          "Whether something would end with this process: tasks or actors that it has "
+          "started, or values of its own that others hold.")
       .def(
           "processes",
           [](Node& node) {

@@ -220,23 +220,15 @@ class Call {
     end_forked_child(node_, 1);
     discard();  // what was encoded before something else went wrong
     guarded([&] {
-      // One each: every return frees its own.
       const std::vector<ObjectId> held = ids_of(refs);
-      std::vector<Value> values;
-      try {
-        for (u32 i = 0; i < std::max<u32>(task_.header.num_returns, 1); ++i) {
-          Encoder encoder(node_);
-          encoder.encode(error.ptr());
-          values.push_back(encoder.finish(true));
-          values.back().is_error = true;
-          for (const ObjectId id : held) {
-            node_.objects.acquire(id);
-            values.back().contained.push_back({id, id});
-          }
-        }
-      } catch (const PythonError&) {
-        node_.work.discard(task_, values);
-        throw;
+      std::vector<Value> values;  // one, of all returns
+      Encoder encoder(node_);
+      encoder.encode(error.ptr());
+      values.push_back(encoder.finish(true));
+      values.back().is_error = true;
+      for (const ObjectId id : held) {
+        node_.objects.acquire(id);
+        values.back().contained.push_back({id, id});
       }
       node_.work.finish(task_, values, retryable);
     });

@@ -218,6 +218,11 @@ bool Mail::has_unread() const {
   return !unreachable_.empty() || node_.deaths.has_postponed();
 }
 
+bool Mail::has_untaken() const {
+  return std::any_of(peers_.begin(), peers_.end(),
+                     [](const auto& peer) { return peer && !peer->untaken.empty(); });
+}
+
 // False: what cannot be read is gone for good, and nothing can be done.
 bool Mail::is_short_of(int error) {
   if (error != 0) shortage_ = error;

@@ -89,6 +89,8 @@ class Mail {
   // say that somebody holds what seems to be nobody's.
   bool is_emptied() const { return is_emptied_ && !has_unread(); }
   bool has_chains() const { return !chained_.empty(); }
+  // Results with refs in them that their receivers have not said to have counted.
+  bool has_untaken() const;
 
  private:
   void take_words();

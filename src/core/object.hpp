@@ -16,8 +16,8 @@ struct Task;
 // Which of many objects have become ready.
 struct Watch {
   std::deque<u64> ready;
-  // Objects that it waits for, and holds; with how many tags.
-  std::unordered_map<ObjectId, u32> pending;
+  // What it waits for by each tag, and holds once for it.
+  std::unordered_map<u64, ObjectId> pending;
   bool closing = false;  // nobody waits for it any longer
 };
 
@@ -45,7 +45,7 @@ struct Object {
   bool given = false;       // owned: kept here too, but the driver frees its value
   bool untold = false;      // who waits could not be told yet
   u32 local = 0;            // Python refs, views, tasks in flight, containers
-  u32 stale_waiters = 0;    // tasks among them that were cancelled
+  u32 stale_waiters = 0;    // of those that wait no more: see forget_waiter
   ObjectId former{};        // owned: what the process that gave it still calls it
   std::vector<Borrow> borrowers;
   Value value;

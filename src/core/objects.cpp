@@ -357,16 +357,17 @@ ObjectId Objects::current_name(ObjectId id) const {
 
 void Objects::subscribe(Object& object) {
   if (object.ready || object.subscribed || object.id.owner() == home_.self) return;
-  object.subscribed = true;
   node_.mail.send(object.id.owner(), Message::kSubscribe, view_of(object.id),
                   Ring::kUrgent);
+  object.subscribed = true;  // without memory for it, the next who asks does it
 }
 
 void Objects::add_waiter(Object& object, const Waiter& waiter) {
   object.waiters.push_back(waiter);
 }
 
-void Objects::forget_waiting_task(ObjectId id) {
+// They are found by what they belong to, not here: so they go many at a time.
+void Objects::forget_waiter(ObjectId id) noexcept {
   constexpr u32 kFew = 16;
   Object* object = find(id);
   if (object == nullptr || object->ready) return;
@@ -375,8 +376,14 @@ void Objects::forget_waiting_task(ObjectId id) {
     return;
   object->stale_waiters = 0;
   std::erase_if(object->waiters, [&](const Waiter& waiter) {
-    return waiter.kind == Waiter::Kind::kTask &&
-           node_.tasks.pending(waiter.task) == nullptr;
+    switch (waiter.kind) {
+      case Waiter::Kind::kTask:
+        return node_.tasks.pending(waiter.task) == nullptr;
+      case Waiter::Kind::kWatch:
+        return !node_.watches.is_waiting(waiter.watch, waiter.tag, id);
+      default:
+        return false;
+    }
   });
 }
 

@@ -54,6 +54,8 @@ class Objects {
     u64 borrowed;
   };
   Counts counts();
+  // Whether others hold values that this process owns, or may be about to.
+  bool are_lent();
 
   // For the other parts, with the lock held -------------------------------------------
 
@@ -72,8 +74,8 @@ class Objects {
   void resolve(Object& object);  // it has a value: tell those who wait
   void subscribe(Object& object);
   void add_waiter(Object& object, const Waiter& waiter);
-  // A task that waited for it has been cancelled.
-  void forget_waiting_task(ObjectId id);
+  // A task that waited for it has been cancelled, or a watch's tag taken out.
+  void forget_waiter(ObjectId id) noexcept;
   void mark_shared(const Value& value);  // its refs are about to leave this process
   void free_value(Value& value);
   // The same for a result of the task `id`, made here, whose owner is gone: arrays that

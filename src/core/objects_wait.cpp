@@ -169,6 +169,23 @@ Objects::Counts Objects::counts() {
   return {owned_ - functions_ - actors_, borrowed_.size()};
 }
 
+bool Objects::are_lent() {
+  std::lock_guard lock(home_.mu);
+  try {
+    if (!node_.waits.has_leader()) node_.look_at_inbox();
+  } catch (const std::bad_alloc&) {
+    return true;  // there is something unread
+  }
+  if (!node_.mail.is_emptied() || node_.mail.has_untaken()) return true;
+  for (const auto& [borrower, ids] : lent_to_)
+    for (const ObjectId id : ids) {
+      const Object* const object = find(id);
+      // Code goes with the calls that need it, and actors are counted by themselves.
+      if (object != nullptr && object->kind == Object::Kind::kData) return true;
+    }
+  return false;
+}
+
 // Telling those who wait
 // -----------------------------------------------------------------
 

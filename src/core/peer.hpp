@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "message.hpp"
@@ -26,6 +27,12 @@ struct Peer {
   // Refs inside results that were sent there and not yet counted there.
   std::deque<std::vector<ObjectId>> untaken;
   std::vector<Task*> in_flight;  // calls sent there
+  // What it was last asked to cancel, how, and where that stands in the ring.
+  struct Asked {
+    std::unordered_map<ObjectId, u8> objects;
+    RingProducer::Place at;
+  };
+  Asked asked_to_cancel;
 };
 
 }  // namespace skate

@@ -79,14 +79,24 @@ void Results::send(Message kind, const Incoming& task, std::vector<Value>& value
   // Telling arenas about new owners may send messages of its own.
   std::vector<ObjectId> kept;
   give_away(values, task.owner, message, kept);
-  if (!kept.empty()) {
+  const bool is_held = !kept.empty();
+  if (is_held) {
     for (Value& value : values) node_.objects.mark_shared(value);
     owner->untaken.push_back(std::move(kept));
   }
   const bool failed = std::any_of(values.begin(), values.end(),
                                   [](const Value& value) { return value.is_error; });
   const bool counts = kind == Message::kResult && !failed;
-  node_.mail.send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
+  try {
+    node_.mail.send(task.owner, kind, message, counts ? Ring::kResult : Ring::kUsual);
+  } catch (const std::bad_alloc&) {
+    if (is_held) {  // nobody will say that these have been counted
+      kept = std::move(owner->untaken.back());
+      owner->untaken.pop_back();
+      for (const ObjectId id : kept) node_.objects.drop_quietly(id);
+    }
+    throw;
+  }
 }
 
 // Gives `to` what only this result still holds, and what only that holds, and so on.
@@ -104,9 +114,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     Object* object =
         ref.id.owner() == home_.self ? node_.objects.find(ref.id) : nullptr;
     const bool can_be_given = object != nullptr && object->ready && !object->given &&
-                              object->kind == Object::Kind::kData &&
-                              // What lends it the block would end with another owner.
-                              (!object->value.is_lent || to.index == kDriver);
+                              object->kind == Object::Kind::kData;
     return can_be_given ? object : nullptr;
   };
   const auto look = [&](const Value& value) {
@@ -121,6 +129,7 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     for (const Value& value : values) look(value);
     for (std::size_t i = 0; i < given.size(); ++i) look(given[i]->value);
   }
+  if (to.index != kDriver) bring_lenders(given);
   std::unordered_set<ObjectId> given_ids;
   for (const Object* object : given) given_ids.insert(object->id);
   std::vector<Object*> lent;  // given and kept
@@ -161,6 +170,39 @@ void Results::give_away(std::vector<Value>& values, ProcId to, std::string& mess
     writer.value(object->value);
     object->given = true;
     object->shared = true;
+  }
+}
+
+// An error whose block another object of this process lends, and keeps, would end with
+// this process: such errors share a copy, which goes with them. Without memory for that
+// they stay lent.
+void Results::bring_lenders(std::vector<Object*>& given) {
+  const bool any = std::any_of(given.begin(), given.end(), [](const Object* object) {
+    return object->value.is_lent;
+  });
+  if (!any) return;
+  std::unordered_set<ObjectId> there;
+  for (const Object* object : given) there.insert(object->id);
+  std::unordered_map<ObjectId, Object*> copies;
+  for (std::size_t i = 0, n = given.size(); i < n; ++i) {
+    Value& error = given[i]->value;
+    if (!error.is_lent || there.contains(error.contained.back().id)) continue;
+    const ObjectId lender = error.contained.back().id;
+    Object*& copy = copies[lender];
+    if (copy == nullptr) {
+      Value value;
+      value.is_error = true;
+      node_.store.copy_error(error.block, value);
+      if (value.kind != Value::Kind::kBlock) return;
+      copy =
+          node_.objects.find(node_.objects.keep(std::move(value), Object::Kind::kData));
+      given.push_back(copy);
+    } else {
+      node_.objects.hold(copy->id);
+    }
+    error.block = copy->value.block;
+    error.contained.back() = {copy->id, copy->id};
+    node_.objects.drop(lender);
   }
 }
 

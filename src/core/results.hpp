@@ -14,6 +14,7 @@
 
 #include "arena.hpp"
 #include "home.hpp"
+#include "object.hpp"
 #include "task.hpp"
 
 namespace skate {
@@ -40,6 +41,7 @@ class Results {
  private:
   void give_away(std::vector<Value>& values, ProcId to, std::string& message,
                  std::vector<ObjectId>& kept);
+  void bring_lenders(std::vector<Object*>& given);
 
   Node& node_;
   Home& home_;

@@ -53,12 +53,14 @@ WaitResult Streams::next_item(ObjectId task, ObjectId& item, NextItem& next,
     item = task;
     return result;
   }
+  // First: without memory to say it, the item is still there.
+  if (const Task* producing = node_.tasks.pending(task);
+      producing != nullptr && producing->header.window != 0)
+    tell_read(task, stream.attempt, stream.producer, stream.taken + 1);
   item = stream.items.front();  // its count is the caller's now
   stream.items.pop_front();
   ++stream.taken;
-  if (const Task* producing = node_.tasks.pending(task);
-      producing != nullptr && producing->header.window != 0)
-    tell_read(task, stream.attempt, stream.producer, stream.taken);
+  node_.waits.announce();  // the producer may be this process
   return result;
 }
 

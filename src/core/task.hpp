@@ -64,7 +64,7 @@ struct Task {
   };
   Links waits, siblings, ends;
 
-  void reset();  // for the next task: buffers keep their capacity
+  void reset();  // for the next task: buffers keep their capacity, if it is small
 };
 
 // Tasks in a row, from any place of which one can be taken at once.

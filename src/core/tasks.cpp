@@ -9,36 +9,6 @@
 
 namespace skate {
 
-void Task::reset() {
-  header = {};
-  args.clear();
-  deps.clear();
-  pins.clear();
-  returns.clear();
-  has_body = false;
-  missing = 0;
-  retries = 0;
-  unbegun = 0;
-  route = Route::kQueue;
-  actor = {};
-  order = 0;
-  resources.clear();
-  target = nullptr;
-  position = 0;
-  queued = false;
-  runnable = false;
-  lacking = 0;
-  label = 0;
-  parent = {};
-  cancelled = false;
-  killed = false;
-  told = {};
-  values.clear();
-  failure.reset();
-  told_returns = 0;
-  dropped = 0;
-}
-
 Tasks::Tasks(Node& node)
     : node_(node),
       home_(node.home),
@@ -386,18 +356,22 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
   }
   task->header.flags |= kLeased;
   const std::string* const bytes = encode(task, SIZE_MAX);
-  if (bytes == nullptr || !leaves_room(*bytes)) {
-    fail_for_room(task);
-    home_.link.tell(Note::kLeaseDone, view_of(worker));
-    return;
+  bool is_sent = bytes != nullptr && leaves_room(*bytes);
+  if (is_sent) {
+    fly(task, *to);
+    try {
+      node_.mail.send(worker, Message::kCall, *bytes);
+    } catch (const std::bad_alloc&) {
+      is_sent = false;
+      unlist(task);
+    }
   }
-  fly(task, *to);
-  try {
-    node_.mail.send(worker, Message::kCall, *bytes);
-  } catch (const std::bad_alloc&) {
+  if (is_sent) return;
+  home_.link.tell(Note::kLeaseDone, view_of(worker));
+  if (may_find_room())
+    late_.push_back(task_id);  // another is asked for then
+  else
     fail_for_room(task);
-    home_.link.tell(Note::kLeaseDone, view_of(worker));
-  }
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {

@@ -49,8 +49,9 @@ class Tasks {
   void dependency_is_ready(ObjectId task_id);
   void run_ready();
   void flush_backlog();
-  // Tasks that fail with an error which could not be read a moment ago, or that could
-  // not be ended to the last or tried again for lack of memory.
+  // Tasks that fail with an error which could not be read a moment ago, those with a
+  // lease for which there was no room, and those that could not be ended to the last or
+  // tried again for lack of memory.
   bool has_late() const { return !late_.empty() || !ending_.empty() || !lost_.empty(); }
   void look_again();
   // Of the task queue.
@@ -77,8 +78,8 @@ class Tasks {
   // The last one in flight is that which was made last: see Actors::call_again.
   void sort_flights(Peer& to);
 
-  // Takes the counts in `contained`. Does not throw, nor does `fail`: what lacks memory
-  // is done later.
+  // Takes the counts in `contained`. One error alone is that of all returns. Does not
+  // throw, nor does `fail`: what lacks memory is done later.
   void end(Task* task, std::vector<Value>& values);
   // What its returns become because of a dependency, for end().
   std::vector<Value> errors_from(const Task& task, ObjectId failed);
@@ -114,8 +115,10 @@ class Tasks {
   void tell_ended(Task& task);
   void lose_lost();
   Value error_of(ObjectId failed);
+  void spread_error(const Task& task, std::vector<Value>& values);
   void add_waiter(ObjectId id, Task* task);
   void tell_to_cancel(Task& task, Peer& runner, u8 flags);
+  void ask_to_cancel(ObjectId id, u8 flags);
   void list_child(Task* task);
   void unlist_child(Task* task);
 

@@ -13,10 +13,8 @@ bool Tasks::cancel(ObjectId id, bool force, bool recursive) {
   std::lock_guard lock(home_.mu);
   node_.mail.drain();
   if (id.owner() != home_.self) {
-    std::string message(view_of(id));
-    message +=
-        view_of(static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));
-    node_.mail.send(id.owner(), Message::kCancelObject, message, Ring::kUrgent);
+    ask_to_cancel(id,
+                  static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));
     return true;
   }
   Task* task = pending(id);
@@ -71,6 +69,22 @@ void Tasks::tell_to_cancel(Task& task, Peer& runner, u8 flags) {
   told = {runner.id, flags, runner.out->place()};
 }
 
+// As above, of what another process owns.
+void Tasks::ask_to_cancel(ObjectId id, u8 flags) {
+  Peer* const owner = node_.mail.reach(id.owner());
+  if (owner == nullptr) return;
+  Peer::Asked& asked = owner->asked_to_cancel;
+  if (owner->out->is_read_to(asked.at)) asked.objects.clear();
+  if (const auto it = asked.objects.find(id);
+      it != asked.objects.end() && it->second == flags)
+    return;
+  std::string message(view_of(id));
+  message += view_of(flags);
+  node_.mail.send(owner->id, Message::kCancelObject, message, Ring::kUrgent);
+  asked.objects.insert_or_assign(id, flags);
+  asked.at = owner->out->place();
+}
+
 bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
   if (task->missing != 0) {
     const bool is_withdrawn =
@@ -103,7 +117,7 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
 }
 
 void Tasks::stop_waiting(Task* task) {
-  for (ObjectId id : task->deps) node_.objects.forget_waiting_task(id);
+  for (ObjectId id : task->deps) node_.objects.forget_waiter(id);
   task->missing = 0;
   --waiting_;
 }

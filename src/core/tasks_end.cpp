@@ -58,6 +58,8 @@ void Tasks::end_to_the_last(Task* task) {
 void Tasks::tell_ended(Task& task) {
   free_body(&task);
   const u32 num_returns = static_cast<u32>(task.returns.size());
+  if (task.values.size() == 1 && task.values[0].is_error && num_returns > 1)
+    spread_error(task, task.values);
   for (u32& i = task.told_returns; i < num_returns; ++i) {
     Object* object = node_.objects.find(task.returns[i]);
     if (object == nullptr) continue;

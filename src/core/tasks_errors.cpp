@@ -31,6 +31,20 @@ std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
   return values;
 }
 
+// The error of a task with many returns comes once: the first of them lends it to the
+// others.
+void Tasks::spread_error(const Task& task, std::vector<Value>& values) {
+  Value shared = values[0];
+  const ObjectId first = task.returns[0];
+  if (shared.has_own_block()) {
+    shared.is_lent = true;
+    shared.contained.push_back({first, first});
+  }
+  values.resize(task.returns.size(), shared);
+  for (std::size_t i = 1; i < values.size(); ++i)
+    for (const Contained& ref : values[i].contained) node_.objects.hold(ref.id);
+}
+
 // What those become that depend on it. However many they are, a large error lies in one
 // block of an object of this process's, which they hold; this holds it once. It does
 // not end with the process whose error it was.

@@ -358,14 +358,14 @@ u32 Waits::others_searching() const {
   return searching - (session.state_of(home_.self.index) == ProcState::kSearching);
 }
 
-void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
+bool Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
   const bool is_pool = home_.is_pool;
   idle_ = true;
   if (idling.since == 0) idling.since = now_ns();
   if (leader_) {
     kick_and_wake();
     followers_cv_->wait_for(lock, std::chrono::milliseconds(1));
-    return;
+    return true;
   }
   const u32 searching = is_pool ? others_searching() : 0;
   leader_ = true;
@@ -378,7 +378,7 @@ void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
     if (found) {
       if (idling.slept) idling.came = now_ns();
       leader_ = false;
-      return;
+      return true;
     }
   }
   node_.cpus.release_token();
@@ -387,14 +387,13 @@ void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
     idling.slept = true;
     const Forecast::Span expected = calls_.expected();
     lock.unlock();
-    const bool woken =
-        doze(expected, idling.since, deadline_ns) != FutexResult::kTimeout;
-    if (woken) home_.trace.slept();
+    const FutexResult woken = doze(expected, idling.since, deadline_ns);
+    if (woken != FutexResult::kTimeout) home_.trace.slept();
     lock.lock();
     idling.came = came_at_;
-    if (woken) {
+    if (woken != FutexResult::kTimeout) {
       leader_ = false;
-      return;
+      return woken != FutexResult::kInterrupted;
     }
   }
   // What could not be read, or whose queue could not be mapped, rings no bell when it
@@ -409,9 +408,10 @@ void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
                     !kicked_.load() &&
                     !(is_pool && node_.cpus.token_free() && node_.work.work_waiting());
   lock.unlock();
+  FutexResult woken = FutexResult::kChanged;
   if (stay) {
     const i64 slice = look_soon ? kMoment : kIdleSlice;
-    futex_wait(home_.me->doorbell, kAsleep, remaining_ns(deadline_ns, slice));
+    woken = futex_wait(home_.me->doorbell, kAsleep, remaining_ns(deadline_ns, slice));
     home_.trace.slept();
   }
   home_.me->doorbell.store(kAwake, std::memory_order_seq_cst);
@@ -420,6 +420,8 @@ void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
   lock.lock();
   idling.came = came_at_;
   leader_ = false;
+  // One may have come just before the sleep: who calls looks for it after each.
+  return woken != FutexResult::kInterrupted && woken != FutexResult::kTimeout;
 }
 
 // `by_call`: an actor's next call has come.

@@ -77,7 +77,8 @@ class Waits {
   };
   // One round of having nothing to do: looks for a while, then sleeps. An idle worker's
   // thread insists on leading, since it alone takes work from queues.
-  void idle(Lock& lock, Idling& idling, i64 deadline_ns);
+  // False: a signal may have come.
+  bool idle(Lock& lock, Idling& idling, i64 deadline_ns);
   void stop_idling(const Idling& idling, bool by_call);
 
  private:

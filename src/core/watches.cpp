@@ -1,7 +1,5 @@
 #include "watches.hpp"
 
-#include <algorithm>
-#include <iterator>
 #include <new>
 
 #include "node.hpp"
@@ -30,38 +28,38 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
   node_.objects.subscribe(*object);
   Waiter waiter{Waiter::Kind::kWatch, tag};
   waiter.watch = watch;
-  node_.objects.add_waiter(*object, waiter);
-  if (++watch->pending[id] == 1) node_.objects.hold(id);
+  const auto place = watch->pending.emplace(tag, id).first;
+  try {
+    node_.objects.add_waiter(*object, waiter);
+  } catch (const std::bad_alloc&) {
+    watch->pending.erase(place);
+    throw;
+  }
+  node_.objects.hold(id);
   // From now on the program may wait for it, outside of skate: its CPU is lent.
   node_.waits.wake_resting();
 }
 
 void Watches::remove(Watch* watch, ObjectId id, u64 tag) noexcept {
   std::lock_guard lock(home_.mu);
-  if (!watch->pending.contains(id)) return;
-  // Most often one of the last: who polls gives up what it has just asked for.
-  std::vector<Waiter>& waiters = node_.objects.find(id)->waiters;
-  const auto found =
-      std::find_if(waiters.rbegin(), waiters.rend(), [&](const Waiter& w) {
-        return w.kind == Waiter::Kind::kWatch && w.watch == watch && w.tag == tag;
-      });
-  if (found == waiters.rend()) return;
-  waiters.erase(std::next(found).base());
-  wait_no_more(watch, id);
+  if (!is_waiting(watch, tag, id)) return;
+  watch->pending.erase(tag);
+  node_.objects.forget_waiter(id);
+  node_.objects.drop_quietly(id);
   if (watch->pending.empty()) tell_waiters();  // the CPU is lent no more
 }
 
-void Watches::wait_no_more(Watch* watch, ObjectId id) noexcept {
-  const auto it = watch->pending.find(id);
-  if (it == watch->pending.end() || --it->second != 0) return;
-  watch->pending.erase(it);
+void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
+  if (!is_waiting(watch, tag, id)) return;
+  watch->ready.push_back(tag);
+  watch->pending.erase(tag);
   node_.objects.drop_quietly(id);
 }
 
-void Watches::is_ready(Watch* watch, u64 tag, ObjectId id) {
-  if (!open_.contains(watch)) return;
-  watch->ready.push_back(tag);
-  wait_no_more(watch, id);
+bool Watches::is_waiting(Watch* watch, u64 tag, ObjectId id) const noexcept {
+  if (!open_.contains(watch)) return false;
+  const auto it = watch->pending.find(tag);
+  return it != watch->pending.end() && it->second == id;
 }
 
 WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) {
@@ -97,8 +95,7 @@ void Watches::tell_waiters() {
 void Watches::close(Watch* watch) noexcept {
   std::lock_guard lock(home_.mu);
   if (open_.erase(watch) == 0) return;
-  for (const auto& [held, tags] : watch->pending) {
-    const ObjectId id = held;
+  for (const auto& [tag, id] : watch->pending) {
     if (Object* object = node_.objects.find(id))
       std::erase_if(object->waiters, [&](const Waiter& w) {
         return w.kind == Waiter::Kind::kWatch && w.watch == watch;

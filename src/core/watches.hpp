@@ -24,7 +24,7 @@ class Watches {
 
   // For the program; each takes the lock.
   Watch* open();
-  void add(Watch* watch, ObjectId id, u64 tag);
+  void add(Watch* watch, ObjectId id, u64 tag);              // each tag once at a time
   void remove(Watch* watch, ObjectId id, u64 tag) noexcept;  // unless it was told
   WaitResult wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns);
   // kReady and no tags: `stop_waiting` came. The watch is there until `close`.
@@ -33,10 +33,11 @@ class Watches {
 
   // For Objects, with the lock held.
   void is_ready(Watch* watch, u64 tag, ObjectId id);
+  // False: it was closed, or the tag taken out.
+  bool is_waiting(Watch* watch, u64 tag, ObjectId id) const noexcept;
 
  private:
   void tell_waiters();
-  void wait_no_more(Watch* watch, ObjectId id) noexcept;  // with one of the tags
 
   Node& node_;
   Home& home_;

@@ -328,9 +328,9 @@ class Node:
 
     def statistics(self) -> dict[str, int]: ...
 
-    def dependants(self) -> int:
+    def has_dependants(self) -> bool:
         """
-        Tasks and actors that this process has started, and that would end with it.
+        Whether something would end with this process: tasks or actors that it has started, or values of its own that others hold.
         """
 
     def processes(self) -> list[dict[str, int]]:

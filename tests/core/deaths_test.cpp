@@ -417,7 +417,7 @@ TEST(many_processes_of_one_place_leave_nothing_behind_where_others_wait) {
   Node& worker = fleet.start(idle);
   std::thread server([&] {
     Incoming task;
-    while (worker.work.next_task(task, -1) == WaitResult::kReady) finish(worker, task);
+    while (wait_for_task(worker, task, -1) == WaitResult::kReady) finish(worker, task);
   });
   u32 most = 0;
   for (u32 epoch = 1; epoch <= 50; ++epoch) {
@@ -461,7 +461,7 @@ TEST(a_task_whose_owner_dies_before_its_arguments_can_be_read_is_not_run) {
   WaitResult got{};
   std::thread waiter([&] {
     Incoming in;
-    got = worker.work.next_task(in, now_ns() + 4'000'000'000);
+    got = wait_for_task(worker, in, now_ns() + 4'000'000'000);
   });
   until([&] { return worker.home.running() != ObjectId{}; });
   fleet.control().mark_dead(kOwner);

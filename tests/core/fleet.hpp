@@ -394,9 +394,17 @@ inline std::optional<Incoming> try_next(Node& node) {
   return task;
 }
 
+inline WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
+  WaitResult result;
+  do {
+    result = node.work.next_task(task, deadline);
+  } while (result == WaitResult::kInterrupted);
+  return result;
+}
+
 inline Incoming next(Node& node) {
   Incoming task;
-  CHECK(node.work.next_task(task, now_ns() + kPatience) == WaitResult::kReady);
+  CHECK(wait_for_task(node, task, now_ns() + kPatience) == WaitResult::kReady);
   return task;
 }
 

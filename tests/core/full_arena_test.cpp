@@ -435,4 +435,145 @@ TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
   CHECK(error_of(driver, behind) == SystemError::kActorDied);
 }
 
+TEST(what_one_asks_for_in_vain_for_lack_of_memory_is_asked_for_again) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId id = submit(other);
+  driver.objects.acquire(id);
+  other.catch_up();
+  const Incoming task = next(other);
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    fill_to_the_brim(driver);
+    fill_to_the_brim(driver, kOther);
+    const Lock own(driver.home.mu);
+    CHECK(lacks_memory([&] { driver.objects.subscribe(*driver.objects.find(id)); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  until([&] { return !lacks_memory([&] { driver.catch_up(); }); });
+  finish(other, task);
+  CHECK(text_of(driver, id) == "done");
+}
+
+TEST(an_item_is_read_though_its_maker_cannot_be_told_at_first) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  Task* const stream = make_task(driver);
+  stream->header.flags |= kStreaming;
+  stream->header.window = 10;
+  const ObjectId end = submit(driver, stream);
+  const Incoming task = next(other);
+  for (u64 i = 0; i < 2; ++i) {
+    std::vector<Value> item{text(std::to_string(i))};
+    CHECK(other.streams.send_item(task, i, item));
+  }
+  driver.catch_up();
+  ObjectId item;
+  NextItem found{};
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    fill_to_the_brim(driver);
+    fill_to_the_brim(driver, kOther);
+    CHECK(lacks_memory(
+        [&] { driver.streams.next_item(end, item, found, now_ns() + kPatience); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  until([&] { return !lacks_memory([&] { driver.catch_up(); }); });
+  for (const char* expected : {"0", "1"}) {
+    driver.streams.next_item(end, item, found, now_ns() + kPatience);
+    CHECK(found == NextItem::kItem && text_of(driver, item) == expected);
+  }
+}
+
+TEST(a_long_call_of_a_leased_worker_waits_for_room) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  fill_with_calls(driver, actor_at(driver, kDeaf));
+  Task* task = make_task(driver);
+  task->route = Task::Route::kLease;
+  task->resources = "gpu";
+  task->args = filler(3 << 20);
+  const ObjectId result = submit(driver, task);
+  const auto hear_wish = [&] {
+    until([&] {
+      return fleet.heard(kDriverId, Note::kWantLease, bytes_of(result) + "gpu");
+    });
+  };
+  const auto grant = [&] {
+    fleet.control().send(kDriverId, Message::kLeaseGranted, bytes_of(result, kOther));
+  };
+  hear_wish();
+  grant();
+  until([&] { return fleet.heard(kDriverId, Note::kLeaseDone, bytes_of(kOther)); });
+  hear_wish();
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  grant();
+  const Incoming got = next(other);
+  CHECK(got.body == filler(3 << 20));
+  finish(other, got);
+  CHECK(text_of(driver, result) == "done");
+}
+
+TEST(to_ask_one_who_does_not_read_again_and_again_to_cancel_takes_no_memory) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& other = fleet.start(kOther);
+  const ObjectId first = submit(other), second = submit(other);
+  driver.objects.acquire(first);
+  driver.objects.acquire(second);
+  other.catch_up();
+  {
+    const Lock lock(other.home.mu);  // does not read meanwhile
+    for (int i = 0; i < 100'000; ++i) {
+      CHECK(driver.tasks.cancel(first, false, i >= 50'000));
+      CHECK(driver.tasks.cancel(second, false, true));
+    }
+    CHECK(driver.store.used() == 0);
+  }
+  for (const ObjectId id : {first, second}) CHECK(fails(other, id));
+  other.catch_up();
+  // One that has been read is said again.
+  const ObjectId third = submit(other);
+  driver.objects.acquire(third);
+  CHECK(driver.tasks.cancel(third, false, true));
+  CHECK(fails(other, third));
+}
+
+TEST(a_result_that_cannot_be_sent_is_not_taken_for_a_later_one) {
+  Fleet fleet(small_arenas());
+  fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  Node& caller = fleet.start({4, 1});
+  const ObjectId actor = actor_at(caller, kOther);
+  const ObjectId unsent = submit(caller, make_call(caller, actor));
+  const ObjectId sent = submit(caller, make_call(caller, actor));
+  const Incoming first = next(other), second = next(other);
+  const ObjectId kept[] = {put(other), put(other)};
+  for (const ObjectId id : kept) other.objects.acquire(id);
+  {
+    const Lock lock(caller.home.mu);  // does not read meanwhile
+    fill_to_the_brim(other);
+    fill_to_the_brim(other, {4, 1});
+    CHECK(lacks_memory([&] { finish(other, first, ref_to(kept[0])); }));
+  }
+  fleet.bury(kDeaf, {kDriverId, kOther, {4, 1}});
+  until([&] { return !lacks_memory([&] { other.catch_up(); }); });
+  finish(other, second, ref_to(kept[1]));
+  CHECK(!fails(caller, sent));
+  CHECK(text_of(caller, kept[1]) == "x");
+  for (const ObjectId id : {sent, unsent}) caller.objects.release(id);
+  for (const ObjectId id : kept) other.objects.release(id);
+  until([&] {
+    other.catch_up();
+    return other.objects.counts().owned == 0;
+  });
+}
+
 TEST_MAIN()

@@ -225,7 +225,7 @@ TEST(an_idle_process_reads_what_it_could_not_soon_after_it_can) {
   fleet.refuse_memory_of(kDriverId, EMFILE);
   std::thread server([&] {
     Incoming task;
-    CHECK(worker.work.next_task(task, now_ns() + kPatience) == WaitResult::kReady);
+    CHECK(wait_for_task(worker, task, now_ns() + kPatience) == WaitResult::kReady);
     finish(worker, task);
   });
   const ObjectId result = call(driver, id);

@@ -293,4 +293,57 @@ TEST(refs_in_a_value_are_held_as_long_as_the_value) {
   CHECK(owned(node) == 0);
 }
 
+TEST(values_are_lent_from_when_a_result_names_them_until_nobody_holds_them) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& maker = fleet.start({2, 1});
+  CHECK(!maker.objects.are_lent());
+  const ObjectId result = call(driver, {2, 1});
+  const Incoming task = next(maker);
+  const ObjectId inner = submit(maker);  // has no value yet
+  CHECK(!maker.objects.are_lent());
+  finish(maker, task, ref_to(inner));
+  CHECK(maker.objects.are_lent());  // the driver has not counted it yet
+  CHECK(!fails(driver, result));
+  finish(driver, next(driver));
+  maker.catch_up();
+  CHECK(maker.objects.are_lent());
+  CHECK(text_of(driver, inner) == "done");
+  CHECK(maker.objects.are_lent());
+  driver.objects.release(result);
+  until([&] { return !maker.objects.are_lent(); });
+}
+
+TEST(what_is_taken_out_of_a_watch_in_any_order_leaves_what_stays) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start({2, 1});
+  constexpr u64 kMany = 1000, kKept = 7;
+  Watch* const closed = driver.watches.open();
+  Watch* const watch = driver.watches.open();
+  const ObjectId id = submit(driver);
+  for (u64 tag = 0; tag < kMany; ++tag) {
+    driver.watches.add(watch, id, tag);
+    driver.watches.add(closed, id, tag);
+  }
+  for (u64 tag = 0; tag < kMany; ++tag) {
+    driver.watches.remove(closed, id, tag);
+    if (tag != kKept) driver.watches.remove(watch, id, kMany - 1 - tag);
+  }
+  {
+    const Lock lock(driver.home.mu);
+    CHECK(driver.objects.find(id)->waiters.size() < 50);
+  }
+  driver.watches.close(closed);
+  driver.watches.add(watch, id, 2);  // again
+  driver.watches.remove(watch, id, 2);
+  finish(worker, next(worker));
+  std::vector<u64> tags;
+  CHECK(driver.watches.wait(watch, tags, now_ns() + kPatience) == WaitResult::kReady);
+  CHECK(tags == std::vector<u64>{kMany - 1 - kKept});
+  driver.objects.release(id);
+  until([&] { return owned(driver) == 0; });
+  driver.watches.close(watch);
+}
+
 TEST_MAIN()

@@ -17,7 +17,7 @@ constexpr int kRounds = 60 * check::kLoad;
 void serve(Node& node) {
   for (;;) {
     Incoming task;
-    const WaitResult result = node.work.next_task(task, -1);
+    const WaitResult result = wait_for_task(node, task, -1);
     if (result == WaitResult::kEngineDied) return;
     if (result != WaitResult::kReady) continue;
     if (!node.work.is_wanted(task)) {

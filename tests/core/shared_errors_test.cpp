@@ -17,14 +17,15 @@ SessionOptions small_arenas() {
   return options;
 }
 
-// A large error, as the result of `task`.
-Location fail_at(Node& worker, const Incoming& task) {
+// A large error, as the result of `task`; it may hold a ref.
+Location fail_at(Node& worker, const Incoming& task, ObjectId held = {}) {
   const Location block = *worker.store.allocate_beyond(kSize, task.owner);
   std::memset(worker.store.own_data(block), 'e', kSize);
   Value error;
   error.kind = Value::Kind::kBlock;
   error.block = block;
   error.is_error = true;
+  if (held) error.contained.push_back({held, held});
   finish(worker, task, std::move(error));
   return block;
 }
@@ -131,6 +132,74 @@ TEST(a_shared_error_goes_with_a_result_to_another_owner) {
   until([&] {
     driver.catch_up();
     return !is_in_use(worker, block);
+  });
+}
+
+// The owner of the errors ends; whoever has them holds them on.
+TEST(errors_that_a_result_holds_do_not_end_with_their_maker) {
+  for (const bool is_kept : {false, true}) {
+    Fleet fleet(small_arenas());
+    Node& driver = fleet.start(kDriverId);
+    Node& worker = fleet.start(kWorker);
+    Node& owner = fleet.start(kOwner);
+    Node& caller = fleet.start({4, 1});
+    const ObjectId outer = call(caller, kOwner);
+    const Incoming outer_task = next(owner);
+    const ObjectId first = submit(owner);
+    Value refs = text("");
+    for (int i = 0; i < kMany; ++i) {
+      const ObjectId id = submit_after(owner, first);
+      refs.contained.push_back({id, id});
+    }
+    fail_at(worker, next(worker));
+    for (const Contained& ref : refs.contained) CHECK(is_whole(owner, ref.id));
+    if (!is_kept) owner.objects.release(first);
+    owner.catch_up();
+    finish(owner, outer_task, std::move(refs));
+    CHECK(!fails(caller, outer));
+    if (is_kept) owner.objects.release(first);
+    owner.catch_up();
+    CHECK(blocks_of(owner, kOwner) == (is_kept ? 1 : 0));
+    fleet.bury(kOwner, {kDriverId, kWorker, {4, 1}}, Forget::kObjects);
+    for (const Contained& ref : caller.objects.value_of(outer).contained)
+      CHECK(is_whole(caller, ref.id));
+    // It is told the errors, too.
+    const ObjectId one = caller.objects.value_of(outer).contained.front().id;
+    driver.objects.acquire(one);
+    caller.catch_up();
+    std::thread reader([&] { CHECK(is_whole(driver, one)); });
+    until([&] {
+      caller.catch_up();
+      return driver.objects.is_ready(one);
+    });
+    reader.join();
+    caller.objects.release(outer);
+  }
+}
+
+TEST(the_error_of_a_task_with_many_returns_is_there_once) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& worker = fleet.start(kWorker);
+  const ObjectId inside = put(driver);
+  const std::vector<ObjectId> all = submit_all(driver, make_task(driver, kMany));
+  const Incoming task = next(worker);
+  worker.objects.acquire(inside);
+  const Location block = fail_at(worker, task, inside);
+  for (const ObjectId id : all) CHECK(is_whole(driver, id));
+  for (const ObjectId id : all) {
+    CHECK(driver.objects.value_of(id).contained.front().id == inside);
+    CHECK(is_in_use(worker, block));
+    driver.objects.release(id);
+  }
+  until([&] {
+    driver.catch_up();
+    return !is_in_use(worker, block);
+  });
+  driver.objects.release(inside);
+  until([&] {
+    driver.catch_up();
+    return driver.objects.counts().owned == 0;
   });
 }
 

@@ -373,4 +373,18 @@ TEST(a_task_of_several_returns_gives_each_its_value_and_lacks_none) {
   CHECK(nothing_is_left(driver));
 }
 
+TEST(a_task_that_has_ended_keeps_no_large_buffers_for_the_next) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  constexpr std::size_t kLarge = 100'000, kSmall = 16'384;
+  Task* task = make_task(driver);
+  task->args.assign(kLarge, 'x');
+  task->pins.assign(kLarge, put(driver));
+  driver.tasks.discard(task);
+  const Task* const spare = make_task(driver);
+  CHECK(spare == task);
+  CHECK(spare->args.empty() && spare->args.capacity() <= kSmall);
+  CHECK(spare->pins.empty() && spare->pins.capacity() <= kSmall);
+}
+
 TEST_MAIN()

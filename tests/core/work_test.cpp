@@ -270,7 +270,7 @@ TEST(a_queue_that_cannot_be_mapped_is_looked_at_again_but_not_all_the_time) {
   fleet.refuse_memory_of(kDriverId, EMFILE);
   const ObjectId id = submit(driver);
   Incoming task;
-  const WaitResult result = worker.work.next_task(task, now_ns() + 300'000'000);
+  const WaitResult result = wait_for_task(worker, task, now_ns() + 300'000'000);
   CHECK(result == WaitResult::kTimeout);
   CHECK(fleet.times_refused() > 0 && fleet.times_refused() < 50);
   fleet.refuse_memory_of(kDriverId, 0);
@@ -286,7 +286,7 @@ TEST(a_thread_that_waits_in_a_process_that_serves_no_more_is_still_told_at_once)
   Node& worker = fleet.start({3, 1});
   std::thread server([&] {
     Incoming task;
-    CHECK(actor.work.next_task(task, -1) == WaitResult::kEngineDied);
+    CHECK(wait_for_task(actor, task, -1) == WaitResult::kEngineDied);
   });
   until([&] { return actor.home.me->doorbell.load() == kAsleep; });
   actor.work.stop_serving();
@@ -324,7 +324,7 @@ TEST(an_idle_worker_leaves_if_there_are_enough_without_it_and_it_has_nothing) {
 
   CHECK(worker.work.leave_pool());
   Incoming task;
-  CHECK(worker.work.next_task(task, -1) == WaitResult::kEngineDied);
+  CHECK(wait_for_task(worker, task, -1) == WaitResult::kEngineDied);
   CHECK(!other.work.leave_pool());  // it has become needed
 }
 

@@ -63,3 +63,23 @@ def test_an_error_that_does_not_fit_is_told_by_its_type_and_message(cls: Any) ->
         skate.get(fail(), timeout=60)
     if actor is not None:
         assert skate.get(actor.answer.remote(), timeout=60) == 1
+
+
+@skate.remote(num_returns=50, max_retries=0)
+def many() -> None:
+    raise Large(np.ones(MIB, np.uint8))
+
+
+@pytest.mark.usefixtures("_small_store")
+def test_the_error_of_a_task_with_many_returns_takes_the_room_of_one() -> None:
+    refs = many.remote()
+    skate.wait(refs, num_returns=len(refs))
+    assert skate.get(skate.put(np.ones(8 * MIB, np.uint8))).nbytes == 8 * MIB
+    first = refs.pop(0)
+    with pytest.raises(Large) as caught:
+        skate.get(first)
+    del first
+    for ref in refs:
+        with pytest.raises(Large) as caught:
+            skate.get(ref)
+    assert caught.value.args[0].nbytes == MIB

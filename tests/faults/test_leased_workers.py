@@ -47,6 +47,7 @@ def test_worker_of_a_gpu_task_ends_after_the_tasks_that_it_has_started(
     skate.get(hand_out.options(num_gpus=1).remote(str(tmp_path)))
     path.touch()
     assert skate.get(child, timeout=10) == 7
+    del child  # its value is the parent's
     assert wait_until(lambda: not runs(parent))
 
 
@@ -61,6 +62,7 @@ def test_idle_workers_over_the_limit_end_after_the_tasks_that_they_have_started(
     children, parents = zip(*skate.get(started), strict=True)
     path.touch()
     assert skate.get(list(children), timeout=20) == [7] * 8
+    del children, started
     assert wait_until(lambda: sum(map(runs, set(parents))) <= 4)
 
 
@@ -87,6 +89,7 @@ def test_worker_that_max_calls_ends_waits_for_the_tasks_that_it_has_started(
     assert skate.get(pid_of_its_only_call.remote(), timeout=20) != parent
     path.touch()
     assert skate.get(child, timeout=20) == 7
+    del child
     assert wait_until(lambda: not runs(parent))
 
 
@@ -179,3 +182,56 @@ def test_worker_ends_after_the_actors_that_it_has_started(
         return not runs(parent)
 
     assert wait_until(is_gone)
+
+
+@skate.remote(num_cpus=0)
+class Keeper:
+    def keep(self, refs: list[skate.ObjectRef[str]]) -> None:
+        self.refs = refs
+
+    def read(self) -> str:
+        return skate.get(self.refs[0])
+
+    def let_go(self) -> None:
+        self.refs = []
+
+
+@skate.remote(max_retries=0)
+def give_away(keeper: skate.ActorHandle[Keeper]) -> int:
+    skate.get(keeper.keep.remote([skate.put("kept")]))
+    return os.getpid()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_gpus": 1}, {"max_calls": 1}, {"max_calls": 1, "num_cpus": 2}],
+    ids=["gpu", "pool", "lease"],
+)
+def test_worker_ends_after_its_values_that_others_hold(
+    session: None, options: dict[str, int]
+) -> None:
+    keeper = Keeper.remote()
+    maker = skate.get(give_away.options(**options).remote(keeper), timeout=20)
+    # That the first task is done is known: others have what it had.
+    skate.get([nothing.options(**options).remote() for _ in range(8)], timeout=20)
+    assert skate.get(keeper.read.remote(), timeout=20) == "kept"
+    skate.get(keeper.let_go.remote())
+    if options != {"max_calls": 1}:  # else it looks after its next task
+        assert wait_until(lambda: not runs(maker))
+
+
+def test_idle_workers_over_the_limit_end_after_their_values_that_others_hold(
+    session: None,
+) -> None:
+    keepers = [Keeper.remote() for _ in range(8)]
+    makers = skate.get(
+        [
+            give_away.options(num_cpus=0, resources={f"r{number}": 1}).remote(keeper)
+            for number, keeper in enumerate(keepers)
+        ]
+    )
+    skate.get(nothing.options(num_gpus=1).remote(), timeout=20)
+    read = skate.get([keeper.read.remote() for keeper in keepers], timeout=20)
+    assert read == ["kept"] * 8
+    skate.get([keeper.let_go.remote() for keeper in keepers])
+    assert wait_until(lambda: sum(map(runs, set(makers))) <= 4)

@@ -61,6 +61,16 @@ class ActorProcess:
         if code is None:
             return
         self._tell("constructed")
+        try:
+            self._serve(code)
+        except SystemExit as error:  # of the handler of a signal, between calls
+            if error.code not in (None, 0):
+                raise
+            self._leave()
+        if not self.leaving:
+            self._tell("ends", Cause.OUT_OF_SCOPE)
+
+    def _serve(self, code: ActorCode) -> None:
         if code.receiver is not None:
             _Receiver(self, code, code.receiver).run()
         elif code.is_async:
@@ -71,8 +81,6 @@ class ActorProcess:
             _Threads(self, code).run()
         else:
             self._run_in_order()
-        if not self.leaving:
-            self._tell("ends", Cause.OUT_OF_SCOPE)
 
     def _run_in_order(self) -> None:
         context = self._worker.engine.context_var

@@ -81,14 +81,19 @@ def main(
     if is_leased:
         _thread.start_new_thread(_end_when_told, (worker,))
     node.tell(pickle.dumps(("ready",)))
-    if order["actor_id"]:
-        engine.num_restarts = order["num_restarts"]
-        ActorProcess(worker, order["actor_id"]).run()
-    else:
-        worker.run()
+    status = 0
+    try:
+        if order["actor_id"]:
+            engine.num_restarts = order["num_restarts"]
+            ActorProcess(worker, order["actor_id"]).run()
+        else:
+            worker.run()
+    except SystemExit as error:  # of the handler of a signal, between calls
+        code = error.code
+        status = code if isinstance(code, int) else int(code is not None)
     _run_exit_handlers()
     node.close()  # after its last words
-    return 0
+    return status
 
 
 def _enter_runtime_env(
@@ -239,7 +244,7 @@ class Worker:
                 return
 
     def wait_until_nothing_ends_with_it(self) -> None:
-        while self.node.dependants():
+        while self.node.has_dependants():
             time.sleep(_LOOK_AGAIN_S)
 
     def run_task(self, call: _core.Call) -> None:
