@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.frames": set(),
     "engine.protocol": {"_ref", "_stream", "_options", "_placement", "_runtime_env"},
     "engine.actor_methods": set(),
-    "engine.receiving": set(),
+    "engine.receiving": {"engine.actor_methods"},
     "engine.serialize": CONTRACT | {"_importable", "engine.frames"},
     "engine.futures": SHARED,
     "engine.ref_future": set(),
