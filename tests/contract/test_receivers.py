@@ -137,10 +137,13 @@ class Ends:
 def test_a_receiver_that_exits_ends_its_actor_for_good(how: Any) -> None:
     actor = Ends.remote()
     kept = actor.keep.remote()
-    assert skate.get(actor.ask.remote(), timeout=20) == 1
-    for ref in (actor.raises.remote(how), actor.ask.remote(), kept):
+    while skate.get(actor.ask.remote(), timeout=20) != 1:
+        pass
+    for ref in (actor.raises.remote(how), kept):
         with pytest.raises(ActorDiedError):
             skate.get(ref, timeout=20)
+    with pytest.raises(ActorDiedError):
+        skate.get(actor.ask.remote(), timeout=20)
 
 
 def test_a_receiver_that_exits_without_a_call_ends_its_actor() -> None:

@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_ref", "_stream", "_exact", "_options", "_placement", "_runtime_env")
     },
     "engine.actor_methods": set(),
-    "engine.receiving": set(),
+    "engine.receiving": {"engine.actor_methods"},
     "engine.serialize": CONTRACT | {"_importable", "engine.frames"},
     "engine.futures": SHARED,
     "engine.ref_future": set(),
