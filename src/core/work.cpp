@@ -188,10 +188,15 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
   if ((task.header.flags & kLeased) != 0) tell_lease_done();
 }
 
-void Work::discard(const Incoming& task, std::vector<Value>& values) {
+void Work::discard(const Incoming& task, std::vector<Value>& values) noexcept {
   if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
-  for (Value& value : values) node_.objects.free_unsent(task.header.task_id, value);
+  for (Value& value : values) {
+    try {
+      node_.objects.free_unsent(task.header.task_id, value);
+    } catch (const std::bad_alloc&) {  // it stays as long as this process
+    }
+  }
   values.clear();
 }
 
@@ -411,6 +416,7 @@ Incoming Work::take_out(Calls::iterator call) {
 
 Work::Calls::iterator Work::find_call(ObjectId task_id) {
   if (!is_indexed_) {
+    by_id_.clear();  // of a time when memory for all of it lacked
     for (auto call = incoming_.begin(); call != incoming_.end(); ++call)
       if (call->notice == Incoming::Notice::kNone) by_id_[call->header.task_id] = call;
     is_indexed_ = !by_id_.empty();

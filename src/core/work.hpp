@@ -36,7 +36,7 @@ class Work {
   // The same for a task that was cancelled.
   void finish_cancelled(const Incoming& task);
   // Instead of sending them.
-  void discard(const Incoming& task, std::vector<Value>& values);
+  void discard(const Incoming& task, std::vector<Value>& values) noexcept;
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
   // This worker ends once its program lets it: no leased task is to be given to it any
