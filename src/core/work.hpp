@@ -25,11 +25,15 @@ class Work {
 
   // For the worker's own loop; each takes the lock ------------------------------------
 
-  // Blocks: kReady, or kInterrupted, or kEngineDied (stop).
+  // Blocks: kReady, or kInterrupted (a signal came, or memory for answers lacks: call
+  // again), or kEngineDied (stop).
   WaitResult next_task(Incoming& out, i64 deadline_ns);
   // The same for notices alone, also after next_task has given all: for calls that
   // still run.
   WaitResult next_notice(Incoming& out);
+  // To be asked before an answer is sent. False: there is no memory for one; a moment
+  // has been waited, and a signal may have come.
+  bool wait_to_answer();
   // Sends the values; takes the counts in their `contained`. `retryable`: they are an
   // error after which the task should be tried again.
   void finish(const Incoming& task, std::vector<Value>& values, bool retryable = false);
@@ -78,6 +82,7 @@ class Work {
 
  private:
   bool claim(Incoming& out, Lock& lock);
+  void wait_for_memory(Lock& lock);
   u32 num_other_workers() const;
   struct Offer {
     QueueMemory* queue = nullptr;
