@@ -29,6 +29,20 @@ inline void end_forked_child(Node& node, int status = 0) {
   ::_exit(status);
 }
 
+// What a call has come to is sent when there is memory for it: whoever waits for
+// answers may be stopped.
+inline void wait_to_answer(Node& node) {
+  if (!node.store.is_crowded()) return;
+  for (;;) {
+    {
+      nb::gil_scoped_release release;
+      if (node.work.wait_to_answer()) return;
+    }
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    end_forked_child(node);  // the handler of a signal may have forked
+  }
+}
+
 class Call {
  public:
   Call(Node& node, Incoming&& task) : node_(node), task_(std::move(task)) {}
@@ -104,6 +118,7 @@ class Call {
 
   void send() {
     end_forked_child(node_);
+    wait_to_answer(node_);
     std::vector<Value> values = std::exchange(values_, {});  // whatever is thrown
     node_.work.finish(task_, values);
   }
@@ -184,6 +199,7 @@ class Call {
   // Sends one item. False: nobody will read it, nor any later one.
   bool send_item(nb::handle item) {
     end_forked_child(node_);
+    wait_to_answer(node_);
     return guarded([&] {
       std::vector<Value> value;
       Encoder encoder(node_);
@@ -212,6 +228,7 @@ class Call {
   void fail_cancelled() {
     end_forked_child(node_, 1);
     discard();
+    wait_to_answer(node_);
     node_.work.finish_cancelled(task_);
   }
 
@@ -219,6 +236,7 @@ class Call {
   void fail(nb::bytes error, nb::list refs, bool retryable) {
     end_forked_child(node_, 1);
     discard();  // what was encoded before something else went wrong
+    wait_to_answer(node_);
     guarded([&] {
       const std::vector<ObjectId> held = ids_of(refs);
       std::vector<Value> values;  // one, of all returns

@@ -26,7 +26,9 @@ constexpr i64 kMapAgain = kLookAgain / 2;
 }  // namespace
 
 Mail::Mail(Node& node)
-    : node_(node), home_(node.home), peers_(kMaxProcs), queues_(kMaxProcs) {}
+    : node_(node), home_(node.home), peers_(kMaxProcs), queues_(kMaxProcs) {
+  chained_.reserve(kMaxProcs);  // what has been sent is listed, whatever memory lacks
+}
 
 Peer& Mail::peer(u32 index) {
   const std::unique_ptr<Peer>& slot = peers_[index];

@@ -29,11 +29,23 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
   Lock lock(home_.mu);
   Waits::Idling idling;
   for (;;) {
-    node_.mail.drain();
+    bool can_answer = true;
+    try {
+      node_.mail.drain();
+      can_answer = node_.store.can_answer();
+    } catch (const std::bad_alloc&) {
+      can_answer = false;
+    }
     if (home_.stopping || home_.engine_died || leaving_ ||
         (ending_ && incoming_.empty())) {
       node_.waits.stop_idling(idling, false);  // other threads of the program may go on
       return WaitResult::kEngineDied;
+    }
+    if (!can_answer) {
+      node_.waits.stop_idling(idling, false);
+      if (deadline_ns >= 0 && now_ns() >= deadline_ns) return WaitResult::kTimeout;
+      wait_for_memory(lock);
+      return WaitResult::kInterrupted;
     }
     // Calls from elsewhere may overtake the constructor; they wait for it.
     auto call = incoming_.begin();
@@ -73,19 +85,45 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
   }
 }
 
+bool Work::wait_to_answer() {
+  Lock lock(home_.mu);
+  if (node_.store.can_answer() || home_.stopping || home_.engine_died) return true;
+  wait_for_memory(lock);
+  set_state(ProcState::kRunning);
+  return false;
+}
+
+// Somebody does not read what was said to them, and there is no memory to say more:
+// until they do, nothing is taken in that would have to be answered. Others have the
+// CPU.
+void Work::wait_for_memory(Lock& lock) {
+  node_.cpus.release_token();
+  set_state(ProcState::kBlocked);
+  lock.unlock();
+  std::this_thread::sleep_for(kLookAgain);
+  lock.lock();
+  node_.mail.collect();
+}
+
 WaitResult Work::next_notice(Incoming& out) {
   if (node_.in_forked_child()) return WaitResult::kEngineDied;
   Lock lock(home_.mu);
   auto notice = incoming_.end();
-  const WaitResult result = node_.waits.wait(lock, -1, [&] {
-    notice = std::find_if(incoming_.begin(), incoming_.end(), [](const Incoming& call) {
-      return call.notice != Incoming::Notice::kNone;
+  try {
+    const WaitResult result = node_.waits.wait(lock, -1, [&] {
+      const auto is_notice = [](const Incoming& call) {
+        return call.notice != Incoming::Notice::kNone;
+      };
+      notice = std::find_if(incoming_.begin(), incoming_.end(), is_notice);
+      return notice != incoming_.end();
     });
-    return notice != incoming_.end();
-  });
-  if (result != WaitResult::kReady) return result;
+    if (result != WaitResult::kReady) return result;
+  } catch (const std::bad_alloc&) {
+    wait_for_memory(lock);
+    return WaitResult::kInterrupted;
+  }
   out = take_out(notice);
-  return result;
+  return WaitResult::kReady;
 }
 
 void Work::hand_out(const Incoming& call) {
@@ -141,10 +179,15 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
   if ((task.header.flags & kLeased) != 0) tell_lease_done();
 }
 
-void Work::discard(const Incoming& task, std::vector<Value>& values) {
+void Work::discard(const Incoming& task, std::vector<Value>& values) noexcept {
   if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
-  for (Value& value : values) node_.objects.free_unsent(task.header.task_id, value);
+  for (Value& value : values) {
+    try {
+      node_.objects.free_unsent(task.header.task_id, value);
+    } catch (const std::bad_alloc&) {  // it stays as long as this process
+    }
+  }
   values.clear();
 }
 
@@ -365,6 +408,7 @@ Incoming Work::take_out(Calls::iterator call) {
 
 Work::Calls::iterator Work::find_call(ObjectId task_id) {
   if (!is_indexed_) {
+    by_id_.clear();  // of a time when memory for all of it lacked
     for (auto call = incoming_.begin(); call != incoming_.end(); ++call)
       if (call->notice == Incoming::Notice::kNone) by_id_[call->header.task_id] = call;
     is_indexed_ = !by_id_.empty();

@@ -25,18 +25,22 @@ class Work {
 
   // For the worker's own loop; each takes the lock ------------------------------------
 
-  // Blocks: kReady, or kInterrupted, or kEngineDied (stop).
+  // Blocks: kReady, or kInterrupted (a signal came, or memory for answers lacks: call
+  // again), or kEngineDied (stop).
   WaitResult next_task(Incoming& out, i64 deadline_ns);
   // The same for notices alone, also after next_task has given all: for calls that
   // still run.
   WaitResult next_notice(Incoming& out);
+  // To be asked before an answer is sent. False: there is no memory for one; a moment
+  // has been waited, and a signal may have come.
+  bool wait_to_answer();
   // Sends the values; takes the counts in their `contained`. `retryable`: they are an
   // error after which the task should be tried again.
   void finish(const Incoming& task, std::vector<Value>& values, bool retryable = false);
   // The same for a task that was cancelled.
   void finish_cancelled(const Incoming& task);
   // Instead of sending them.
-  void discard(const Incoming& task, std::vector<Value>& values);
+  void discard(const Incoming& task, std::vector<Value>& values) noexcept;
   // An actor ends itself: next_task gives nothing any more.
   void stop_serving();
   // This worker ends once its program lets it: no leased task is to be given to it any
@@ -80,6 +84,7 @@ class Work {
 
  private:
   bool claim(Incoming& out, Lock& lock);
+  void wait_for_memory(Lock& lock);
   u32 num_other_workers() const;
   struct Offer {
     QueueMemory* queue = nullptr;

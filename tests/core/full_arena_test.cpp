@@ -489,6 +489,29 @@ TEST(an_item_is_read_though_its_maker_cannot_be_told_at_first) {
   }
 }
 
+TEST(who_serves_takes_nothing_while_it_could_not_answer_and_goes_on_later) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  fleet.prepare(kDeaf);
+  Node& other = fleet.start(kOther);
+  const ObjectId first = call(driver, kOther);
+  other.catch_up();  // it waits there
+  fill_to_the_brim(other);
+  const ObjectId second = call(driver, kOther);
+  Incoming task;
+  CHECK(other.work.next_task(task, 0) == WaitResult::kTimeout);
+  CHECK(other.work.next_task(task, now_ns() + kPatience) == WaitResult::kInterrupted);
+  CHECK(other.work.next_notice(task) == WaitResult::kInterrupted);
+  CHECK(!other.work.wait_to_answer());
+  fleet.bury(kDeaf, {kDriverId, kOther});
+  for (const ObjectId id : {first, second}) {
+    const Incoming call = next(other);
+    CHECK(other.work.wait_to_answer());
+    finish(other, call);
+    CHECK(text_of(driver, id) == "done");
+  }
+}
+
 TEST(a_long_call_of_a_leased_worker_waits_for_room) {
   Fleet fleet(small_arenas());
   Node& driver = fleet.start(kDriverId);
