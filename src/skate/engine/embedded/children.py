@@ -328,6 +328,11 @@ class Children:
         known = {dead_pid, *living}
         self._kill_all_unknown(lambda pid: _starter_of(pid, known) not in {0, *living})
 
+    def has_offspring(self, worker: Process) -> bool:
+        """Whether something runs that would end with it: see ``_kill_orphans``."""
+        known = self.by_pid()
+        return any(_starter_of(pid, known) == worker.pid for pid in self._unknown())
+
     def _kill_all_unknown(self, which: Callable[[int], bool]) -> None:
         """End the children that we do not know and that ``which`` accepts.
 

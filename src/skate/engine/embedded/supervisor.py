@@ -199,6 +199,9 @@ class Supervisor:
     def process(self, proc: Proc) -> Process | None:
         return self._children.get(proc)
 
+    def has_offspring(self, process: Process) -> bool:
+        return self._children.has_offspring(process)
+
     def watch(self, fd: int, callback: Callable[[], object]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
