@@ -514,11 +514,13 @@ class Shown:
 
     def _within_rate(self, lines: list[Line], now: float) -> list[Line]:
         before: list[Line] = []
-        if int(now) != self._second:
-            self._second, self._in_second = int(now), 0
+        # Less than one a second is one in so many seconds.
+        second = int(now * min(self._rate or 1.0, 1.0))
+        if second != self._second:
+            self._second, self._in_second = second, 0
             before = self._report_left_out()
         if self._rate:
-            room = max(0, int(self._rate) - self._in_second)
+            room = max(0, max(1, int(self._rate)) - self._in_second)
             self._left_out += len(lines[room:])
             lines = lines[:room]
             self._in_second += len(lines)
