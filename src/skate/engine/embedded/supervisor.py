@@ -155,7 +155,8 @@ class Supervisor:
         pause = max(0.0, min(times) - time.monotonic()) if times else None
         if self._memory_threshold is None:
             return pause
-        return min(memory_monitor.PERIOD_S, pause or memory_monitor.PERIOD_S)
+        period = memory_monitor.PERIOD_S
+        return period if pause is None else min(period, pause)
 
     def later(self, seconds: float, action: Callable[[], object]) -> None:
         at = time.monotonic() + seconds
