@@ -251,3 +251,30 @@ def test_workers_that_cannot_start_end_the_session_and_say_why(
             skate.get(echo.remote(1), timeout=60)
         with pytest.raises(EngineDiedError, match=f"(?s){told}"):
             skate.get(echo.remote(1), timeout=60)
+
+
+WITH_AN_ACTOR = """
+import skate
+
+@skate.remote
+class Actor:
+    def answer(self):
+        return 1
+
+with skate.init("embedded", num_cpus=2):
+    actor = Actor.remote()
+    print(skate.get(actor.answer.remote()))
+"""
+
+
+@pytest.mark.parametrize("flags", [["-X", "dev"], ["-W", "error"]])
+def test_a_session_that_ends_leaves_nothing_open(flags: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", WITH_AN_ACTOR],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")

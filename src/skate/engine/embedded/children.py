@@ -362,9 +362,7 @@ class Children:
                 path = f"/proc/self/task/{os.getpid()}/children"
                 self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             os.lseek(self._list, 0, os.SEEK_SET)
-            text = b""
-            while part := os.read(self._list, _CHUNK):
-                text += part
+            text = b"".join(iter(lambda: os.read(self._list, _CHUNK), b""))
         except OSError:
             return []
         return [int(pid) for pid in text.split()]
@@ -433,6 +431,11 @@ class Children:
         with contextlib.suppress(ChildProcessError):
             while True:  # where there is no list of them
                 os.waitpid(-1, 0)
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            if process.sock is not None:
+                process.sock.close()
 
     # Memory of processes -----------------------------------------------------
 

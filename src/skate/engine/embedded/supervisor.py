@@ -131,6 +131,8 @@ class Supervisor:
             self.control.close_session()
             self._children.end_all()
             self.output.finish(_LAST_OUTPUT_S)
+            self._children.close()
+            self.forker.close()
 
     def _on_time(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
