@@ -1,6 +1,4 @@
 // How a worker waits for the tasks that it is given, and runs those that are plain.
-#include <sys/wait.h>
-
 #include "call.hpp"
 #include "common.hpp"
 
@@ -30,16 +28,9 @@ constexpr i64 kIdleUntilCollected = 500'000'000;
 // One of the pool that has had nothing to do for so long may be one too many.
 constexpr i64 kIdleUntilSurplus = usual_or_small(5'000'000'000LL, 500'000'000LL);
 
-// Threads or processes of the program, which would end with this one.
-bool has_company() {
-  siginfo_t child{};
-  if (::waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) == 0) return true;
-  const nb::object count = nb::module_::import_("threading").attr("active_count")();
-  return nb::cast<int>(count) > 1;
-}
-
-// False: there will be no more.
-bool wait_for_task(Node& node, Incoming& task) {
+// False: there will be no more. `has_company()`, of a worker of the pool: whether
+// threads or processes of the program would end with it.
+bool wait_for_task(Node& node, Incoming& task, nb::handle has_company = {}) {
   WaitResult result = wait_for_task(node, task, now_ns() + kIdleUntilCollected);
   if (result == WaitResult::kTimeout) {
     PyGC_Collect();
@@ -47,8 +38,8 @@ bool wait_for_task(Node& node, Incoming& task) {
   }
   while (result == WaitResult::kTimeout) {
     result = wait_for_task(node, task, now_ns() + kIdleUntilSurplus);
-    if (result == WaitResult::kTimeout && !has_company() && node.work.leave_pool())
-      return false;
+    if (result != WaitResult::kTimeout || !node.work.is_surplus()) continue;
+    if (!nb::cast<bool>(has_company()) && node.work.leave_pool()) return false;
   }
   return result == WaitResult::kReady;
 }
@@ -91,11 +82,11 @@ nb::object next_call(Node& node, std::optional<double> timeout) {
 // Runs tasks for as long as they are plain ones of `functions`: id -> (function, name).
 // Then the first that is not, or None if there will be no more. `failed(call, error)`
 // is told of those that raise.
-nb::object serve(Node& node, nb::dict functions, nb::handle variable,
-                 nb::handle failed) {
+nb::object serve(Node& node, nb::dict functions, nb::handle variable, nb::handle failed,
+                 nb::handle has_company) {
   for (;;) {
     Incoming task;
-    if (!wait_for_task(node, task)) return nb::none();
+    if (!wait_for_task(node, task, has_company)) return nb::none();
     auto call = std::make_unique<Call>(node, std::move(task));
     nb::object id = nb::cast(call->header().function_id);
     PyObject* known = PyDict_GetItemWithError(functions.ptr(), id.ptr());
@@ -222,10 +213,10 @@ void bind_calls(nb::module_& m, nb::class_<Node>& node) {
            "None if no call came in time; StopIteration if none will come.",
            nb::sig("def next_call(self, timeout: float | None) -> Call | None"))
       .def("serve", &serve, nb::keep_alive<0, 1>(), "functions"_a, "variable"_a,
-           "failed"_a,
+           "failed"_a, "has_company"_a,
            nb::sig(
                "def serve(self, functions: dict[int, tuple[Any, str]], variable: Any, "
-               "failed: Any) -> Call | None"))
+               "failed: Any, has_company: Any) -> Call | None"))
       .def("serve_calls", &serve_calls, nb::keep_alive<0, 1>(), "object"_a, "title"_a,
            "others"_a, "variable"_a, "actor"_a, "failed"_a,
            nb::sig("def serve_calls(self, object: Any, title: str, others: set[str], "

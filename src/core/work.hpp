@@ -48,8 +48,10 @@ class Work {
   void wear_out();
   // One of the pool that is worn out: others have its CPU, and what waits.
   void take_no_more();
-  // For an idle worker of the pool. True: there are enough without it, nothing ends
-  // with it, and next_task gives nothing any more.
+  // For an idle worker of the pool, which may be busy for a while afterwards. True:
+  // there are enough without it, nothing ends with it, and nobody counts on it.
+  bool is_surplus();
+  // The same. True: next_task gives nothing any more.
   bool leave_pool();
   // Others count on this process, as on the rank of a group: it is never one too many.
   void stay();
@@ -85,6 +87,7 @@ class Work {
  private:
   bool claim(Incoming& out, Lock& lock);
   void wait_for_memory(Lock& lock);
+  bool may_leave() const;
   u32 num_other_workers() const;
   struct Offer {
     QueueMemory* queue = nullptr;

@@ -5,20 +5,33 @@ namespace skate {
 
 // Tasks that wait for others lend their places to further workers. When they go on,
 // there are more than CPUs: those with nothing to do end, if nothing ends with them.
-bool Work::leave_pool() {
-  std::lock_guard lock(home_.mu);
+bool Work::may_leave() const {
   if (!home_.is_pool || is_needed_ || leaving_ ||
       num_other_workers() < home_.session->num_cpus)
     return false;
-  if (!incoming_.empty() || node_.tasks.are_under_way()) return false;
-  if (node_.objects.are_in_use()) return false;
+  return incoming_.empty() && !node_.tasks.are_under_way() &&
+         !node_.objects.are_in_use();
+}
+
+bool Work::is_surplus() {
+  std::lock_guard lock(home_.mu);
+  if (!may_leave()) return false;
+  node_.cpus.release_token();
+  // As below: whoever publishes after this wakes another, since this one is not asleep.
+  set_state(ProcState::kParked);
+  return !work_waiting();
+}
+
+bool Work::leave_pool() {
+  std::lock_guard lock(home_.mu);
+  if (!may_leave()) return false;
   node_.cpus.release_token();
   // Pairs with the loads of wake_for_work and mark_inbox: who published before is seen
   // now, and who publishes after does not count on this process.
   set_state(ProcState::kLeaving);
-  const bool is_surplus = num_other_workers() >= home_.session->num_cpus;
+  const bool are_enough = num_other_workers() >= home_.session->num_cpus;
   const bool has_mail = home_.me->inbox_summary.load(std::memory_order_seq_cst) != 0;
-  leaving_ = is_surplus && !has_mail && !work_waiting();
+  leaving_ = are_enough && !has_mail && !work_waiting();
   if (leaving_) return true;
   set_state(ProcState::kParked);
   return false;

@@ -111,6 +111,12 @@ def test_a_value_may_refer_to_other_variables(engine: str) -> None:
     assert skate.get(task.remote("SKATE_T")) == f"a:{os.environ['HOME']}"
 
 
+@pytest.mark.differs(ray="Ray expands them in no order that is documented")
+@pytest.mark.parametrize("value", ["pa$$word", "$$$$", "${", "$1", "$", "${SKATE_NOT}"])
+def test_a_dollar_that_names_no_variable_stays(engine: str, value: str) -> None:
+    assert skate.get(with_vars(variable, SKATE_T=value).remote("SKATE_T")) == value
+
+
 @pytest.mark.differs(ray=COPIED)
 def test_working_dir_is_where_a_task_runs_and_finds_modules(
     engine: str, tmp_path: Path

@@ -274,3 +274,30 @@ def test_a_future_that_is_cancelled_after_its_session_is_told_of() -> None:
         assert done == {last}
     finally:
         go_on.set()
+
+
+WITH_AN_ACTOR = """
+import skate
+
+@skate.remote
+class Actor:
+    def answer(self):
+        return 1
+
+with skate.init("embedded", num_cpus=2):
+    actor = Actor.remote()
+    print(skate.get(actor.answer.remote()))
+"""
+
+
+@pytest.mark.parametrize("flags", [["-X", "dev"], ["-W", "error"]])
+def test_a_session_that_ends_leaves_nothing_open(flags: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", WITH_AN_ACTOR],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")

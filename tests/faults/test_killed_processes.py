@@ -156,6 +156,28 @@ def test_another_zygote_imports_nothing_from_the_current_directory(
         assert skate.get(actor.add.remote(), timeout=30) == 1
 
 
+FORKS = """
+import os, time
+
+if os.fork() == 0:
+    time.sleep(300)
+    os._exit(0)
+"""
+
+
+def test_a_killed_zygote_is_replaced_although_its_preloaded_module_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "preloaded_that_forks.py").write_text(FORKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with skate.init("embedded", num_cpus=1, preload=["preloaded_that_forks"]):
+        assert skate.get(echo.remote(1), timeout=30)[0] == 1
+        (zygote,) = zygote_and_workers(os.getpid())[0]
+        os.kill(zygote, signal.SIGKILL)
+        actor = Counter.remote()  # needs a new process
+        assert skate.get(actor.add.remote(), timeout=30) == 1
+
+
 def test_an_idle_session_outlives_any_number_of_killed_zygotes(session: None) -> None:
     killed: list[int] = []
 

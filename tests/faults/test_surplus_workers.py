@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from polling import wait_until
@@ -38,9 +40,27 @@ def put_and_nest(depth: int) -> skate.ObjectRef[int]:
     return ref
 
 
-@skate.remote(max_retries=0)
-def start_thread_and_nest(depth: int) -> int:
+def start_thread() -> None:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+def start_thread_that_threading_does_not_know() -> None:
+    _thread.start_new_thread(threading.Event().wait, ())
+
+
+def leave_in_background() -> None:
+    """A process whose parent has ended: the supervisor's child."""
+    subprocess.run(["sh", "-c", "sleep 600 >/dev/null 2>&1 &"], check=True)
+
+
+def leave_daemon() -> None:
+    """The same, which leads a session of its own."""
+    subprocess.run(["setsid", "sh", "-c", "sleep 600 >/dev/null 2>&1 &"], check=True)
+
+
+@skate.remote(max_retries=0)
+def start_and_nest(start: Callable[[], None], depth: int) -> int:
+    start()
     skate.get(nest.remote(depth))
     return os.getpid()
 
@@ -67,8 +87,19 @@ def test_a_worker_that_has_values_stays(session: None) -> None:
     assert all(map(runs, skate.get(refs)))
 
 
-def test_a_worker_with_a_thread_of_the_program_stays(session: None) -> None:
-    pids = skate.get([start_thread_and_nest.remote(4) for _ in range(2 * CPUS)])
+@pytest.mark.parametrize(
+    "start",
+    [
+        start_thread,
+        start_thread_that_threading_does_not_know,
+        leave_in_background,
+        leave_daemon,
+    ],
+)
+def test_a_worker_stays_for_what_the_program_has_started_there(
+    session: None, start: Callable[[], None]
+) -> None:
+    pids = skate.get([start_and_nest.remote(start, 4) for _ in range(2 * CPUS)])
     assert workers() > len(set(pids))
     assert wait_until(lambda: workers() <= len(set(pids)), PATIENCE_S)
     assert all(map(runs, pids))

@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skate.engine.gpus import NO_GPUS, Gpus, Share, find_gpus
+from skate.engine.gpus import MAX_GPUS, NO_GPUS, Gpus, Share, find_gpus
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+def test_more_gpus_than_have_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=f"at most {MAX_GPUS}, not 1e"):
+        find_gpus(1e9)
 
 
 def take(gpus: Gpus, amount: float) -> Share:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .._amounts import UNIT, units
 from .._placement import group_of
 
+MAX_GPUS = 1 << 16  # each has an id
 _DRIVER_FILES = "/proc/driver/nvidia/gpus"  # one for each
 
 Id = int | str
@@ -22,7 +23,8 @@ def find_gpus(num_gpus: float | None) -> tuple[float, tuple[Id, ...]]:
     of the hardware has, by number. ``num_gpus`` counts as many, even if there are none.
 
     Raises:
-        ValueError: ``CUDA_VISIBLE_DEVICES`` names fewer.
+        ValueError: ``CUDA_VISIBLE_DEVICES`` names fewer, or they are more than
+            ``MAX_GPUS``.
     """
     ids: tuple[Id, ...]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -35,6 +37,8 @@ def find_gpus(num_gpus: float | None) -> tuple[float, tuple[Id, ...]]:
                 f"{len(ids)}. Ask for fewer, or change the variable."
             )
     elif num_gpus is not None:
+        if num_gpus > MAX_GPUS:
+            raise ValueError(f"num_gpus must be at most {MAX_GPUS}, not {num_gpus:g}.")
         ids = tuple(range(math.ceil(num_gpus)))
     else:
         ids = tuple(range(_count_gpus()))

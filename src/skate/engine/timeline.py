@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 _SUBMIT_US = 0.5  # how wide a submission is drawn
+_LANES = 1000  # numbers for those of a thread, if it has no more
 
 
 class Event(NamedTuple):
@@ -45,19 +46,22 @@ def chrome_trace(
         ),
     )
     flows = _Flows(origin)
+    placed = [
+        lanes.place(event.process, event.thread, event.start, event.end or now)
+        for event in slices
+    ]
+    per_thread = max(_LANES, *lanes.counts.values(), 0)
     tids = {}
-    for event in slices:
-        end = event.end or now
-        lane = lanes.place(event.process, event.thread, event.start, end)
-        tid = tids[event] = _tid(event.thread, lane)
-        out.append(_slice(event, end, tid, origin))
+    for event, lane in zip(slices, placed, strict=True):
+        tid = tids[event] = event.thread * per_thread + lane
+        out.append(_slice(event, event.end or now, tid, origin))
         flows.add(event, tid)
     for (process, thread), count in lanes.counts.items():
         for lane in range(count):
             name = "main" if thread == 0 else f"thread {thread}"
             if lane:
                 name += f", {lane + 1}"
-            tid = _tid(thread, lane)
+            tid = thread * per_thread + lane
             out.append(_meta("thread_name", process[1], tid, {"name": name}))
     last_get: dict[tuple[tuple[int, int], int], Event] = {}
     for event in events:  # in the order in which each process recorded them
@@ -69,10 +73,6 @@ def chrome_trace(
                 flows.got(event.id, get, tids[get])
     out += flows.arrows()
     return {"traceEvents": out, "displayTimeUnit": "ms"}
-
-
-def _tid(thread: int, lane: int) -> int:
-    return thread * 1000 + lane
 
 
 def _meta(name: str, pid: int, tid: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,14 @@ def test_what_exceeds_the_rate_is_counted() -> None:
     assert len(shown.take(many[:2], now=1.5)) == 2
 
 
+def test_of_less_than_a_line_a_second_some_are_shown() -> None:
+    shown = Shown(window_s=0.0, lines_per_second=0.5)
+    took = [shown.take([line(f"at {now}")], now=float(now)) for now in range(100, 105)]
+    mine = [texts([one for one in lines if one.name == "f"]) for lines in took]
+    assert mine == [["at 100"], [], ["at 102"], [], ["at 104"]]
+    assert took[2][0].text.startswith("1 lines were not shown")
+
+
 def test_a_rate_of_zero_is_no_limit() -> None:
     shown = Shown(window_s=0.0, lines_per_second=0)
     many = [line(f"step {i}") for i in range(10)]

@@ -328,6 +328,11 @@ class Children:
         known = {dead_pid, *living}
         self._kill_all_unknown(lambda pid: _starter_of(pid, known) not in {0, *living})
 
+    def has_offspring(self, worker: Process) -> bool:
+        """Whether something runs that would end with it: see ``_kill_orphans``."""
+        known = self.by_pid()
+        return any(_starter_of(pid, known) == worker.pid for pid in self._unknown())
+
     def _kill_all_unknown(self, which: Callable[[int], bool]) -> None:
         """End the children that we do not know and that ``which`` accepts.
 
@@ -357,9 +362,7 @@ class Children:
                 path = f"/proc/self/task/{os.getpid()}/children"
                 self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             os.lseek(self._list, 0, os.SEEK_SET)
-            text = b""
-            while part := os.read(self._list, _CHUNK):
-                text += part
+            text = b"".join(iter(lambda: os.read(self._list, _CHUNK), b""))
         except OSError:
             return []
         return [int(pid) for pid in text.split()]
@@ -428,6 +431,11 @@ class Children:
         with contextlib.suppress(ChildProcessError):
             while True:  # where there is no list of them
                 os.waitpid(-1, 0)
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            if process.sock is not None:
+                process.sock.close()
 
     # Memory of processes -----------------------------------------------------
 

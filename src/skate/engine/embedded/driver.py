@@ -21,6 +21,7 @@ from .output import Printer, Shown
 from .terminal import Terminal
 
 _MEMORY_SHARE = 0.3  # of the machine's memory, for the object store
+_MAX_STORE = 16 << 40  # twice that is an eighth of a process's address space
 _ARENA_FACTOR = 2  # address space of one arena, in store sizes
 _MAX_SPILLED = 64 << 30  # address space of one arena for what is on disk
 _BESIDE_ARENA = 257 << 20  # kArenaOffset of home.hpp: what else is in the file
@@ -69,6 +70,11 @@ def open(config: EngineConfig) -> Any:  # noqa: A001 - every engine has `open`
         raise ValueError(
             f"num_cpus must be at most {_core.MAX_CPUS} on the embedded engine, not "
             f"{config.num_cpus}."
+        )
+    if (config.object_store_memory or 0) > _MAX_STORE:
+        raise ValueError(
+            f"object_store_memory must be at most {_MAX_STORE} (16 TiB) on the "
+            f"embedded engine, not {config.object_store_memory}."
         )
     return _Driver(config).engine
 

@@ -108,6 +108,9 @@ class Forker:
         self._orders.append(process)
         self._send_orders()
 
+    def close(self) -> None:
+        self._sock.close()
+
     def withdraw(self, process: Process) -> bool:
         """True: it was not sent, and no process will be made."""
         if process not in self._orders:

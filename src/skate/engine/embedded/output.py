@@ -43,6 +43,7 @@ _LINES_PER_SECOND = "SKATE_LOG_LINES_PER_SECOND"
 _CHUNK = 32 << 10  # of text, that is read at a time
 _MAX_TEXT = 48 << 10  # bytes of text in one packet
 _MAX_NAME = 1 << 10  # bytes of a task's name
+_MAX_MARK = _MAX_NAME + 3
 _MAX_LINE = 64 << 10  # a longer one is cut
 _MAX_KEPT = 4 << 20  # bytes that wait for the driver; then workers wait
 _PARTIAL_S = 0.1  # text without a line's end leaves its process after this
@@ -124,7 +125,7 @@ class _Marked(io.RawIOBase):
 
 def _encode_name(name: str) -> bytes:
     """As a mark has it: on one line, not too long, and cut at a character."""
-    plain = name.translate({3: " ", 10: " "})[:_MAX_NAME]
+    plain = name.translate({3: " ", 10: " ", 13: " "})[:_MAX_NAME]
     data = plain.encode(errors="replace")[:_MAX_NAME]
     return data.decode(errors="ignore").encode()
 
@@ -142,6 +143,7 @@ class _Source:
         self.name: bytes | None = None  # of what printed last
         self.other: _Source | None = None  # the same worker's other stream
         self.partial = b""
+        self.ends_in_cr = False  # what was passed on last
         self.watched = False
         self.ended = False  # nobody can write to it any more
 
@@ -257,10 +259,16 @@ class Collector:
     def _cut(self, source: _Source, data: bytes, last: bool = False) -> None:
         """Pass on the whole lines, under the names of those who printed them."""
         text = source.partial + data
+        if source.ends_in_cr and text:  # a line's end that came in two
+            text = text.removeprefix(b"\n")
+            source.ends_in_cr = False
         end = len(text)
-        if not last and end < _MAX_LINE:
+        if not last:
             end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+            if len(text) - end >= _MAX_LINE:
+                end = _end_of_whole(text)
         text, source.partial = text[:end], text[end:]
+        source.ends_in_cr = text.endswith(b"\r") or (not text and source.ends_in_cr)
         at = 0
         for mark in _MARK.finditer(text):
             self._pass_on(source, text[at : mark.start()])
@@ -306,14 +314,33 @@ class Collector:
         self._settle()
 
 
+def _end_of_whole(text: bytes) -> int:
+    """Where a line that goes on can be cut: not in a character, and not in a mark."""
+    mark = text.rfind(b"\x1e", -_MAX_MARK)
+    if mark >= 0 and b"\x03" not in text[mark:]:
+        return mark
+    return _between_characters(text, len(text))
+
+
+def _between_characters(text: bytes, end: int) -> int:
+    """``end``, or up to three bytes before it, where a character of UTF-8 begins."""
+    for start in range(end - 1, max(end - 5, 0), -1):
+        first = text[start]
+        if first & 0xC0 == 0x80:
+            continue
+        size = 4 if first >= 0xF0 else 3 if first >= 0xE0 else 2 if first >= 0xC0 else 1
+        return start if start + size > end else end
+    return end
+
+
 def _parts(text: bytes) -> Iterator[bytes]:
     """The text in parts for one packet each, cut between lines if it can be."""
     while len(text) > _MAX_TEXT:
         end = max(text.rfind(b"\n", 0, _MAX_TEXT), text.rfind(b"\r", 0, _MAX_TEXT)) + 1
-        if not end:  # a line that long: between two characters
-            end = _MAX_TEXT
-            while end > _MAX_TEXT - 4 and text[end] & 0xC0 == 0x80:
-                end -= 1
+        if not end:  # a line that long
+            end = _between_characters(text, _MAX_TEXT)
+        elif text[end - 1 : end + 1] == b"\r\n":
+            end += 1
         yield text[:end]
         text = text[end:]
     if text:
@@ -487,11 +514,13 @@ class Shown:
 
     def _within_rate(self, lines: list[Line], now: float) -> list[Line]:
         before: list[Line] = []
-        if int(now) != self._second:
-            self._second, self._in_second = int(now), 0
+        # Less than one a second is one in so many seconds.
+        second = int(now * min(self._rate or 1.0, 1.0))
+        if second != self._second:
+            self._second, self._in_second = second, 0
             before = self._report_left_out()
         if self._rate:
-            room = max(0, int(self._rate) - self._in_second)
+            room = max(0, max(1, int(self._rate)) - self._in_second)
             self._left_out += len(lines[room:])
             lines = lines[:room]
             self._in_second += len(lines)

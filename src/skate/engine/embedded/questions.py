@@ -161,6 +161,9 @@ class Questions:
 
     # The rest ----------------------------------------------------------------
 
+    def _ask_has_offspring(self, process: Process) -> bool:
+        return self._supervisor.has_offspring(process)
+
     def _ask_group(self, process: Process, join: int, name: str, *what: int) -> Any:
         try:
             return _WithDescriptors(

@@ -131,6 +131,8 @@ class Supervisor:
             self.control.close_session()
             self._children.end_all()
             self.output.finish(_LAST_OUTPUT_S)
+            self._children.close()
+            self.forker.close()
 
     def _on_time(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
@@ -155,7 +157,8 @@ class Supervisor:
         pause = max(0.0, min(times) - time.monotonic()) if times else None
         if self._memory_threshold is None:
             return pause
-        return min(memory_monitor.PERIOD_S, pause or memory_monitor.PERIOD_S)
+        period = memory_monitor.PERIOD_S
+        return period if pause is None else min(period, pause)
 
     def later(self, seconds: float, action: Callable[[], object]) -> None:
         at = time.monotonic() + seconds
@@ -198,6 +201,9 @@ class Supervisor:
 
     def process(self, proc: Proc) -> Process | None:
         return self._children.get(proc)
+
+    def has_offspring(self, process: Process) -> bool:
+        return self._children.has_offspring(process)
 
     def watch(self, fd: int, callback: Callable[[], object]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)

@@ -32,11 +32,16 @@ class Terminal:
             _answer(connection, NO)
             connection.close()
             return
-        self._waiting.put((title, connection))
         with self._lock:
+            if self._serving == 0:
+                try:
+                    _thread.start_new_thread(self._serve, ())
+                except RuntimeError:  # there is no thread to be had
+                    _answer(connection, NO)
+                    connection.close()
+                    return
             self._serving += 1
-            if self._serving == 1:
-                _thread.start_new_thread(self._serve, ())
+            self._waiting.put((title, connection))
 
     def _serve(self) -> None:
         more = True

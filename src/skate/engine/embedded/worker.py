@@ -29,6 +29,7 @@ from ..protocol import label_of
 from ..surroundings import Surroundings
 from . import leftovers, wire
 from .actor_worker import ActorProcess
+from .company import has_company
 from .engine import EmbeddedEngine
 from .output import redirect_worker
 from .processes import RETIRE
@@ -232,9 +233,10 @@ class Worker:
         return name.rpartition(".")[2] or "worker"
 
     def run(self) -> None:
-        context = self.engine.context_var
+        node, context = self.node, self.engine.context_var
+        company = functools.partial(has_company, node)
         while (
-            call := self.node.serve(self._plain, context, self._plain_failed)
+            call := node.serve(self._plain, context, self._plain_failed, company)
         ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for

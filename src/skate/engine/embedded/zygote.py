@@ -38,6 +38,8 @@ _SHORT_S = 0.05
 
 def main(fd: int, supervisor_pid: int) -> None:
     sock = socket.socket(fileno=fd)
+    # Its end tells of ours, so what a preloaded module forks must not keep it.
+    os.register_at_fork(after_in_child=sock.close)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _freeze()
     hello, (session_fd,) = wire.receive_first(sock)
