@@ -127,4 +127,5 @@ void bind_constants(nb::module_& m) {
   note("CONFIRM", Note::kConfirm);
   note("LET_GO", Note::kLetGo);
   note("UNWANTED", Note::kUnwanted);
+  note("UNREACHED", Note::kUnreached);
 }

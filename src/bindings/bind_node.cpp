@@ -205,6 +205,7 @@ void bind_node(nb::module_& m) {
              node.work.stop_serving();
            })
       .def("wear_out", [](Node& node) { node.work.wear_out(); })
+      .def("take_no_more", [](Node& node) { node.work.take_no_more(); })
       .def("stay", [](Node& node) { node.work.stay(); })
       .def(
           "is_cancelled",

@@ -71,8 +71,7 @@ void Actors::line_up(Task* task) {
   if ((task->header.flags & kRestartable) != 0) keep_recipe(*task);
   if ((task->header.flags & kConstructor) != 0) {
     // Whoever got the handle by its name may have made calls already.
-    task->order = 0;
-    link.waiting.push_front(task);
+    call_constructor(link, task);
     return;
   }
   task->order = ++link.made;
@@ -97,12 +96,14 @@ void Actors::lacks_nothing(Task* task) {
 }
 
 void Actors::call_ended(const Task& task) {
-  if ((task.header.flags & kConstructor) == 0)
-    if (const auto it = links_.find(task.actor); it != links_.end())
-      --it->second.unanswered;
-  if ((task.header.flags & kRestartable) != 0)
-    if (const auto it = recipes_.find(task.actor); it != recipes_.end())
-      it->second.under_way = false;
+  const auto it = links_.find(task.actor);
+  if (it == links_.end()) return;
+  if ((task.header.flags & kConstructor) == 0) {
+    --it->second.unanswered;
+  } else {
+    it->second.constructs = false;
+    --constructing_;
+  }
 }
 
 const Task* Actors::first_before(const Task& task, u32& ahead) const {
@@ -309,28 +310,13 @@ void Actors::lose(Task* task, Failure failure, bool restarts) {
     return;
   }
   const bool constructs = (task->header.flags & kConstructor) != 0;
-  if (constructs) crashed_.push_back(task->actor);
+  if (constructs) doubt(task->actor);
   if (!restarts || (task->retries == 0 && !constructs)) {
     failure.error = restarts ? SystemError::kActorUnavailable : SystemError::kActorDied;
     node_.tasks.fail(task, failure);
     return;
   }
   call_again(task);
-}
-
-// An actor that ended before it was constructed, and whose constructor's call is all
-// that holds it, is not made again: each attempt would keep it for the next one.
-void Actors::drop_unwanted() {
-  for (const ObjectId id : std::exchange(crashed_, {})) {
-    const auto it = links_.find(id);
-    const Object* actor = node_.objects.find(id);
-    if (it == links_.end() || actor == nullptr) continue;
-    Task* const task = it->second.waiting.front();
-    if (task == nullptr || (task->header.flags & kConstructor) == 0) continue;
-    if (actor->local != 1 || !actor->borrowers.empty()) continue;
-    it->second.waiting.erase(task);
-    node_.tasks.fail(task, {SystemError::kActorDied, DeathCause::kOutOfScope, 0});
-  }
 }
 
 void Actors::call_again(Task* task) {
@@ -449,50 +435,6 @@ void Actors::moved(Object& actor, const Death& death) {
     node_.detached.actor_ended(id);
   }
   node_.objects.drop(id);
-}
-
-// Recipes
-// --------------------------------------------------------------------------------
-
-void Actors::keep_recipe(const Task& task) {
-  Recipe& recipe = recipes_[task.actor];
-  recipe.header = task.header;
-  recipe.args = task.args;
-  recipe.deps = task.deps;
-  recipe.label = task.label;
-  recipe.under_way = true;
-  for (ObjectId id : task.pins) {
-    if (id == task.actor) continue;
-    recipe.pins.push_back(id);
-    node_.objects.hold(id);
-  }
-}
-
-void Actors::forget_recipe(ObjectId actor) {
-  const auto it = recipes_.find(actor);
-  if (it == recipes_.end()) return;
-  const std::vector<ObjectId> pins = std::move(it->second.pins);
-  recipes_.erase(it);
-  for (ObjectId id : pins) node_.objects.drop(id);
-}
-
-// Calls the constructor once more, unless the last call of it still waits to be sent.
-void Actors::construct_again(ObjectId actor) {
-  const auto it = recipes_.find(actor);
-  if (it == recipes_.end() || it->second.under_way) return;
-  Recipe& recipe = it->second;
-  recipe.under_way = true;
-  Task* task = node_.tasks.take();
-  task->header = recipe.header;
-  task->args = recipe.args;
-  task->deps = recipe.deps;
-  task->pins = recipe.pins;
-  task->pins.push_back(actor);
-  task->label = recipe.label;
-  task->route = Task::Route::kActor;
-  task->actor = actor;
-  node_.tasks.start_hidden(task);
-  links_[actor].waiting.push_front(task);  // its order is 0
 }
 
 }  // namespace skate

@@ -50,6 +50,9 @@ class Actors {
   void lacks_nothing(Task* task);  // the last of what it lacked has come
   void call_again(Task* task);
   void call_ended(const Task& task);
+  // Perhaps nothing but its constructor's call holds it any more.
+  void doubt(ObjectId actor) noexcept;
+  bool has_doubtful() const { return !doubtful_.empty(); }
   // When the inbox is empty: all that others hold is known.
   void drop_unwanted();
   void flush(ObjectId actor);  // sends the calls that lack nothing, in order
@@ -83,7 +86,8 @@ class Actors {
     ProcId address{};  // of somebody else's actor: where it was seen last
     u64 made = 0;      // calls so far
     u32 unanswered = 0;
-    bool asks = false;  // waits for the actor's address
+    bool constructs = false;  // a call of the constructor has not been answered
+    bool asks = false;        // waits for the actor's address
     bool held_back = false;
   };
   // What an actor that is restarted is made from: its constructor's call, kept by the
@@ -94,7 +98,6 @@ class Actors {
     std::vector<ObjectId> deps;
     std::vector<ObjectId> pins;
     u32 label = 0;
-    bool under_way = false;  // a call of the constructor has not been answered
   };
 
   static WaitingTasks& list_of(Link& link, const Task& task);
@@ -109,6 +112,7 @@ class Actors {
   void moved(Object& actor, const Death& death);
   void lives_at(ObjectId actor, ProcId address);
   void lives_nowhere(const Object& actor);
+  void call_constructor(Link& link, Task* task);
   void keep_recipe(const Task& task);
   void forget_recipe(ObjectId actor);
   void construct_again(ObjectId actor);
@@ -124,8 +128,9 @@ class Actors {
   std::vector<ObjectId> flushes_;    // links that may be able to send
   std::vector<ObjectId> held_back_;  // links that wait for memory
   std::deque<Death> deaths_;         // the last ones; see settle_in
-  std::vector<ObjectId> crashed_;    // in their constructors
+  std::vector<ObjectId> doubtful_;   // see drop_unwanted
   u64 asking_ = 0;
+  u64 constructing_ = 0;  // calls of constructors that have not been answered
 };
 
 }  // namespace skate

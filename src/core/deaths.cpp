@@ -59,13 +59,17 @@ bool Deaths::settle(const News& news) {
   node_.work.caller_died(dead);
   const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
   node_.tasks.recover(dead, crash);
+  // A leased worker says what it begins, and sends the result before it says no more.
+  const RunningTask running = running_task(home_.session->procs[dead.index]);
   node_.tasks.sort_flights(from);  // each that is sent again goes to the front
   while (!from.in_flight.empty()) {
     Task* task = from.in_flight.back();
     if (task->route == Task::Route::kActor)
       node_.actors.lose(task, failure, static_cast<bool>(successor));
     else
-      node_.tasks.lose(task, crash);
+      node_.tasks.lose(task, crash,
+                       running.id == task->header.task_id &&
+                           running.attempt == task->header.attempt);
   }
   node_.objects.forget_asker(dead);
   node_.actors.process_died({dead, failure, successor});

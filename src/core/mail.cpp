@@ -160,7 +160,7 @@ void Mail::drain() {
       node_.deaths.forget_pending();
       node_.actors.drop_unwanted();
       node_.objects.free_unheld();
-    } while (node_.objects.has_unheld());
+    } while (node_.objects.has_unheld() || node_.actors.has_doubtful());
   }
   // An idle worker that looks for work reads queues without the lock: it leads then.
   if (!node_.waits.has_leader()) retired_.clear();

@@ -173,7 +173,10 @@ void Objects::hold(ObjectId id) {
 void Objects::drop(ObjectId id) {
   Object* object = find(id);
   if (object == nullptr || object->local == 0) return;
-  if (--object->local > 0) return;
+  if (--object->local > 0) {
+    if (object->kind == Object::Kind::kActor) look_at_counts(*object);
+    return;
+  }
   const ProcId owner = id.owner();
   if (owner != home_.self) {
     take_value(*object);
@@ -209,7 +212,7 @@ void Objects::release(ObjectId id) noexcept {
   try {
     drop(id);
     node_.streams.ref_released(id);
-    if (!unheld_.empty()) node_.mail.drain();
+    if (!unheld_.empty() || node_.actors.has_doubtful()) node_.mail.drain();
   } catch (const std::bad_alloc&) {
     // What has not been read stays unread, and what nobody holds is freed after that.
   }
@@ -242,6 +245,15 @@ void Objects::free_unheld() {
     if (object != nullptr && object->local == 0 && object->borrowers.empty())
       free_object(*object);
   }
+}
+
+// Of one that others have held: whether somebody still does, or, of an actor, more than
+// its constructor's call.
+void Objects::look_at_counts(const Object& object) {
+  if (!object.borrowers.empty()) return;
+  if (object.local == 0) unheld_.push_back(object.id);
+  if (object.local == 1 && object.kind == Object::Kind::kActor)
+    node_.actors.doubt(object.id);
 }
 
 void Objects::free_object(Object& object) {
@@ -325,7 +337,7 @@ void Objects::end_borrow(ObjectId id, ProcId by) {
     }
     break;
   }
-  if (object->local == 0 && all.empty()) unheld_.push_back(id);
+  look_at_counts(*object);
 }
 
 void Objects::rename(Object& object, ObjectId former, ProcId keeper) {
@@ -440,8 +452,7 @@ void Objects::forget_borrower(ProcId dead, bool all) {
     }
     if (object != nullptr) {
       std::erase_if(object->borrowers, [&](const Borrow& b) { return b.proc == dead; });
-      if (object->local == 0 && object->borrowers.empty())
-        unheld_.push_back(object->id);
+      look_at_counts(*object);
     }
     it = ids.erase(it);
   }

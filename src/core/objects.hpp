@@ -115,6 +115,7 @@ class Objects {
   };
   Object* at(u32 slot) const;
   void free_object(Object& object);
+  void look_at_counts(const Object& object);
   void forget_borrowed(ObjectId id);
   void tell(Object& object, const Waiter& waiter);
   void tell_value(ObjectId id, const Value& value, ProcId to);

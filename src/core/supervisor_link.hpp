@@ -40,6 +40,7 @@ enum class Note : char {
   kConfirm = 'C',    // + dead process, u8 what is held of it: see message.hpp
   kLetGo = 'U',      // + dead process: something of it is held no longer
   kUnwanted = 'H',   // + actor, process that was told: its last handle is gone
+  kUnreached = 'N',  // + actor: the same, and its constructor's call is not answered
 };
 
 class SupervisorLink {

@@ -26,6 +26,7 @@ struct Task {
   bool has_body = false;
   u32 missing = 0;  // dependencies without a value
   i32 retries = 0;  // left; negative: for ever
+  u32 unbegun = 0;  // attempts whose process died before it began them
   Route route = Route::kQueue;
   ObjectId actor;          // kActor
   u64 order = 0;           // kActor: its place among this process's calls

@@ -18,6 +18,7 @@ void Task::reset() {
   has_body = false;
   missing = 0;
   retries = 0;
+  unbegun = 0;
   route = Route::kQueue;
   actor = {};
   order = 0;
@@ -445,52 +446,6 @@ void Tasks::fail(Task* task, const Failure& failure) {
   value.failure = failure;
   std::vector<Value> values(task->returns.size(), value);
   end(task, values);
-}
-
-void Tasks::lose(Task* task, const Failure& failure) {
-  if (task->cancelled)
-    fail(task, {SystemError::kCancelled, failure.cause, task->killed});
-  else if (!retry(task))
-    fail(task, failure);
-}
-
-void Tasks::recover(ProcId dead, const Failure& crash) {
-  std::vector<ObjectId> lost;
-  queue_.recover(dead.index, [&](const std::byte* payload, u32 size) {
-    lost.push_back(Reader(payload, size).pod<TaskHeader>().task_id);
-  });
-  const RunningTask running = running_task(home_.session->procs[dead.index]);
-  if (const Task* task = pending(running.id);
-      task != nullptr && task->route == Task::Route::kQueue &&
-      task->header.attempt == running.attempt &&
-      std::find(lost.begin(), lost.end(), running.id) == lost.end())
-    lost.push_back(running.id);
-  for (const ObjectId task_id : lost)
-    if (Task* task = pending(task_id)) lose(task, crash);
-}
-
-bool Tasks::retry(Task* task) {
-  if (task->cancelled || task->retries == 0) return false;
-  if (task->route == Task::Route::kActor) {
-    node_.actors.call_again(task);
-    return true;
-  }
-  if (task->retries > 0) --task->retries;
-  next_attempt(task);
-  if (task->route == Task::Route::kLease) {
-    pass_on(task);
-  } else {
-    task->queued = false;
-    backlog_.push_front(task);  // somebody may already be waiting for it
-    flush_backlog();
-  }
-  return true;
-}
-
-void Tasks::next_attempt(Task* task) {
-  unlist(task);
-  ++task->header.attempt;
-  free_body(task);
 }
 
 }  // namespace skate

@@ -79,8 +79,8 @@ class Tasks {
   // What its returns become because of a dependency, for end().
   std::vector<Value> errors_from(const Task& task, ObjectId failed);
   void fail(Task* task, const Failure& failure);
-  // The process that ran it has died without a result.
-  void lose(Task* task, const Failure& failure);
+  // The process that was given it has died without a result.
+  void lose(Task* task, const Failure& failure, bool has_begun);
   bool retry(Task* task);  // false: it must not be tried again
   void next_attempt(Task* task);
   void cancel_task(Task* task, bool force, bool recursive);
@@ -99,6 +99,7 @@ class Tasks {
 
  private:
   void pass_on(Task* task);  // all dependencies have values
+  void give_again(Task* task);
   void free_body(Task* task);
   Value error_of(ObjectId failed);
   void add_waiter(ObjectId id, Task* task);

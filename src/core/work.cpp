@@ -82,36 +82,6 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
   }
 }
 
-// Tasks that wait for others lend their places to further workers. When they go on,
-// there are more than CPUs: those with nothing to do end, if nothing ends with them.
-bool Work::leave_pool() {
-  std::lock_guard lock(home_.mu);
-  if (!home_.is_pool || is_needed_ || leaving_ ||
-      num_other_workers() < home_.session->num_cpus)
-    return false;
-  if (!incoming_.empty() || node_.tasks.are_under_way()) return false;
-  if (node_.objects.are_in_use()) return false;
-  node_.cpus.release_token();
-  // Pairs with the loads of wake_for_work and mark_inbox: who published before is seen
-  // now, and who publishes after does not count on this process.
-  set_state(ProcState::kLeaving);
-  const bool is_surplus = num_other_workers() >= home_.session->num_cpus;
-  const bool has_mail = home_.me->inbox_summary.load(std::memory_order_seq_cst) != 0;
-  leaving_ = is_surplus && !has_mail && !work_waiting();
-  if (leaving_) return true;
-  set_state(ProcState::kParked);
-  return false;
-}
-
-u32 Work::num_other_workers() const {
-  u32 others = 0;
-  const u32 n = home_.num_procs();
-  for (u32 p = 0; p < n; ++p)
-    if (p != home_.self.index)
-      others += is_active_worker(home_.session->state[p].load());
-  return others;
-}
-
 WaitResult Work::next_notice(Incoming& out) {
   if (node_.in_forked_child()) return WaitResult::kEngineDied;
   Lock lock(home_.mu);
@@ -135,23 +105,6 @@ void Work::hand_out(const Incoming& call) {
   note_task(call.header);
   note_running(*home_.me, call.header.task_id, call.header.attempt);
   set_state(ProcState::kRunning);
-}
-
-void Work::stop_serving() {
-  std::lock_guard lock(home_.mu);
-  leaving_ = true;
-  node_.waits.changed();
-  node_.waits.announce();
-}
-
-void Work::wear_out() {
-  std::lock_guard lock(home_.mu);
-  worn_out_ = true;
-}
-
-void Work::stay() {
-  std::lock_guard lock(home_.mu);
-  is_needed_ = true;
 }
 
 void Work::tell_lease_done() {
@@ -221,6 +174,7 @@ void Work::note_task(const TaskHeader& header) {
 }
 
 void Work::set_state(ProcState state) {
+  if (takes_no_more_) state = ProcState::kLeaving;  // whatever its other threads do
   const u8 byte = static_cast<u8>(state) | (home_.is_pool ? 0 : kNotPool);
   std::atomic<u8>& slot = home_.session->state[home_.self.index];
   if (slot.load(std::memory_order_relaxed) != byte)

@@ -42,6 +42,8 @@ class Work {
   // This worker ends once its program lets it: no leased task is to be given to it any
   // more. Said before the result of the task that runs, so that no grant comes between.
   void wear_out();
+  // One of the pool that is worn out: others have its CPU, and what waits.
+  void take_no_more();
   // For an idle worker of the pool. True: there are enough without it, nothing ends
   // with it, and next_task gives nothing any more.
   bool leave_pool();
@@ -124,6 +126,7 @@ class Work {
   bool constructed_ = false;  // actor: its constructor has been started
   bool was_idle_ = true;
   bool worn_out_ = false;
+  bool takes_no_more_ = false;
   bool is_needed_ = false;  // worker of the pool: others count on this process
 
   // When each queue that waits beside another was last seen to be served: see

@@ -229,6 +229,40 @@ TEST(a_lease_is_asked_for_again_if_its_worker_died_before_or_after_it_had_the_ta
   until([&] { return fleet.heard(last, Note::kLeaseDone, bytes_of(last, u8{0})); });
 }
 
+TEST(an_attempt_that_its_worker_did_not_begin_does_not_count_but_for_the_sixth) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ObjectId id = submit(driver, make_lease(driver));
+  for (u32 epoch = 1;; ++epoch) {
+    hear_wish(fleet, kDriverId, id);
+    const ProcId worker{2, epoch};
+    fleet.prepare(worker, false);  // reads nothing
+    fleet.control().send(kDriverId, Message::kLeaseGranted, bytes_of(id, worker));
+    until([&] {
+      driver.catch_up();
+      return fleet.control().has_mail(worker.index, kDriver);
+    });
+    fleet.bury(worker, {kDriverId});
+    if (epoch == 6) break;
+    CHECK(!driver.objects.is_ready(id));
+  }
+  CHECK(error_of(driver, id) == SystemError::kWorkerCrashed);
+}
+
+TEST(an_attempt_that_was_begun_counts) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const ProcId worker{2, 1};
+  const ObjectId id = submit(driver, make_lease(driver));
+  hear_wish(fleet, kDriverId, id);
+  Node& node = fleet.start(worker, false);
+  fleet.control().send(kDriverId, Message::kLeaseGranted, bytes_of(id, worker));
+  CHECK(id_of(next(node)) == id);
+  fleet.kill(worker);
+  fleet.tell_died(kDriverId, worker);
+  CHECK(error_of(driver, id) == SystemError::kWorkerCrashed);
+}
+
 TEST(a_lease_that_is_not_needed_any_more_is_given_back) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);

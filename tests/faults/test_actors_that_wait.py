@@ -14,6 +14,8 @@ pytest.importorskip("skate._core", reason="skate's C++ core is not built")
 from polling import wait_until
 
 import skate
+from skate import _runtime
+from skate.engine.protocol import ActorState
 from skate.exceptions import ActorUnavailableError
 
 
@@ -149,3 +151,50 @@ def test_a_task_that_polls_its_child_ends_beside_a_request_for_its_cpu(
         go_on.touch()
         assert skate.get(parent, timeout=20) == 7
         assert skate.get(waits, timeout=20) == 3
+
+
+@skate.remote(num_cpus=0, resources={"robot": 1})
+class NotedRobot:
+    def __init__(self, made: Path, argument: object = None) -> None:
+        made.touch()
+
+    def answer(self) -> int:
+        return 2
+
+
+def states() -> list[str]:
+    return [info.state for info in _runtime.current().list_actors()]
+
+
+def test_an_actor_that_nobody_can_reach_is_not_made_and_holds_up_nobody(
+    tmp_path: Path,
+) -> None:
+    with skate.init("embedded", num_cpus=1, resources={"robot": 1}):
+        holder = Robot.remote()
+        assert skate.get(holder.answer.remote()) == 1
+        for i in range(3):
+            NotedRobot.remote(tmp_path / f"dropped {i}")
+        assert wait_until(lambda: states().count(ActorState.DEAD) == 3)
+        # Calls that wait are done, and then it ends.
+        answer = NotedRobot.remote(tmp_path / "called").answer.remote()
+        last = NotedRobot.remote(tmp_path / "kept")
+        del holder
+        assert skate.get(answer, timeout=20) == 2
+        assert skate.get(last.answer.remote(), timeout=20) == 2
+        assert {path.name for path in tmp_path.iterdir()} == {"called", "kept"}
+
+
+def test_an_actor_whose_argument_comes_too_late_for_anybody_is_not_made(
+    tmp_path: Path,
+) -> None:
+    started, go_on = tmp_path / "started", tmp_path / "go on"
+    with skate.init("embedded", num_cpus=1, resources={"robot": 1}):
+        argument = sleep_until.remote(started, go_on)
+        NotedRobot.remote(tmp_path / "dropped", argument)
+        # It had what it needs, but for the argument.
+        another = Robot.remote()
+        assert skate.get(another.answer.remote(), timeout=20) == 1
+        go_on.touch()
+        skate.get(argument)
+        assert wait_until(lambda: states().count(ActorState.DEAD) == 1)
+        assert not (tmp_path / "dropped").exists()

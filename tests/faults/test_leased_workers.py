@@ -124,6 +124,23 @@ def nothing() -> None:
     return None
 
 
+@skate.remote(max_retries=0)
+def own_pid() -> int:
+    return os.getpid()
+
+
+def test_worker_of_the_pool_that_max_calls_ends_takes_no_other_task() -> None:
+    with skate.init("embedded", num_cpus=1):
+        actor, parent = skate.get(make_actor.options(max_calls=1).remote())
+        # There is another in its place, though it waits for its actor's end.
+        pids = skate.get([own_pid.remote() for _ in range(20)], timeout=20)
+        assert parent not in pids
+        assert runs(parent)
+        assert skate.get(actor.answer.remote(), timeout=20) == 7
+        del actor
+        assert wait_until(lambda: not runs(parent))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"num_gpus": 1}, {"max_calls": 1}, {"max_calls": 1, "num_cpus": 2}],

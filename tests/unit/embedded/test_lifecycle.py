@@ -14,6 +14,7 @@ from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorConstructed,
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -398,6 +399,25 @@ def test_an_actor_that_lost_its_last_handle_in_a_restart_is_ended(
     assert ended == [Kill(fork.proc, Cause.OUT_OF_SCOPE)]
 
 
+@pytest.mark.parametrize("tells_it", [True, False])
+def test_an_actor_that_nobody_can_reach_is_ended_if_it_waits(
+    life: Lifecycle, tells_it: bool
+) -> None:
+    def nobody_reaches(actor_id: int, proc: Proc) -> list[Command]:
+        drop = ActorUnwanted(actor_id, proc) if tells_it else ActorUnreached(actor_id)
+        return life.handle(drop)
+
+    has_it = start_actor(life, resources={"robot": 2.0})
+    waits = new_process(life, "actor")
+    request = ActorRequest(2, "A", resources={"robot": 2.0}, max_restarts=-1)
+    life.handle(ActorWanted(DRIVER, waits, request))
+    assert nobody_reaches(1, has_it) == []  # it ends by itself
+    assert nobody_reaches(2, waits) == [Kill(waits, Cause.OUT_OF_SCOPE)]
+    assert life.waiting() == []
+    commands = life.handle(Died(waits, Cause.OUT_OF_SCOPE, 0))
+    assert not [c for c in commands if isinstance(c, Prepare)]
+
+
 def test_actors_end_with_their_owner_unless_they_are_detached(
     life: Lifecycle,
 ) -> None:
@@ -697,16 +717,26 @@ def test_what_waits_for_a_group_is_refused_when_it_is_removed(life: Lifecycle) -
     assert life.handle(GroupRemoved("g1")) == refused
 
 
-def test_an_actor_of_a_removed_group_gets_a_process_that_says_so(
-    life: Lifecycle,
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_actor_of_a_removed_group_ends_without_a_process(
+    life: Lifecycle, waits: bool
 ) -> None:
-    life.handle(GroupWanted("g1", ({"robot": 1.0},)))
-    life.handle(GroupRemoved("g1"))
+    life.handle(GroupWanted("g1", ({"robot": 9.0},), never=True))
+    if not waits:
+        life.handle(GroupRemoved("g1"))
     actor = new_process(life, "actor")
-    request = ActorRequest(1, "A", resources={"bundle_group_g1": 0.001})
-    _, fork = life.handle(ActorWanted(DRIVER, actor, request))
-    assert isinstance(fork, Fork)
-    assert fork.refuses
+    needs = {"bundle_group_g1": 0.001}
+    request = ActorRequest(1, "A", resources=needs, max_restarts=-1)
+    commands = life.handle(ActorWanted(DRIVER, actor, request))
+    if waits:
+        commands += life.handle(GroupRemoved("g1"))
+    prepare, note, kill = commands
+    assert prepare == Prepare(actor, "actor")
+    assert note == KeepNote(actor.packed, "its placement group was removed.")
+    assert kill == Kill(actor, Cause.CONSTRUCTOR_FAILED)
+    assert life.waiting() == []
+    commands = life.handle(Died(actor, Cause.CONSTRUCTOR_FAILED, actor.packed))
+    assert not [c for c in commands if isinstance(c, Prepare)]
 
 
 def test_removed_groups_leave_nothing(life: Lifecycle) -> None:

@@ -20,6 +20,7 @@ from skate._placement import group_of
 from skate.engine.embedded.actors import ActorRequest
 from skate.engine.embedded.events import (
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -168,6 +169,8 @@ class Machine(RuleBasedStateMachine):
                 if kind == "actor":
                     assert proc in self.prepared
                     assert self.life.actors.at(proc) is not None
+                    group = group_of(self.life.members[proc].resources)
+                    assert group is None or group in self.life._groups
                 else:
                     self.is_new(proc)
                 assert proc not in self.making
@@ -369,7 +372,16 @@ class Machine(RuleBasedStateMachine):
         cpus: float,
     ) -> None:
         owner = self.some(data, self.begun())
-        self.make_actor(owner, robots, cpus, max_restarts, is_detached)
+        self.make_actor(
+            owner, {"robot": robots, "CPU": cpus}, max_restarts, is_detached
+        )
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data(), max_restarts=st.sampled_from([0, -1]))
+    def want_actor_in_a_group(self, data: st.DataObject, max_restarts: int) -> None:
+        group = self.some(data, self.groups)
+        needs = {f"bundle_group_{group}": 0.001, f"robot_group_{group}": 0.1}
+        self.make_actor(self.some(data, self.begun()), needs, max_restarts, False)
 
     @rule(
         data=st.data(),
@@ -387,12 +399,15 @@ class Machine(RuleBasedStateMachine):
         blocked: bool,
     ) -> None:
         """The other may wait for what the first had."""
-        first = self.make_actor(self.driver, robots[0], cpus[0], max_restarts, False)
+        needs, others = (
+            {"robot": r, "CPU": c} for r, c in zip(robots, cpus, strict=True)
+        )
+        first = self.make_actor(self.driver, needs, max_restarts, False)
         while first in self.making:
             self.forked()
         if first is None or first not in self.begun():
             return
-        self.make_actor(first, robots[1], cpus[1], 0, False)
+        self.make_actor(first, others, 0, False)
         if blocked:
             self.blocked.add(first)
             self.do(Blocked(first))
@@ -401,8 +416,7 @@ class Machine(RuleBasedStateMachine):
     def make_actor(
         self,
         owner: Proc,
-        robots: float,
-        cpus: float,
+        needs: dict[str, float],
         max_restarts: int,
         is_detached: bool,
     ) -> Proc | None:
@@ -411,7 +425,6 @@ class Machine(RuleBasedStateMachine):
         if proc is None:
             return None
         self.tasks += 1
-        needs = {"robot": robots, "CPU": cpus}
         request = ActorRequest(
             self.tasks,
             "A",
@@ -440,6 +453,18 @@ class Machine(RuleBasedStateMachine):
         if actor is not None:
             self.left[actor_id] = 0
             self.do(ActorUnwanted(actor_id, actor.proc))
+            self.check_does_not_wait(actor)
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def drop_last_handle_of_one_that_may_wait(self, data: st.DataObject) -> None:
+        actor = self.life.actors.get(self.some(data, self.left))
+        if actor is not None:
+            self.do(ActorUnreached(actor.request.actor_id))
+            self.check_does_not_wait(actor)
+
+    def check_does_not_wait(self, actor: Actor) -> None:
+        assert all(request.actor != actor.proc for request in self.life.waiting())
 
     # Deaths ------------------------------------------------------------------
 
@@ -491,7 +516,12 @@ class Machine(RuleBasedStateMachine):
             assert isinstance(event, Died)
             self.left[actor_id] -= 1
             return
-        meant = {Cause.NO_PROCESS, Cause.OWNER_ENDED, Cause.OUT_OF_SCOPE}
+        meant = {
+            Cause.NO_PROCESS,
+            Cause.OWNER_ENDED,
+            Cause.OUT_OF_SCOPE,
+            Cause.CONSTRUCTOR_FAILED,
+        }
         assert self.left[actor_id] == 0 or actor.cause in meant
         assert self.life.actors.named(("", str(actor_id))) is None
 

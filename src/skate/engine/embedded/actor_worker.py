@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _core
 from ..._ref import ObjectRef
-from ...exceptions import ResourceError, RuntimeEnvSetupError
+from ...exceptions import ResourceError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from ..receiving import check_wait
@@ -123,9 +123,7 @@ class ActorProcess:
                 self._worker.fail(call, error, name)
             cause, text = Cause.CONSTRUCTOR_FAILED, _describe(error, name)
             if error is self._worker.refusal:
-                text = str(error)
-                if isinstance(error, RuntimeEnvSetupError):
-                    cause = Cause.RUNTIME_ENV_FAILED
+                cause, text = Cause.RUNTIME_ENV_FAILED, str(error)
             self._tell("constructor_failed", text, cause)
             self._worker.fail(call, error, name)
             return None

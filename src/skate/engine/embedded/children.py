@@ -172,7 +172,6 @@ class Children:
             # A leased worker's next task may have CPUs to lend, if this one has none.
             "counts_cpus": not is_pool
             and (actor is None or any(map(lends, resources))),
-            "refuses": fork.refuses,
             "runtime_env": fork.runtime_env,
             "gpus": fork.gpus,
         }

@@ -56,6 +56,12 @@ class ActorUnwanted(NamedTuple):
     told: Proc
 
 
+class ActorUnreached(NamedTuple):
+    """Nobody can reach it, nothing was told, and its constructor has not ended."""
+
+    actor_id: int
+
+
 class ActorKilled(NamedTuple):
     actor_id: int
     no_restart: bool
@@ -154,6 +160,7 @@ Event = (
     | ActorWanted
     | ActorConstructed
     | ActorUnwanted
+    | ActorUnreached
     | ActorKilled
     | GroupWanted
     | GroupRemoved
@@ -185,7 +192,6 @@ class Fork(NamedTuple):
     kind: Kind
     runtime_env: RuntimeEnv = NO_ENV
     gpus: tuple[Id, ...] = ()
-    refuses: bool = False  # its actor is of a placement group that was removed
 
 
 class Kill(NamedTuple):

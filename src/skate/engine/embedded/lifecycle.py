@@ -35,6 +35,7 @@ from .deaths import Deaths
 from .events import (
     ActorConstructed,
     ActorKilled,
+    ActorUnreached,
     ActorUnwanted,
     ActorWanted,
     Blocked,
@@ -290,9 +291,12 @@ class Lifecycle:
                 if actor is None:
                     return []
                 actor.may_restart = False
-                # Restarted meanwhile, it has not been told.
-                stray = actor.proc != told
-                return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if stray else []
+                if actor.proc != told:  # restarted meanwhile, it has not been told
+                    return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)]
+                return self._make_no_more(actor)
+            case ActorUnreached(actor_id):
+                actor = self.actors.get(actor_id)
+                return [] if actor is None else self._make_no_more(actor)
             case ActorKilled(actor_id, no_restart):
                 actor = self.actors.get(actor_id)
                 if actor is None:
@@ -433,13 +437,16 @@ class Lifecycle:
         """False: it must wait for a process.
 
         ``removed``: its placement group was. A task is refused; an actor, which others
-        may call already, gets its process, and that says so.
+        may call already, is dead.
         """
         if request.group is not None:
             self._create_group(request.group)
             return True
         if request.actor is not None:
-            commands.append(self._make(request.actor, request, removed))
+            if removed:
+                commands += self._refuse_actor(request.actor)
+            else:
+                commands.append(self._make(request.actor, request))
             return True
         assert request.owner is not None
         if removed:
@@ -447,12 +454,12 @@ class Lifecycle:
             return True
         idle = self._idle_for(request)
         if idle is not None:
-            self._hold(idle, request, self._gpus.find(request.resources), False)
+            self._hold(idle, request)
             commands.append(GrantLease(request.owner, request.task, idle))
             return True
         worker = self.allocate("lease")
         if worker is not None:
-            commands.append(self._make(worker, request, False))
+            commands.append(self._make(worker, request))
             self._making[request.owner, request.task] = worker
             return True
         if self._some_worker_will_end(commands):
@@ -467,24 +474,27 @@ class Lifecycle:
             commands += self._end(self._idle_leased.pop(0))
         return bool(self._ending or self._busy_leases or self._places_of_the_dead())
 
-    def _make(self, proc: Proc, request: Request, removed: bool) -> Fork:
-        share = NO_GPUS if removed else self._gpus.find(request.resources)
-        self._hold(proc, request, share, removed)
+    def _refuse_actor(self, proc: Proc) -> list[Command]:
+        """It ends before it has a process, as if that had said why."""
+        note = KeepNote(proc.packed, "its placement group was removed.")
+        return [note, Kill(proc, Cause.CONSTRUCTOR_FAILED)]
+
+    def _make(self, proc: Proc, request: Request) -> Fork:
+        self._hold(proc, request)
         member = self.members[proc]
         member.request = request
         self._running[proc] = None
-        return Fork(proc, member.kind, request.runtime_env, member.gpus.ids, removed)
+        return Fork(proc, member.kind, request.runtime_env, member.gpus.ids)
 
-    def _hold(
-        self, proc: Proc, request: Request, share: Share | None, removed: bool
-    ) -> None:
+    def _hold(self, proc: Proc, request: Request) -> None:
+        share = self._gpus.find(request.resources)
         assert share is not None
         member = self.members[proc]
         member.runtime_env = request.runtime_env
         member.gpus = share
         self._gpus.take(share)
-        member.resources = {} if removed else request.resources
-        member.units = {} if removed else request.units
+        member.resources = request.resources
+        member.units = request.units
         member.granted = True
         member.placement = group_of(member.resources)
         if member.placement is not None:
@@ -594,6 +604,11 @@ class Lifecycle:
         # we hear of that: it must not be started any more.
         self._waiting.drop_actor(actor.proc)
         return Kill(actor.proc, cause)
+
+    def _make_no_more(self, actor: Actor) -> list[Command]:
+        """End an actor that nobody can reach, if it waits: it holds back others."""
+        waits = self._waiting.drop_actor(actor.proc)
+        return [self._kill_actor(actor, Cause.OUT_OF_SCOPE)] if waits else []
 
     def _set_blocked(self, proc: Proc, blocked: bool) -> list[Command]:
         member = self.members.get(proc)

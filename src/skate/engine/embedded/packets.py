@@ -50,6 +50,8 @@ def event_of(sender: Proc, kind: bytes, payload: bytes) -> life.Event | None:
             return life.LeaseDone(proc_of(payload), any(payload[_PROC.size :]))
         case _core.NOTE_UNWANTED:
             return life.ActorUnwanted(id_of(payload), proc_of(payload, _ID.size))
+        case _core.NOTE_UNREACHED:
+            return life.ActorUnreached(id_of(payload))
         case _core.NOTE_BLOCKED:
             return life.Blocked(sender)
         case _core.NOTE_RUNNING:

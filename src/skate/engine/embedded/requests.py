@@ -130,8 +130,8 @@ class Waiting:
     def drop_task(self, owner: Proc, task: int) -> bool:
         return self._drop((owner, task))
 
-    def drop_actor(self, proc: Proc) -> None:
-        self._drop(proc)
+    def drop_actor(self, proc: Proc) -> bool:
+        return self._drop(proc)
 
     def drop_group(self, group: str) -> None:
         self._drop(group)

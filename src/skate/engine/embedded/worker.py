@@ -22,11 +22,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ... import _core, _ref, _runtime
-from ...exceptions import (
-    RuntimeEnvSetupError,
-    SkateError,
-    TaskPlacementGroupRemoved,
-)
+from ...exceptions import RuntimeEnvSetupError
 from .. import serialize
 from ..actor_methods import ActorExit
 from ..protocol import label_of
@@ -68,7 +64,7 @@ def main(
         is_pool=order["is_pool"],
     )
     os.close(session_fd)
-    refusal: SkateError | None = _enter_runtime_env(settings, order)
+    refusal = _enter_runtime_env(settings, order)
     leftovers.mark_worker()
     node.report_blocking(order["counts_cpus"])
     engine = EmbeddedEngine(
@@ -76,8 +72,6 @@ def main(
     )
     engine.env, engine.gpu_ids = order["runtime_env"], order["gpus"]
     _runtime.set_worker_engine(engine)
-    if order["refuses"]:
-        refusal = TaskPlacementGroupRemoved("its placement group was removed.")
     worker = Worker(engine, refusal)
     if not order["actor_id"]:
         _let_cancel_interrupt(node)
@@ -188,10 +182,8 @@ def _cancelled() -> KeyboardInterrupt:
 
 def _end_when_told(worker: Worker) -> None:
     signal.sigwait([RETIRE])
-    while worker.node.dependants():
-        time.sleep(_LOOK_AGAIN_S)
-    if worker.is_worn_out:  # it ends by itself, if it does not wait for another task
-        worker.node.stop_serving()
+    worker.wait_until_nothing_ends_with_it()
+    if worker.is_worn_out:  # it ends by itself
         return
     _flush()
     os._exit(0)
@@ -207,7 +199,9 @@ def _run_exit_handlers() -> None:
 class Worker:
     """Loads code, runs one call, and reports how it ended."""
 
-    def __init__(self, engine: EmbeddedEngine, refusal: SkateError | None) -> None:
+    def __init__(
+        self, engine: EmbeddedEngine, refusal: RuntimeEnvSetupError | None
+    ) -> None:
         self.engine = engine
         self.node = engine.node
         self.refusal = refusal  # why nothing can run here
@@ -230,8 +224,14 @@ class Worker:
         ) is not None:
             self.run_task(call)
             del call  # the task's arguments go before the next one is waited for
-            if self.is_worn_out and self.node.dependants() == 0:
+            if self.is_worn_out:
+                self.node.take_no_more()
+                self.wait_until_nothing_ends_with_it()
                 return
+
+    def wait_until_nothing_ends_with_it(self) -> None:
+        while self.node.dependants():
+            time.sleep(_LOOK_AGAIN_S)
 
     def run_task(self, call: _core.Call) -> None:
         if self.refusal is not None:
