@@ -21,6 +21,7 @@ Control::Control(const SessionOptions& options)
   session_->magic = kSessionMagic;
   session_->num_cpus = std::min(options.num_cpus, kMaxCpus);
   session_->num_cores = options.num_cores;
+  session_->places = options.places;
   session_->store_limit = options.store_limit;
   session_->arena_bytes = options.arena_bytes;
   session_->spill_limit = options.spill_limit;

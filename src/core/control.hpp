@@ -22,6 +22,7 @@ struct SessionOptions {
   u32 spin_ns;
   u32 spin_busy_ns;
   std::string session_id;
+  u32 places = kMaxProcs;  // for processes, at a time
 };
 
 class Control {

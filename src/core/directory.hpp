@@ -126,6 +126,7 @@ struct Session {
   u64 magic;
   u32 num_cpus;      // CPU tokens, as told by init
   u32 num_cores;     // cores that the processes may run on
+  u32 places;        // for processes, at a time
   u64 store_limit;   // bytes, summed over arenas
   u64 arena_bytes;   // address space of one arena
   u32 watch_memory;  // 1: note for the memory monitor what runs
@@ -147,6 +148,8 @@ struct Session {
   std::atomic<u32> has_reason;
   char reason[kReasonBytes];
 
+  // now_ns() when a queue had its turn last while many workers waited: Work::has_turn.
+  alignas(kCacheLine) std::atomic<i64> last_turn;
   // Who has ever queued a task: only those queues are searched.
   alignas(kCacheLine) std::atomic<u64> submitters[kMaxProcs / 64];
   // ProcState of each process, packed so that a waker reads few lines.

@@ -301,7 +301,9 @@ void Waits::note_arrival(i64 since) {
 
 // User code is about to sleep in a skate call: others may use its CPU.
 void Waits::leave_cpu() {
-  home_.me->blocked_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+  // Since its call began, however often it has looked since then: see best_offer.
+  home_.me->blocked_since.store(static_cast<u64>(t_waits_since),
+                                std::memory_order_relaxed);
   node_.explainer.tell_what_is_waited_for();
   node_.work.set_state(ProcState::kBlocked);
   if (reports_blocking_) home_.link.tell(Note::kBlocked);

@@ -58,11 +58,12 @@ class Supervisor:
         settings: dict[str, Any],
     ):
         self._driver_pid = settings["driver_pid"]
-        self.control = _core.Control(**settings["session"])
+        places = min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS)
+        self.control = _core.Control(**settings["session"], places=places)
         config: EngineConfig = settings["config"]
         self.life = Lifecycle(
             settings["totals"],
-            min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS),
+            places,
             config.gpus,
             config.runtime_env,
             lambda kind: self._children.limit(kind),
