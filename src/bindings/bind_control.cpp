@@ -27,9 +27,9 @@ void bind_control(nb::module_& m) {
           [](Control* self, u32 num_cpus, u32 num_cores, u64 store_limit,
              u64 arena_bytes, u64 spill_limit, bool watch_memory, u32 spin_ns,
              u32 spin_busy_ns, std::string session_id, u32 places) {
-            new (self)
-                Control({num_cpus, num_cores, store_limit, arena_bytes, spill_limit,
-                         watch_memory, spin_ns, spin_busy_ns, std::move(session_id), places});
+            new (self) Control({num_cpus, num_cores, store_limit, arena_bytes,
+                                spill_limit, watch_memory, spin_ns, spin_busy_ns,
+                                std::move(session_id), places});
           },
           nb::kw_only(), "num_cpus"_a, "num_cores"_a, "store_limit"_a, "arena_bytes"_a,
           "spill_limit"_a, "watch_memory"_a, "spin_ns"_a, "spin_busy_ns"_a,
@@ -64,6 +64,8 @@ void bind_control(nb::module_& m) {
       .def("take_cpus", &Control::take_cpus, "wanted"_a)
       .def("give_cpus", &Control::give_cpus, "count"_a)
       .def("want_cpus", &Control::want_cpus, "count"_a)
+      .def("pool_hopes", &Control::pool_hopes)
+      .def("serve_pool", &Control::serve_pool)
       .def("free_cpus", &Control::free_cpus)
       .def(
           "send_died",

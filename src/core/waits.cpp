@@ -55,6 +55,7 @@ class Waits::Leading {
     if (!lock_.owns_lock()) lock_.lock();
     has_ended_ = true;
     waits_.leader_ = false;
+    if (std::exchange(waits_.has_left_cpu_, false)) waits_.node_.cpus.go_on();
     waits_.home_.me->results_awaited.store(1, std::memory_order_relaxed);
     if (waits_.followers_ != 0 || waits_.idle_) waits_.followers_cv_->notify_all();
   }
@@ -308,6 +309,7 @@ void Waits::leave_cpu() {
   node_.work.set_state(ProcState::kBlocked);
   if (reports_blocking_) home_.link.tell(Note::kBlocked);
   std::lock_guard lock(home_.mu);
+  has_left_cpu_ = true;
   node_.cpus.release_token();
   try {
     node_.tasks.flush_backlog();
@@ -404,6 +406,7 @@ void Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
   const bool look_soon = node_.mail.has_unread() || node_.mail.waits_to_map();
   const i64 asleep_since = now_ns();
   home_.me->doorbell.store(kAsleep, std::memory_order_seq_cst);
+  if (is_pool && node_.work.work_waiting()) node_.cpus.hope();
   // Pairs with the loads in mark_inbox/ring_doorbell and wake_for_work: whoever
   // published before we said that we sleep is seen now; whoever publishes after sees
   // us asleep.

@@ -60,9 +60,7 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
       return WaitResult::kReady;
     }
     if (home_.is_pool) {
-      if (node_.cpus.has_token() &&
-          home_.session->cpus_wanted.load(std::memory_order_relaxed) != 0)
-        node_.cpus.release_token();
+      node_.cpus.stand_back();
       if (node_.cpus.take_token() && claim(out, lock)) {
         node_.waits.stop_idling(idling, false);
         note_arguments(out);
