@@ -26,14 +26,14 @@ void bind_control(nb::module_& m) {
           "__init__",
           [](Control* self, u32 num_cpus, u32 num_cores, u64 store_limit,
              u64 arena_bytes, u64 spill_limit, bool watch_memory, u32 spin_ns,
-             u32 spin_busy_ns, std::string session_id) {
-            new (self)
-                Control({num_cpus, num_cores, store_limit, arena_bytes, spill_limit,
-                         watch_memory, spin_ns, spin_busy_ns, std::move(session_id)});
+             u32 spin_busy_ns, std::string session_id, u32 places) {
+            new (self) Control({num_cpus, num_cores, store_limit, arena_bytes,
+                                spill_limit, watch_memory, spin_ns, spin_busy_ns,
+                                std::move(session_id), places});
           },
           nb::kw_only(), "num_cpus"_a, "num_cores"_a, "store_limit"_a, "arena_bytes"_a,
           "spill_limit"_a, "watch_memory"_a, "spin_ns"_a, "spin_busy_ns"_a,
-          "session_id"_a)
+          "session_id"_a, "places"_a)
       .def_prop_ro("session_fd", &Control::session_fd)
       .def_prop_ro("segment_fd", &Control::segment_fd)
       .def("make_segment", &Control::make_segment)
@@ -66,6 +66,8 @@ void bind_control(nb::module_& m) {
       .def("take_cpus", &Control::take_cpus, "wanted"_a)
       .def("give_cpus", &Control::give_cpus, "count"_a)
       .def("want_cpus", &Control::want_cpus, "count"_a)
+      .def("pool_hopes", &Control::pool_hopes)
+      .def("serve_pool", &Control::serve_pool)
       .def("free_cpus", &Control::free_cpus)
       .def(
           "send_died",

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "cpus.hpp"
 #include "text.hpp"
 
 namespace skate {
@@ -21,6 +22,7 @@ Control::Control(const SessionOptions& options)
   session_->magic = kSessionMagic;
   session_->num_cpus = std::min(options.num_cpus, kMaxCpus);
   session_->num_cores = options.num_cores;
+  session_->places = options.places;
   session_->store_limit = options.store_limit;
   session_->arena_bytes = options.arena_bytes;
   session_->spill_limit = options.spill_limit;
@@ -88,6 +90,11 @@ void Control::mark_dead(ProcId proc) {
   session_->procs[proc.index].blocked_since.store(0);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));
   session_->submitters[proc.index / 64].fetch_and(~(1ULL << (proc.index % 64)));
+  const u64 bit = 1ULL << (proc.index % 64);
+  // Before its tokens are freed: whoever puts one into its hand then sees that it is
+  // gone. All seq_cst, as in hand_over.
+  session_->owing[proc.index / 64].fetch_and(~bit);
+  session_->hoping[proc.index / 64].fetch_and(~bit);
   for (u32 i = 0; i < session_->num_cpus; ++i) {
     u32 holder = proc.index + 1U;
     session_->cpu_token[i].compare_exchange_strong(holder, 0);
@@ -149,14 +156,28 @@ u32 Control::take_cpus(u32 wanted) {
 
 void Control::give_cpus(u32 count) {
   for (u32 i = 0; i < session_->num_cpus && count > 0; ++i) {
-    u32 mine = kSupervisor + 1U;
-    count -= session_->cpu_token[i].compare_exchange_strong(mine, 0);
+    if (session_->cpu_token[i].load() != kSupervisor + 1U) continue;
+    --count;
+    if (hand_over(*session_, i, kSupervisor, session_->owing) == 0)
+      session_->cpu_token[i].store(0);
   }
   // Idle workers may run again.
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p)
     if (session_->state[p].load() == static_cast<u8>(ProcState::kParked))
       ring_doorbell(session_->procs[p].doorbell);
+}
+
+bool Control::pool_hopes() const { return any_of(*session_, session_->hoping); }
+
+bool Control::serve_pool() {
+  for (u32 i = 0; i < session_->num_cpus; ++i) {
+    if (session_->cpu_token[i].load() != kSupervisor + 1U) continue;
+    const u32 worker = hand_over(*session_, i, kSupervisor, session_->hoping);
+    if (worker != 0) ring_doorbell(session_->procs[worker].doorbell);
+    return worker != 0;
+  }
+  return false;
 }
 
 void Control::want_cpus(u32 count) { session_->cpus_wanted.store(count); }

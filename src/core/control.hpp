@@ -22,6 +22,7 @@ struct SessionOptions {
   u32 spin_ns;
   u32 spin_busy_ns;
   std::string session_id;
+  u32 places = kMaxProcs;  // for processes, at a time
 };
 
 class Control {
@@ -61,6 +62,10 @@ class Control {
   u32 take_cpus(u32 wanted);
   void give_cpus(u32 count);
   void want_cpus(u32 count);
+  // Whether workers of the pool see work, and stand back since CPUs are wanted.
+  bool pool_hopes() const;
+  // Gives one of them a token for a task. False: there is none any more.
+  bool serve_pool();
   u32 free_cpus() const;
 
   // What does not fit into the ring goes on in this process's own arena, as for others.

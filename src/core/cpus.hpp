@@ -4,7 +4,8 @@
 // free. Invariant: a token has one holder, or none; it is taken by compare-and-swap,
 // and the supervisor frees those of the dead. Whoever publishes a task, or puts a token
 // back, sees to it that somebody looks: a worker that looks already, one that is woken,
-// or one that is asked for.
+// or one that is asked for. A task that goes on after a wait does so at once; if no
+// token is free it owes one, and the next that is put back is put into its hand.
 #pragma once
 
 #include "home.hpp"
@@ -12,6 +13,11 @@
 namespace skate {
 
 class Node;
+
+// Puts a token that `giver` has into the hand of one of those in `bits`, which finds it
+// there when it looks next. Returns that one; 0: there is none, and the giver has it.
+u32 hand_over(Session& session, u32 token, u32 giver, std::atomic<u64>* bits);
+bool any_of(const Session& session, const std::atomic<u64>* bits);
 
 class Cpus {
  public:
@@ -21,6 +27,12 @@ class Cpus {
   bool take_token();
   void release_token();
   bool has_token() const { return has_token_; }
+  // Between two tasks: others may have a claim to the token.
+  void stand_back();
+  // A task that waited goes on.
+  void go_on();
+  // A worker of the pool is about to sleep though work waits.
+  void hope();
   enum class Wake : u8 { kNow, kUnlessBusy };
   void wake_for_work(Wake when = Wake::kNow);
   // Of the housekeeper: whether it should wake others for what is in the queue.
@@ -30,10 +42,15 @@ class Cpus {
   bool token_free() const;
 
  private:
+  void settle();
+  bool should_hope() const;
+
   Node& node_;
   Home& home_;
   bool has_token_ = false;
   u32 token_ = 0;
+  bool owes_ = false;   // among those who owe, or may have been given a token
+  bool hopes_ = false;  // the same of those who hope
   // Whether the queue is served while this process computes: see should_wake_others.
   bool watched_ = false;
   bool watching_ = false;

@@ -53,7 +53,7 @@ struct alignas(1024) ProcEntry {
   // has ended).
   alignas(kCacheLine) std::atomic<u32> alive;
   std::atomic<u32> epoch;          // right behind it: groups look at both
-  std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when it blocked
+  std::atomic<u64> blocked_since;  // 0: not blocked; else now_ns() when that call began
   std::atomic<u64> task_turn;      // odd while the next three change; never reset
   std::atomic<u64> task_low;       // what it runs: see note_running; 0: nothing
   std::atomic<u64> task_high;
@@ -128,6 +128,7 @@ struct Session {
   u64 magic;
   u32 num_cpus;      // CPU tokens, as told by init
   u32 num_cores;     // cores that the processes may run on
+  u32 places;        // for processes, at a time
   u64 store_limit;   // bytes, summed over arenas
   u64 arena_bytes;   // address space of one arena
   u32 watch_memory;  // 1: note for the memory monitor what runs
@@ -152,10 +153,16 @@ struct Session {
   std::atomic<u32> has_reason;
   char reason[kReasonBytes];
 
+  // now_ns() when a queue had its turn last while many workers waited: Work::has_turn.
+  alignas(kCacheLine) std::atomic<i64> last_turn;
   // Who has ever queued a task: only those queues are searched.
   alignas(kCacheLine) std::atomic<u64> submitters[kMaxProcs / 64];
   // ProcState of each process, packed so that a waker reads few lines.
   alignas(kCacheLine) std::atomic<u8> state[kMaxProcs];
+  // Who works without a token, since it waited and none was free when it went on, and
+  // who could work if it had one: see hand_over.
+  alignas(kCacheLine) std::atomic<u64> owing[kMaxProcs / 64];
+  alignas(kCacheLine) std::atomic<u64> hoping[kMaxProcs / 64];
   // CPU tokens: 0 is free, else 1 + the index of the process that runs on it. Taken by
   // compare-and-swap; the supervisor frees those of the dead.
   alignas(kCacheLine) std::atomic<u32> cpu_token[kMaxCpus];

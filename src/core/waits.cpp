@@ -55,6 +55,7 @@ class Waits::Leading {
     if (!lock_.owns_lock()) lock_.lock();
     has_ended_ = true;
     waits_.leader_ = false;
+    if (std::exchange(waits_.has_left_cpu_, false)) waits_.node_.cpus.go_on();
     waits_.home_.me->results_awaited.store(1, std::memory_order_relaxed);
     if (waits_.followers_ != 0 || waits_.idle_) waits_.followers_cv_->notify_all();
   }
@@ -301,11 +302,14 @@ void Waits::note_arrival(i64 since) {
 
 // User code is about to sleep in a skate call: others may use its CPU.
 void Waits::leave_cpu() {
-  home_.me->blocked_since.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+  // Since its call began, however often it has looked since then: see best_offer.
+  home_.me->blocked_since.store(static_cast<u64>(t_waits_since),
+                                std::memory_order_relaxed);
   node_.explainer.tell_what_is_waited_for();
   node_.work.set_state(ProcState::kBlocked);
   if (reports_blocking_) home_.link.tell(Note::kBlocked);
   std::lock_guard lock(home_.mu);
+  has_left_cpu_ = true;
   node_.cpus.release_token();
   try {
     node_.tasks.flush_backlog();
@@ -401,6 +405,7 @@ bool Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
   const bool look_soon = node_.mail.has_unread() || node_.mail.waits_to_map();
   const i64 asleep_since = now_ns();
   home_.me->doorbell.store(kAsleep, std::memory_order_seq_cst);
+  if (is_pool && node_.work.work_waiting()) node_.cpus.hope();
   // Pairs with the loads in mark_inbox/ring_doorbell and wake_for_work: whoever
   // published before we said that we sleep is seen now; whoever publishes after sees
   // us asleep.

@@ -114,6 +114,7 @@ class Waits {
   u32 resting_ = 0;
   bool changed_ = false;
   bool reports_blocking_ = false;
+  bool has_left_cpu_ = false;  // the leader, as far as others know
   std::atomic<bool> kicked_{false};
 };
 

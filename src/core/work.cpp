@@ -61,9 +61,7 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
       return WaitResult::kReady;
     }
     if (home_.is_pool) {
-      if (node_.cpus.has_token() &&
-          home_.session->cpus_wanted.load(std::memory_order_relaxed) != 0)
-        node_.cpus.release_token();
+      node_.cpus.stand_back();
       if (node_.cpus.take_token() && claim(out, lock)) {
         node_.waits.stop_idling(idling, false);
         note_arguments(out);
@@ -231,11 +229,8 @@ bool Work::work_waiting() const {
 // Of the queues with tasks in them, that of the process which has been blocked for the
 // shortest time: a tree of tasks runs depth-first and needs few workers. But one from
 // which nothing was taken while others were served has its turn, lest a process that
-// never blocks, or whose wait began long ago, is never served. Where many workers are
-// blocked it has to be patient: each turn may begin another tree.
+// never blocks, or whose wait began long ago, is never served.
 Work::Offer Work::best_offer() {
-  constexpr i64 kPatience = 5'000'000;
-  constexpr i64 kLongPatience = 500'000'000;
   const Session& session = *home_.session;
   Offer best, longest;
   u64 best_since = 0;
@@ -288,15 +283,33 @@ Work::Offer Work::best_offer() {
     }
   }
   if (found < 2 || longest.queue == best.queue) return best;
-  if (now - longest_since < kPatience) return best;
+  return has_turn(now, now - longest_since) ? longest : best;
+}
+
+// Whether one that was passed over for so long comes first now. Where many workers wait
+// for others, turns are rare, and the rarer the more there are, since each may begin
+// another tree: of all workers, one takes such a turn. Where half of the places wait,
+// those are needed to end what has been begun.
+bool Work::has_turn(i64 now, i64 waited) {
+  constexpr i64 kPatience = 5'000'000;
+  constexpr i64 kLongPatience = 500'000'000;
+  constexpr u32 kMostDoublings = 7;
+  if (waited < kPatience) return false;
+  Session& session = *home_.session;
   u32 blocked = 0;
   const u32 n = home_.num_procs();
   for (u32 p = 0; p < n; ++p)
     blocked += session.state[p].load(std::memory_order_relaxed) ==
                static_cast<u8>(ProcState::kBlocked);
-  const bool many = blocked > 2 * session.num_cpus + 8;
-  if (many && now - longest_since < kLongPatience) return best;
-  return longest;
+  if (blocked >= std::max(1U, session.places / 2)) return false;
+  const u32 usual = 2 * session.num_cpus + 8;
+  if (blocked <= usual) return true;
+  const u32 doublings = (blocked - usual) / std::max(1U, session.num_cpus);
+  const i64 patience = kLongPatience << std::min(doublings, kMostDoublings);
+  i64 last = session.last_turn.load(std::memory_order_relaxed);
+  return waited >= kLongPatience && now - last >= patience &&
+         session.last_turn.compare_exchange_strong(last, now,
+                                                   std::memory_order_relaxed);
 }
 
 bool Work::claim(Incoming& out, Lock& lock) {

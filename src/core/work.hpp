@@ -94,6 +94,7 @@ class Work {
     ProcId owner;
   };
   Offer best_offer();
+  bool has_turn(i64 now, i64 waited);
   bool read_body(Incoming& task, const std::byte* bytes, u64 size, ProcId from);
   void note_task(const TaskHeader& header);
   void send_cancelled(const Incoming& call);

@@ -175,6 +175,70 @@ TEST(a_process_that_never_blocks_is_served_beside_one_that_does) {
   CHECK(text_of(driver, id) == "done");
 }
 
+// Or a tree would be worked off level by level: each node of it looks every 100 ms.
+TEST(a_wait_that_looks_again_began_when_its_call_did) {
+  Fleet fleet;
+  fleet.start(kDriverId, false);
+  Node& owner = fleet.start({2, 1});
+  const ObjectId id = submit(owner);
+  Node& worker = fleet.start({3, 1});
+  std::atomic<u64>& since = owner.home.me->blocked_since;
+  std::thread waiter([&] { CHECK(text_of(owner, id) == "done"); });
+  until([&] { return since.load() != 0; });
+  const u64 first = since.load();
+  const i64 end = now_ns() + 3 * kSlice;
+  while (now_ns() < end) {
+    const u64 now = since.load();
+    CHECK(now == 0 || now == first);
+  }
+  finish(worker, next(worker));
+  waiter.join();
+}
+
+TEST(turns_are_rare_if_many_wait_and_none_begins_if_half_of_the_places_do) {
+  SessionOptions options = usual_options();
+  options.num_cpus = 1;
+  options.places = 64;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId);
+  Node& nested = fleet.start({2, 1});
+  Node& worker = fleet.start({3, 1});
+  Session& session = *driver.home.session;
+  u32 blocked = 0;
+  const auto block = [&](u32 up_to) {
+    for (; blocked < up_to; ++blocked) {
+      fleet.prepare({4 + blocked, 1});
+      session.state[4 + blocked].store(static_cast<u8>(ProcState::kBlocked));
+    }
+  };
+  nested.home.me->blocked_since.store(static_cast<u64>(now_ns()));
+  for (int i = 0; i < 5; ++i) submit(nested);
+  submit(driver);
+  // Whose task the worker takes, after so long; the other queue is served until then.
+  const auto serves_driver = [&](i64 ns) {
+    const i64 end = now_ns() + ns;
+    do {
+      submit(nested);
+      const Incoming task = next(worker);
+      finish(worker, task);
+      if (task.owner == driver.home.self) return true;
+    } while (now_ns() < end);
+    return false;
+  };
+  CHECK(serves_driver(5'000'000'000));
+  block(12);
+  submit(driver);
+  session.last_turn.store(now_ns() + 3'600'000'000'000);  // somebody has just had one
+  CHECK(!serves_driver(600'000'000));
+  session.last_turn.store(0);
+  CHECK(serves_driver(5'000'000'000));
+  CHECK(session.last_turn.load() != 0);
+  block(32);
+  submit(driver);
+  session.last_turn.store(0);
+  CHECK(!serves_driver(600'000'000));
+}
+
 TEST(queues_of_cancelled_tasks_do_not_hide_a_task) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);

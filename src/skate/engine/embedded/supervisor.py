@@ -58,16 +58,18 @@ class Supervisor:
         settings: dict[str, Any],
     ):
         self._driver_pid = settings["driver_pid"]
-        self.control = _core.Control(**settings["session"])
+        places = min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS)
+        self.control = _core.Control(**settings["session"], places=places)
         config: EngineConfig = settings["config"]
         self.life = Lifecycle(
             settings["totals"],
-            min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS),
+            places,
             config.gpus,
             config.runtime_env,
             lambda kind: self._children.limit(kind),
             _core.FIRST_EPOCH,
             lambda proc: self._children.lives(proc),
+            self.control.pool_hopes,
         )
         self._selector = selectors.DefaultSelector()
         self.output = Collector(driver_output, self._selector)
@@ -411,6 +413,9 @@ class Supervisor:
                 self.tell(life.CpusTaken(self.control.take_cpus(count)))
             case life.GiveCpus(count):
                 self.control.give_cpus(count)
+            case life.ServePool():
+                if not self.control.serve_pool():
+                    self.tell(life.CpusTaken(1))
             case life.WantCpus(count):
                 self.control.want_cpus(count)
                 # One that was put back just before tells nobody.
