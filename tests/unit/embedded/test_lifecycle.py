@@ -141,8 +141,12 @@ def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
     commands = life.handle(CpusTaken(2))
     (fork,) = [c for c in commands if isinstance(c, Fork)]
     assert life.handle(Blocked(fork.proc)) == [GiveCpus(2)]
-    assert life.handle(Unblocked(fork.proc)) == []  # it goes on at once
-    assert life.handle(LeaseDone(fork.proc)) == []  # its CPUs are the pool's already
+    # It goes on at once, and has its CPUs again as the pool puts them back.
+    assert life.handle(Unblocked(fork.proc)) == [TakeCpus(2)]
+    assert life.handle(CpusTaken(1)) == [WantCpus(1)]
+    assert life.handle(CpuFree()) == [TakeCpus(1)]
+    assert life.handle(CpusTaken(1)) == [WantCpus(0)]
+    assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(2)]
 
 
 def test_a_worker_that_saw_a_gpu_is_not_reused(life: Lifecycle) -> None:

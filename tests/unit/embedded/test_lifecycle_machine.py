@@ -46,6 +46,7 @@ from skate.engine.embedded.events import (
     Recycle,
     RefuseLease,
     RoomAgain,
+    ServePool,
     TakeCpus,
     TellDied,
     TellForget,
@@ -77,6 +78,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.full = False  # the machine gives no process
+        self.pool_waits = self.hope_is_gone = False
         self.ended: set[Proc] = set()  # and nobody has told of it so far
         self.life = Lifecycle(
             TOTALS,
@@ -84,6 +86,7 @@ class Machine(RuleBasedStateMachine):
             gpus=[0],
             limit=lambda kind: "full" if self.full else "",
             lives=lambda proc: proc not in self.ended,
+            pool_waits=lambda: self.pool_waits,
         )
         self.turns = Turns(self.life, self.carry_out)
         driver = self.life.allocate("driver")
@@ -140,6 +143,15 @@ class Machine(RuleBasedStateMachine):
             case GiveCpus(count):
                 self.free_tokens += count
                 self.held_tokens -= count
+            case ServePool():
+                assert self.pool_waits
+                assert self.life._waiting
+                if self.hope_is_gone:
+                    self.turns.tell(CpusTaken(1))
+                else:
+                    self.held_tokens -= 1
+                    self.pool_tokens += 1
+                self.pool_waits = False
             case TimeHold(_, seconds, cpus):
                 # The pool's turn is as long as the hold was that it follows.
                 if cpus:
@@ -297,6 +309,11 @@ class Machine(RuleBasedStateMachine):
         self.pool_tokens -= 1
         if self.cpus_wanted:
             self.do(CpuFree())
+
+    @precondition(lambda self: self.cpus_wanted)
+    @rule(is_gone=st.booleans())
+    def the_pool_sees_work(self, is_gone: bool) -> None:
+        self.pool_waits, self.hope_is_gone = True, is_gone
 
     @precondition(lambda self: self.timer_runs)
     @rule()
@@ -576,7 +593,17 @@ class Machine(RuleBasedStateMachine):
             assert not self.timer.cpus
         if self.life._held.is_pools_turn():
             assert self.timer_runs
-            assert self.cpus_wanted <= 1
+            assert self.cpus_wanted <= max(1, self.owed())
+
+    @invariant()
+    def what_went_on_after_a_wait_has_cpus_again_as_soon_as_one_is_free(self) -> None:
+        owed = min(self.owed(), self.free_tokens + self.pool_tokens)
+        assert self.cpus_wanted >= owed
+        if owed > 0:
+            assert not self.free_tokens
+
+    def owed(self) -> int:
+        return -self.idle_and_held()
 
     def idle_and_held(self) -> int:
         return self.held_tokens - -(-self.life._used["CPU"] // UNIT)
@@ -620,7 +647,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all has ended, nothing is left: no table, no resource, no place."""
-        self.full = False
+        self.full = self.pool_waits = False
         self.do(RoomAgain())
         while self.pool_tokens:
             self.free_a_cpu()

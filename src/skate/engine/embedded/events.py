@@ -268,6 +268,10 @@ class WantCpus(NamedTuple):
     cpus: int
 
 
+class ServePool(NamedTuple):
+    """Give a token to a worker of the pool that has work; else ``CpusTaken(1)``."""
+
+
 class TimeHold(NamedTuple):
     """Answer with ``HoldOver`` in so many seconds.
 
@@ -290,6 +294,7 @@ Command = (
     | TellDied
     | TellForget
     | Recycle
+    | ServePool
     | TakeCpus
     | GiveCpus
     | WantCpus

@@ -63,12 +63,14 @@ from .events import (
     RefuseLease,
     Retire,
     RoomAgain,
+    ServePool,
     TakeCpus,
     Unblocked,
     WantCpus,
     WorkerWanted,
 )
 from .holds import Hold, tokens_for
+from .precedence import Precedence
 from .processes import Cause, Kind, Proc
 from .requests import PROCESS, Line, Request, Waiting
 
@@ -106,6 +108,7 @@ class Lifecycle:
         limit: why the machine gives no process of a kind now; "": it does.
         first_epoch: of the first user of each place.
         lives: whether a process has not ended yet, of which nobody told so far.
+        pool_waits: whether the pool stands back though it has work.
     """
 
     def __init__(
@@ -117,11 +120,13 @@ class Lifecycle:
         limit: Callable[[Kind], str] = lambda kind: "",
         first_epoch: int = 1,
         lives: Callable[[Proc], bool] = lambda proc: True,
+        pool_waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._totals = in_units(totals)
         self.members: dict[Proc, _Member] = {}
         self._limit = limit
         self._lives = lives
+        self._pool_waits = pool_waits
         self._max_procs = max_procs
         self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
@@ -135,6 +140,9 @@ class Lifecycle:
         self._cpus_wanted = 0
         self._waiting = Waiting()
         self._held = Hold(self._waiting)
+        self._precedence = Precedence(self._waiting)
+        self._blocked = 0  # leases and actors that wait for others
+        self._lasting = 0  # CPUs that actors and placement groups have, in units
         self._running: dict[Proc, None] = {}  # or about to: see Deaths
         self._idle_leased: list[Proc] = []
         self._leases: dict[Proc, set[Proc]] = {}  # owner -> workers
@@ -216,8 +224,8 @@ class Lifecycle:
 
     def held_for(self) -> tuple[Request, float] | None:
         """What the pool stands back for while CPUs are idle, and for how long."""
-        first = self._first_lacking_cpus() if self._cpus_wanted else None
-        if first is None or first.units["CPU"] <= self._next_token():
+        first = self._first_lacking_cpus()
+        if not self._cpus_wanted or first is None or not self._collects(first):
             return None
         return first, self._held.seconds
 
@@ -273,13 +281,16 @@ class Lifecycle:
             case LeaseWanted(owner, task, resources, env):
                 if owner not in self.members:
                     return []
-                self._waiting.add(Request(resources, env, owner=owner, task=task))
+                asker = self._asker(owner)
+                self._waiting.add(
+                    Request(resources, env, owner=owner, task=task, asker=asker)
+                )
                 return self._schedule(cpus_as_before=True)
             case ActorWanted(owner, proc, request):
                 self.actors.add(request, owner, proc)
-                self._waiting.add(
-                    Request(request.resources, request.runtime_env, actor=proc)
-                )
+                needs, env = request.resources, request.runtime_env
+                asker = self._asker(owner)
+                self._waiting.add(Request(needs, env, actor=proc, asker=asker))
                 return [Prepare(proc, "actor"), *self._schedule(cpus_as_before=True)]
             case ActorConstructed(proc):
                 actor = self.actors.at(proc)
@@ -330,6 +341,8 @@ class Lifecycle:
                 return self._schedule(took=True)
             case HoldOver(number):
                 over = self._held.over(number, self._used["CPU"])
+                if over and self._held.is_pools_turn():
+                    self._precedence.end_turn()
                 return [*over, *self._schedule()]
             case Forked(proc):
                 return self._forked(proc)
@@ -353,23 +366,24 @@ class Lifecycle:
     ) -> list[Command]:
         """Grant what fits, in order; a request that does not fit lets others pass.
 
+        For a while: see ``precedence``.
+
         ``cpus_as_before``: none can have become free.
         """
         commands: list[Command] = []
         while due := self._waiting.due():
-            heads = [(line.head.number, place) for place, line in enumerate(due)]
+            heads = [(self._order_of(line), place) for place, line in enumerate(due)]
             heapq.heapify(heads)
             while heads:
                 _, place = heads[0]
                 line = due[place]
                 if self._look_at(line, commands) and line.requests:
-                    heapq.heapreplace(heads, (line.head.number, place))
+                    heapq.heapreplace(heads, (self._order_of(line), place))
                 else:
                     heapq.heappop(heads)
-        # The pool stands back for the oldest that can start when it does: for one that
-        # lacks what a lease or an actor holds, it would stand back in vain.
+        turn = self._begin_turn()
         first = self._first_lacking_cpus()
-        missing = self._lacking_cpus(first) if first is not None else 0
+        missing = self._missing_cpus(first)
         # Whoever puts one back tells us, once we have said that we want it.
         asked = cpus_as_before and missing == self._cpus_wanted
         if missing and not took and not asked:
@@ -377,14 +391,55 @@ class Lifecycle:
         if missing != self._cpus_wanted:
             self._cpus_wanted = missing
             commands.append(WantCpus(missing))
-        if first is None or not missing:
+        if first is None or not (missing or turn):
             return [*commands, *self._give_back()]
-        if first.units["CPU"] > self._next_token():
+        if self._collects(first):
             commands += self._held.begin(first)
         return commands
 
+    def _asker(self, owner: Proc) -> Proc | None:
+        return None if self.members[owner].kind == "driver" else owner
+
+    def _order_of(self, line: Line) -> tuple[int, int, int]:
+        request = self._next_in(line)
+        return (-1, 0, 0) if request is self._precedence.turn() else request.order
+
+    def _next_in(self, line: Line) -> Request:
+        turn = self._precedence.turn()
+        is_here = turn is not None and line.requests.get(turn.number) is turn
+        return turn if turn is not None and is_here else line.head
+
+    def _begin_turn(self) -> Request | None:
+        """Of the one that has waited for CPUs longest, if it is due."""
+        if self._held.is_pools_turn() or self._blocked >= self._max_procs // 2:
+            return self._precedence.turn()
+        most = self._totals["CPU"] - self._lasting
+        cpus = self._totals["CPU"] // UNIT
+        return self._precedence.begin_turn(self._blocked, cpus, most)
+
+    def _missing_cpus(self, first: Request | None) -> int:
+        """Tokens of the pool that are wanted.
+
+        What waited goes on at once; its tokens are wanted until it has them.
+        """
+        cpus = self._used["CPU"] + (first.units["CPU"] if first is not None else 0)
+        all_there_are = self._totals["CPU"] // UNIT
+        return max(0, min(tokens_for(cpus), all_there_are) - self._tokens)
+
+    def _collects(self, first: Request) -> bool:
+        """Whether CPUs are idle for it until it has enough of them."""
+        return first.units["CPU"] > self._next_token() or self._precedence.has_denied
+
     def _first_lacking_cpus(self) -> Request | None:
-        """Whom the pool stands back for."""
+        """Whom the pool stands back for.
+
+        The next one that can start when it does: for one that lacks what a lease or an
+        actor holds, it would stand back in vain. But whose turn it is waits for leases,
+        too.
+        """
+        turn = self._precedence.turn()
+        if turn is not None:
+            return turn
         most = self._totals["CPU"] - self._used["CPU"]
         if self._held.is_pools_turn():
             # One more token is used as soon as it is free: no CPU is idle for that.
@@ -398,17 +453,36 @@ class Lifecycle:
 
     def _look_at(self, line: Line, commands: list[Command]) -> bool:
         """Grant to the head of the line; False: it must wait, and the line with it."""
-        request = line.head
+        request = self._next_in(line)
         removed = line.placement is not None and line.placement not in self._groups
         lacks = "" if removed else self._lacks(request)
+        if not lacks and self._is_pools_turn(request):
+            self._tokens -= 1
+            commands.append(ServePool())
+            lacks = self._lacks(request)
+        if lacks == "CPU" and self._lacking_cpus(request) == 0:
+            self._precedence.has_denied = True
         if not lacks and not self._grant(request, removed, commands):
             lacks = PROCESS
         if lacks:
             self._waiting.block(line, lacks)
+            if lacks != "CPU" and request is self._precedence.turn():
+                self._precedence.end_turn()
             return False
         self._waiting.take(request)
         self._held.granted(request)
+        self._precedence.granted(request)
         return True
+
+    def _is_pools_turn(self, request: Request) -> bool:
+        """Whether a token that could be the request's is the pool's."""
+        return (
+            bool(request.units.get("CPU"))
+            and self._tokens > tokens_for(self._used["CPU"])
+            and not self._collects(request)
+            and self._pool_waits()
+            and self._precedence.take_pools_turn()
+        )
 
     def _lacks(self, request: Request) -> str:
         """The first resource of which too little is free; "": none."""
@@ -425,7 +499,8 @@ class Lifecycle:
         if not has_gpus:
             group = group_of(request.resources)
             return "GPU" if group is None else f"GPU_group_{group}"
-        return "CPU" if self._lacking_cpus(request) > 0 else ""
+        has_cpus = self._lacking_cpus(request) == 0
+        return "" if has_cpus and not self._precedence.denies(request) else "CPU"
 
     def _lacking_cpus(self, request: Request) -> int:
         cpus = request.units.get("CPU", 0)
@@ -501,6 +576,8 @@ class Lifecycle:
             self._placed.setdefault(member.placement, set()).add(proc)
         for name, amount in member.units.items():
             self._used[name] += amount
+        if member.kind == "actor":
+            self._lasting += member.units.get("CPU", 0)
         if request.owner is not None:
             member.lease_owner = request.owner
             self._leases.setdefault(request.owner, set()).add(proc)
@@ -548,6 +625,9 @@ class Lifecycle:
             if not lent and name in self._used:  # else of a group that was removed
                 self._used[name] -= amount
                 self._waiting.wake(name)
+        if member.kind == "actor":
+            self._lasting -= member.units.get("CPU", 0)
+        self._blocked -= member.blocked
         if member.lease_owner is not None:
             self._busy_leases -= not member.blocked
             _discard(self._leases, member.lease_owner, proc)
@@ -615,12 +695,14 @@ class Lifecycle:
         if member is None or not member.granted or member.blocked == blocked:
             return []
         member.blocked = blocked
+        self._blocked += 1 if blocked else -1
         if member.lease_owner is not None:
             self._busy_leases += -1 if blocked else 1
             self._waiting.wake(PROCESS)  # it may not end any more, while it waits
         for name, amount in member.units.items():
             if lends(name) and name in self._used:
-                # Going on may use more CPUs than there are for a moment: as Ray does.
+                # Going on may use more CPUs than there are, until the pool or another
+                # lease puts one back.
                 self._used[name] += -amount if blocked else amount
                 if blocked:
                     self._waiting.wake(name)
@@ -631,6 +713,7 @@ class Lifecycle:
     def _create_group(self, wanted: GroupWanted) -> None:
         for name, amount in in_units(total(wanted.bundles)).items():
             self._used[name] += amount
+            self._lasting += amount if name == "CPU" else 0
         self._gpus.open(wanted.group, wanted.bundles)
         added = in_units(set_aside(wanted.group, wanted.bundles))
         self._totals.update(added)
@@ -649,6 +732,7 @@ class Lifecycle:
             self._gpus.close(group)
             for name, amount in in_units(total(wanted.bundles)).items():
                 self._used[name] -= amount
+                self._lasting -= amount if name == "CPU" else 0
                 self._waiting.wake(name)
             for name in set_aside(group, wanted.bundles):
                 del self._totals[name], self._used[name]

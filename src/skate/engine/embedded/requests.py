@@ -1,13 +1,18 @@
-"""What waits for resources: one line for each different need, first come, first served.
+"""What waits for resources: one line for each different need.
 
 Part of the policy in ``lifecycle``. Whether a request fits depends on what it needs
 alone, so only the heads of the lines are ever looked at, and of those only the ones
 that lacked what has become free since: an event costs what it concerns, however many
 wait.
+
+What a task or an actor asks for goes before what the driver does, and of several that
+of who began to ask last: they may wait for it, and a tree of tasks is worked off depth
+first. Requests of one asker, and those of the driver, are first come, first served.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
@@ -32,7 +37,9 @@ class Request:
     task: int = 0
     actor: Proc | None = None
     group: GroupWanted | None = None
+    asker: Proc | None = None  # None: the driver
     number: int = 0  # in order of arrival
+    order: tuple[int, int, int] = (0, 0, 0)  # whose turn is first
     units: Mapping[str, int] = field(init=False)  # the resources, to add up
 
     def __post_init__(self) -> None:
@@ -58,10 +65,17 @@ class Line:
     need: Hashable
     placement: str | None  # the placement group that they are of
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+    heap: list[tuple[tuple[int, int, int], Request]] = field(default_factory=list)
     lacks: str = ""  # what its head waits for; "": to be looked at
 
     @property
     def head(self) -> Request:
+        while self.heap[0][1].number not in self.requests:
+            heapq.heappop(self.heap)
+        return self.heap[0][1]
+
+    @property
+    def oldest(self) -> Request:
         return self.requests[next(iter(self.requests))]
 
 
@@ -72,6 +86,7 @@ class Waiting:
         self._lines: dict[Hashable, Line] = {}
         self._by_name: dict[Hashable, tuple[Line, int]] = {}
         self._by_owner: dict[Proc, dict[int, None]] = {}  # tasks
+        self._askers: dict[Proc, tuple[int, int]] = {}  # when it began, how many wait
         self._by_placement: dict[str, dict[Line, None]] = {}
         self._lacking: dict[str, dict[Line, None]] = {}
         self._due: dict[Line, None] = {}
@@ -115,13 +130,25 @@ class Waiting:
             if placement is not None:
                 self._by_placement.setdefault(placement, {})[line] = None
         request.number = next(self._first if first else self._last)
+        request.order = self._order_of(request)
         line.requests[request.number] = request
         if first:
             line.requests.move_to_end(request.number, last=False)
+        heapq.heappush(line.heap, (request.order, request))
+        if line.head is request:
             self._look_at(line)
         self._by_name[request.name()] = line, request.number
         if request.owner is not None:
             self._by_owner.setdefault(request.owner, {})[request.task] = None
+
+    def _order_of(self, request: Request) -> tuple[int, int, int]:
+        if request.number < 0:
+            return 0, 0, request.number
+        if request.asker is None:
+            return 2, 0, request.number
+        since, waiting = self._askers.get(request.asker, (request.number, 0))
+        self._askers[request.asker] = since, waiting + 1
+        return 1, -since, request.number
 
     def take(self, request: Request) -> None:
         """It waits no longer."""
@@ -144,13 +171,20 @@ class Waiting:
         line, number = self._by_name.pop(name, (None, 0))
         if line is None:
             return False
-        was_head = next(iter(line.requests)) == number
+        was_head = line.head.number == number
         request = line.requests.pop(number)
+        if request.order[0] == 1 and request.asker is not None:
+            since, waiting = self._askers.pop(request.asker)
+            if waiting > 1:
+                self._askers[request.asker] = since, waiting - 1
         if request.owner is not None:
             tasks = self._by_owner[request.owner]
             del tasks[request.task]
             if not tasks:
                 del self._by_owner[request.owner]
+        if len(line.heap) > 2 * len(line.requests) + 8:  # else they go one by one
+            line.heap = [(left.order, left) for left in line.requests.values()]
+            heapq.heapify(line.heap)
         if not line.requests:
             self._end(line)
         elif was_head:
@@ -205,7 +239,13 @@ class Waiting:
         return min(heads, key=lambda head: head.units.get(name, 0), default=None)
 
     def first_lacking(self, name: str, most: int) -> Request | None:
-        """The oldest head that waits for it, of those that need at most so much."""
+        """Of the heads that wait for it and need at most so much, the next one."""
         heads = (line.head for line in self._lacking.get(name, ()))
         heads = (head for head in heads if head.units.get(name, 0) <= most)
-        return min(heads, key=lambda request: request.number, default=None)
+        return min(heads, key=lambda request: request.order, default=None)
+
+    def oldest_lacking(self, name: str, most: int) -> Request | None:
+        """The oldest that waits for it and needs at most so much."""
+        oldest = (line.oldest for line in self._lacking.get(name, ()))
+        oldest = (request for request in oldest if request.units.get(name, 0) <= most)
+        return min(oldest, key=lambda request: request.number, default=None)

@@ -69,6 +69,7 @@ class Supervisor:
             lambda kind: self._children.limit(kind),
             _core.FIRST_EPOCH,
             lambda proc: self._children.lives(proc),
+            self.control.pool_hopes,
         )
         self._selector = selectors.DefaultSelector()
         self.output = Collector(driver_output, self._selector)
@@ -399,6 +400,9 @@ class Supervisor:
                 self.tell(life.CpusTaken(self.control.take_cpus(count)))
             case life.GiveCpus(count):
                 self.control.give_cpus(count)
+            case life.ServePool():
+                if not self.control.serve_pool():
+                    self.tell(life.CpusTaken(1))
             case life.WantCpus(count):
                 self.control.want_cpus(count)
                 # One that was put back just before tells nobody.
