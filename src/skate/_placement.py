@@ -15,7 +15,7 @@ from .exceptions import ResourceError
 
 # What even a task without CPUs takes of a bundle, so that it waits for the group.
 _SHARE = 0.001
-_SHARES = 1.0
+_SHARES = 1000.0  # as in Ray: more tasks than a session has processes
 
 
 class Placement(NamedTuple):
