@@ -172,7 +172,7 @@ Objects::Counts Objects::counts() {
 bool Objects::are_lent() {
   std::lock_guard lock(home_.mu);
   try {
-    if (!node_.waits.has_leader()) node_.look_at_inbox();
+    if (!node_.waits.has_leader()) node_.mail.drain();
   } catch (const std::bad_alloc&) {
     return true;  // there is something unread
   }

@@ -192,6 +192,7 @@ void Store::copy_error(const Location& from, Value& value) {
     return;
   }
   std::memcpy(arena_.at(block->offset), bytes, from.size);
+  value.kind = Value::Kind::kBlock;
   value.block = *block;
 }
 

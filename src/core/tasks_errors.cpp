@@ -64,7 +64,6 @@ Value Tasks::error_of(ObjectId failed) {
     node_.objects.hold(lender);
   } else {
     Value copy;
-    copy.kind = Value::Kind::kBlock;
     copy.is_error = true;
     node_.store.copy_error(error.block, copy);
     if (copy.kind != Value::Kind::kBlock) {

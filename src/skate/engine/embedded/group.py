@@ -49,7 +49,7 @@ def join(
     except BaseException:  # the rank is free for others, also if Ctrl-C came
         with contextlib.suppress(Exception):  # the session may have ended
             # Not just told: others may join as soon as this one has failed.
-            engine.node.ask(pickle.dumps(("leave_group", number)), False)
+            engine.node.ask(pickle.dumps(("leave_group", number)))
         raise
     engine.memberships.add(group)
     if engine.node.closed:
