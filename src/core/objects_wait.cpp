@@ -199,10 +199,16 @@ void Objects::resolve(Object& object) {
 // Whom there is no memory to tell now is told later: each waiter once.
 void Objects::tell_all(Object& object) {
   if (object.waiters.empty()) return;
+  const ObjectId id = object.id;
+  try {  // for its own waiter, see below
+    object.waiters.reserve(object.waiters.size() + 1);
+  } catch (const std::bad_alloc&) {
+    if (!std::exchange(object.untold, true)) list_untold(id);
+    return;
+  }
   std::vector<Waiter> waiters = std::move(object.waiters);
   object.waiters.clear();
   object.stale_waiters = 0;
-  const ObjectId id = object.id;
   ++object.local;  // a watch may be the last to hold it
   std::size_t untold = 0;
   for (std::size_t i = 0; i < waiters.size(); ++i) {

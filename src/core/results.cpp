@@ -200,6 +200,8 @@ void Results::bring_lenders(std::vector<Object*>& given) {
     } else {
       node_.objects.hold(copy->id);
     }
+    // set_value has counted it, if it lies elsewhere.
+    if (error.block.proc != home_.self) node_.deaths.uncount_block(error.block.proc);
     error.block = copy->value.block;
     error.contained.back() = {copy->id, copy->id};
     node_.objects.drop(lender);

@@ -154,13 +154,25 @@ void Tasks::line_up_to_run(Task* task) {
 }
 
 void Tasks::look_again() {
-  for (const ObjectId id : std::exchange(late_, {})) {
+  std::vector<ObjectId> late;
+  late.reserve(late_.size());  // for those that stay
+  late.swap(late_);
+  auto at = late.begin();
+  const auto look = [&](ObjectId id) {
     Task* const task = pending(id);
-    if (task == nullptr) continue;
-    if (task->cancelled)
-      fail(task, {SystemError::kCancelled});
-    else
-      pass_on(task);
+    if (task == nullptr) return;
+    if (task->cancelled) return fail(task, {SystemError::kCancelled});
+    if (task->lacking != 0 && may_find_room() &&
+        !node_.store.can_answer_after(task->lacking))
+      return late_.push_back(id);
+    task->lacking = 0;
+    pass_on(task);
+  };
+  try {
+    while (at != late.end()) look(*at++);
+  } catch (const std::bad_alloc&) {
+    late_.insert(late_.end(), at, late.end());
+    throw;
   }
   run_ready();
 }
@@ -218,6 +230,14 @@ void Tasks::pass_on(Task* task) {
   if (backlog_.size() == 1) flush_backlog();
 }
 
+bool Tasks::may_look_at_all() {
+  constexpr i64 kPause = 20'000'000;
+  const i64 now = now_ns();
+  if (now < look_at_all_) return false;
+  look_at_all_ = now + kPause;
+  return true;
+}
+
 void Tasks::flush_backlog() {
   bool pushed = false;
   bool failed = false;
@@ -237,13 +257,17 @@ void Tasks::flush_backlog() {
     pushed = true;
   };
   try {
-    // In order: the room that one waits for is not given to the next.
-    while (!long_ones_.empty() && may_go_on()) {
-      Task* const task = long_ones_.front();
+    // In order: the room that one waits for is not given to the next, but for a look at
+    // all of them now and then, as the room may come only when one of those has run.
+    Task* next = nullptr;
+    for (Task* task = long_ones_.front(); task != nullptr && may_go_on(); task = next) {
+      next = WaitingTasks::next(task);
       const bool may_fit = node_.store.may_hold(task->lacking);
       const std::string* const bytes = may_fit ? encode(task, kCellPayload) : nullptr;
-      if (bytes == nullptr && may_find_room()) break;
-      push(task, bytes);
+      if (bytes != nullptr || !may_find_room())
+        push(task, bytes);
+      else if (task == long_ones_.front() && !may_look_at_all())
+        break;
     }
     while (!backlog_.empty() && may_go_on()) {
       Task* const task = backlog_.front();
@@ -367,11 +391,13 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
     }
   }
   if (is_sent) return;
+  const bool waits = may_find_room();
+  if (waits) {  // another is asked for when there is room
+    late_.push_back(task_id);
+    task->lacking = bytes == nullptr ? lacking_ : bytes->size();
+  }
   home_.link.tell(Note::kLeaseDone, view_of(worker));
-  if (may_find_room())
-    late_.push_back(task_id);  // another is asked for then
-  else
-    fail_for_room(task);
+  if (!waits) fail_for_room(task);
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {

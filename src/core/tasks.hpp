@@ -108,6 +108,7 @@ class Tasks {
   WaitingTasks& backlog_of(const Task& task) {
     return task.lacking != 0 ? long_ones_ : backlog_;
   }
+  bool may_look_at_all();
   void free_body(Task* task);
   void line_up_to_run(Task* task);
   void begin_end(Task* task);
@@ -140,6 +141,7 @@ class Tasks {
   std::vector<Lost> lost_;  // the next one last
   WaitingTasks backlog_;    // ready, but the queue was full
   WaitingTasks long_ones_;  // ... or the arena, for their arguments
+  i64 look_at_all_ = 0;     // of the long ones, when
   std::unordered_map<ObjectId, SiblingTasks> children_;
   u64 count_ = 0;
   u64 waiting_ = 0;  // lack a dependency

@@ -100,6 +100,8 @@ def is_on_gpu(x: Any) -> bool:
 def _span(array: Array) -> tuple[int, int]:
     """The addresses from its first byte to behind its last one."""
     low = high = array.__array_interface__["data"][0]
+    if array.flags.forc:
+        return low, low + array.nbytes
     for length, stride in zip(array.shape, array.strides, strict=True):
         low += min(0, (length - 1) * stride)
         high += max(0, (length - 1) * stride)

@@ -534,8 +534,8 @@ TEST(a_long_call_of_a_leased_worker_waits_for_room) {
   hear_wish();
   grant();
   until([&] { return fleet.heard(kDriverId, Note::kLeaseDone, bytes_of(kOther)); });
-  hear_wish();
   fleet.bury(kDeaf, {kDriverId, kOther});
+  hear_wish();
   grant();
   const Incoming got = next(other);
   CHECK(got.body == filler(3 << 20));

@@ -75,8 +75,8 @@ class FutureDispatcher:
         with self._lock:
             watch = self._watch or self._start()
             tag = next(self._tags)
-            self._waiting[tag] = _Waiting(watch, ref, future, with_value)
         try:
+            self._waiting[tag] = _Waiting(watch, ref, future, with_value)
             watch.add(ref, tag)
         except BaseException:
             self._waiting.pop(tag, None)

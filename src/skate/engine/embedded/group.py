@@ -47,6 +47,7 @@ def join(
         core = _join(engine, number, name, rank, world_size, timeout)
         group = EmbeddedGroup(engine, core, name, number)
     except BaseException:  # the rank is free for others, also if Ctrl-C came
+        _leave(engine, number)  # first: a second Ctrl-C may come while it is asked
         with contextlib.suppress(Exception):  # the session may have ended
             # Not just told: others may join as soon as this one has failed.
             engine.node.ask(pickle.dumps(("leave_group", number)))

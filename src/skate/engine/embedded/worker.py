@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import faulthandler
 import functools
+import gc
 import os
 import pickle
 import signal
@@ -242,6 +243,7 @@ class Worker:
             del call  # the task's arguments go before the next one is waited for
             if self.is_worn_out:
                 self.node.take_no_more()
+                gc.collect()  # cycles may hold actors and streams
                 self.wait_until_nothing_ends_with_it()
                 return
 

@@ -22,7 +22,7 @@ from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
-from ...exceptions import DeadlockError
+from ...exceptions import DeadlockError, EngineError
 from ..protocol import TaskContext
 
 if TYPE_CHECKING:
@@ -326,6 +326,13 @@ class Baton:
         worker = _here.worker
         if worker is not None and worker.home.closed:
             raise Stopped
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            # What it interrupted is half done, and waits for nobody.
+            raise EngineError(
+                "the handler of a signal made a call of skate that waits while the call "
+                "that it interrupted was at work. Have it set a flag or an Event, and "
+                "make the call outside of the handler."
+            )
         outer = worker.wait if worker is not None else None
         unit = _here.interruptible
         with _elsewhere(), self.lock:
@@ -473,8 +480,8 @@ class Baton:
             self.lock.acquire()
         if not handed:
             raise TimeoutError
-        wait.handed = False
         _here.holds = True
+        wait.handed = False
 
     def _next(self, first: Collection[Unit] = ()) -> Unit | Wait | None:
         """Take what comes next from the queues; None if nothing can run now.

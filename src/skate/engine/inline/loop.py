@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ class BatonLoop(asyncio.SelectorEventLoop):
             if not left:
                 break
             self.call_soon(self.stop)
-            self.run_forever()
+            with contextlib.suppress(SystemExit):  # of a task: its actor ends anyway
+                self.run_forever()
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         asyncio.set_event_loop(None)
