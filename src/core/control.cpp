@@ -90,22 +90,37 @@ void Control::mark_dead(ProcId proc) {
   session_->procs[proc.index].blocked_since.store(0);
   session_->state[proc.index].store(static_cast<u8>(ProcState::kNone));
   session_->submitters[proc.index / 64].fetch_and(~(1ULL << (proc.index % 64)));
-  const u64 bit = 1ULL << (proc.index % 64);
-  // Before its tokens are freed: whoever puts one into its hand then sees that it is
-  // gone. All seq_cst, as in hand_over.
-  session_->owing[proc.index / 64].fetch_and(~bit);
-  session_->hoping[proc.index / 64].fetch_and(~bit);
-  for (u32 i = 0; i < session_->num_cpus; ++i) {
-    u32 holder = proc.index + 1U;
-    session_->cpu_token[i].compare_exchange_strong(holder, 0);
-  }
+  put_back_tokens_of(proc.index);
   // It may have raised this flag and not lived to send the note.
   session_->worker_request.store(0);
   const u32 n = session_->num_procs.load();
   for (u32 p = 0; p < n; ++p) {
-    // It may have set a doorbell to awake without having woken the sleeper.
-    futex_wake(session_->procs[p].doorbell);
+    // A token may be free. And it may have set a doorbell to awake without having woken
+    // the sleeper.
+    if (!ring_doorbell(session_->procs[p].doorbell))
+      futex_wake(session_->procs[p].doorbell);
     futex_wake(session_->procs[p].housekeeper_doorbell);
+  }
+}
+
+void Control::put_back_tokens_of(u32 dead) {
+  const u64 bit = 1ULL << (dead % 64);
+  session_->owing[dead / 64].fetch_and(~bit);
+  session_->hoping[dead / 64].fetch_and(~bit);
+  // First: what is put into it from now on stays the giver's. All seq_cst, as in
+  // cpus.cpp.
+  const u32 hand = session_->hand[dead].exchange(kWantsNone);
+  if (hand >= kGiven) session_->cpu_token[hand - kGiven].store(dead + 1);
+  for (u32 i = 0; i < session_->num_cpus; ++i) {
+    u32 word = session_->cpu_token[i].load();
+    const u32 holder = (word & 0xffff) - 1;
+    // What it was about to give and had not given is nobody's. And of one that is free
+    // it may not have lived to see that it is owed.
+    const bool is_its =
+        word == 0 || word == dead + 1 ||
+        (word >> 16 == dead + 1 && session_->hand[holder] != kGiven + i);
+    if (is_its && session_->cpu_token[i].compare_exchange_strong(word, kSupervisor + 1))
+      put_back(*session_, i, kSupervisor);
   }
 }
 
@@ -158,8 +173,7 @@ void Control::give_cpus(u32 count) {
   for (u32 i = 0; i < session_->num_cpus && count > 0; ++i) {
     if (session_->cpu_token[i].load() != kSupervisor + 1U) continue;
     --count;
-    if (hand_over(*session_, i, kSupervisor, session_->owing) == 0)
-      session_->cpu_token[i].store(0);
+    put_back(*session_, i, kSupervisor);
   }
   // Idle workers may run again.
   const u32 n = session_->num_procs.load();
@@ -168,12 +182,12 @@ void Control::give_cpus(u32 count) {
       ring_doorbell(session_->procs[p].doorbell);
 }
 
-bool Control::pool_hopes() const { return any_of(*session_, session_->hoping); }
+bool Control::pool_hopes() const { return any_wants(*session_, kHopes); }
 
 bool Control::serve_pool() {
   for (u32 i = 0; i < session_->num_cpus; ++i) {
     if (session_->cpu_token[i].load() != kSupervisor + 1U) continue;
-    const u32 worker = hand_over(*session_, i, kSupervisor, session_->hoping);
+    const u32 worker = hand_over(*session_, i, kSupervisor, kHopes);
     if (worker != 0) ring_doorbell(session_->procs[worker].doorbell);
     return worker != 0;
   }

@@ -80,6 +80,8 @@ class Control {
   u64 store_used() const;
 
  private:
+  void put_back_tokens_of(u32 dead);
+
   struct Overflow : OverflowMemory {
     explicit Overflow(Arena& arena) : arena(arena) {}
     bool allocate(u64 bytes, u64& offset, u64& generation) override;

@@ -2,8 +2,6 @@
 
 #include <time.h>
 
-#include <utility>
-
 #include "node.hpp"
 
 namespace skate {
@@ -20,6 +18,10 @@ bool Cpus::take_token() {
   settle();
   if (has_token_) return true;
   if (home_.session->cpus_wanted.load(std::memory_order_relaxed) != 0) return false;
+  return take_free_token();
+}
+
+bool Cpus::take_free_token() {
   const u32 n = home_.session->num_cpus;
   for (u32 k = 0; k < n; ++k) {
     const u32 i = (token_ + k) % n;
@@ -39,10 +41,12 @@ void Cpus::release_token() {
   settle();
   if (!has_token_) return;
   has_token_ = false;
+  put_back(token_);
+}
+
+void Cpus::put_back(u32 token) {
   Session& session = *home_.session;
-  if (hand_over(session, token_, home_.self.index, session.owing) != 0) return;
-  // Pairs with the seq_cst loads of token_free: see wake_for_work and Waits::idle.
-  session.cpu_token[token_].store(0, std::memory_order_seq_cst);
+  if (!skate::put_back(session, token, home_.self.index)) return;
   // Pairs with the supervisor's look at the tokens after it has raised the flag.
   if (session.cpus_wanted.load(std::memory_order_seq_cst) != 0)
     home_.link.tell(Note::kTokenFree);
@@ -51,82 +55,124 @@ void Cpus::release_token() {
 // Tokens put into a hand
 // --------------------------------------------------------------------------------
 
-// The token goes first, then the bit, by which the giver knows whether it was taken for
-// good. The other one clears its bit first, then looks for the token: so it sees the
-// token, or the giver sees that it is not wanted any more. Killed in between, the giver
-// leaves a token that is found when the other one looks, or frees it by dying.
-u32 hand_over(Session& session, u32 token, u32 giver, std::atomic<u64>* bits) {
+// The hand alone decides: it is given the token, or wants none any more, and then the
+// giver has it still. The token names both while that is open, so the supervisor knows
+// what one leaves that is killed in between: see Control::mark_dead. Each of these
+// words may be for another want of the same process than that which was seen first.
+u32 hand_over(Session& session, u32 token, u32 giver, Hand want) {
+  const std::atomic<u64>* bits = want == kOwes ? session.owing : session.hoping;
+  std::atomic<u32>& word = session.cpu_token[token];
   const u32 words = (session.num_procs.load(std::memory_order_relaxed) + 63) / 64;
+  bool is_named = false;
   for (u32 w = 0; w < words; ++w) {
-    u64 seen;
-    while ((seen = bits[w].load(std::memory_order_relaxed)) != 0) {
-      const u64 bit = seen & -seen;
+    for (u64 seen = bits[w].load(std::memory_order_acquire); seen != 0;
+         seen &= seen - 1) {
       const u32 p = w * 64 + static_cast<u32>(__builtin_ctzll(seen));
-      // All seq_cst, as those of settle and of Control::mark_dead.
-      session.cpu_token[token].store(p + 1, std::memory_order_seq_cst);
-      if ((bits[w].fetch_and(~bit, std::memory_order_seq_cst) & bit) != 0) return p;
-      u32 theirs = p + 1;
-      if (!session.cpu_token[token].compare_exchange_strong(theirs, giver + 1,
-                                                            std::memory_order_seq_cst))
-        return p;
+      u32 wants = session.hand[p].load(std::memory_order_relaxed);
+      if (wants != want) continue;
+      u32 both = put_into_hand(giver, p);
+      word.store(both, std::memory_order_seq_cst);
+      is_named = true;
+      if (!session.hand[p].compare_exchange_strong(wants, kGiven + token,
+                                                   std::memory_order_seq_cst))
+        continue;
+      // Unless it has been found already, and gone on.
+      word.compare_exchange_strong(both, p + 1, std::memory_order_seq_cst);
+      return p;
     }
   }
+  if (is_named) word.store(giver + 1, std::memory_order_seq_cst);
   return 0;
 }
 
-bool any_of(const Session& session, const std::atomic<u64>* bits) {
+bool any_wants(const Session& session, Hand want) {
+  const std::atomic<u64>* bits = want == kOwes ? session.owing : session.hoping;
   const u32 words = (session.num_procs.load(std::memory_order_relaxed) + 63) / 64;
-  for (u32 w = 0; w < words; ++w)
-    if (bits[w].load(std::memory_order_relaxed) != 0) return true;
+  for (u32 w = 0; w < words; ++w) {
+    // Pairs with Cpus::want.
+    u64 seen = bits[w].load(std::memory_order_seq_cst);
+    for (; seen != 0; seen &= seen - 1) {
+      const u32 p = w * 64 + static_cast<u32>(__builtin_ctzll(seen));
+      if (session.hand[p].load(std::memory_order_relaxed) == want) return true;
+    }
+  }
   return false;
 }
 
-// From now on nobody puts a token into this hand; one that was is found.
-void Cpus::settle() {
-  if (!owes_ && !hopes_) return;
-  Session& session = *home_.session;
-  const u32 w = home_.self.index / 64;
-  const u64 bit = 1ULL << (home_.self.index % 64);
-  // Pairs with hand_over.
-  if (std::exchange(owes_, false))
-    session.owing[w].fetch_and(~bit, std::memory_order_seq_cst);
-  if (std::exchange(hopes_, false))
-    session.hoping[w].fetch_and(~bit, std::memory_order_seq_cst);
-  for (u32 i = 0; i < session.num_cpus; ++i) {
-    if (session.cpu_token[i].load(std::memory_order_seq_cst) != home_.self.index + 1U)
-      continue;
-    if (has_token_) {  // two: whoever gave the first was killed in the act
-      session.cpu_token[i].store(0, std::memory_order_seq_cst);
-      continue;
-    }
-    token_ = i;
-    has_token_ = true;
+bool put_back(Session& session, u32 token, u32 giver) {
+  for (;;) {
+    if (hand_over(session, token, giver, kOwes) != 0) return false;
+    // Pairs with the seq_cst loads of token_free: see wake_for_work and Waits::idle.
+    session.cpu_token[token].store(0, std::memory_order_seq_cst);
+    // Pairs with go_on: who began to owe since then has seen none that is free.
+    u32 free = 0;
+    if (!any_wants(session, kOwes) || !session.cpu_token[token].compare_exchange_strong(
+                                          free, giver + 1, std::memory_order_seq_cst))
+      return true;
   }
+}
+
+void Cpus::want(Hand what) {
+  wants_ = what;
+  const u32 p = home_.self.index;
+  std::atomic<u64>* bits = what == kOwes ? home_.session->owing : home_.session->hoping;
+  home_.session->hand[p].store(what, std::memory_order_relaxed);
+  // Pairs with any_wants and hand_over, which look at the hand after the bit.
+  bits[p / 64].fetch_or(1ULL << (p % 64), std::memory_order_seq_cst);
+}
+
+// From now on nobody puts a token into this hand. Whether one was.
+bool Cpus::settle() {
+  if (wants_ == kWantsNone) return false;
+  Session& session = *home_.session;
+  const u32 p = home_.self.index;
+  std::atomic<u64>* bits = wants_ == kOwes ? session.owing : session.hoping;
+  u32 hand = wants_;
+  bool was_given = false;
+  if (!session.hand[p].compare_exchange_strong(hand, kWantsNone,
+                                               std::memory_order_seq_cst)) {
+    token_ = hand - kGiven;
+    was_given = has_token_ = true;
+    // Before the hand is empty, which pairs with Control::mark_dead: until then the
+    // token may name one who gave it and died.
+    session.cpu_token[token_].store(p + 1, std::memory_order_seq_cst);
+    session.hand[p].store(kWantsNone, std::memory_order_seq_cst);
+  }
+  // Pairs with any_wants: who still sees it looked before what this process does next.
+  bits[p / 64].fetch_and(~(1ULL << (p % 64)), std::memory_order_seq_cst);
+  wants_ = kWantsNone;
+  return was_given;
 }
 
 void Cpus::stand_back() {
   Session& session = *home_.session;
   // What is given to one that hopes is for its next task: take_token looks for that.
-  if (owes_) settle();
+  if (wants_ == kOwes) settle();
   if (!has_token_) return;
   if (session.cpus_wanted.load(std::memory_order_relaxed) != 0 ||
-      any_of(session, session.owing))
+      any_wants(session, kOwes))
     release_token();
 }
 
 void Cpus::go_on() {
   // A thread of the program may wait while the process is idle, which needs no token.
   if (!home_.is_pool || home_.me->task_low.load(std::memory_order_relaxed) == 0) return;
-  if (take_token()) return;
-  owes_ = true;
-  home_.session->owing[home_.self.index / 64].fetch_or(1ULL << (home_.self.index % 64),
-                                                       std::memory_order_seq_cst);
+  settle();
+  // It runs in any case: what leases want is not more if it owes.
+  if (has_token_ || take_free_token()) return;
+  want(kOwes);
+  // Pairs with put_back: who puts one back later sees that it is owed.
+  if (!take_free_token()) return;
+  const u32 taken = token_;
+  if (!settle()) return;
+  put_back(taken);  // it was given one meanwhile
+  if (node_.work.work_waiting()) wake_for_work();
 }
 
 // Where leases have CPUs, one worker says that there is work for the pool.
 bool Cpus::should_hope() const {
   const Session& session = *home_.session;
-  if (any_of(session, session.hoping)) return false;
+  if (any_wants(session, kHopes)) return false;
   for (u32 i = 0; i < session.num_cpus; ++i)
     if (session.cpu_token[i].load(std::memory_order_relaxed) == kSupervisor + 1U)
       return true;
@@ -134,10 +180,7 @@ bool Cpus::should_hope() const {
 }
 
 void Cpus::hope() {
-  if (has_token_) return;
-  hopes_ = true;
-  home_.session->hoping[home_.self.index / 64].fetch_or(1ULL << (home_.self.index % 64),
-                                                        std::memory_order_seq_cst);
+  if (!has_token_) want(kHopes);
 }
 
 // Somebody should take what is in a queue. If a worker is looking, it will find it; if

@@ -5,7 +5,8 @@
 // and the supervisor frees those of the dead. Whoever publishes a task, or puts a token
 // back, sees to it that somebody looks: a worker that looks already, one that is woken,
 // or one that is asked for. A task that goes on after a wait does so at once; if no
-// token is free it owes one, and the next that is put back is put into its hand.
+// token is free it owes one, and the next that is put back is put into its hand. No
+// token is free while one is owed.
 #pragma once
 
 #include "home.hpp"
@@ -14,10 +15,24 @@ namespace skate {
 
 class Node;
 
-// Puts a token that `giver` has into the hand of one of those in `bits`, which finds it
-// there when it looks next. Returns that one; 0: there is none, and the giver has it.
-u32 hand_over(Session& session, u32 token, u32 giver, std::atomic<u64>* bits);
-bool any_of(const Session& session, const std::atomic<u64>* bits);
+// What the hand of a process says: nothing, that it wants a token, or which it was
+// given.
+enum Hand : u32 { kWantsNone, kOwes, kHopes, kGiven };
+
+// The word of a token that is being put into a hand.
+constexpr u32 put_into_hand(u32 giver, u32 process) {
+  return (giver + 1) << 16 | (process + 1);
+}
+
+// Puts a token that `giver` has into the hand of one that wants it (kOwes or kHopes),
+// which finds it there when it looks next. Returns that one; 0: there is none, and the
+// giver has it.
+u32 hand_over(Session& session, u32 token, u32 giver, Hand want);
+// Whether there is one that wants a token.
+bool any_wants(const Session& session, Hand want);
+// Puts a token that `giver` has into the hand of one who owes one, or back. Returns
+// whether it is free, or was.
+bool put_back(Session& session, u32 token, u32 giver);
 
 class Cpus {
  public:
@@ -42,15 +57,17 @@ class Cpus {
   bool token_free() const;
 
  private:
-  void settle();
+  bool take_free_token();
+  void want(Hand what);
+  void put_back(u32 token);
+  bool settle();
   bool should_hope() const;
 
   Node& node_;
   Home& home_;
   bool has_token_ = false;
   u32 token_ = 0;
-  bool owes_ = false;   // among those who owe, or may have been given a token
-  bool hopes_ = false;  // the same of those who hope
+  Hand wants_ = kWantsNone;  // or may have been given it
   // Whether the queue is served while this process computes: see should_wake_others.
   bool watched_ = false;
   bool watching_ = false;

@@ -159,11 +159,14 @@ struct Session {
   alignas(kCacheLine) std::atomic<u64> submitters[kMaxProcs / 64];
   // ProcState of each process, packed so that a waker reads few lines.
   alignas(kCacheLine) std::atomic<u8> state[kMaxProcs];
-  // Who works without a token, since it waited and none was free when it went on, and
-  // who could work if it had one: see hand_over.
+  // Who may work without a token, since it waited and none was free when it went on,
+  // and who could work if it had one. Each clears its own bit; its hand says whether it
+  // still wants one, or which it was given (a Hand): see hand_over.
   alignas(kCacheLine) std::atomic<u64> owing[kMaxProcs / 64];
   alignas(kCacheLine) std::atomic<u64> hoping[kMaxProcs / 64];
-  // CPU tokens: 0 is free, else 1 + the index of the process that runs on it. Taken by
+  alignas(kCacheLine) std::atomic<u32> hand[kMaxProcs];
+  // CPU tokens: 0 is free, else 1 + the index of the process that runs on it; above it,
+  // while it is put into that one's hand, 1 + the giver's (put_into_hand). Taken by
   // compare-and-swap; the supervisor frees those of the dead.
   alignas(kCacheLine) std::atomic<u32> cpu_token[kMaxCpus];
   alignas(1024) ProcEntry procs[kMaxProcs];

@@ -23,10 +23,10 @@ TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
   submit(driver);
   finish(worker, task);
   waiter.join();
-  CHECK(session.owing[0].load() == 1 << 2);
+  CHECK(session.hand[2].load() == kOwes);
   CHECK(!has_work(worker));  // it has what the other owed
   CHECK(holder() == 3);
-  CHECK(session.owing[0].load() == 0);
+  CHECK(!any_wants(session, kOwes));
   finish(parent, waits);
   finish(parent, next(parent));
   CHECK(holder() == 3);
@@ -53,7 +53,7 @@ TEST(who_owes_a_token_and_ends_or_dies_owes_none) {
       const Lock lock(parent.home.mu);
       parent.cpus.go_on();
     }
-    CHECK(session.owing[0].load() == 1 << 2);
+    CHECK(session.hand[2].load() == kOwes);
     if (!dies) {
       finish(parent, waits);
       CHECK(!has_work(parent));
@@ -69,6 +69,40 @@ TEST(who_owes_a_token_and_ends_or_dies_owes_none) {
   }
 }
 
+TEST(the_token_of_one_who_dies_goes_to_one_who_owes_one) {
+  SessionOptions options = usual_options();
+  options.num_cpus = 1;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId, false);
+  Node& parent = fleet.start({2, 1});
+  Node& worker = fleet.start({3, 1});
+  Session& session = *driver.home.session;
+  submit(driver);
+  const Incoming waits = next(parent);
+  {
+    const Lock lock(parent.home.mu);
+    parent.cpus.release_token();
+  }
+  submit(driver);
+  next(worker);
+  {
+    const Lock lock(parent.home.mu);
+    parent.cpus.go_on();
+  }
+  CHECK(!parent.cpus.has_token());
+  fleet.bury({3, 1}, {kDriverId, {2, 1}});
+  CHECK(session.cpu_token[0].load() == 3);
+  // One that was about to be given is nobody's, and one that was given is that one's.
+  Node& giver = fleet.start({4, 1});
+  session.cpu_token[0].store(put_into_hand(giver.home.self.index, 2));
+  fleet.bury({4, 1}, {kDriverId, {2, 1}});
+  CHECK(session.cpu_token[0].load() == put_into_hand(4, 2));
+  finish(parent, waits);
+  const Lock lock(parent.home.mu);
+  parent.cpus.release_token();
+  CHECK(session.cpu_token[0].load() == 0);
+}
+
 // In any order of what they do, each token has one holder, and none is lost.
 TEST(tokens_that_are_put_into_hands_are_neither_lost_nor_doubled) {
   SessionOptions options = usual_options();
@@ -81,7 +115,7 @@ TEST(tokens_that_are_put_into_hands_are_neither_lost_nor_doubled) {
   for (u32 w = 0; w < kWorkers; ++w) {
     Node& node = fleet.start({2 + w, 1});
     node.home.me->task_low.store(1);  // as if it ran something
-    threads.emplace_back([&node, w] {
+    threads.emplace_back([&node, &session, w] {
       u32 seed = w;
       for (int i = 0; i < 20'000; ++i) {
         seed = seed * 1664525 + 1013904223;
@@ -100,6 +134,10 @@ TEST(tokens_that_are_put_into_hands_are_neither_lost_nor_doubled) {
             node.cpus.release_token();
             node.cpus.hope();
         }
+        if (!node.cpus.has_token()) continue;
+        std::this_thread::yield();
+        CHECK(session.cpu_token[0].load() == node.home.self.index + 1U ||
+              session.cpu_token[1].load() == node.home.self.index + 1U);
       }
       const Lock lock(node.home.mu);
       node.cpus.release_token();
@@ -112,7 +150,7 @@ TEST(tokens_that_are_put_into_hands_are_neither_lost_nor_doubled) {
   }
   for (std::thread& thread : threads) thread.join();
   for (u32 i = 0; i < 2; ++i) CHECK(session.cpu_token[i].load() == 0);
-  CHECK(!any_of(session, session.owing) && !any_of(session, session.hoping));
+  CHECK(!any_wants(session, kOwes) && !any_wants(session, kHopes));
 }
 
 TEST_MAIN()

@@ -139,6 +139,11 @@ class Machine {
     replace(at, old | bits, order);
     return old;
   }
+  Byte fetch_and(int at, Byte bits, Order order) {
+    const Byte old = see(at, state_.locations[at].count - 1, order);
+    replace(at, old & bits, order);
+    return old;
+  }
   Byte fetch_sub(int at, Byte count, Order order) {
     const Byte old = see(at, state_.locations[at].count - 1, order);
     replace(at, static_cast<Byte>(old - count), order);
