@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from processes import children, state_of, zygote_and_workers
+from tests.polling import wait_until
 
 import skate
 from skate.util.state import list_actors
@@ -209,7 +210,7 @@ def test_kill_of_an_actor_whose_process_is_still_to_be_made_holds_up_nobody() ->
             actor = Maker.remote()
             killing = threading.Thread(target=skate.kill, args=(actor,))
             killing.start()
-            assert skate.available_resources() == {"CPU": 1.0}
+            assert wait_until(lambda: skate.available_resources() == {"CPU": 1.0})
             with interrupted():
                 skate.kill(actor)
             assert killing.is_alive()

@@ -21,6 +21,7 @@ from skate.engine.embedded.events import (
     GrantLease,
     HoldOver,
     LeaseDone,
+    LeaseDropped,
     LeaseWanted,
     ServePool,
     TakeCpus,
@@ -36,9 +37,11 @@ from skate.engine.embedded.turns import Turns
 class Session:
     """Leases that run, and the pool's tokens; what is told is carried out at once."""
 
-    def __init__(self, cpus: float, places: int = 256) -> None:
+    def __init__(self, cpus: float, places: int = 256, **others: float) -> None:
         self.pool_waits = False
-        self.life = Lifecycle({"CPU": cpus}, places, pool_waits=lambda: self.pool_waits)
+        self.life = Lifecycle(
+            {"CPU": cpus, **others}, places, pool_waits=lambda: self.pool_waits
+        )
         self.turns = Turns(self.life, self.carry_out)
         self.driver = self.new("driver")
         self.free_tokens = int(cpus)
@@ -81,11 +84,14 @@ class Session:
         used = sum(self.needs[t] for t in self.running if t not in self.waiting)
         assert used <= self.life._tokens
 
-    def ask(self, owner: Proc, cpus: float = 1.0) -> int:
+    def ask(self, owner: Proc, cpus: float = 1.0, **others: float) -> int:
         self.tasks += 1
         self.needs[self.tasks] = cpus
-        self.turns.tell(LeaseWanted(owner, self.tasks, {"CPU": cpus}))
+        self.turns.tell(LeaseWanted(owner, self.tasks, {"CPU": cpus, **others}))
         return self.tasks
+
+    def cancel(self, owner: Proc, task: int) -> None:
+        self.turns.tell(LeaseDropped(owner, task))
 
     def end(self, task: int) -> None:
         self.turns.tell(LeaseDone(self.running.pop(task)))
@@ -311,3 +317,47 @@ def test_turns_are_rarer_if_many_wait_and_none_begins_if_half_of_the_places_do(
         assert gaps[-1] == 2000
     else:
         assert gaps[-1] < 2000
+
+
+@pytest.mark.parametrize("cpus", [0.0, 1.0])
+def test_a_resource_that_a_task_asks_for_without_end_is_had_by_others_too(
+    cpus: float,
+) -> None:
+    session = Session(4, x=1)
+    asker = session.running[session.ask(session.driver)]
+    flight = deque([session.ask(asker, cpus, x=1.0)])
+    mine = session.ask(session.driver, cpus, x=1.0)
+    for _ in range(40):
+        flight.append(session.ask(asker, cpus, x=1.0))
+        session.end(flight.popleft())
+        if mine in session.running:
+            break
+    assert mine in session.running
+
+
+def test_requests_are_looked_at_when_the_one_whose_turn_it_is_has_been_cancelled() -> (
+    None
+):
+    session = Session(2, x=9, y=9)
+    first = session.ask(session.driver)
+    asker = session.running[first]
+    session.pool_tokens += session.free_tokens
+    session.free_tokens = 0
+    cancelled = session.ask(session.driver, x=1.0)
+    waiting = session.ask(session.driver, y=1.0)
+    flight = deque([session.ask(asker)])
+    session.block(first)
+    for _ in range(50):
+        flight.append(session.ask(asker))
+        session.end(flight.popleft())
+        if session.life._precedence._turn is not None:
+            break
+    session.pool_waits = True
+    session.end(flight.popleft())  # the pool has its CPU now
+    session.pool_waits = False
+    for task in list(session.running):
+        session.end(task)
+    session.cancel(session.driver, cancelled)
+    while session.pool_tokens:
+        session.put_back()
+    assert waiting in session.running

@@ -71,7 +71,7 @@ from .events import (
     WorkerWanted,
 )
 from .holds import Hold, tokens_for
-from .precedence import Precedence
+from .precedence import GRANTS, Precedence
 from .processes import Cause, Kind, Proc
 from .requests import PROCESS, Line, Request, Waiting
 
@@ -377,6 +377,7 @@ class Lifecycle:
         ``cpus_as_before``: none can have become free.
         """
         commands: list[Command] = []
+        self._precedence.turn()  # of one that waits no longer: it ends before we look
         while due := self._waiting.due():
             heads = [(self._order_of(line), place) for place, line in enumerate(due)]
             heapq.heapify(heads)
@@ -408,12 +409,16 @@ class Lifecycle:
 
     def _order_of(self, line: Line) -> tuple[int, int, int]:
         request = self._next_in(line)
-        return (-1, 0, 0) if request is self._precedence.turn() else request.order
+        if request is self._precedence.turn():
+            return -1, 0, 0
+        return (-1, 1, request.number) if line.skipped >= GRANTS else request.order
 
     def _next_in(self, line: Line) -> Request:
         turn = self._precedence.turn()
         is_here = turn is not None and line.requests.get(turn.number) is turn
-        return turn if turn is not None and is_here else line.head
+        if turn is not None and is_here:
+            return turn
+        return line.oldest if line.passed >= GRANTS else line.head
 
     def _begin_turn(self) -> Request | None:
         """Of the one that has waited for CPUs longest, if it is due."""
@@ -475,6 +480,8 @@ class Lifecycle:
             if lacks != "CPU" and request is self._precedence.turn():
                 self._precedence.end_turn()
             return False
+        line.passed = line.passed + 1 if line.ages and request is not line.oldest else 0
+        line.skipped = 0
         self._waiting.take(request)
         self._held.granted(request)
         self._precedence.granted(request)

@@ -13,7 +13,7 @@ from .requests import Request, Waiting
 
 # Grants of CPUs between two turns; each may begin another tree of tasks, which needs
 # workers of its own, so there are the fewer the more wait for others.
-_GRANTS = 8
+GRANTS = 8
 _MOST_DOUBLINGS = 7
 
 
@@ -54,7 +54,7 @@ class Precedence:
         """``blocked``: leases that wait; ``most``: units that are not held for good."""
         turn = self.turn()
         doublings = min(blocked // max(1, cpus), _MOST_DOUBLINGS)
-        if turn is not None or self._passed < _GRANTS << doublings:
+        if turn is not None or self._passed < GRANTS << doublings:
             return turn
         self._passed = 0
         self._turn = self._waiting.oldest_lacking("CPU", most)

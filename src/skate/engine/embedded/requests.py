@@ -67,6 +67,9 @@ class Line:
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
     heap: list[tuple[tuple[int, int, int], Request]] = field(default_factory=list)
     lacks: str = ""  # what its head waits for; "": to be looked at
+    passed: int = 0  # grants since its oldest had one
+    ages: bool = False  # what it lacked last is not CPUs: those have turns
+    skipped: int = 0  # how often others had what it lacks, CPUs aside
 
     @property
     def head(self) -> Request:
@@ -212,6 +215,8 @@ class Waiting:
         self._look_at(line)
         del self._due[line]
         line.lacks = lacks
+        line.ages = lacks not in ("CPU", PROCESS)
+        line.skipped += line.ages
         self._lacking.setdefault(lacks, {})[line] = None
 
     def wake(self, name: str) -> None:
