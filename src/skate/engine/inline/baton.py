@@ -329,9 +329,9 @@ class Baton:
         if self.lock._is_owned():  # type: ignore[attr-defined]
             # What it interrupted is half done, and waits for nobody.
             raise EngineError(
-                "the handler of a signal made a call of skate that waits while the call "
-                "that it interrupted was at work. Have it set a flag or an Event, and "
-                "make the call outside of the handler."
+                "the handler of a signal made a call of skate that waits, in the midst "
+                "of another call. Have it set a flag or an Event, and make the call "
+                "outside of the handler."
             )
         outer = worker.wait if worker is not None else None
         unit = _here.interruptible
