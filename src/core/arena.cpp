@@ -104,7 +104,8 @@ std::optional<Arena::Block> Arena::allocate(u64 size, ProcId owner) {
     note = make_note(word);
   u64 start;
   Pages fresh;
-  if (std::vector<Place>& list = lists_[wanted]; !list.empty()) {
+  if (!lists_.empty(wanted)) {
+    std::vector<Place>& list = lists_[wanted];
     start = list.back().start;
     list.pop_back();
     --listed_;
@@ -145,7 +146,7 @@ std::optional<u64> Arena::carve(u32 size_class, Pages& fresh) {
   if (!start) start = grow(bytes);
   if (!start && listed_ != 0) {
     for (u32 c = 0; c < kClasses; ++c)
-      while (!lists_[c].empty()) merge_last(c);
+      while (!lists_.empty(c)) merge_last(c);
     start = take_run(size_class);
     if (!start) start = grow(bytes);
   }
@@ -285,7 +286,7 @@ void Arena::merge_lists(u32 size_class) {
   const u64 bytes = class_bytes(size_class);
   u64 left = kMergeAtMost;
   const auto merge_until = [&](u32 c) {
-    for (; left > 0 && !lists_[c].empty(); --left)
+    for (; left > 0 && !lists_.empty(c); --left)
       if (merge_last(c) >= bytes) return true;
     return false;
   };
@@ -418,7 +419,7 @@ void Arena::put_aside(u64 start, u64 bytes) {
   try {
     // With it two more, since from now on two fewer may be listed.
     for (u32 c = size_class, n = 0; is_many && n < 3 && listed_ != 0;) {
-      if (lists_[c].empty()) {
+      if (lists_.empty(c)) {
         c = (c + 1) % kClasses;
       } else {
         merge_last(c);

@@ -26,6 +26,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <set>
 #include <utility>
@@ -150,6 +151,25 @@ class Arena {
     u64 start;
     double since;  // free since
   };
+  // A vector for each class, made in rows when they are first used: a process has two
+  // arenas, of few classes each.
+  class ByClass {
+   public:
+    bool empty(u32 c) const {
+      const auto& row = rows_[c / kInRow];
+      return row == nullptr || (*row)[c % kInRow].empty();
+    }
+    std::vector<Place>& operator[](u32 c) {  // may lack memory for the row
+      auto& row = rows_[c / kInRow];
+      if (row == nullptr) row = std::make_unique<Row>();
+      return (*row)[c % kInRow];
+    }
+
+   private:
+    static constexpr u32 kInRow = 32;
+    using Row = std::array<std::vector<Place>, kInRow>;
+    std::array<std::unique_ptr<Row>, (kClasses + kInRow - 1) / kInRow> rows_;
+  };
   struct Candidate {
     u64 offset;
     u64 generation;
@@ -199,11 +219,11 @@ class Arena {
   // Freed blocks of a class, not merged; their bytes and number. (Not side by side: a
   // compiler that changes both at once waits for the two stores before.)
   u64 listed_bytes_ = 0;
-  std::array<std::vector<Place>, kClasses> lists_;
+  ByClass lists_;
   u64 listed_ = 0;
   // Merged runs of at least the class's bytes, fewer than the next one's; bits: which
   // have any.
-  std::array<std::vector<Place>, kClasses> bins_;
+  ByClass bins_;
   std::array<u64, (kClasses + 63) / 64> filled_{};
   PageSet pages_;
 

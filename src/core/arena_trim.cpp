@@ -73,6 +73,7 @@ bool Arena::is_kept(double since, double now) const {
 // Merges listed blocks of these classes, at most so many. Whether that was all.
 bool Arena::merge_old(u32 from_class, u32 to_class, u64 most, double now) {
   for (u32 c = from_class; c < to_class; ++c) {
+    if (lists_.empty(c)) continue;
     std::vector<Place>& list = lists_[c];
     // In the order in which they were freed.
     const auto kept =
@@ -122,13 +123,15 @@ bool Arena::give_back_runs(double now, u64& left) {
     if (pages_.count(end / kPage, pages_.end()) == 0) pages_.forget_from(end / kPage);
   }
   bool goes_on = left != 0 && excess() != 0;
-  for (u32 c = kClasses; c-- > class_of(kPage) && goes_on;)
+  for (u32 c = kClasses; c-- > class_of(kPage) && goes_on;) {
+    if (bins_.empty(c)) continue;
     for (const Place& run : bins_[c]) {
       if (is_kept(run.since, now)) continue;
       const u64 end = run.start + header(run.start)->block_bytes;
       goes_on = give_back({page_up(run.start + kBlockHeaderBytes), page_down(end)});
       if (!goes_on) break;
     }
+  }
   if (resident_ < before) {
     trimmed_at_ = now;
     wanted_back_ = 0;
