@@ -288,8 +288,8 @@ Work::Offer Work::best_offer() {
 
 // Whether one that was passed over for so long comes first now. Where many workers wait
 // for others, turns are rare, and the rarer the more there are, since each may begin
-// another tree: of all workers, one takes such a turn. Where half of the places wait,
-// those are needed to end what has been begun.
+// another tree: of all workers, one takes such a turn. Where a quarter of the places
+// wait, the others are needed to end what has been begun.
 bool Work::has_turn(i64 now, i64 waited) {
   constexpr i64 kPatience = 5'000'000;
   constexpr i64 kLongPatience = 500'000'000;
@@ -301,7 +301,7 @@ bool Work::has_turn(i64 now, i64 waited) {
   for (u32 p = 0; p < n; ++p)
     blocked += session.state[p].load(std::memory_order_relaxed) ==
                static_cast<u8>(ProcState::kBlocked);
-  if (blocked >= std::max(1U, session.places / 2)) return false;
+  if (blocked >= std::max(1U, session.places / 4)) return false;
   const u32 usual = 2 * session.num_cpus + 8;
   if (blocked <= usual) return true;
   const u32 doublings = (blocked - usual) / std::max(1U, session.num_cpus);
