@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import textwrap
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -427,3 +428,24 @@ def test_the_memory_of_a_group_goes_with_its_ranks(session: None) -> None:
     for _ in range(4):
         group("again")  # its name is free again, too
         assert wait_until(lambda: stored_bytes(supervisor()) < before + 10 * MIB, 20)
+
+
+def test_actors_made_at_once_share_what_all_of_them_import() -> None:
+    program = """
+    import os, skate
+    from pathlib import Path
+
+    @skate.remote(num_cpus=0)
+    class Actor:
+        def pid(self):
+            return os.getpid()
+
+    with skate.init("embedded", num_cpus=2):
+        actors = [Actor.remote() for _ in range(24)]  # before the first has imported it
+        total = 0
+        for pid in skate.get([actor.pid.remote() for actor in actors]):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(s.split()[1]) for s in lines if s.startswith("Private_"))
+        print(total // len(actors))
+    """
+    assert int(run(textwrap.dedent(program), seconds=60)) < 4 * 1024  # kB
