@@ -4,10 +4,29 @@
 using namespace skate;
 using namespace fleet;
 
-TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
+namespace {
+
+SessionOptions with_cpus(u32 num_cpus) {
   SessionOptions options = usual_options();
-  options.num_cpus = 1;
-  Fleet fleet(options);
+  options.num_cpus = num_cpus;
+  return options;
+}
+
+// What a wait in a task begins and ends with.
+void block(Node& node) {
+  const Lock lock(node.home.mu);
+  node.cpus.release_token();
+}
+
+void go_on(Node& node) {
+  const Lock lock(node.home.mu);
+  node.cpus.go_on();
+}
+
+}  // namespace
+
+TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
+  Fleet fleet(with_cpus(1));
   Node& driver = fleet.start(kDriverId, false);
   Node& parent = fleet.start({2, 1});
   Node& worker = fleet.start({3, 1});
@@ -33,9 +52,7 @@ TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
 }
 
 TEST(who_owes_a_token_and_ends_or_dies_owes_none) {
-  SessionOptions options = usual_options();
-  options.num_cpus = 1;
-  Fleet fleet(options);
+  Fleet fleet(with_cpus(1));
   Node& driver = fleet.start(kDriverId, false);
   Node& worker = fleet.start({3, 1});
   Session& session = *driver.home.session;
@@ -43,16 +60,10 @@ TEST(who_owes_a_token_and_ends_or_dies_owes_none) {
     Node& parent = fleet.start({2, dies ? 2U : 1U});
     submit(driver);
     const Incoming waits = next(parent);
-    {
-      const Lock lock(parent.home.mu);
-      parent.cpus.release_token();
-    }
+    block(parent);
     submit(driver);
     const Incoming other = next(worker);
-    {
-      const Lock lock(parent.home.mu);
-      parent.cpus.go_on();
-    }
+    go_on(parent);
     CHECK(session.hand[2].load() == kOwes);
     if (!dies) {
       finish(parent, waits);
@@ -63,32 +74,23 @@ TEST(who_owes_a_token_and_ends_or_dies_owes_none) {
     finish(worker, other);
     CHECK(!has_work(worker));
     CHECK(session.cpu_token[0].load() == 4);
-    const Lock lock(worker.home.mu);
-    worker.cpus.release_token();
+    block(worker);
     CHECK(session.cpu_token[0].load() == 0);
   }
 }
 
 TEST(the_token_of_one_who_dies_goes_to_one_who_owes_one) {
-  SessionOptions options = usual_options();
-  options.num_cpus = 1;
-  Fleet fleet(options);
+  Fleet fleet(with_cpus(1));
   Node& driver = fleet.start(kDriverId, false);
   Node& parent = fleet.start({2, 1});
   Node& worker = fleet.start({3, 1});
   Session& session = *driver.home.session;
   submit(driver);
   const Incoming waits = next(parent);
-  {
-    const Lock lock(parent.home.mu);
-    parent.cpus.release_token();
-  }
+  block(parent);
   submit(driver);
   next(worker);
-  {
-    const Lock lock(parent.home.mu);
-    parent.cpus.go_on();
-  }
+  go_on(parent);
   CHECK(!parent.cpus.has_token());
   fleet.bury({3, 1}, {kDriverId, {2, 1}});
   CHECK(session.cpu_token[0].load() == 3);
@@ -98,16 +100,13 @@ TEST(the_token_of_one_who_dies_goes_to_one_who_owes_one) {
   fleet.bury({4, 1}, {kDriverId, {2, 1}});
   CHECK(session.cpu_token[0].load() == put_into_hand(4, 2));
   finish(parent, waits);
-  const Lock lock(parent.home.mu);
-  parent.cpus.release_token();
+  block(parent);
   CHECK(session.cpu_token[0].load() == 0);
 }
 
 // In any order of what they do, each token has one holder, and none is lost.
 TEST(tokens_that_are_put_into_hands_are_neither_lost_nor_doubled) {
-  SessionOptions options = usual_options();
-  options.num_cpus = 2;
-  Fleet fleet(options);
+  Fleet fleet(with_cpus(2));
   Node& driver = fleet.start(kDriverId, false);
   Session& session = *driver.home.session;
   constexpr u32 kWorkers = 4;

@@ -28,6 +28,18 @@ bool try_with(long allocations, const std::function<void()>& what) {
   }
 }
 
+// As the spiller does: what is there now on its file.
+void write_to(const Descriptor& file, Arena& arena, const Pages& pages) {
+  CHECK(pwrite(file.get(), arena.at(pages.from), pages.bytes(),
+               static_cast<off_t>(pages.from)) == static_cast<ssize_t>(pages.bytes()));
+}
+
+bool has_blocks(const Descriptor& file) {
+  struct stat there {};
+  CHECK(fstat(file.get(), &there) == 0);
+  return there.st_blocks != 0;
+}
+
 }  // namespace
 
 TEST(all_deaths_are_forgotten_though_memory_lacks_at_the_first) {
@@ -78,10 +90,7 @@ TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       Arena& arena = node.store.arena();
       std::size_t budget = 1;
       for (const Leaving& block : arena.choose(1, budget)) {
-        const Pages& pages = block.pages;
-        CHECK(pwrite(file.get(), arena.at(pages.from), pages.bytes(),
-                     static_cast<off_t>(pages.from)) ==
-              static_cast<ssize_t>(pages.bytes()));
+        write_to(file, arena, block.pages);
         CHECK(arena.written(block));
         arena.leave(block);
       }
@@ -98,8 +107,7 @@ TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       failed += !try_with(allocations, [&] { driver.estate.free_all_of(kSecond); });
       driver.estate.free_all_of(kSecond);
     }
-    struct stat there;
-    CHECK(fstat(file.get(), &there) == 0 && there.st_blocks == 0);
+    CHECK(!has_blocks(file));
     CHECK(driver.store.used() == 0);
   }
 }
@@ -121,10 +129,7 @@ TEST(a_spiller_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       Arena& arena = node.store.arena();
       std::size_t budget = 1;
       const std::vector<Leaving> chosen = arena.choose(1, budget);
-      const Pages& pages = chosen.front().pages;
-      CHECK(pwrite(file.get(), arena.at(pages.from), pages.bytes(),
-                   static_cast<off_t>(pages.from)) ==
-            static_cast<ssize_t>(pages.bytes()));
+      write_to(file, arena, chosen.front().pages);
       CHECK(arena.free(gone.offset, gone.generation));
       node.store.publish_use();
       node.home.me->spilling.store(1);
@@ -143,8 +148,7 @@ TEST(a_spiller_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       const Lock lock(driver.home.mu);
       driver.estate.free_all_of(kSecond);  // what was not done is done now
     }
-    struct stat there;
-    CHECK(fstat(file.get(), &there) == 0 && there.st_blocks == 0);
+    CHECK(!has_blocks(file));
     CHECK(driver.home.session->procs[kFirst.index].spilling.load() == 0);
   }
   CHECK(failed > 0);
