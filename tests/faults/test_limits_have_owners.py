@@ -326,6 +326,30 @@ def test_a_limit_of_file_sizes_that_prevents_a_session_is_named() -> None:
     assert out == "True\nTrue\n7\n"
 
 
+def test_text_without_a_lines_end_is_printed_though_no_thread_can_be_had() -> None:
+    out = run(
+        """
+        import resource
+        import skate
+
+        @skate.remote
+        def say():
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * resource.getpagesize()
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), hard))
+            try:
+                print("no line's end", end="")
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+        with skate.init("embedded", num_cpus=1):
+            skate.get(say.remote())
+        """
+    )
+    assert out.endswith("no line's end\n")
+
+
 def test_an_idle_worker_costs_few_descriptors(session: None) -> None:
     def of(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/fd"))

@@ -112,6 +112,15 @@ def test_at_the_limit_creating_an_actor_says_so_and_later_works(
         assert wait_until(works)
 
 
+def test_idle_workers_keep_no_actor_out(few_places: int) -> None:
+    with skate.init("embedded", num_cpus=1, resources={"robot": 1e6}):
+        leased = echo.options(num_cpus=0, resources={"robot": 1})
+        skate.get([leased.remote(i) for i in range(few_places)])
+        actors: list[skate.ActorHandle[Counter]] = []
+        fill(actors, few_places - 8)  # all but those of the pool and restarts
+        assert skate.get([actor.add.remote() for actor in actors]) == [1] * len(actors)
+
+
 def test_a_task_that_can_get_no_process_fails_and_says_why(few_places: int) -> None:
     with skate.init("embedded", num_cpus=1, resources={"robot": 1e6}):
         actors: list[skate.ActorHandle[Counter]] = []

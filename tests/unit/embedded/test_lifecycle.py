@@ -577,6 +577,7 @@ def test_at_the_limit_an_actor_is_refused_and_a_restart_is_not() -> None:
     assert life.allocate("actor") is None
     commands = life.handle(Died(procs[0], Cause.SIGNALED, 9))
     assert len(forks(commands)) == 1
+    confirm_all(life, commands, holds=False)
     new_worker(life)  # there is room for the pool as well
 
 
@@ -605,16 +606,34 @@ def test_an_idle_worker_makes_room_for_one_of_another_environment() -> None:
     workers = []
     while not life.room_for("lease"):
         workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
-    life.handle(LeaseDone(workers[0]))
     env = check_runtime_env("runtime_env", {"env_vars": {"A": "1"}})
-    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0}, env)) == [
-        Retire(workers[0])
-    ]
+    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0}, env)) == []
+    assert life.handle(LeaseDone(workers[0])) == [Retire(workers[0])]
     commands = life.handle(Died(workers[0], Cause.KILLED, 0))
     assert forks(commands) == []
     for told in [c for c in commands if isinstance(c, TellDied)]:
         commands = life.handle(Confirmed(told.to, told.dead, False, False))
     assert [proc.index for proc in forks(commands)] == [workers[0].index]
+
+
+def test_idle_workers_keep_no_actor_out() -> None:
+    life = small(16)
+    workers = []
+    while not life.room_for("lease"):
+        workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
+    assert life.handle(LeaseDone(workers[0])) == [Retire(workers[0])]
+    # One that lingers does not keep others from being ended.
+    assert life.handle(LeaseDone(workers[1])) == [Retire(workers[1])]
+    confirm_all(life, life.handle(Died(workers[1], Cause.KILLED, 0)), holds=False)
+    assert life.allocate("actor") is not None
+
+
+def test_the_pool_leaves_a_place_to_an_actor_that_restarts() -> None:
+    life = small(32)
+    actor = start_actor(life, max_restarts=-1)
+    while not life.room_for("pool"):
+        new_worker(life)
+    assert len(forks(life.handle(Died(actor, Cause.SIGNALED, 9)))) == 1
 
 
 def test_a_lease_is_refused_if_no_process_will_end() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 
 _Error = _core.SystemError
 _DETACHED_MIN = 16
+# How long an actor waits for the place of a process that ends, and between two looks.
+_PLACE_S = 2.0
+_LOOK_AGAIN_S = 0.02
 _STREAM_STATES: dict[int, int] = {
     _core.NextItem.ITEM: ITEM,
     _core.NextItem.END: END,
@@ -267,7 +271,7 @@ class EmbeddedEngine:
         restartable = options.max_restarts != 0
         code, holds_refs = exported.function_id, exported.holds_refs
         try:
-            answer, value = self._ask("create_actor", request)
+            answer, value = self._find_place(request)
             if answer == "exists":
                 raise ActorAlreadyExistsError(
                     f"an actor named {options.name!r} lives already in this namespace. "
@@ -298,6 +302,18 @@ class EmbeddedEngine:
         if is_detached and not by_driver:
             self._detached[actor._id] = actor
         return actor
+
+    def _find_place(self, request: ActorRequest) -> Any:
+        """Ask until there is a place, while those of ended processes come free."""
+        deadline = time.monotonic() + _PLACE_S
+        while True:
+            answer, value = self._ask("create_actor", request)
+            if answer != "full":
+                return answer, value
+            why, comes_free = value
+            if not comes_free or time.monotonic() > deadline:
+                return answer, why
+            time.sleep(_LOOK_AGAIN_S)
 
     def _forget_the_dead(self) -> None:
         """Drop handles of detached actors that have died, once there are many."""

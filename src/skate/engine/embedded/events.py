@@ -125,6 +125,10 @@ class RoomAgain(NamedTuple):
     """Processes may be had again; ``room`` of ``Lifecycle`` had said that not."""
 
 
+class RoomWanted(NamedTuple):
+    """Somebody asks for an actor, and there is no place for it."""
+
+
 class Died(NamedTuple):
     proc: Proc
     cause: Cause
@@ -172,6 +176,7 @@ Event = (
     | Forked
     | NotForked
     | RoomAgain
+    | RoomWanted
     | Died
     | Confirmed
     | LetGo

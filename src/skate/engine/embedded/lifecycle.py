@@ -64,6 +64,7 @@ from .events import (
     RefuseLease,
     Retire,
     RoomAgain,
+    RoomWanted,
     ServePool,
     TakeCpus,
     Unblocked,
@@ -94,7 +95,8 @@ _DRIVER_INDEX = 1
 # Workers for tasks with resources of their own, kept for the next such task.
 _MAX_IDLE_LEASED = 4
 # Places that only workers of the pool and actors that restart may have: they were there
-# before, or others may wait for them for ever.
+# before, or others may wait for them for ever. The pool leaves half of them to actors,
+# whose own places are free a moment later.
 _KEPT_PLACES = 16
 
 
@@ -159,10 +161,11 @@ class Lifecycle:
 
     # Queries -----------------------------------------------------------------
 
-    def room_for(self, kind: Kind) -> str:
+    def room_for(self, kind: Kind, *, restart: bool = False) -> str:
         """Why there can be no further process of the kind now; "": there can."""
         free = len(self._free) + self._max_procs - self._next_index
-        if free <= (self._kept if kind in ("actor", "lease") else 0):
+        kept = self._kept // 2 if kind == "pool" else self._kept
+        if free <= (0 if restart else kept):
             most = self._max_procs - 1 - self._kept
             return (
                 f"a session has at most {most} workers, actors and tasks with "
@@ -171,9 +174,13 @@ class Lifecycle:
             )
         return self._limit(kind)
 
+    def comes_free(self) -> bool:
+        """Whether some process is about to end, or its place to be free."""
+        return bool(self._ending or self._places_of_the_dead())
+
     def allocate(self, kind: Kind, *, restart: bool = False) -> Proc | None:
         """A name for a new process; None: ``room_for`` says why."""
-        if self.room_for("pool" if restart else kind):
+        if self.room_for(kind, restart=restart):
             return None
         if self._free:
             index = self._free.pop(0)
@@ -357,6 +364,10 @@ class Lifecycle:
             case RoomAgain():
                 self._waiting.wake(PROCESS)
                 return self._schedule()
+            case RoomWanted():
+                commands: list[Command] = []
+                self._end_idle(commands)
+                return commands
             case Died():
                 return self._died(event)
             case Confirmed():
@@ -557,10 +568,16 @@ class Lifecycle:
         return True
 
     def _some_worker_will_end(self, commands: list[Command]) -> bool:
-        """Whether there will be room for another. An idle one is made to end."""
-        while self._idle_leased and not self._ending:
+        """Whether there will be room for another. Idle ones are made to end."""
+        self._end_idle(commands)
+        return self.comes_free() or self._busy_leases != 0
+
+    def _end_idle(self, commands: list[Command]) -> None:
+        """Those that are too many, or in the way of others."""
+        while self._idle_leased and (
+            len(self._idle_leased) > _MAX_IDLE_LEASED or self.room_for("lease")
+        ):
             commands += self._end(self._idle_leased.pop(0))
-        return bool(self._ending or self._busy_leases or self._places_of_the_dead())
 
     def _refuse_actor(self, proc: Proc) -> list[Command]:
         """It ends before it has a process, as if that had said why."""
@@ -672,8 +689,7 @@ class Lifecycle:
         else:
             self._idle_leased.append(worker)
         commands += self._schedule()
-        if len(self._idle_leased) > _MAX_IDLE_LEASED:
-            commands += self._end(self._idle_leased.pop(0))
+        self._end_idle(commands)
         return commands
 
     def _end(self, worker: Proc) -> list[Command]:
@@ -823,7 +839,7 @@ class Lifecycle:
                 commands.append(Prepare(successor, "actor"))
                 return successor, event
             detail = event.proc.packed
-            why = f"it cannot be restarted: {self.room_for('pool')}."
+            why = f"it cannot be restarted: {self.room_for('actor', restart=True)}."
             commands.append(KeepNote(detail, why))
             event = event._replace(cause=Cause.NO_PROCESS, detail=detail)
         actor.cause, actor.detail = event.cause, event.detail

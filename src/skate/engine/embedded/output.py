@@ -88,7 +88,10 @@ class _Text(io.TextIOWrapper):
         if text and text[-1] != "\n" and self._timer is None:
             self._timer = threading.Timer(_PARTIAL_S, self._flush_partial)
             self._timer.daemon = True
-            self._timer.start()
+            try:
+                self._timer.start()
+            except (RuntimeError, MemoryError):  # there can be no further thread
+                self._flush_partial()
         return count
 
     def _flush_partial(self) -> None:

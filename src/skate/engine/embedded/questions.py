@@ -62,7 +62,8 @@ class Questions:
         why = self._life.room_for("actor")
         proc = self._life.allocate("actor")
         if proc is None:
-            return "full", why
+            self._supervisor.tell(life.RoomWanted())
+            return "full", (why, self._life.comes_free())
         self._supervisor.tell(life.ActorWanted(process.proc, proc, request))
         return "ok", tuple(proc)
 
