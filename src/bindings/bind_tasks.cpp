@@ -268,8 +268,9 @@ void bind_tasks(nb::class_<Node>& node) {
           "cancel",
           [](Node& node, nb::handle ref, bool force, bool recursive) {
             check_alive(node);
-            return guarded(
-                [&] { return node.tasks.cancel(id_of(ref.ptr()), force, recursive); });
+            return guarded([&] {
+              return node.cancels.cancel(id_of(ref.ptr()), force, recursive);
+            });
           },
           "ref"_a, "force"_a, "recursive"_a,
           "False: it is a call of an actor, which is not to be killed.",

@@ -174,7 +174,7 @@ void Actors::flush_line(ObjectId id) {
     std::vector<Value> errors;
     Sent sent = Sent::kYes;
     if (error != nullptr)
-      errors = node_.tasks.errors_from(*task, error->id);
+      errors = node_.endings.errors_from(*task, error->id);
     else if (!has_ended)
       sent = send_call(task, address_of(*actor));
     if (sent == Sent::kLater) {
@@ -183,14 +183,14 @@ void Actors::flush_line(ObjectId id) {
     }
     link.waiting.erase(task);
     if (error != nullptr) {
-      node_.tasks.end(task, errors);
+      node_.endings.end(task, errors);
     } else if (has_ended) {
       Failure failure = actor == nullptr ? Failure{} : actor->value.failure;
       failure.error = SystemError::kActorDied;
-      node_.tasks.fail(task, failure);
+      node_.endings.fail(task, failure);
     } else if (sent == Sent::kNoRoom) {
       const bool constructs = (task->header.flags & kConstructor) != 0;
-      node_.tasks.fail_for_room(task);
+      node_.endings.fail_for_room(task);
       if (!constructs) continue;
       give_up(id, {});  // and has the rest looked at again
       break;
@@ -218,11 +218,11 @@ Actors::Sent Actors::send_call(Task* task, ProcId address) {
   // Not copied each time that somebody looks, while it waits for room.
   if (!is_own && task->args.size() > kMaxRecord &&
       !node_.store.can_answer_after(task->args.size()))
-    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
+    return node_.backlog.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   const std::string* const bytes =
-      node_.tasks.encode(task, is_own ? kMaxRecord : SIZE_MAX);
-  if (bytes == nullptr || (!is_own && !node_.tasks.leaves_room(*bytes)))
-    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
+      node_.backlog.encode(task, is_own ? kMaxRecord : SIZE_MAX);
+  if (bytes == nullptr || (!is_own && !node_.backlog.leaves_room(*bytes)))
+    return node_.backlog.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   if (is_own) {
     node_.work.receive(reinterpret_cast<const std::byte*>(bytes->data()), bytes->size(),
                        home_.self);
@@ -234,7 +234,7 @@ Actors::Sent Actors::send_call(Task* task, ProcId address) {
     node_.mail.send(address, Message::kCall, *bytes);
   } catch (const std::bad_alloc&) {
     node_.tasks.unlist(task);
-    return node_.tasks.may_find_room() ? Sent::kLater : Sent::kNoRoom;
+    return node_.backlog.may_find_room() ? Sent::kLater : Sent::kNoRoom;
   }
   return Sent::kYes;
 }
@@ -307,14 +307,14 @@ void Actors::forget_link(ObjectId actor) {
 
 void Actors::lose(Task* task, Failure failure, bool restarts) {
   if (task->cancelled) {
-    node_.tasks.fail(task, {SystemError::kCancelled, failure.cause, 0});
+    node_.endings.fail(task, {SystemError::kCancelled, failure.cause, 0});
     return;
   }
   const bool constructs = (task->header.flags & kConstructor) != 0;
   if (constructs) doubt(task->actor);
   if (!restarts || (task->retries == 0 && !constructs)) {
     failure.error = restarts ? SystemError::kActorUnavailable : SystemError::kActorDied;
-    node_.tasks.fail(task, failure);
+    node_.endings.fail(task, failure);
     return;
   }
   call_again(task);
@@ -322,7 +322,7 @@ void Actors::lose(Task* task, Failure failure, bool restarts) {
 
 void Actors::call_again(Task* task) {
   if (task->retries > 0) --task->retries;
-  node_.tasks.next_attempt(task);
+  node_.endings.next_attempt(task);
   // Ahead of all that was not sent, and in order.
   WaitingTasks& waiting = links_[task->actor].waiting;
   Task* after = waiting.front();

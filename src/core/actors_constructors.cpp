@@ -40,7 +40,7 @@ void Actors::drop_unwanted() {
     }
     it->second.waiting.erase(task);
     if (task->missing != 0) node_.tasks.stop_waiting(task);
-    node_.tasks.fail(task, {SystemError::kActorDied, DeathCause::kOutOfScope, 0});
+    node_.endings.fail(task, {SystemError::kActorDied, DeathCause::kOutOfScope, 0});
   }
 }
 

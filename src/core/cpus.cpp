@@ -243,8 +243,8 @@ bool Cpus::should_wake_others() {
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
   const i64 time_ns = now_ns();
   const i64 cpu_ns = cpu.tv_sec * 1'000'000'000 + cpu.tv_nsec;
-  const u64 claims = node_.tasks.num_claimed();
-  const bool queued = node_.tasks.queue_waits();
+  const u64 claims = node_.backlog.num_claimed();
+  const bool queued = node_.backlog.queue_waits();
   const bool first_look = watched_ && !watching_;
   watching_ = watched_ = watched_ && queued;
   const bool is_brisk = claims > watched_claims_ &&

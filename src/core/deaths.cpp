@@ -58,7 +58,7 @@ bool Deaths::settle(const News& news) {
   node_.waits.changed();  // a producer may wait for it to read
   node_.work.caller_died(dead);
   const Failure crash{SystemError::kWorkerCrashed, failure.cause, failure.detail};
-  node_.tasks.recover(dead, crash);
+  node_.endings.recover(dead, crash);
   // A leased worker says what it begins, and sends the result before it says no more.
   const RunningTask running = running_task(home_.session->procs[dead.index]);
   node_.tasks.sort_flights(from);  // each that is sent again goes to the front
@@ -67,9 +67,9 @@ bool Deaths::settle(const News& news) {
     if (task->route == Task::Route::kActor)
       node_.actors.lose(task, failure, static_cast<bool>(successor));
     else
-      node_.tasks.lose(task, crash,
-                       running.id == task->header.task_id &&
-                           running.attempt == task->header.attempt);
+      node_.endings.lose(task, crash,
+                         running.id == task->header.task_id &&
+                             running.attempt == task->header.attempt);
   }
   node_.objects.forget_asker(dead);
   node_.actors.process_died({dead, failure, successor});
@@ -87,7 +87,7 @@ bool Deaths::settle(const News& news) {
   told_[dead].settled = true;
   from.ended = true;
   // It may have been the one that was about to take, or to ask for, what waits here.
-  if (node_.tasks.queue_waits()) node_.cpus.wake_for_work();
+  if (node_.backlog.queue_waits()) node_.cpus.wake_for_work();
   return true;
 }
 

@@ -59,12 +59,12 @@ Explanation Explainer::explain_here(ObjectId id) {
       e.missing.push_back(first->header.task_id);
   } else if (task->route == Task::Route::kLease) {
     e.state = Explanation::kLease;
-  } else if (const auto place = node_.tasks.place_in_queue(*task)) {
+  } else if (const auto place = node_.backlog.place_in_queue(*task)) {
     e.state = Explanation::kQueued;
     e.ahead = *place;
   } else if (task->waits.linked) {
     e.state = Explanation::kQueued;
-    e.ahead = node_.tasks.place_in_backlog(*task);
+    e.ahead = node_.backlog.place_in_backlog(*task);
   } else {
     e.state = Explanation::kTaken;  // the directory says by whom
   }

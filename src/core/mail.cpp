@@ -168,7 +168,7 @@ void Mail::drain() {
   if (!node_.waits.has_leader()) retired_.clear();
   if (!unsaid_.empty()) say_unsaid();
   node_.tasks.run_ready();
-  node_.tasks.flush_backlog();
+  node_.backlog.flush();
   node_.waits.announce();
 }
 

@@ -27,6 +27,9 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
       objects(*this),
       watches(*this),
       tasks(*this),
+      backlog(*this),
+      endings(*this),
+      cancels(*this),
       results(*this),
       actors(*this),
       detached(*this),
@@ -76,15 +79,16 @@ void Node::catch_up() {
 
 bool Node::needs_attention() const {
   return tasks.lack_dependencies() || actors.asks_for_addresses() ||
-         objects.others_wait() || tasks.has_backlog() || deaths.has_let_go() ||
+         objects.others_wait() || backlog.has_any() || deaths.has_let_go() ||
          mail.has_unread() || mail.has_unsaid() || mail.has_chains() ||
-         tasks.has_late() || actors.are_held_back() || home.link.has_kept();
+         tasks.has_late() || endings.has_more() || actors.are_held_back() ||
+         home.link.has_kept();
 }
 
 void Node::handle(Peer& from, Message message, Reader reader) {
   switch (message) {
     case Message::kResult:
-      tasks.take_result(reader, from.id);
+      endings.take_result(reader, from.id);
       break;
     case Message::kItem:
       streams.take_item(reader, from.id);
@@ -105,7 +109,7 @@ void Node::handle(Peer& from, Message message, Reader reader) {
       Task* task = tasks.pending(reader.pod<ObjectId>());
       const u8 flags = reader.pod<u8>();
       if (task != nullptr)
-        tasks.cancel_task(task, (flags & kForce) != 0, (flags & kRecursive) != 0);
+        cancels.cancel_task(task, (flags & kForce) != 0, (flags & kRecursive) != 0);
       break;
     }
     case Message::kResultTaken:
@@ -214,8 +218,8 @@ void Node::housekeep() {
         if (!waits.has_leader()) mail.drain();
         mail.collect();
         actors.flush_held_back();
-        if (tasks.has_late()) tasks.look_again();
-        tasks.flush_backlog();
+        if (tasks.has_late() || endings.has_more()) tasks.look_again();
+        backlog.flush();
         waits.announce();  // some may have failed
         if (deaths.has_let_go()) deaths.look_at_dead();
         untidy = store.arena().wants_tidy();
@@ -227,7 +231,8 @@ void Node::housekeep() {
         is_short = true;
       }
       if (needs_attention() && !waits.has_leader()) level = kAsleepAny;
-      const bool busy = tasks.queue_waits() || needs_attention() || untidy || is_short;
+      const bool busy =
+          backlog.queue_waits() || needs_attention() || untidy || is_short;
       pause = busy ? std::min(pause * 2, kSlice) : idle_pause;
       if (interrupts.has_postponed() || unsaid) pause = kWatchdogFirst;
       led = waits.has_leader();

@@ -1,18 +1,20 @@
 // One process of the engine, composed of its parts.
 //
-// Each part has a duty and an invariant, at the head of its file:
+// Each part has a duty and an invariant, at the head of its file. By what they are for:
 //
-//   home      who this process is; the lock, the segments, the link to the supervisor
-//   waits     how its threads wait              mail      messages, in order, never
-//   lost objects   names, counts and values          watches   which of many are ready
-//   tasks     what it has submitted             results   values on their way
-//   actors    calls to actors, in order         detached  actors that outlive their
-//   makers streams   items, one by one                 work      what it was given to
-//   run store     blocks of the object store        spiller   making room on disk
-//   arenas    the memory of others              estate    the memory of the dead
-//   cpus      which processes run               interrupts of user code that was
-//   cancelled deaths    what is done about a death        explainer why something has
-//   no value
+// - home: who this process is; the lock, the segments, the link to the supervisor.
+// - What processes say: mail (messages, in order, never lost), waits (how its threads
+//   wait), results (values on their way), deaths (what is done about a death).
+// - What an id stands for: objects (names, counts and values), watches (which of many
+//   are ready), streams (items, one by one).
+// - What it has submitted: tasks (dependencies, routes), backlog (into the queue),
+//   endings (results, retries), cancels, actors (calls, in order), detached (actors
+//   that outlive their makers).
+// - What it was given to run: work, cpus (which processes run), interrupts (of user
+//   code that was cancelled).
+// - Where values lie: store (its own blocks), arenas (the memory of others), estate
+//   (the memory of the dead), spiller (making room on disk).
+// - explainer: why something has no value.
 //
 // A Node is the private half of a process; the shared half is its segment (task queue,
 // outgoing rings, arena) and its entry in the session directory. The parts are guarded
@@ -24,9 +26,12 @@
 
 #include "actors.hpp"
 #include "arenas.hpp"
+#include "backlog.hpp"
+#include "cancels.hpp"
 #include "cpus.hpp"
 #include "deaths.hpp"
 #include "detached.hpp"
+#include "endings.hpp"
 #include "estate.hpp"
 #include "explainer.hpp"
 #include "home.hpp"
@@ -91,6 +96,9 @@ class Node {
   Objects objects;
   Watches watches;
   Tasks tasks;
+  Backlog backlog;
+  Endings endings;
+  Cancels cancels;
   Results results;
   Actors actors;
   Detached detached;

@@ -112,7 +112,7 @@ void Streams::end_reading(ObjectId task) {
     if (stream.attempt == producing->header.attempt && stream.producer) {
       tell_read(task, stream.attempt, stream.producer, kNoReader);
     } else if (std::optional<u32> claimer; node_.tasks.withdraw(producing, claimer)) {
-      node_.tasks.fail(producing, {SystemError::kCancelled});
+      node_.endings.fail(producing, {SystemError::kCancelled});
     }  // else it hears it at its first item
   }
   if (node_.objects.has_unheld()) node_.mail.drain();

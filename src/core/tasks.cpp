@@ -9,10 +9,7 @@
 
 namespace skate {
 
-Tasks::Tasks(Node& node)
-    : node_(node),
-      home_(node.home),
-      queue_(reinterpret_cast<QueueMemory*>(node.home.segment.data() + kQueueOffset)) {
+Tasks::Tasks(Node& node) : node_(node), home_(node.home) {
   spare_.reserve(kSpareTasks);  // what gives a task back needs no memory
 }
 
@@ -59,6 +56,11 @@ void Tasks::discard(Task* task) {
   give_back(task);
 }
 
+void Tasks::has_ended(Task* task) {
+  give_back(task);
+  --count_;
+}
+
 u64 Tasks::count() {
   std::lock_guard lock(home_.mu);
   return count_;
@@ -89,7 +91,7 @@ void Tasks::start(Task* task, std::vector<ObjectId>& out, bool has_gil) {
     if (i < n) out.push_back(object.id);
   }
   task->header.task_id = task->returns[0];
-  if (task->parent) list_child(task);
+  if (task->parent) node_.cancels.list_child(task);
   if ((task->header.flags & kStreaming) != 0) node_.streams.open(task->header.task_id);
   ++count_;
   if (has_gil)
@@ -125,15 +127,6 @@ void Tasks::start_hidden(Task* task) {
   for (ObjectId id : task->pins) node_.objects.hold(id);
 }
 
-void Tasks::list_child(Task* task) { children_[task->parent].push_back(task); }
-
-void Tasks::unlist_child(Task* task) {
-  if (!task->siblings.linked) return;
-  const auto it = children_.find(task->parent);
-  it->second.erase(task);
-  if (it->second.empty()) children_.erase(it);
-}
-
 // On its way
 // -----------------------------------------------------------------------------
 
@@ -161,8 +154,8 @@ void Tasks::look_again() {
   const auto look = [&](ObjectId id) {
     Task* const task = pending(id);
     if (task == nullptr) return;
-    if (task->cancelled) return fail(task, {SystemError::kCancelled});
-    if (task->lacking != 0 && may_find_room() &&
+    if (task->cancelled) return node_.endings.fail(task, {SystemError::kCancelled});
+    if (task->lacking != 0 && node_.backlog.may_find_room() &&
         !node_.store.can_answer_after(task->lacking))
       return late_.push_back(id);
     task->lacking = 0;
@@ -184,9 +177,7 @@ void Tasks::run_ready() {
     ~Run() { --runs; }
   };
   const Run run(ready_runs_);
-  for (std::size_t left = ending_.size(); left != 0; --left)
-    end_to_the_last(ending_.pop_front());
-  lose_lost();
+  node_.endings.go_on();
   while (!runnable_.empty() || node_.actors.flush_next()) {
     if (runnable_.empty()) continue;
     Task* task = runnable_.pop_front();
@@ -209,7 +200,7 @@ void Tasks::pass_on(Task* task) {
         late_.push_back(task->header.task_id);
         return;
       }
-      errors = errors_from(*task, id);
+      errors = node_.endings.errors_from(*task, id);
       break;
     }
     if (errors.empty() && task->route == Task::Route::kLease) {
@@ -223,148 +214,10 @@ void Tasks::pass_on(Task* task) {
     throw;
   }
   if (!errors.empty()) {
-    end(task, errors);
+    node_.endings.end(task, errors);
     return;
   }
-  backlog_.push_back(task);
-  if (backlog_.size() == 1) flush_backlog();
-}
-
-bool Tasks::may_look_at_all() {
-  constexpr i64 kPause = 20'000'000;
-  const i64 now = now_ns();
-  if (now < look_at_all_) return false;
-  look_at_all_ = now + kPause;
-  return true;
-}
-
-void Tasks::flush_backlog() {
-  bool pushed = false;
-  bool failed = false;
-  // Where messages lack room, bodies must not take more: see Store::is_crowded.
-  const auto may_go_on = [&] { return queue_.has_room() && !node_.store.is_crowded(); };
-  const auto push = [&](Task* task, const std::string* bytes) {
-    backlog_of(*task).erase(task);
-    task->lacking = 0;
-    if (bytes == nullptr) {
-      fail_for_room(task);
-      failed = true;
-      return;
-    }
-    const auto position = queue_.push(bytes->data(), static_cast<u32>(bytes->size()));
-    task->position = *position;
-    task->queued = true;
-    pushed = true;
-  };
-  try {
-    // In order: the room that one waits for is not given to the next, but for a look at
-    // all of them now and then, as the room may come only when one of those has run.
-    Task* next = nullptr;
-    for (Task* task = long_ones_.front(); task != nullptr && may_go_on(); task = next) {
-      next = WaitingTasks::next(task);
-      const bool may_fit = node_.store.may_hold(task->lacking);
-      const std::string* const bytes = may_fit ? encode(task, kCellPayload) : nullptr;
-      if (bytes != nullptr || !may_find_room())
-        push(task, bytes);
-      else if (task == long_ones_.front() && !may_look_at_all())
-        break;
-    }
-    while (!backlog_.empty() && may_go_on()) {
-      Task* const task = backlog_.front();
-      const std::string* const bytes =
-          encode(task, kCellPayload, /*may_have_block=*/long_ones_.empty());
-      if (bytes == nullptr && (!long_ones_.empty() || may_find_room())) {
-        // Those behind may need no room, and what gives it back may wait for them.
-        backlog_.erase(task);
-        task->lacking = lacking_;
-        long_ones_.push_back(task);
-      } else {
-        push(task, bytes);
-      }
-    }
-  } catch (const std::bad_alloc&) {
-    // It stays there, and the housekeeper tries again.
-  }
-  // Those that wait for what has failed; whoever runs the ready ones comes to them.
-  if (failed && ready_runs_ == 0) run_ready();
-  if (!pushed) return;
-  if (!submitter_) {
-    submitter_ = true;
-    // Pairs with the loads of who looks for work: the task is there first.
-    home_.session->submitters[home_.self.index / 64].fetch_or(
-        1ULL << (home_.self.index % 64), std::memory_order_seq_cst);
-  }
-  node_.cpus.wake_for_work(Cpus::Wake::kUnlessBusy);
-}
-
-std::optional<u32> Tasks::place_in_queue(const Task& task) const {
-  return task.queued ? queue_.ahead_of(task.position) : std::nullopt;
-}
-
-u32 Tasks::place_in_backlog(const Task& task) const {
-  const WaitingTasks& waiting = task.lacking != 0 ? long_ones_ : backlog_;
-  u32 ahead = kQueueCells;
-  for (const Task* other = waiting.front(); other != nullptr && other != &task;
-       other = WaitingTasks::next(other))
-    ++ahead;
-  return ahead;
-}
-
-bool Tasks::leaves_room(const std::string& call) const {
-  return call.size() <= kMaxRecord || node_.store.can_answer_after(call.size());
-}
-
-bool Tasks::may_find_room() const { return bodies_ != 0 || node_.mail.has_chains(); }
-
-void Tasks::free_body(Task* task) {
-  if (!task->has_body) return;
-  node_.store.free_block(task->body);
-  task->has_body = false;
-  --bodies_;
-}
-
-const std::string* Tasks::encode(Task* task, std::size_t limit, bool may_have_block) {
-  free_body(task);
-  // While it waits for room it is not copied each time that somebody looks.
-  lacking_ = task->args.size();
-  if (task->args.size() > limit && !(may_have_block && node_.store.may_hold(lacking_)))
-    return nullptr;
-  task->header.args_size = static_cast<u32>(task->args.size());
-  task->header.num_deps = static_cast<u32>(task->deps.size());
-  task->header.flags &= static_cast<u16>(~(kBodyInBlock | kMayRetry));
-  if (task->retries != 0) task->header.flags |= kMayRetry;
-  scratch_.clear();
-  Writer writer(scratch_);
-  writer.pod(task->header);
-  scratch_ += task->args;
-  for (ObjectId id : task->deps) {
-    const Object* object = node_.objects.find(id);
-    writer.pod(id);
-    writer.value(object == nullptr ? lost_value() : object->value);
-  }
-  if (scratch_.size() <= limit) return &scratch_;
-  const u64 size = scratch_.size() - sizeof(TaskHeader);
-  lacking_ = size;
-  if (!may_have_block) return nullptr;
-  // Past the store's limit too: what is small enough to be here was counted already.
-  // Not where messages have their room: only the task's result frees it, a message.
-  const auto block = node_.store.allocate_past_limit(size);
-  if (!block) return nullptr;
-  task->body = *block;
-  std::memcpy(node_.store.own_data(task->body), scratch_.data() + sizeof(TaskHeader),
-              size);
-  task->has_body = true;
-  ++bodies_;
-  task->header.flags |= kBodyInBlock;
-  scratch_.clear();
-  writer.pod(task->header);
-  writer.pod(task->body);
-  return &scratch_;
-}
-
-void Tasks::fail_for_room(Task* task) {
-  task->retries = 0;
-  fail(task, lacks(ENOSPC));
+  node_.backlog.add(task);
 }
 
 void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
@@ -379,8 +232,8 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
     return;
   }
   task->header.flags |= kLeased;
-  const std::string* const bytes = encode(task, SIZE_MAX);
-  bool is_sent = bytes != nullptr && leaves_room(*bytes);
+  const std::string* const bytes = node_.backlog.encode(task, SIZE_MAX);
+  bool is_sent = bytes != nullptr && node_.backlog.leaves_room(*bytes);
   if (is_sent) {
     fly(task, *to);
     try {
@@ -391,18 +244,48 @@ void Tasks::lease_granted(ObjectId task_id, ProcId worker) {
     }
   }
   if (is_sent) return;
-  const bool waits = may_find_room();
+  const bool waits = node_.backlog.may_find_room();
   if (waits) {  // another is asked for when there is room
     late_.push_back(task_id);
-    task->lacking = bytes == nullptr ? lacking_ : bytes->size();
+    task->lacking = bytes == nullptr ? node_.backlog.lacking() : bytes->size();
   }
   home_.link.tell(Note::kLeaseDone, view_of(worker));
-  if (!waits) fail_for_room(task);
+  if (!waits) node_.endings.fail_for_room(task);
 }
 
 void Tasks::lease_refused(ObjectId task_id, i64 detail) {
   if (Task* task = pending(task_id))
-    fail(task, {SystemError::kNoResources, DeathCause::kNoProcess, detail});
+    node_.endings.fail(task,
+                       {SystemError::kNoResources, DeathCause::kNoProcess, detail});
+}
+
+bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
+  if (task->missing != 0) {
+    const bool is_withdrawn =
+        task->route != Task::Route::kActor || node_.actors.leave_line(task);
+    stop_waiting(task);
+    return is_withdrawn;
+  } else if (std::exchange(task->runnable, false)) {
+    return runnable_.erase(task);
+  } else if (task->target != nullptr) {
+    return false;
+  }
+  switch (task->route) {
+    case Task::Route::kActor:
+      return node_.actors.leave_line(task);
+    case Task::Route::kLease:
+      home_.link.tell(Note::kDropLease, view_of(task->header.task_id));
+      return true;
+    case Task::Route::kQueue:
+      return node_.backlog.take_out(task, claimer);
+  }
+  return false;
+}
+
+void Tasks::stop_waiting(Task* task) {
+  for (ObjectId id : task->deps) node_.objects.forget_waiter(id);
+  task->missing = 0;
+  --waiting_;
 }
 
 void Tasks::fly(Task* task, Peer& to) {

@@ -312,7 +312,7 @@ void Waits::leave_cpu() {
   has_left_cpu_ = true;
   node_.cpus.release_token();
   try {
-    node_.tasks.flush_backlog();
+    node_.backlog.flush();
   } catch (const std::bad_alloc&) {
     // What follows from one that failed is done when somebody drains again.
   }

@@ -151,10 +151,10 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
   if (task.owner == home_.self) {
     Task* own = node_.tasks.pending(task_id);
     if (own == nullptr || own->header.attempt != task.header.attempt ||
-        (retryable && node_.tasks.retry(own))) {
+        (retryable && node_.endings.retry(own))) {
       for (Value& value : values) node_.objects.free_value(value);
     } else {
-      node_.tasks.end(own, values);
+      node_.endings.end(own, values);
     }
     node_.tasks.run_ready();
     node_.waits.announce();

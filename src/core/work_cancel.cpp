@@ -35,7 +35,7 @@ void Work::cancel_here(ObjectId task_id, u64 attempt, u8 flags) {
   if (!runs_here && !given_out_.contains(task_id)) return;  // it has ended
   const bool is_actor = !home_.is_pool && constructed_;
   if ((flags & kRecursive) != 0)
-    node_.tasks.cancel_children(task_id, (flags & kForce) != 0);
+    node_.cancels.cancel_children(task_id, (flags & kForce) != 0);
   cancelled_.insert(task_id);
   if ((flags & kForce) != 0 && !is_actor) {
     ::kill(::getpid(), SIGKILL);
@@ -54,7 +54,7 @@ void Work::send_cancelled(const Incoming& call) {
   if (call.owner == home_.self) {
     Task* own = node_.tasks.pending(call.header.task_id);
     if (own != nullptr && own->header.attempt == call.header.attempt)
-      node_.tasks.fail(own, {SystemError::kCancelled});
+      node_.endings.fail(own, {SystemError::kCancelled});
   } else {
     std::vector<Value> values = cancelled_values(call);
     std::string message(view_of(call.header.task_id));

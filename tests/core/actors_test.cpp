@@ -65,7 +65,7 @@ TEST(an_actor_is_reached_by_calls_that_wait_and_by_whoever_else_has_its_handle) 
   driver.objects.release(actor);
   hear_all(fleet, driver);
   CHECK(!says_that_nobody_reaches(fleet, actor));
-  CHECK(driver.tasks.cancel(answer, false, false));
+  CHECK(driver.cancels.cancel(answer, false, false));
   hear_all(fleet, driver);
   CHECK(!says_that_nobody_reaches(fleet, actor));
   other.objects.release(actor);

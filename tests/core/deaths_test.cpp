@@ -391,7 +391,7 @@ TEST(an_argument_that_a_dead_caller_had_borrowed_stays_until_the_call_has_run) {
   actor.catch_up();
   driver.objects.release(lent);
   CHECK(is_in_use(driver, block));
-  CHECK(from.tasks.cancel(cancelled, false, false));
+  CHECK(from.cancels.cancel(cancelled, false, false));
   fleet.bury(caller, {callee, kDriverId});
   driver.catch_up();
   CHECK(is_in_use(driver, block));

@@ -158,7 +158,7 @@ TEST(calls_to_one_who_does_not_read_are_refused_before_messages_lack_memory) {
   finish(driver, next(driver), text("answer"));
   CHECK(text_of(other, result) == "answer");
   // A call that has been sent is cancelled, and what needs nothing of others is put.
-  CHECK(driver.tasks.cancel(results.front(), false, false));
+  CHECK(driver.cancels.cancel(results.front(), false, false));
   CHECK(text_of(driver, put(driver, "late")) == "late");
 
   // Once it has read, there is room again; so there is once it has died.
@@ -349,7 +349,7 @@ TEST(small_tasks_pass_those_whose_arguments_wait_for_room) {
   Task* retried = make_task(driver);
   retried->retries = 1;
   const ObjectId second = submit(driver, retried);
-  CHECK(driver.tasks.cancel(cancelled, false, false));
+  CHECK(driver.cancels.cancel(cancelled, false, false));
   CHECK(error_of(driver, cancelled) == SystemError::kCancelled);
   std::vector<Incoming> running;
   for (Incoming task = next(worker); id_of(task) != small; task = next(worker)) {
@@ -554,8 +554,8 @@ TEST(to_ask_one_who_does_not_read_again_and_again_to_cancel_takes_no_memory) {
   {
     const Lock lock(other.home.mu);  // does not read meanwhile
     for (int i = 0; i < 100'000; ++i) {
-      CHECK(driver.tasks.cancel(first, false, i >= 50'000));
-      CHECK(driver.tasks.cancel(second, false, true));
+      CHECK(driver.cancels.cancel(first, false, i >= 50'000));
+      CHECK(driver.cancels.cancel(second, false, true));
     }
     CHECK(driver.store.used() == 0);
   }
@@ -564,7 +564,7 @@ TEST(to_ask_one_who_does_not_read_again_and_again_to_cancel_takes_no_memory) {
   // One that has been read is said again.
   const ObjectId third = submit(other);
   driver.objects.acquire(third);
-  CHECK(driver.tasks.cancel(third, false, true));
+  CHECK(driver.cancels.cancel(third, false, true));
   CHECK(fails(other, third));
 }
 

@@ -210,7 +210,7 @@ TEST(a_task_that_ends_while_memory_lacks_ends_once_and_whole) {
         value.block = *worker.store.allocate(1000, kDriverId);
         values.push_back(value);
       }
-      CHECK(try_with(allocations, [&] { driver.tasks.end(made, values); }));
+      CHECK(try_with(allocations, [&] { driver.endings.end(made, values); }));
     }
     for (std::size_t i = 0; i < after.size(); ++i) finish(worker, next(worker));
     for (const ObjectId id : after) CHECK(text_of(driver, id) == "done");

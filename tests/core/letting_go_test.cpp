@@ -115,7 +115,7 @@ TEST(however_many_cannot_be_told_of_a_value_each_is_tried_once_at_a_time) {
       node.objects.answer(result, asker);
   }
   fill_to_the_brim(node, {kDeaf, kOther, kThird});
-  CHECK(node.tasks.cancel(result, false, false));
+  CHECK(node.cancels.cancel(result, false, false));
   // If each time were twice as long as the one before, this would never end.
   for (int i = 0; i < 60; ++i) node.catch_up();
   {
@@ -139,14 +139,14 @@ TEST(to_cancel_again_what_was_not_told_yet_sends_nothing) {
   for (int i = 0; i < 10; ++i)
     calls.push_back(submit(driver, make_call(driver, actor)));
   const auto cancel_all = [&] {
-    for (const ObjectId call : calls) CHECK(driver.tasks.cancel(call, false, false));
+    for (const ObjectId call : calls) CHECK(driver.cancels.cancel(call, false, false));
   };
   cancel_all();
   const u64 used = driver.store.used();
   for (int i = 0; i < 100; ++i) cancel_all();
   CHECK(driver.store.used() == used);
   // How it is to be cancelled may change, and who has read may be told again.
-  for (const ObjectId call : calls) CHECK(driver.tasks.cancel(call, false, true));
+  for (const ObjectId call : calls) CHECK(driver.cancels.cancel(call, false, true));
   CHECK(driver.store.used() > used);
   Node& deaf = fleet.start(kDeaf);  // reads
   for (const ObjectId call : calls)
@@ -282,7 +282,7 @@ TEST(whatever_comes_and_goes_while_messages_lack_memory_nothing_is_left) {
             values.pop_back();
             break;
           case 4:
-            for (const ObjectId call : calls) driver.tasks.cancel(call, false, false);
+            for (const ObjectId call : calls) driver.cancels.cancel(call, false, false);
             break;
           case 5:
             if (random() % 4 == 0) fill_to_the_brim(driver, {deaf, kOther});

@@ -107,7 +107,7 @@ void cancel_some(Node& node, unsigned seed) {
   for (int round = 0; round < kRounds; ++round) {
     const ObjectId first = submit_text(node, "x");
     const ObjectId second = submit_after(node, first);
-    node.tasks.cancel(random() % 2 == 0 ? first : second, false, random() % 2 == 0);
+    node.cancels.cancel(random() % 2 == 0 ? first : second, false, random() % 2 == 0);
     for (const ObjectId id : {first, second})
       if (fails(node, id)) CHECK(error_of(node, id) == SystemError::kCancelled);
     release_all(node, {first, second});

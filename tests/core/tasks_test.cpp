@@ -80,7 +80,7 @@ TEST(a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind) {
   for (int i = 0; i < 100; ++i) waiting.push_back(submit_after(driver, dep));
   const ObjectId kept = submit_after(driver, dep);
   for (const ObjectId id : waiting) {
-    CHECK(driver.tasks.cancel(id, false, false));
+    CHECK(driver.cancels.cancel(id, false, false));
     CHECK(error_of(driver, id) == SystemError::kCancelled);
     driver.objects.release(id);
   }
@@ -98,7 +98,7 @@ TEST(a_waiter_of_a_cancelled_task_does_not_count_for_the_next_in_its_place) {
   Node& worker = fleet.start({2, 1});
   const ObjectId first = submit(driver), second = submit(driver);
   const ObjectId cancelled = submit_after(driver, first);
-  driver.tasks.cancel(cancelled, false, false);
+  driver.cancels.cancel(cancelled, false, false);
   driver.objects.release(cancelled);
   const ObjectId other = submit_after(driver, second);
   CHECK(other.slot() == cancelled.slot());
@@ -118,7 +118,7 @@ TEST(tasks_are_taken_back_from_queue_and_backlog_and_the_others_run_in_order) {
   for (u32 i = 0; i < kMany; ++i) ids.push_back(submit(driver));
   const auto is_cancelled = [](u32 i) { return i % 3 != 0 || (i > 100 && i < 200); };
   for (u32 i = kMany; i-- > 0;)
-    if (is_cancelled(i)) CHECK(driver.tasks.cancel(ids[i], i % 2 == 0, false));
+    if (is_cancelled(i)) CHECK(driver.cancels.cancel(ids[i], i % 2 == 0, false));
   Node& worker = fleet.start({2, 1});
   for (u32 i = 0; i < kMany; ++i) {
     if (is_cancelled(i)) {
@@ -142,7 +142,7 @@ TEST(to_cancel_one_of_many_costs_no_look_at_the_others) {
   constexpr u32 kMany = 60'000 * check::kLoad;
   std::vector<ObjectId> ids;
   for (u32 i = 0; i < kMany; ++i) ids.push_back(submit(driver));
-  for (u32 i = kMany; i-- > 0;) driver.tasks.cancel(ids[i], false, false);
+  for (u32 i = kMany; i-- > 0;) driver.cancels.cancel(ids[i], false, false);
   CHECK(driver.tasks.count() == 0);
 }
 
@@ -268,7 +268,7 @@ TEST(a_lease_that_is_not_needed_any_more_is_given_back) {
   Node& driver = fleet.start(kDriverId);
   const ObjectId id = submit(driver, make_lease(driver));
   hear_wish(fleet, kDriverId, id);
-  driver.tasks.cancel(id, false, false);
+  driver.cancels.cancel(id, false, false);
   CHECK(error_of(driver, id) == SystemError::kCancelled);
   until([&] { return fleet.heard(kDriverId, Note::kDropLease, bytes_of(id)); });
 }
@@ -335,17 +335,17 @@ TEST(what_a_task_has_submitted_is_cancelled_with_it_if_that_is_asked) {
     const ObjectId dep = submit_child({});
     const ObjectId child = submit_child(dep);
     const ObjectId finished = submit_child({});
-    driver.tasks.cancel(parent, false, recursive);
+    driver.cancels.cancel(parent, false, recursive);
     until([&] { return worker.work.is_cancelled(parent); });
     for (const ObjectId id : {dep, child, finished})
       CHECK(worker.objects.is_ready(id) == recursive);
     CHECK(!worker.objects.is_ready(others));
-    worker.tasks.cancel(others, false, false);
+    worker.cancels.cancel(others, false, false);
     worker.objects.release(others);
     finish(worker, task);
     if (!recursive)
       for (const ObjectId id : {dep, child, finished})
-        worker.tasks.cancel(id, false, false);
+        worker.cancels.cancel(id, false, false);
     for (const ObjectId id : {dep, child, finished}) {
       CHECK(error_of(worker, id) == SystemError::kCancelled);
       worker.objects.release(id);

@@ -110,7 +110,7 @@ TEST(a_task_that_was_cancelled_while_it_was_claimed_is_cancelled_when_its_worker
     task->retries = 5;
     const ObjectId id = submit(driver, task);
     claim_until(driver, {2, 1}, step);
-    driver.tasks.cancel(id, false, false);
+    driver.cancels.cancel(id, false, false);
     CHECK(!driver.objects.is_ready(id));
     fleet.bury({2, 1}, {kDriverId});
     CHECK(error_of(driver, id) == SystemError::kCancelled);
@@ -247,7 +247,7 @@ TEST(queues_of_cancelled_tasks_do_not_hide_a_task) {
   Node& fourth = fleet.start({4, 1});
   Node& worker = fleet.start({5, 1});
   for (Node* node : {&driver, &second, &third})
-    for (int i = 0; i < 10; ++i) node->tasks.cancel(submit(*node), false, false);
+    for (int i = 0; i < 10; ++i) node->cancels.cancel(submit(*node), false, false);
   const ObjectId id = submit(fourth);
   CHECK(id_of(next(worker)) == id);
 }
@@ -262,7 +262,7 @@ TEST(a_cancel_of_a_task_that_has_ended_leaves_nothing_behind) {
         submit(driver, by_queue ? make_task(driver) : make_call(driver, actor));
     finish(worker, next(worker));
     CHECK(text_of(driver, id) == "done");
-    CHECK(driver.tasks.cancel(id, true, true));
+    CHECK(driver.cancels.cancel(id, true, true));
     // And one that was on its way when the task ended.
     fleet.control().send({2, 1}, Message::kCancel, bytes_of(id, u64{0}, u8{0}));
     worker.catch_up();
@@ -280,14 +280,14 @@ TEST(a_call_that_waits_at_its_process_is_cancelled_there) {
   const ObjectId second = submit(driver, make_call(driver, actor));
   const ObjectId third = submit(driver, make_call(driver, actor));
   const Incoming running = next(worker);
-  driver.tasks.cancel(second, false, false);
+  driver.cancels.cancel(second, false, false);
   CHECK(error_of(driver, second) == SystemError::kCancelled);
   CHECK(!worker.work.is_cancelled(second));
   finish(worker, running);
   const Incoming last = next(worker);
   CHECK(id_of(last) == third);
   CHECK(worker.work.is_wanted(last));
-  driver.tasks.cancel(third, false, false);
+  driver.cancels.cancel(third, false, false);
   until([&] { return !worker.work.is_wanted(last); });
   worker.work.finish_cancelled(last);
   CHECK(error_of(driver, third) == SystemError::kCancelled);

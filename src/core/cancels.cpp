@@ -9,7 +9,9 @@
 
 namespace skate {
 
-bool Tasks::cancel(ObjectId id, bool force, bool recursive) {
+Cancels::Cancels(Node& node) : node_(node), home_(node.home) {}
+
+bool Cancels::cancel(ObjectId id, bool force, bool recursive) {
   std::lock_guard lock(home_.mu);
   node_.mail.drain();
   if (id.owner() != home_.self) {
@@ -17,24 +19,24 @@ bool Tasks::cancel(ObjectId id, bool force, bool recursive) {
                   static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));
     return true;
   }
-  Task* task = pending(id);
+  Task* task = node_.tasks.pending(id);
   if (task == nullptr) return true;
   if (force && task->route == Task::Route::kActor) return false;
   cancel_task(task, force, recursive);
-  run_ready();
+  node_.tasks.run_ready();
   node_.waits.announce();
   return true;
 }
 
-void Tasks::cancel_task(Task* task, bool force, bool recursive) {
+void Cancels::cancel_task(Task* task, bool force, bool recursive) {
   if (task->route == Task::Route::kActor) force = false;
   task->cancelled = true;
   task->retries = 0;
   const ObjectId task_id = task->header.task_id;
   const u64 attempt = task->header.attempt;
   std::optional<u32> runner;
-  if (withdraw(task, runner)) {
-    fail(task, {SystemError::kCancelled});
+  if (node_.tasks.withdraw(task, runner)) {
+    node_.endings.fail(task, {SystemError::kCancelled});
     return;
   }
   task->killed |= force;
@@ -58,7 +60,7 @@ void Tasks::cancel_task(Task* task, bool force, bool recursive) {
 
 // Once more only if the last time has been read: one that has stopped would be sent
 // messages without end.
-void Tasks::tell_to_cancel(Task& task, Peer& runner, u8 flags) {
+void Cancels::tell_to_cancel(Task& task, Peer& runner, u8 flags) {
   Task::Told& told = task.told;
   if (told.who == runner.id && told.flags == flags && !runner.out->is_read_to(told.at))
     return;
@@ -70,7 +72,7 @@ void Tasks::tell_to_cancel(Task& task, Peer& runner, u8 flags) {
 }
 
 // As above, of what another process owns.
-void Tasks::ask_to_cancel(ObjectId id, u8 flags) {
+void Cancels::ask_to_cancel(ObjectId id, u8 flags) {
   Peer* const owner = node_.mail.reach(id.owner());
   if (owner == nullptr) return;
   Peer::Asked& asked = owner->asked_to_cancel;
@@ -85,46 +87,18 @@ void Tasks::ask_to_cancel(ObjectId id, u8 flags) {
   asked.at = owner->out->place();
 }
 
-bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
-  if (task->missing != 0) {
-    const bool is_withdrawn =
-        task->route != Task::Route::kActor || node_.actors.leave_line(task);
-    stop_waiting(task);
-    return is_withdrawn;
-  } else if (std::exchange(task->runnable, false)) {
-    return runnable_.erase(task);
-  } else if (task->target != nullptr) {
-    return false;
-  }
-  switch (task->route) {
-    case Task::Route::kActor:
-      return node_.actors.leave_line(task);
-    case Task::Route::kLease:
-      home_.link.tell(Note::kDropLease, view_of(task->header.task_id));
-      return true;
-    case Task::Route::kQueue:
-      if (backlog_of(*task).erase(task)) return true;
-      return task->queued &&
-             queue_.withdraw(
-                 task->position, home_.self.index,
-                 [&](const std::byte* payload) {
-                   return Reader(payload, sizeof(ObjectId)).pod<ObjectId>() ==
-                          task->header.task_id;
-                 },
-                 claimer);
-  }
-  return false;
-}
+void Cancels::list_child(Task* task) { children_[task->parent].push_back(task); }
 
-void Tasks::stop_waiting(Task* task) {
-  for (ObjectId id : task->deps) node_.objects.forget_waiter(id);
-  task->missing = 0;
-  --waiting_;
+void Cancels::unlist_child(Task* task) {
+  if (!task->siblings.linked) return;
+  const auto it = children_.find(task->parent);
+  it->second.erase(task);
+  if (it->second.empty()) children_.erase(it);
 }
 
 // Not constructors: an actor that is never constructed would keep whoever calls it
 // waiting, and ends with its handles.
-void Tasks::cancel_children(ObjectId parent, bool force) {
+void Cancels::cancel_children(ObjectId parent, bool force) {
   const auto it = children_.find(parent);
   if (it == children_.end()) return;
   std::vector<ObjectId> ids;
@@ -133,7 +107,7 @@ void Tasks::cancel_children(ObjectId parent, bool force) {
     if (!task->cancelled && (task->header.flags & kConstructor) == 0)
       ids.push_back(task->header.task_id);
   for (const ObjectId id : ids)
-    if (Task* task = pending(id)) cancel_task(task, force, true);
+    if (Task* task = node_.tasks.pending(id)) cancel_task(task, force, true);
 }
 
 }  // namespace skate

@@ -1,4 +1,5 @@
 // How tasks end: with what, and who is told.
+#include <cerrno>
 #include <new>
 #include <utility>
 
@@ -6,13 +7,15 @@
 
 namespace skate {
 
-void Tasks::take_result(Reader& reader, ProcId from) {
+Endings::Endings(Node& node) : node_(node), home_(node.home) {}
+
+void Endings::take_result(Reader& reader, ProcId from) {
   const ObjectId task_id = reader.pod<ObjectId>();
   const u64 attempt = reader.pod<u64>();
   const bool retryable = (reader.pod<u8>() & kRetryable) != 0;
   std::vector<Value> values;
   node_.results.take(reader, from, values);
-  Task* task = pending(task_id);
+  Task* task = node_.tasks.pending(task_id);
   if (task == nullptr || task->header.attempt != attempt ||
       (retryable && retry(task))) {
     for (Value& value : values) node_.objects.free_value(value);
@@ -21,22 +24,33 @@ void Tasks::take_result(Reader& reader, ProcId from) {
   }
 }
 
-void Tasks::end(Task* task, std::vector<Value>& values) {
+void Endings::end(Task* task, std::vector<Value>& values) {
   task->values.swap(values);
   begin_end(task);
 }
 
-void Tasks::fail(Task* task, const Failure& failure) {
+void Endings::fail(Task* task, const Failure& failure) {
   task->failure = failure;
   begin_end(task);
 }
 
+void Endings::fail_for_room(Task* task) {
+  task->retries = 0;
+  fail(task, lacks(ENOSPC));
+}
+
+void Endings::go_on() {
+  for (std::size_t left = ending_.size(); left != 0; --left)
+    end_to_the_last(ending_.pop_front());
+  lose_lost();
+}
+
 // Nothing of it needs memory.
-void Tasks::begin_end(Task* task) {
+void Endings::begin_end(Task* task) {
   home_.trace.ended(task->label, task->failure || (!task->values.empty() &&
                                                    task->values[0].is_error));
-  unlist(task);
-  unlist_child(task);
+  node_.tasks.unlist(task);
+  node_.cancels.unlist_child(task);
   if (task->route == Task::Route::kActor) node_.actors.call_ended(*task);
   // From here on nobody finds it, and it ends once.
   for (const ObjectId id : task->returns)
@@ -45,18 +59,17 @@ void Tasks::begin_end(Task* task) {
 }
 
 // Without memory it goes on later where it stopped.
-void Tasks::end_to_the_last(Task* task) {
+void Endings::end_to_the_last(Task* task) {
   try {
     tell_ended(*task);
-    give_back(task);
-    --count_;
+    node_.tasks.has_ended(task);
   } catch (const std::bad_alloc&) {
     ending_.push_back(task);
   }
 }
 
-void Tasks::tell_ended(Task& task) {
-  free_body(&task);
+void Endings::tell_ended(Task& task) {
+  node_.backlog.free_body(&task);
   const u32 num_returns = static_cast<u32>(task.returns.size());
   if (task.values.size() == 1 && task.values[0].is_error && num_returns > 1)
     spread_error(task, task.values);

@@ -7,7 +7,7 @@
 namespace skate {
 
 // A dependency is an error: the task does not run, and its returns are that error.
-std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
+std::vector<Value> Endings::errors_from(const Task& task, ObjectId failed) {
   const Value error = error_of(failed);
   std::vector<Value> values(task.returns.size(), error);
   std::vector<ObjectId> held;
@@ -33,7 +33,7 @@ std::vector<Value> Tasks::errors_from(const Task& task, ObjectId failed) {
 
 // The error of a task with many returns comes once: the first of them lends it to the
 // others.
-void Tasks::spread_error(const Task& task, std::vector<Value>& values) {
+void Endings::spread_error(const Task& task, std::vector<Value>& values) {
   Value shared = values[0];
   const ObjectId first = task.returns[0];
   if (shared.has_own_block()) {
@@ -48,7 +48,7 @@ void Tasks::spread_error(const Task& task, std::vector<Value>& values) {
 // What those become that depend on it. However many they are, a large error lies in one
 // block of an object of this process's, which they hold; this holds it once. It does
 // not end with the process whose error it was.
-Value Tasks::error_of(ObjectId failed) {
+Value Endings::error_of(ObjectId failed) {
   Value error = node_.objects.find(failed)->value;
   if (error.kind != Value::Kind::kBlock) return error;
   const bool is_own = failed.owner() == home_.self;
