@@ -109,7 +109,7 @@ void bind_listing(nb::class_<Node>& node) {
           [](Node& node) {
             check_not_forked(node);
             return node.tasks.count() != 0 || node.actors.living() != 0 ||
-                   node.objects.are_lent();
+                   node.lending.are_lent();
           },
           "Whether something would end with this process: tasks or actors that it has "
           "started, or values of its own that others hold.")

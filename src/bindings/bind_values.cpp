@@ -57,8 +57,8 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
   const std::vector<ObjectId> ids = ids_of(kept);
   const i64 deadline = deadline_of(timeout);
   std::size_t next = 0;
-  const WaitResult result =
-      wait_patiently(node, [&] { return node.objects.wait_all(ids, next, deadline); });
+  const WaitResult result = wait_patiently(
+      node, [&] { return node.readiness.wait_all(ids, next, deadline); });
   record_get(node, ids);
   if (result == WaitResult::kTimeout)
     refuse("get_timed_out", ids.size() - next, ids.size());
@@ -199,7 +199,7 @@ void bind_values(nb::module_& m, nb::class_<Node>& node) {
           "holds_error",
           [](Node& node, ObjectId id) {
             check_not_forked(node);
-            return node.objects.holds_error(id);
+            return node.readiness.holds_error(id);
           },
           "object"_a);
 }

@@ -52,7 +52,7 @@ std::vector<Py_ssize_t> find_ready(Node& node, PyObject* list, std::size_t wante
       ids.push_back(id_of(PyList_GET_ITEM(list, i)));
     }
     ready.assign(ids.size(), false);
-    node.objects.look(ids, wanted - found.size(), ready);
+    node.readiness.look(ids, wanted - found.size(), ready);
     for (std::size_t i = 0; i < ids.size() && found.size() < wanted; ++i)
       if (ready[i]) found.push_back(start + static_cast<Py_ssize_t>(i));
   }
@@ -152,12 +152,13 @@ nb::tuple wait_for(Node& node, nb::list refs, std::size_t num_returns,
     if (!is_ref(item.ptr())) complain("check_refs", items);
     ids.push_back(id_of(item.ptr()));
   }
-  if (!checked && !node.objects.all_distinct(ids)) complain("check_distinct", items);
+  if (!checked && !node.readiness.all_distinct(ids)) complain("check_distinct", items);
   g_last_given = given;
   const i64 deadline = deadline_of(timeout);
   std::vector<bool> ready(ids.size());
-  wait_patiently(
-      node, [&] { return node.objects.wait_some(ids, num_returns, ready, deadline); });
+  wait_patiently(node, [&] {
+    return node.readiness.wait_some(ids, num_returns, ready, deadline);
+  });
   if (const u64 since = Waits::take_start()) {
     node.home.trace.waited(TraceEvent::kWait, since, ids.size());
     node.home.trace.waits_no_more();

@@ -280,11 +280,11 @@ void Actors::ask_address(Link& link, Object& actor) {
       return;
     }
     actor.subscribed = false;
-    node_.objects.subscribe(actor);
+    node_.answers.subscribe(actor);
   }
   link.asks = true;
   ++asking_;
-  node_.objects.add_waiter(actor, {Waiter::Kind::kLink});
+  node_.answers.add_waiter(actor, {Waiter::Kind::kLink});
   node_.waits.wake_for_any();
   ring_doorbell(home_.me->housekeeper_doorbell);
 }
@@ -367,7 +367,7 @@ void Actors::settle_in(Object& actor, ProcId address) {
     actor.value.inline_bytes.assign(view_of(address));
     lives_at(actor.id, address);
   }
-  node_.objects.resolve(actor);
+  node_.answers.resolve(actor);
 }
 
 void Actors::handle_gone(Object& actor) {
@@ -429,7 +429,7 @@ void Actors::moved(Object& actor, const Death& death) {
     actor.value.failure = death.failure;
     actor.value.failure.error = SystemError::kActorDied;
   }
-  node_.objects.resolve(actor);
+  node_.answers.resolve(actor);
   flush_later(id);
   if (!death.successor) {
     forget_recipe(id);

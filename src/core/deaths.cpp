@@ -71,7 +71,7 @@ bool Deaths::settle(const News& news) {
                          running.id == task->header.task_id &&
                              running.attempt == task->header.attempt);
   }
-  node_.objects.forget_asker(dead);
+  node_.answers.forget_asker(dead);
   node_.actors.process_died({dead, failure, successor});
   node_.detached.maker_died(dead);
   node_.streams.reader_died(dead);
@@ -126,7 +126,7 @@ void Deaths::pass_on_unread(ProcId dead) {
 void Deaths::settle_late(const News& news) {
   const ProcId dead = news.dead;
   if (told_.contains(dead) && told_[dead].settled) return;
-  node_.objects.forget_asker(dead);
+  node_.answers.forget_asker(dead);
   node_.actors.process_died({dead, news.failure, news.successor});
   node_.objects.lose_owner(dead, news.failure);
   told_[dead].settled = true;
@@ -191,7 +191,7 @@ void Deaths::forget_pending() {
 // The second step: everybody has drained its rings, so its borrows can go. In time,
 // what it owned and its memory follow; see lifecycle.py.
 void Deaths::forget(ProcId dead, Forget step) {
-  node_.objects.forget_borrower(dead, step != Forget::kBorrows);
+  node_.lending.forget_borrower(dead, step != Forget::kBorrows);
   if (step == Forget::kBorrows) return;
   node_.store.free_all_of(dead);
   if (home_.is_driver()) node_.estate.free_all_of(dead);

@@ -84,7 +84,7 @@ void Endings::tell_ended(Task& task) {
       node_.objects.set_value(*object, std::move(task.values[i]));
       node_.objects.mark_shared(object->value);
     }
-    node_.objects.resolve(*object);
+    node_.answers.resolve(*object);
   }
   if ((task.header.flags & kStreaming) != 0 && task.dropped == 0) {
     const Object* object = node_.objects.find(task.returns[0]);

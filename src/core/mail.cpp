@@ -161,6 +161,7 @@ void Mail::drain() {
       if (!is_emptied()) break;
       node_.deaths.forget_pending();
       node_.actors.drop_unwanted();
+      if (node_.answers.has_untold()) node_.answers.tell_again();
       node_.objects.free_unheld();
     } while (node_.objects.has_unheld() || node_.actors.has_doubtful());
   }

@@ -25,6 +25,9 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
       spiller(*this),
       estate(*this),
       objects(*this),
+      lending(*this),
+      answers(*this),
+      readiness(*this),
       watches(*this),
       tasks(*this),
       backlog(*this),
@@ -79,7 +82,7 @@ void Node::catch_up() {
 
 bool Node::needs_attention() const {
   return tasks.lack_dependencies() || actors.asks_for_addresses() ||
-         objects.others_wait() || backlog.has_any() || deaths.has_let_go() ||
+         answers.others_wait() || backlog.has_any() || deaths.has_let_go() ||
          mail.has_unread() || mail.has_unsaid() || mail.has_chains() ||
          tasks.has_late() || endings.has_more() || actors.are_held_back() ||
          home.link.has_kept();
@@ -139,19 +142,19 @@ void Node::handle(Peer& from, Message message, Reader reader) {
       detached.handle(message, reader, from.id);
       break;
     case Message::kBorrow:
-      objects.add_borrow(reader.pod<ObjectId>(), from.id);
+      lending.add_borrow(reader.pod<ObjectId>(), from.id);
       break;
     case Message::kReturn:
-      objects.end_borrow(reader.pod<ObjectId>(), from.id);
+      lending.end_borrow(reader.pod<ObjectId>(), from.id);
       break;
     case Message::kSubscribe:
-      objects.answer(reader.pod<ObjectId>(), from.id);
+      answers.answer(reader.pod<ObjectId>(), from.id);
       break;
     case Message::kValue: {
       const ObjectId id = reader.pod<ObjectId>();
       Value value;
       reader.value(value);
-      objects.take_answer(id, std::move(value));
+      answers.take_answer(id, std::move(value));
       break;
     }
     case Message::kFreeBlock: {

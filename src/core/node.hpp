@@ -5,8 +5,9 @@
 // - home: who this process is; the lock, the segments, the link to the supervisor.
 // - What processes say: mail (messages, in order, never lost), waits (how its threads
 //   wait), results (values on their way), deaths (what is done about a death).
-// - What an id stands for: objects (names, counts and values), watches (which of many
-//   are ready), streams (items, one by one).
+// - What an id stands for: objects (names, counts and values), lending (who else holds
+//   them), answers (who waits for them), readiness and watches (which of many have
+//   values), streams (items, one by one).
 // - What it has submitted: tasks (dependencies, routes), backlog (into the queue),
 //   endings (results, retries), cancels, actors (calls, in order), detached (actors
 //   that outlive their makers).
@@ -25,6 +26,7 @@
 #include <thread>
 
 #include "actors.hpp"
+#include "answers.hpp"
 #include "arenas.hpp"
 #include "backlog.hpp"
 #include "cancels.hpp"
@@ -36,8 +38,10 @@
 #include "explainer.hpp"
 #include "home.hpp"
 #include "interrupts.hpp"
+#include "lending.hpp"
 #include "mail.hpp"
 #include "objects.hpp"
+#include "readiness.hpp"
 #include "results.hpp"
 #include "spiller.hpp"
 #include "store.hpp"
@@ -94,6 +98,9 @@ class Node {
   Spiller spiller;
   Estate estate;
   Objects objects;
+  Lending lending;
+  Answers answers;
+  Readiness readiness;
   Watches watches;
   Tasks tasks;
   Backlog backlog;

@@ -84,15 +84,7 @@ void Objects::forget(Object& object) {
   actors_ -= object.kind == Object::Kind::kActor;
   functions_ -= object.kind == Object::Kind::kFunction;
   object.kind = Object::Kind::kFree;
-  for (const Waiter& waiter : object.waiters)
-    if (waiter.kind == Waiter::Kind::kProcess) {
-      --asked_values_;
-      if (const auto it = asked_by_.find(waiter.process); it != asked_by_.end()) {
-        it->second.erase(object.id);
-        if (it->second.empty()) asked_by_.erase(it);
-      }
-    }
-  object.waiters.clear();
+  node_.answers.forget_waiters(object);
   const u32 slot = object.id.slot();
   object.id = {};
   const u32 place = slot / kObjectsInChunk;
@@ -237,7 +229,6 @@ ObjectId Objects::keep(Value value, Object::Kind kind) {
 // Counts that reached zero may be freed once the inbox has been emptied: drain() calls
 // this when it has.
 void Objects::free_unheld() {
-  if (has_untold()) tell_again();
   while (!unheld_.empty()) {
     const ObjectId id = unheld_.back();
     unheld_.pop_back();
@@ -261,7 +252,7 @@ void Objects::free_object(Object& object) {
   if (object.kind == Object::Kind::kActor) node_.actors.handle_gone(object);
   if (object.kind == Object::Kind::kFunction)
     node_.store.subtract_code(Arena::block_bytes(object.value.block.size));
-  if (object.former) former_names_.erase(object.former);
+  if (object.former) node_.lending.forget_name(object.former);
   const bool given = object.given;
   Value value = take_value(object);
   forget(object);
@@ -309,112 +300,35 @@ void Objects::free_unsent(ObjectId id, Value& value) {
   free_value(value);
 }
 
-void Objects::add_borrow(ObjectId id, ProcId by) {
-  Object* object = find(id);
-  if (object == nullptr) return;
-  object->shared = true;
-  for (Borrow& borrow : object->borrowers)
-    if (borrow.proc == by) {
-      ++borrow.count;
-      return;
-    }
-  object->borrowers.push_back({by, 1});
-  lent_to_[by].insert(id);
+const Value& Objects::value_of(ObjectId id) {
+  std::lock_guard lock(home_.mu);
+  static const Value kLost = lost_value();
+  const Object* object = find(id);
+  return object == nullptr ? kLost : object->value;
 }
 
-void Objects::end_borrow(ObjectId id, ProcId by) {
-  id = current_name(id);
-  Object* object = find(id);
-  if (object == nullptr) return;
-  auto& all = object->borrowers;
-  for (auto it = all.begin(); it != all.end(); ++it) {
-    if (it->proc != by) continue;
-    if (--it->count != 0) break;
-    all.erase(it);
-    if (const auto lent = lent_to_.find(by); lent != lent_to_.end()) {
-      lent->second.erase(id);
-      if (lent->second.empty()) lent_to_.erase(lent);
-    }
-    break;
-  }
-  look_at_counts(*object);
-}
-
-void Objects::rename(Object& object, ObjectId former, ProcId keeper) {
-  object.former = former;
-  former_names_.emplace(former, object.id);
-  add_borrow(object.id, keeper);
-}
-
-ObjectId Objects::current_name(ObjectId id) const {
-  if (former_names_.empty()) return id;
-  const auto it = former_names_.find(id);
-  return it == former_names_.end() ? id : it->second;
-}
-
-// Values
-// ---------------------------------------------------------------------------------
-
-void Objects::subscribe(Object& object) {
-  if (object.ready || object.subscribed || object.id.owner() == home_.self) return;
-  node_.mail.send(object.id.owner(), Message::kSubscribe, view_of(object.id),
-                  Ring::kUrgent);
-  object.subscribed = true;  // without memory for it, the next who asks does it
-}
-
-void Objects::add_waiter(Object& object, const Waiter& waiter) {
-  object.waiters.push_back(waiter);
-}
-
-// They are found by what they belong to, not here: so they go many at a time.
-void Objects::forget_waiter(ObjectId id) noexcept {
-  constexpr u32 kFew = 16;
-  Object* object = find(id);
-  if (object == nullptr || object->ready) return;
-  if (++object->stale_waiters <=
-      std::max<std::size_t>(kFew, object->waiters.size() / 2))
-    return;
-  object->stale_waiters = 0;
-  std::erase_if(object->waiters, [&](const Waiter& waiter) {
-    switch (waiter.kind) {
-      case Waiter::Kind::kTask:
-        return node_.tasks.pending(waiter.task) == nullptr;
-      case Waiter::Kind::kWatch:
-        return !node_.watches.is_waiting(waiter.watch, waiter.tag, id);
-      default:
-        return false;
-    }
+std::vector<ObjectInfo> Objects::list() {
+  std::lock_guard lock(home_.mu);
+  node_.mail.drain();
+  std::vector<ObjectInfo> all;
+  for_each([&](const Object& object) {
+    if (object.kind == Object::Kind::kFunction) return;
+    const Task* task = object.task;
+    all.push_back({object.id, object.kind, object.ready,
+                   object.ready && object.value.is_error,
+                   object.value.kind == Value::Kind::kBlock, object.value.size(),
+                   object.local, static_cast<u32>(object.borrowers.size()),
+                   task != nullptr ? task->header.task_id : ObjectId{},
+                   task != nullptr ? node_.name_of(task->label) : ""});
   });
+  return all;
 }
 
-void Objects::answer(ObjectId id, ProcId asker) {
-  Object* object = find(id);
-  // An actor's new address, or that there is none, will be known when we have dealt
-  // with the death of its process.
-  if (object != nullptr && object->kind == Object::Kind::kActor && object->ready &&
-      object->value.kind == Value::Kind::kInline &&
-      !home_.lives(Reader(object->value.inline_bytes).pod<ProcId>()))
-    object->ready = false;
-  if (object != nullptr && !object->ready) {
-    Waiter waiter{Waiter::Kind::kProcess};
-    waiter.process = asker;
-    object->waiters.push_back(waiter);
-    asked_by_[asker].insert(id);
-    ++asked_values_;
-    return;
-  }
-  tell_value(id, object == nullptr ? lost_value() : object->value, asker);
+Objects::Counts Objects::counts() {
+  std::lock_guard lock(home_.mu);
+  node_.mail.drain();
+  return {owned_ - functions_ - actors_, borrowed_.size()};
 }
-
-void Objects::take_answer(ObjectId id, Value&& value) {
-  Object* object = find(id);
-  if (object == nullptr || object->ready) return;
-  set_value(*object, std::move(value));
-  resolve(*object);
-}
-
-// Deaths
-// ---------------------------------------------------------------------------------
 
 // What it owned can still be read where the value is known; nobody else will say it.
 void Objects::lose_owner(ProcId dead, const Failure& why) {
@@ -425,41 +339,8 @@ void Objects::lose_owner(ProcId dead, const Failure& why) {
     Object* object = find(id);
     if (object == nullptr || object->ready) continue;
     object->value = lost_value(why.cause, why.detail);
-    resolve(*object);
+    node_.answers.resolve(*object);
   }
-}
-
-void Objects::forget_asker(ProcId dead) {
-  const auto all = asked_by_.find(dead);
-  if (all == asked_by_.end()) return;
-  const std::unordered_set<ObjectId> ids = std::move(all->second);
-  asked_by_.erase(all);
-  for (const ObjectId id : ids)
-    if (Object* object = find(id))
-      asked_values_ -= std::erase_if(object->waiters, [&](const Waiter& waiter) {
-        return waiter.kind == Waiter::Kind::kProcess && waiter.process == dead;
-      });
-}
-
-void Objects::forget_borrower(ProcId dead, bool all) {
-  const auto lent = lent_to_.find(dead);
-  if (lent == lent_to_.end()) return;
-  std::unordered_set<ObjectId>& ids = lent->second;
-  unheld_.reserve(unheld_.size() + ids.size());  // what has begun can end
-  for (auto it = ids.begin(); it != ids.end();) {
-    Object* object = find(*it);
-    if (object != nullptr && object->former && !all) {
-      ++it;  // what it gave us and kept may still be read by others under its name for
-             // it
-      continue;
-    }
-    if (object != nullptr) {
-      std::erase_if(object->borrowers, [&](const Borrow& b) { return b.proc == dead; });
-      look_at_counts(*object);
-    }
-    it = ids.erase(it);
-  }
-  if (ids.empty()) lent_to_.erase(lent);
 }
 
 }  // namespace skate

@@ -31,7 +31,7 @@ void Results::take(Reader& reader, ProcId from, std::vector<Value>& values) {
     id = object.id;
     given.emplace(former, id);
     if (!kept) continue;
-    objects.rename(object, former, from);
+    node_.lending.rename(object, former, from);
     holds_others = true;
   }
   const auto count = [&](Value& value) {
@@ -41,7 +41,7 @@ void Results::take(Reader& reader, ProcId from, std::vector<Value>& values) {
         ref.id = it->second;
       } else {
         holds_others = true;
-        ref.id = objects.current_name(ref.id);
+        ref.id = node_.lending.current_name(ref.id);
       }
       objects.hold(ref.id);
     }

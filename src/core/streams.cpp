@@ -105,7 +105,7 @@ void Streams::end_reading(ObjectId task) {
   node_.waits.changed();  // another thread may wait for its next item
   for (ObjectId id : stream.items) {
     if (Object* item = node_.objects.find(id); item != nullptr && !item->ready)
-      node_.objects.resolve(*item);
+      node_.answers.resolve(*item);
     node_.objects.drop(id);
   }
   if (Task* producing = node_.tasks.pending(task); producing != nullptr) {
@@ -161,7 +161,7 @@ void Streams::add_item(ObjectId task_id, u64 attempt, u64 index, Value& value,
   ++stream.received;
   node_.objects.set_value(*object, std::move(value));
   node_.objects.mark_shared(object->value);
-  node_.objects.resolve(*object);
+  node_.answers.resolve(*object);
 }
 
 // The task has ended: `failed` says that its own object is an error.
@@ -176,7 +176,7 @@ void Streams::end(ObjectId task_id, bool failed) {
   // Somebody waits for an item that will not come.
   if (Object* last = node_.objects.find(stream.items.back());
       last != nullptr && !last->ready)
-    node_.objects.resolve(*last);
+    node_.answers.resolve(*last);
 }
 
 void Streams::tell_read(ObjectId task_id, u64 attempt, ProcId producer, u64 taken) {

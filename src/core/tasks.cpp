@@ -69,10 +69,10 @@ u64 Tasks::count() {
 void Tasks::add_waiter(ObjectId id, Task* task) {
   Object* object = node_.objects.find(id);
   if (object == nullptr || object->ready) return;
-  node_.objects.subscribe(*object);
+  node_.answers.subscribe(*object);
   Waiter waiter{Waiter::Kind::kTask};
   waiter.task = task->header.task_id;
-  node_.objects.add_waiter(*object, waiter);
+  node_.answers.add_waiter(*object, waiter);
   ++task->missing;
 }
 
@@ -283,7 +283,7 @@ bool Tasks::withdraw(Task* task, std::optional<u32>& claimer) {
 }
 
 void Tasks::stop_waiting(Task* task) {
-  for (ObjectId id : task->deps) node_.objects.forget_waiter(id);
+  for (ObjectId id : task->deps) node_.answers.forget_waiter(id);
   task->missing = 0;
   --waiting_;
 }

@@ -25,12 +25,12 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
     tell_waiters();
     return;
   }
-  node_.objects.subscribe(*object);
+  node_.answers.subscribe(*object);
   Waiter waiter{Waiter::Kind::kWatch, tag};
   waiter.watch = watch;
   const auto place = watch->pending.emplace(tag, id).first;
   try {
-    node_.objects.add_waiter(*object, waiter);
+    node_.answers.add_waiter(*object, waiter);
   } catch (const std::bad_alloc&) {
     watch->pending.erase(place);
     throw;
@@ -44,7 +44,7 @@ void Watches::remove(Watch* watch, ObjectId id, u64 tag) noexcept {
   std::lock_guard lock(home_.mu);
   if (!is_waiting(watch, tag, id)) return;
   watch->pending.erase(tag);
-  node_.objects.forget_waiter(id);
+  node_.answers.forget_waiter(id);
   node_.objects.drop_quietly(id);
   if (watch->pending.empty()) tell_waiters();  // the CPU is lent no more
 }

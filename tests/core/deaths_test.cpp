@@ -26,9 +26,9 @@ TEST(an_actor_that_died_before_its_address_was_known_fails_its_calls) {
   Node& other = fleet.start(next);
   const ObjectId result = call(driver, actor);
   std::size_t next_id = 0;
-  CHECK(driver.objects.wait_all({result}, next_id, now_ns() + kPatience) ==
+  CHECK(driver.readiness.wait_all({result}, next_id, now_ns() + kPatience) ==
         WaitResult::kReady);
-  CHECK(driver.objects.holds_error(result));
+  CHECK(driver.readiness.holds_error(result));
   CHECK(!has_work(other));
 }
 
@@ -85,7 +85,7 @@ TEST(a_task_of_the_next_in_the_place_of_the_dead_is_not_lost_with_it) {
     driver.catch_up();
   }
   until([&] { return fleet.confirmed(kDriverId, dead).has_value(); });
-  CHECK(!driver.objects.is_ready(result));
+  CHECK(!driver.readiness.is_ready(result));
 }
 
 TEST(who_hears_of_a_death_late_learns_where_the_actor_went) {
@@ -181,7 +181,7 @@ struct Called {
   // The ref in the result, whose count passes to the caller of this.
   ObjectId take(Node& caller) {
     caller.catch_up();
-    CHECK(caller.objects.is_ready(result));
+    CHECK(caller.readiness.is_ready(result));
     const ObjectId inner = caller.objects.value_of(result).contained[0].id;
     caller.objects.acquire(inner);
     caller.objects.release(result);

@@ -312,10 +312,10 @@ inline bool fails(Node& node, ObjectId id) {
   std::size_t next = 0;
   WaitResult result;
   do {
-    result = node.objects.wait_all({id}, next, now_ns() + kPatience);
+    result = node.readiness.wait_all({id}, next, now_ns() + kPatience);
   } while (result == WaitResult::kInterrupted);
   CHECK(result == WaitResult::kReady);
-  return node.objects.holds_error(id);
+  return node.readiness.holds_error(id);
 }
 
 inline std::string text_of(Node& node, ObjectId id) {

@@ -286,7 +286,7 @@ TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
   const auto others_wait = [&] {
     node.catch_up();
     const Lock lock(node.home.mu);
-    return node.objects.others_wait();
+    return node.answers.others_wait();
   };
   until(others_wait);
   Watch* const watch = node.watches.open();
@@ -298,7 +298,7 @@ TEST(who_waits_for_a_value_is_told_though_another_cannot_be_told_yet) {
   CHECK(ready == std::vector<u64>{7});
   {
     const Lock lock(node.home.mu);  // there may be no memory to catch up
-    CHECK(node.objects.others_wait());
+    CHECK(node.answers.others_wait());
   }
   fleet.bury(kDeaf, {kOther, kDriverId});
   reader.join();
@@ -449,7 +449,7 @@ TEST(what_one_asks_for_in_vain_for_lack_of_memory_is_asked_for_again) {
     fill_to_the_brim(driver);
     fill_to_the_brim(driver, kOther);
     const Lock own(driver.home.mu);
-    CHECK(lacks_memory([&] { driver.objects.subscribe(*driver.objects.find(id)); }));
+    CHECK(lacks_memory([&] { driver.answers.subscribe(*driver.objects.find(id)); }));
   }
   fleet.bury(kDeaf, {kDriverId, kOther});
   until([&] { return !lacks_memory([&] { driver.catch_up(); }); });

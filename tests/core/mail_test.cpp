@@ -255,7 +255,7 @@ TEST(a_question_that_there_is_no_memory_to_answer_is_answered_later) {
   std::thread busy([&] {
     asker.objects.acquire(id);
     std::vector<bool> ready(1);
-    asker.objects.wait_some({id}, 1, ready, now_ns());  // asks
+    asker.readiness.wait_some({id}, 1, ready, now_ns());  // asks
     const Lock asker_is_busy(asker.home.mu);
     has_asked = true;
     is_answered.wait(false);

@@ -23,7 +23,7 @@ struct Alone {
 void wait_for_nothing(Node& node, const std::atomic<bool>& stop) {
   const ObjectId never = submit(node);
   std::size_t next = 0;
-  while (!stop) node.objects.wait_all({never}, next, now_ns() + kPatience);
+  while (!stop) node.readiness.wait_all({never}, next, now_ns() + kPatience);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ TEST(objects_in_many_chunks_are_told_apart_and_their_memory_goes_with_them) {
   {
     std::vector<ObjectId> ids;
     for (u32 i = 0; i < kMany; ++i) ids.push_back(put(node, std::to_string(i)));
-    CHECK(node.objects.all_distinct(ids));
+    CHECK(node.readiness.all_distinct(ids));
     for (u32 i = 0; i < kMany; ++i) CHECK(text_of(node, ids[i]) == std::to_string(i));
     std::reverse(ids.begin(), ids.begin() + kMany / 2);
     for (const ObjectId id : ids) node.objects.release(id);
@@ -203,11 +203,11 @@ TEST(an_asker_that_died_is_not_waited_for) {
   const ObjectId id = submit(driver);
   node.objects.acquire(id);
   std::vector<bool> ready(1);
-  node.objects.wait_some({id}, 1, ready, now_ns());  // asks
+  node.readiness.wait_some({id}, 1, ready, now_ns());  // asks
   const auto others_wait = [&] {
     driver.catch_up();
     std::lock_guard lock(driver.home.mu);
-    return driver.objects.others_wait();
+    return driver.answers.others_wait();
   };
   until(others_wait);
   fleet.kill(asker);
@@ -297,21 +297,21 @@ TEST(values_are_lent_from_when_a_result_names_them_until_nobody_holds_them) {
   Fleet fleet;
   Node& driver = fleet.start(kDriverId);
   Node& maker = fleet.start({2, 1});
-  CHECK(!maker.objects.are_lent());
+  CHECK(!maker.lending.are_lent());
   const ObjectId result = call(driver, {2, 1});
   const Incoming task = next(maker);
   const ObjectId inner = submit(maker);  // has no value yet
-  CHECK(!maker.objects.are_lent());
+  CHECK(!maker.lending.are_lent());
   finish(maker, task, ref_to(inner));
-  CHECK(maker.objects.are_lent());  // the driver has not counted it yet
+  CHECK(maker.lending.are_lent());  // the driver has not counted it yet
   CHECK(!fails(driver, result));
   finish(driver, next(driver));
   maker.catch_up();
-  CHECK(maker.objects.are_lent());
+  CHECK(maker.lending.are_lent());
   CHECK(text_of(driver, inner) == "done");
-  CHECK(maker.objects.are_lent());
+  CHECK(maker.lending.are_lent());
   driver.objects.release(result);
-  until([&] { return !maker.objects.are_lent(); });
+  until([&] { return !maker.lending.are_lent(); });
 }
 
 TEST(what_is_taken_out_of_a_watch_in_any_order_leaves_what_stays) {

@@ -64,7 +64,7 @@ void put_and_count(Node& node, unsigned seed) {
     ids.push_back(put(node, std::to_string(round)));
     const ObjectId id = ids[random() % ids.size()];
     node.objects.acquire(id);
-    CHECK(node.objects.is_ready(id) && !node.objects.holds_error(id));
+    CHECK(node.readiness.is_ready(id) && !node.readiness.holds_error(id));
     CHECK(!node.objects.value_of(id).inline_bytes.empty());
     node.objects.release(id);
     if (ids.size() > 50) {
@@ -92,8 +92,8 @@ void submit_and_wait(Node& node, unsigned seed) {
     std::vector<bool> ready(ids.size());
     WaitResult result;
     do {
-      result = node.objects.wait_some(ids, 1 + random() % ids.size(), ready,
-                                      now_ns() + kPatience);
+      result = node.readiness.wait_some(ids, 1 + random() % ids.size(), ready,
+                                        now_ns() + kPatience);
     } while (result == WaitResult::kInterrupted);
     CHECK(result == WaitResult::kReady);
     for (u32 i = 0; i < n; ++i) CHECK(text_of(node, ids[i]) == "again");
@@ -237,7 +237,7 @@ TEST(threads_that_wait_are_told_when_the_process_is_closed) {
       std::size_t next = 0;
       WaitResult result;
       do {
-        result = driver.objects.wait_all({id}, next, -1);
+        result = driver.readiness.wait_all({id}, next, -1);
       } while (result == WaitResult::kInterrupted);
       CHECK(result == WaitResult::kEngineDied);
       ++ended;

@@ -170,7 +170,7 @@ TEST(errors_that_a_result_holds_do_not_end_with_their_maker) {
     std::thread reader([&] { CHECK(is_whole(driver, one)); });
     until([&] {
       caller.catch_up();
-      return driver.objects.is_ready(one);
+      return driver.readiness.is_ready(one);
     });
     reader.join();
     caller.objects.release(outer);

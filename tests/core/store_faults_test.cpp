@@ -276,9 +276,9 @@ TEST(ids_of_short_and_long_lists_are_told_to_be_distinct) {
   for (int i = 0; i < 20'000; ++i) all.push_back(put(driver));
   for (const std::size_t n : {1, 2, 16, 17, 40, 1000, 20'000}) {
     std::vector<ObjectId> ids(all.end() - static_cast<std::ptrdiff_t>(n), all.end());
-    CHECK(driver.objects.all_distinct(ids));
+    CHECK(driver.readiness.all_distinct(ids));
     ids.push_back(ids.front());
-    CHECK(!driver.objects.all_distinct(ids));
+    CHECK(!driver.readiness.all_distinct(ids));
   }
 }
 

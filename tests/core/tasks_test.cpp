@@ -157,7 +157,7 @@ TEST(a_task_is_tried_again_as_often_as_it_may_be) {
     const Incoming got = next(worker);
     CHECK(id_of(got) == id && got.header.attempt == attempt);
     CHECK(((got.header.flags & kMayRetry) != 0) == (attempt < 2));
-    CHECK(!driver.objects.is_ready(id));
+    CHECK(!driver.readiness.is_ready(id));
     finish(worker, got, error_value(), true);
   }
   CHECK(fails(driver, id));
@@ -177,7 +177,7 @@ TEST(the_result_of_an_attempt_that_was_given_up_is_not_taken) {
   CHECK(second.header.attempt == 1);
   finish(worker, first, text("old"));  // said twice
   driver.catch_up();
-  CHECK(!driver.objects.is_ready(id));
+  CHECK(!driver.readiness.is_ready(id));
   finish(worker, second, text("new"));
   CHECK(text_of(driver, id) == "new");
 }
@@ -244,7 +244,7 @@ TEST(an_attempt_that_its_worker_did_not_begin_does_not_count_but_for_the_sixth) 
     });
     fleet.bury(worker, {kDriverId});
     if (epoch == 6) break;
-    CHECK(!driver.objects.is_ready(id));
+    CHECK(!driver.readiness.is_ready(id));
   }
   CHECK(error_of(driver, id) == SystemError::kWorkerCrashed);
 }
@@ -338,8 +338,8 @@ TEST(what_a_task_has_submitted_is_cancelled_with_it_if_that_is_asked) {
     driver.cancels.cancel(parent, false, recursive);
     until([&] { return worker.work.is_cancelled(parent); });
     for (const ObjectId id : {dep, child, finished})
-      CHECK(worker.objects.is_ready(id) == recursive);
-    CHECK(!worker.objects.is_ready(others));
+      CHECK(worker.readiness.is_ready(id) == recursive);
+    CHECK(!worker.readiness.is_ready(others));
     worker.cancels.cancel(others, false, false);
     worker.objects.release(others);
     finish(worker, task);

@@ -111,7 +111,7 @@ TEST(a_task_that_was_cancelled_while_it_was_claimed_is_cancelled_when_its_worker
     const ObjectId id = submit(driver, task);
     claim_until(driver, {2, 1}, step);
     driver.cancels.cancel(id, false, false);
-    CHECK(!driver.objects.is_ready(id));
+    CHECK(!driver.readiness.is_ready(id));
     fleet.bury({2, 1}, {kDriverId});
     CHECK(error_of(driver, id) == SystemError::kCancelled);
   }
@@ -151,7 +151,7 @@ TEST(a_process_that_died_with_an_old_attempt_in_its_entry_takes_nothing_with_it)
   CHECK(second.header.attempt == 1);
   note_running(*worker.home.me, id, 0);
   fleet.bury({2, 1}, {kDriverId, {3, 1}});
-  CHECK(!driver.objects.is_ready(id));
+  CHECK(!driver.readiness.is_ready(id));
   finish(other, second, text("second"));
   CHECK(text_of(driver, id) == "second");
 }
