@@ -314,4 +314,42 @@ TEST(blocks_that_stay_while_memory_lacks_leave_later) {
   until([&] { return driver.store.allocate(45 << 20, kDriverId).has_value(); });
 }
 
+TEST(what_is_held_of_the_dead_is_told_though_memory_lacks_at_the_first) {
+  failing_heap::refused = 0;
+  for (int said = 0; said < 16; ++said) {  // now and then words need memory
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& owner = fleet.start(kFirst);
+    const ObjectId lent = put(owner);
+    driver.objects.acquire(lent);
+    CHECK(text_of(driver, lent) == "x");
+    Location block;
+    put_into(owner, owner, block);
+    for (int i = 0; i < said; ++i) driver.home.link.tell(Note::kTell, "x");
+    fleet.kill(kFirst);
+    const OpenView read(driver.store, block);
+    CHECK(read.view.is_open);
+    failing_heap::too_long = kShort;
+    fleet.say_died(kDriverId, kFirst);
+    const u32 before = failing_heap::refused;
+    until([&] {
+      return failing_heap::refused != before || fleet.confirmed(kDriverId, kFirst);
+    });
+    failing_heap::too_long = SIZE_MAX;
+    until([&] { return fleet.confirmed(kDriverId, kFirst).has_value(); });
+    CHECK(*fleet.confirmed(kDriverId, kFirst) == (kHoldsObjects | kCameByBlocks));
+    failing_heap::too_long = kShort;
+    const u32 before_release = failing_heap::refused;
+    driver.objects.release(lent);
+    bool heard = false;
+    until([&] {
+      heard = fleet.heard(kDriverId, Note::kLetGo, bytes_of(kFirst));
+      return heard || failing_heap::refused != before_release;
+    });
+    failing_heap::too_long = SIZE_MAX;
+    if (!heard) fleet.hear_let_go(kDriverId, kFirst);
+  }
+  CHECK(failing_heap::refused > 0);
+}
+
 TEST_MAIN()
