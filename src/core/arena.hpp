@@ -25,7 +25,6 @@
 
 #include <algorithm>
 #include <array>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <set>
@@ -35,6 +34,7 @@
 #include "blocks.hpp"
 #include "limits.hpp"
 #include "page_set.hpp"
+#include "transfers.hpp"
 
 namespace skate {
 
@@ -101,18 +101,20 @@ class Arena {
   // and the caller has punched what was; or has been written. False: it was freed
   // meanwhile, and that was all. Else it gives its memory back (which takes a while,
   // and may be done by another thread), and has left.
-  void stay(const Leaving& block);
-  bool written(const Leaving& block);
+  void stay(const Leaving& block) noexcept;
+  bool written(const Leaving& block) noexcept;
   void give_back(const Leaving& block) const { chain_.give_back(block.pages); }
-  void leave(const Leaving& block);
+  void leave(const Leaving& block) noexcept;
 
-  std::size_t candidates() const { return candidates_.size(); }
+  std::size_t candidates() const { return transfers_.candidates(); }
   u64 spillable_bytes() const { return spillable_; }
   u64 spilled_bytes() const { return spilled_; }
-  // Parts of the spill file to be punched; then each is given back by discarded().
-  bool has_discarded() const { return !holes_.empty(); }
-  std::vector<Hole> take_discarded() { return std::exchange(holes_, {}); }
+  // Parts of the spill file to be punched; then each is given back by discarded(). For
+  // which there was no memory then is put back, and comes again.
+  bool has_discarded() const { return transfers_.has_holes(); }
+  std::list<Hole> take_discarded() noexcept { return transfers_.take_holes(); }
   void discarded(const Hole& hole);
+  void put_back(std::list<Hole>& holes) noexcept { transfers_.put_back(holes); }
 
   // Frees every block that is `owner`'s, or that it gave to one who never heard of it;
   // returns how many.
@@ -170,10 +172,6 @@ class Arena {
     using Row = std::array<std::vector<Place>, kInRow>;
     std::array<std::unique_ptr<Row>, (kClasses + kInRow - 1) / kInRow> rows_;
   };
-  struct Candidate {
-    u64 offset;
-    u64 generation;
-  };
 
   BlockHeader* header(u64 start) const { return chain_.header(start); }
   // Blocks that go with each, by the start of their places.
@@ -187,9 +185,8 @@ class Arena {
   std::optional<u64> grow(u64 bytes);
   void want_fresh(u64 bytes);
   void release(u64 start);
-  void make_room_on_list(u64 block_bytes);
   void put_aside(u64 start, u64 bytes);
-  void add_hole(u64 start);
+  void add_hole(u64 start) noexcept;
   u64 merge(Place place);
   u64 merge_last(u32 size_class);
   void merge_lists(u32 size_class);
@@ -239,11 +236,10 @@ class Arena {
   u64 tried_with_ = 0;   // so many bytes were free; 0: not in vain
 
   Others others_;
-  std::deque<Candidate> candidates_;  // sealed, oldest first; some are free by now
-  u64 spillable_ = 0;                 // bytes and number of those that are resident
+  Transfers transfers_;
+  u64 spillable_ = 0;  // bytes and number of the sealed blocks that are resident
   u64 spillable_count_ = 0;
   u64 spilled_ = 0;
-  std::vector<Hole> holes_;
 };
 
 }  // namespace skate
