@@ -1,4 +1,6 @@
 // The memory of the dead: read, listed, freed and spilled as if they lived.
+#include <sys/stat.h>
+
 #include "fleet.hpp"
 
 using namespace skate;
@@ -33,6 +35,20 @@ int read(Node& node, const Location& block) {
   }
   if (view.is_open) node.store.close_view(view.proc, view.pin);
   return found;
+}
+
+// Bytes of the dead one's memory that are there.
+u64 resident(Node& driver, ProcId dead) {
+  const Descriptor file(driver.home.link.fetch_segment(dead));
+  struct stat status;
+  CHECK(fstat(file.get(), &status) == 0);
+  return static_cast<u64>(status.st_blocks) * 512;
+}
+
+void put_and_drop(Node& node, u64 size) {
+  const Location block = *node.store.allocate(size, node.home.self);
+  std::memset(node.store.own_data(block), 'd', size);
+  node.store.free_own_block(block);
 }
 
 bool accounts_are_zero(Node& driver) {
@@ -331,6 +347,69 @@ TEST(what_the_dead_owned_goes_though_the_memory_it_lies_in_could_not_be_mapped) 
   until([&] { return is_in_use(driver, kept); });
   CHECK(!is_in_use(driver, others));
   CHECK(driver.home.session->dead_used.load() == Arena::block_bytes(kBig));
+}
+
+// Its place was merged, so that it lies beyond the top.
+TEST(what_a_process_has_freed_goes_when_it_dies_though_something_of_it_is_held) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  put_and_drop(node, 32 << 20);
+  Location block;
+  put_letters(driver, node, block, 'h', 1 << 20);
+  CHECK(resident(driver, kFormer) > 30 << 20);
+  fleet.bury(kFormer, {kDriverId}, Forget::kObjects);
+  CHECK(resident(driver, kFormer) < 3 << 20);
+  CHECK(read(driver, block) == 'h');
+}
+
+TEST(what_a_process_has_freed_goes_when_it_dies_though_it_used_nothing) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  put_and_drop(node, 32 << 20);
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(2000, kNobody);
+  const Location block = code.block;
+  std::memset(node.store.own_data(block), 'c', 2000);
+  node.objects.put(std::move(code), Object::Kind::kFunction);
+  CHECK(node.home.me->store_used.load() == 0);
+  CHECK(resident(driver, kFormer) > 30 << 20);
+  fleet.bury(kFormer, {kDriverId}, Forget::kObjects);
+  CHECK(resident(driver, kFormer) < 1 << 20);
+  CHECK(read(driver, block) == 'c');
+}
+
+TEST(what_a_process_has_freed_in_its_reserve_goes_and_what_is_unread_stays) {
+  SessionOptions options = usual_options();
+  options.arena_bytes = 40 << 20;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  std::vector<Location> values;
+  for (const u64 size : {1'000'000, 10'000, 100})
+    while (const auto value = node.store.allocate(size, node.home.self))
+      values.push_back(*value);
+  Location unread;
+  const auto send = [&](u64 size) {
+    const auto block = node.store.allocate_message(size);
+    CHECK(block->offset > node.store.reserve_start());
+    std::memset(node.store.arena().at(block->offset), 'm', size);
+    return node.store.name(*block, size);
+  };
+  {
+    const Lock lock(node.home.mu);
+    unread = send(5'000);
+    node.store.free_block(send(4'000'000));
+    send(50'000);  // merges that: it lies beyond the top
+  }
+  for (const Location& value : values) node.store.free_own_block(value);
+  const u64 before = resident(driver, kFormer);
+  CHECK(before > 36 << 20);
+  fleet.bury(kFormer, {kDriverId});
+  CHECK(resident(driver, kFormer) < 1 << 20);
+  CHECK(read(driver, unread) == 'm');
 }
 
 // Results of processes that end after each task, as those with GPUs do.
