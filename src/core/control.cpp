@@ -247,10 +247,7 @@ void Control::say_why(std::string_view reason) {
 }
 
 u64 Control::store_used() const {
-  u64 sum = session_->dead_used.load();
-  const u32 n = session_->num_procs.load();
-  for (u32 p = 0; p < n; ++p) sum += session_->procs[p].store_used.load();
-  return sum;
+  return sum_with_dead(*session_, &ProcEntry::store_used, &Session::dead_used);
 }
 
 }  // namespace skate

@@ -19,7 +19,7 @@ constexpr u64 kWorthALook = 1 << 20;
 
 // The driver's words: nobody else writes them.
 void move_account(std::atomic<u64>& word, u64& part, u64 now) {
-  // Pairs with the loads in Store::used.
+  // Pairs with sum_with_dead.
   word.store(word.load(std::memory_order_relaxed) + now - part,
              std::memory_order_seq_cst);
   part = now;
@@ -59,8 +59,9 @@ void Estate::take_over(ProcId dead) {
   const u64 spillable = entry.spillable.load();
   const bool was_spilling = entry.spilling.load() != 0;
   entry.spill_error.store(0);
-  // Last: without memory for what comes before, it is all done once more. What others
-  // add up meanwhile is too much for a moment, never too little.
+  // Last: without memory for what comes before, it is all done once more. And what
+  // others add up meanwhile is too much for a moment, never too little: see
+  // sum_with_dead.
   const auto clear = [&] {
     entry.spilling.store(0);
     entry.store_used.store(0);

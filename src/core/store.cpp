@@ -53,12 +53,7 @@ Store::Store(Node& node)
 // ---------------------------------------------------------------------------------
 
 u64 Store::used() const {
-  const Session& session = *home_.session;
-  u64 sum = session.dead_used.load(std::memory_order_seq_cst);
-  const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    sum += session.procs[p].store_used.load(std::memory_order_seq_cst);
-  return sum;
+  return sum_with_dead(*home_.session, &ProcEntry::store_used, &Session::dead_used);
 }
 
 void Store::publish_use() {

@@ -148,6 +148,39 @@ TEST(what_is_read_of_the_dead_does_not_go_to_disk) {
   needs.store.close_view(view.proc, view.pin);
 }
 
+TEST(while_a_death_is_taken_over_no_use_of_the_store_is_missed) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const Node& reader = fleet.start(kOther);
+  std::atomic<bool> stop{false};
+  std::atomic<u64> looks{0}, least{~u64{0}};
+  std::thread looking([&] {
+    while (!stop) {
+      const u64 used = reader.store.used();
+      if (used < least) least = used;
+      ++looks;
+    }
+  });
+  const auto look = [&] {
+    until([&, before = looks.load()] { return looks > before + 1; });
+  };
+  for (u32 epoch = 1; epoch <= 100 * check::kLoad; ++epoch) {
+    const ProcId dead{kFormer.index, epoch};
+    Location block;
+    const ObjectId id = put_letters(driver, fleet.start(dead), block, 'u', 100'000);
+    look();
+    least = reader.store.used();
+    fleet.bury(dead, {kDriverId, kOther});
+    look();
+    CHECK(least >= Arena::block_bytes(100'000));
+    driver.objects.release(id);
+    fleet.tell_forget(kDriverId, dead, Forget::kAll);
+    until([&] { return accounts_are_zero(driver); });
+  }
+  stop = true;
+  looking.join();
+}
+
 // Their first blocks are at the same place in memories of the same shape.
 TEST(two_processes_that_had_one_place_are_not_confused) {
   Fleet fleet;
