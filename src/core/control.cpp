@@ -17,7 +17,8 @@ Control::Control(const SessionOptions& options)
       session_map_(session_fd_, 0, kSessionBytes, true),
       segment_(segment_fd_, 0, kArenaOffset + options.arena_bytes, true),
       session_(reinterpret_cast<Session*>(session_map_.data())),
-      arena_(segment_.data() + kArenaOffset, options.arena_bytes),
+      arena_(segment_.data() + kArenaOffset, options.arena_bytes, kNobody,
+             Arena::steady_seconds, options.store_limit),
       rings_(kMaxProcs) {
   session_->magic = kSessionMagic;
   session_->num_cpus = std::min(options.num_cpus, kMaxCpus);

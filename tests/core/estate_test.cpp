@@ -45,6 +45,13 @@ u64 resident(Node& driver, ProcId dead) {
   return static_cast<u64>(status.st_blocks) * 512;
 }
 
+// What is free is kept, up to 128 MiB.
+SessionOptions large_store() {
+  SessionOptions options = usual_options();
+  options.store_limit = 1 << 30;
+  return options;
+}
+
 void put_and_drop(Node& node, u64 size) {
   const Location block = *node.store.allocate(size, node.home.self);
   std::memset(node.store.own_data(block), 'd', size);
@@ -384,7 +391,7 @@ TEST(what_the_dead_owned_goes_though_the_memory_it_lies_in_could_not_be_mapped) 
 
 // Its place was merged, so that it lies beyond the top.
 TEST(what_a_process_has_freed_goes_when_it_dies_though_something_of_it_is_held) {
-  Fleet fleet;
+  Fleet fleet(large_store());
   Node& driver = fleet.start(kDriverId);
   Node& node = fleet.start(kFormer);
   put_and_drop(node, 32 << 20);
@@ -397,7 +404,7 @@ TEST(what_a_process_has_freed_goes_when_it_dies_though_something_of_it_is_held) 
 }
 
 TEST(what_a_process_has_freed_goes_when_it_dies_though_it_used_nothing) {
-  Fleet fleet;
+  Fleet fleet(large_store());
   Node& driver = fleet.start(kDriverId);
   Node& node = fleet.start(kFormer);
   put_and_drop(node, 32 << 20);
@@ -415,7 +422,7 @@ TEST(what_a_process_has_freed_goes_when_it_dies_though_it_used_nothing) {
 }
 
 TEST(what_a_process_has_freed_in_its_reserve_goes_and_what_is_unread_stays) {
-  SessionOptions options = usual_options();
+  SessionOptions options = large_store();
   options.arena_bytes = 40 << 20;
   Fleet fleet(options);
   Node& driver = fleet.start(kDriverId);

@@ -436,6 +436,21 @@ TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
   CHECK(driver.objects.value_of(behind).failure.detail == ENOSPC);
 }
 
+// Steps that want the same again go on at full speed all the same.
+TEST(what_a_process_keeps_of_free_memory_is_a_small_part_of_the_stores_limit) {
+  Fleet fleet;  // 64 MiB
+  Node& node = fleet.start(kDriverId);
+  const auto step = [&] {
+    const Location value = *node.store.allocate(24 << 20, kDriverId);
+    const u64 before = node.store.arena().resident_bytes();
+    node.store.free_own_block(value);
+    return before - node.store.arena().resident_bytes();
+  };
+  CHECK(step() > 16 << 20);
+  CHECK(node.store.arena().resident_bytes() <= 8 << 20);
+  for (int i = 0; i < 10; ++i) CHECK(step() == 0);
+}
+
 TEST(an_actor_for_whose_code_the_driver_has_no_room_ends_and_says_why) {
   Fleet fleet(small_arenas());
   Node& driver = fleet.start(kDriverId);
