@@ -45,9 +45,15 @@ class Arena {
   static double steady_seconds();
 
   // `base` is `bytes` of shared memory, all zeros, mapped writable. Blocks of owners
-  // other than `self` are noted, so that a death costs as much as it concerns.
-  Arena(std::byte* base, u64 bytes, ProcId self = kNobody, Clock clock = steady_seconds)
-      : chain_(base), bytes_(bytes), self_(self), clock_(clock) {}
+  // other than `self` are noted, so that a death costs as much as it concerns. How much
+  // free memory is kept depends on the store's limit.
+  Arena(std::byte* base, u64 bytes, ProcId self = kNobody, Clock clock = steady_seconds,
+        u64 store_limit = ~u64{0})
+      : chain_(base),
+        bytes_(bytes),
+        self_(self),
+        clock_(clock),
+        keep_free_(std::clamp(store_limit / kKeptPart, kLeastKept, kMostKept)) {}
 
   struct Block {
     u64 offset;  // of the data, 64-byte aligned
@@ -146,7 +152,9 @@ class Arena {
   // So many blocks, and two for each in use, may wait on lists: more would make walks
   // longer.
   static constexpr u64 kMostListed = 1 << 14;
-  static constexpr u64 kKeepFree = 256ULL << 20;
+  static constexpr u64 kMostKept = 256ULL << 20;
+  static constexpr u64 kLeastKept = 4ULL << 20;
+  static constexpr u64 kKeptPart = 8;
   static constexpr u64 kTrimFrom = 1 << 20;  // less is not worth a system call
 
   struct Place {
@@ -192,7 +200,7 @@ class Arena {
   void merge_lists(u32 size_class);
   void add_run(Place run);
   double remove_run(u64 start);
-  bool has_much() const { return resident_ - used_ > std::max(kKeepFree, used_); }
+  bool has_much() const { return resident_ - used_ > std::max(keep_free_, used_); }
   void trim(double now);
   bool is_kept(double since, double now) const;
   bool merge_old(u32 from_class, u32 to_class, u64 most, double now);
@@ -203,6 +211,7 @@ class Arena {
   u64 bytes_;
   ProcWord self_;
   Clock clock_;
+  u64 keep_free_;  // free memory is given back when it is more
   u64 top_ = kFirstBlock;
   u64 last_bytes_ = 0;  // of the place that ends at the top
   u64 used_ = 0;

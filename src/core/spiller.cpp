@@ -85,12 +85,7 @@ void Spiller::stop() {
 // -----------------------------------------------------------------------
 
 u64 Spiller::spilled() const {
-  const Session& session = *home_.session;
-  u64 sum = session.dead_spilled.load(std::memory_order_relaxed);
-  const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    sum += session.procs[p].spilled.load(std::memory_order_relaxed);
-  return sum;
+  return sum_with_dead(*home_.session, &ProcEntry::spilled, &Session::dead_spilled);
 }
 
 int Spiller::spill_error() const {

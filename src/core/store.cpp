@@ -41,9 +41,10 @@ Store::Store(Node& node)
       reserve_bytes_(
           page_up(std::min(kMostReserved, home_.session->arena_bytes / kReservedPart))),
       reserve_start_(page_down(home_.session->arena_bytes) - reserve_bytes_),
-      arena_(home_.segment.data() + kArenaOffset, reserve_start_, home_.self),
+      arena_(home_.segment.data() + kArenaOffset, reserve_start_, home_.self,
+             Arena::steady_seconds, home_.session->store_limit),
       reserve_(home_.segment.data() + kArenaOffset + reserve_start_, reserve_bytes_,
-               home_.self),
+               home_.self, Arena::steady_seconds, home_.session->store_limit),
       pins_(&home_.session->pins[home_.self.index]),
       labels_(&home_.session->labels[home_.self.index]),
       room_(home_.session->arena_bytes),
@@ -53,12 +54,7 @@ Store::Store(Node& node)
 // ---------------------------------------------------------------------------------
 
 u64 Store::used() const {
-  const Session& session = *home_.session;
-  u64 sum = session.dead_used.load(std::memory_order_seq_cst);
-  const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    sum += session.procs[p].store_used.load(std::memory_order_seq_cst);
-  return sum;
+  return sum_with_dead(*home_.session, &ProcEntry::store_used, &Session::dead_used);
 }
 
 void Store::publish_use() {
