@@ -53,13 +53,16 @@ class Call {
 
   nb::bytes function_code() {
     const Location& at = task_.header.function;
-    int error = 0;
-    const std::byte* bytes = node_.store.bytes_at(at, error);
-    while (bytes == nullptr && error == ETIMEDOUT)
-      try_later(node_, [&] { bytes = node_.store.bytes_at(at, error); });
-    if (bytes == nullptr && error != ENOENT) refuse("resources_lack", error);
-    if (bytes == nullptr) refuse("caller_gone");
-    return nb::bytes(reinterpret_cast<const char*>(bytes), at.size);
+    nb::bytes code = nb::steal<nb::bytes>(
+        PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(at.size)));
+    if (!code.is_valid()) throw nb::python_error();
+    auto* const to = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(code.ptr()));
+    int error = node_.store.copy(at, to);
+    while (error == ETIMEDOUT)
+      try_later(node_, [&] { error = node_.store.copy(at, to); });
+    if (error == ENOENT) refuse("caller_gone");
+    if (error != 0) refuse("resources_lack", error);
+    return code;
   }
 
   bool is_plain() const {

@@ -244,23 +244,6 @@ ObjectId current_id(ObjectId token) {
 
 namespace {
 
-// Closes the view when the scope ends, unless somebody keeps it.
-class OpenView {
- public:
-  OpenView(Node& node, const Location& location)
-      : view(node.store.open_view(location)), node_(node) {}
-  ~OpenView() { close(); }
-  OpenView(const OpenView&) = delete;
-  void close() {
-    if (view.is_open) node_.store.close_view(view.proc, view.pin);
-    view.is_open = false;
-  }
-  View view;
-
- private:
-  Node& node_;
-};
-
 PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writable) {
   check_not_forked(node);  // what was decoded before it may have forked
   if (value.kind == Value::Kind::kInline)
@@ -268,7 +251,7 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
                         value.inline_bytes.size(), nullptr, writable);
   if (value.kind == Value::Kind::kNone) return Py_NewRef(Py_None);
-  OpenView opened(node, value.block);
+  OpenView opened(node.store, value.block);
   View& view = opened.view;
   while (view.error == ETIMEDOUT)
     try_later(node, [&] { view = node.store.open_view(value.block); });

@@ -1,6 +1,7 @@
 #include "actors.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -192,7 +193,7 @@ void Actors::flush_line(ObjectId id) {
       const bool constructs = (task->header.flags & kConstructor) != 0;
       node_.endings.fail_for_room(task);
       if (!constructs) continue;
-      give_up(id, {});  // and has the rest looked at again
+      give_up(id, lacks(ENOSPC));  // and has the rest looked at again
       break;
     }
   }

@@ -366,10 +366,8 @@ u32 Arena::free_all_of(ProcId owner) {
 
 void Arena::release(u64 start) {
   BlockHeader* h = header(start);
-  if (chain_.state(start) == BlockState::kOnDisk)
-    make_room(holes_);
-  else
-    make_room_on_list(h->block_bytes);
+  if (chain_.state(start) != BlockState::kOnDisk)
+    make_room(lists_[class_of(h->block_bytes)]);
   // First: from here on it is no block. Pairs with is_block and the walkers.
   store_shared(h->size, u64{0});
   --count_;
@@ -398,10 +396,6 @@ void Arena::release(u64 start) {
   }
   used_ -= bytes;
   put_aside(start, bytes);
-}
-
-void Arena::make_room_on_list(u64 block_bytes) {
-  make_room(lists_[class_of(block_bytes)]);
 }
 
 // A free place whose pages are all in memory. There is room on its class's list.

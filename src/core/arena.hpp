@@ -25,7 +25,6 @@
 
 #include <algorithm>
 #include <array>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <set>
@@ -35,6 +34,7 @@
 #include "blocks.hpp"
 #include "limits.hpp"
 #include "page_set.hpp"
+#include "transfers.hpp"
 
 namespace skate {
 
@@ -45,9 +45,15 @@ class Arena {
   static double steady_seconds();
 
   // `base` is `bytes` of shared memory, all zeros, mapped writable. Blocks of owners
-  // other than `self` are noted, so that a death costs as much as it concerns.
-  Arena(std::byte* base, u64 bytes, ProcId self = kNobody, Clock clock = steady_seconds)
-      : chain_(base), bytes_(bytes), self_(self), clock_(clock) {}
+  // other than `self` are noted, so that a death costs as much as it concerns. How much
+  // free memory is kept depends on the store's limit.
+  Arena(std::byte* base, u64 bytes, ProcId self = kNobody, Clock clock = steady_seconds,
+        u64 store_limit = ~u64{0})
+      : chain_(base),
+        bytes_(bytes),
+        self_(self),
+        clock_(clock),
+        keep_free_(std::clamp(store_limit / kKeptPart, kLeastKept, kMostKept)) {}
 
   struct Block {
     u64 offset;  // of the data, 64-byte aligned
@@ -101,18 +107,20 @@ class Arena {
   // and the caller has punched what was; or has been written. False: it was freed
   // meanwhile, and that was all. Else it gives its memory back (which takes a while,
   // and may be done by another thread), and has left.
-  void stay(const Leaving& block);
-  bool written(const Leaving& block);
+  void stay(const Leaving& block) noexcept;
+  bool written(const Leaving& block) noexcept;
   void give_back(const Leaving& block) const { chain_.give_back(block.pages); }
-  void leave(const Leaving& block);
+  void leave(const Leaving& block) noexcept;
 
-  std::size_t candidates() const { return candidates_.size(); }
+  std::size_t candidates() const { return transfers_.candidates(); }
   u64 spillable_bytes() const { return spillable_; }
   u64 spilled_bytes() const { return spilled_; }
-  // Parts of the spill file to be punched; then each is given back by discarded().
-  bool has_discarded() const { return !holes_.empty(); }
-  std::vector<Hole> take_discarded() { return std::exchange(holes_, {}); }
+  // Parts of the spill file to be punched; then each is given back by discarded(). For
+  // which there was no memory then is put back, and comes again.
+  bool has_discarded() const { return transfers_.has_holes(); }
+  std::list<Hole> take_discarded() noexcept { return transfers_.take_holes(); }
   void discarded(const Hole& hole);
+  void put_back(std::list<Hole>& holes) noexcept { transfers_.put_back(holes); }
 
   // Frees every block that is `owner`'s, or that it gave to one who never heard of it;
   // returns how many.
@@ -144,7 +152,9 @@ class Arena {
   // So many blocks, and two for each in use, may wait on lists: more would make walks
   // longer.
   static constexpr u64 kMostListed = 1 << 14;
-  static constexpr u64 kKeepFree = 256ULL << 20;
+  static constexpr u64 kMostKept = 256ULL << 20;
+  static constexpr u64 kLeastKept = 4ULL << 20;
+  static constexpr u64 kKeptPart = 8;
   static constexpr u64 kTrimFrom = 1 << 20;  // less is not worth a system call
 
   struct Place {
@@ -170,10 +180,6 @@ class Arena {
     using Row = std::array<std::vector<Place>, kInRow>;
     std::array<std::unique_ptr<Row>, (kClasses + kInRow - 1) / kInRow> rows_;
   };
-  struct Candidate {
-    u64 offset;
-    u64 generation;
-  };
 
   BlockHeader* header(u64 start) const { return chain_.header(start); }
   // Blocks that go with each, by the start of their places.
@@ -187,15 +193,14 @@ class Arena {
   std::optional<u64> grow(u64 bytes);
   void want_fresh(u64 bytes);
   void release(u64 start);
-  void make_room_on_list(u64 block_bytes);
   void put_aside(u64 start, u64 bytes);
-  void add_hole(u64 start);
+  void add_hole(u64 start) noexcept;
   u64 merge(Place place);
   u64 merge_last(u32 size_class);
   void merge_lists(u32 size_class);
   void add_run(Place run);
   double remove_run(u64 start);
-  bool has_much() const { return resident_ - used_ > std::max(kKeepFree, used_); }
+  bool has_much() const { return resident_ - used_ > std::max(keep_free_, used_); }
   void trim(double now);
   bool is_kept(double since, double now) const;
   bool merge_old(u32 from_class, u32 to_class, u64 most, double now);
@@ -206,6 +211,7 @@ class Arena {
   u64 bytes_;
   ProcWord self_;
   Clock clock_;
+  u64 keep_free_;  // free memory is given back when it is more
   u64 top_ = kFirstBlock;
   u64 last_bytes_ = 0;  // of the place that ends at the top
   u64 used_ = 0;
@@ -239,11 +245,10 @@ class Arena {
   u64 tried_with_ = 0;   // so many bytes were free; 0: not in vain
 
   Others others_;
-  std::deque<Candidate> candidates_;  // sealed, oldest first; some are free by now
-  u64 spillable_ = 0;                 // bytes and number of those that are resident
+  Transfers transfers_;
+  u64 spillable_ = 0;  // bytes and number of the sealed blocks that are resident
   u64 spillable_count_ = 0;
   u64 spilled_ = 0;
-  std::vector<Hole> holes_;
 };
 
 }  // namespace skate

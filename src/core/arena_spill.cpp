@@ -11,57 +11,44 @@ void Arena::seal(u64 offset, u32 label) {
   store_shared(h->label, label);
   const Pages pages = whole_pages(offset, h->block_bytes);
   if (pages.bytes() < kSpillFrom) return;
-  candidates_.push_back({offset, h->generation});
+  transfers_.add(offset, h->generation);
   chain_.set_state(offset - kBlockHeaderBytes, BlockState::kResident);
   spillable_ += pages.bytes();
   ++spillable_count_;
   // Those that are free by now are left in until they are most.
-  if (candidates_.size() < 64 || candidates_.size() < 2 * spillable_count_) return;
-  std::erase_if(candidates_, [&](const Candidate& c) {
-    return !holds(c.offset, c.generation) ||
-           chain_.state(c.offset - kBlockHeaderBytes) != BlockState::kResident;
+  if (candidates() < 64 || candidates() < 2 * spillable_count_) return;
+  transfers_.forget_stale([&](u64 at, u64 generation) {
+    return !holds(at, generation) ||
+           chain_.state(at - kBlockHeaderBytes) != BlockState::kResident;
   });
 }
 
 std::vector<Leaving> Arena::choose(u64 wanted, std::size_t& budget) {
-  std::vector<Leaving> chosen;
-  for (u64 covered = 0; covered < wanted && budget > 0 && !candidates_.empty();) {
-    const Candidate next = candidates_.front();
-    try {
-      if (chosen.size() == chosen.capacity()) chosen.reserve(2 * chosen.size() + 8);
-    } catch (const std::bad_alloc&) {
-      break;  // those that have been chosen are enough
-    }
-    candidates_.pop_front();
-    --budget;
-    const u64 start = next.offset - kBlockHeaderBytes;
-    if (!holds(next.offset, next.generation) ||
-        chain_.state(start) != BlockState::kResident)
-      continue;
-    const Pages pages = whole_pages(next.offset, header(start)->block_bytes);
+  return transfers_.choose(wanted, budget, [&](u64 offset, u64 generation) {
+    const u64 start = offset - kBlockHeaderBytes;
+    if (!holds(offset, generation) || chain_.state(start) != BlockState::kResident)
+      return Pages{};
+    const Pages pages = whole_pages(offset, header(start)->block_bytes);
     chain_.set_state(start, BlockState::kLeaving);
     spillable_ -= pages.bytes();
     --spillable_count_;
-    covered += pages.bytes();
-    chosen.push_back({next.offset, next.generation, pages});
-  }
-  return chosen;
+    return pages;
+  });
 }
 
-void Arena::stay(const Leaving& block) {
+void Arena::stay(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
   if (chain_.state(start) == BlockState::kDropped) {
-    make_room_on_list(header(start)->block_bytes);
-    put_aside(start, header(start)->block_bytes);
+    add_hole(start);  // to merge it may need memory
     return;
   }
-  candidates_.push_back({block.offset, block.generation});
+  transfers_.stay(block);
   chain_.set_state(start, BlockState::kResident);
   spillable_ += block.pages.bytes();
   ++spillable_count_;
 }
 
-bool Arena::written(const Leaving& block) {
+bool Arena::written(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
   if (chain_.state(start) == BlockState::kDropped) {
     add_hole(start);
@@ -72,7 +59,7 @@ bool Arena::written(const Leaving& block) {
   return true;
 }
 
-void Arena::leave(const Leaving& block) {
+void Arena::leave(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
   const Pages& pages = block.pages;
   resident_ -= pages_.remove(pages.from / kPage, pages.to / kPage) * kPage;
@@ -85,15 +72,18 @@ void Arena::leave(const Leaving& block) {
   spilled_ += pages.bytes();
 }
 
-void Arena::add_hole(u64 start) {
+void Arena::add_hole(u64 start) noexcept {
   const u64 offset = start + kBlockHeaderBytes;
-  holes_.push_back({offset, whole_pages(offset, header(start)->block_bytes)});
+  transfers_.leave_hole(offset, whole_pages(offset, header(start)->block_bytes));
   chain_.set_state(start, BlockState::kHoled);
 }
 
 void Arena::discarded(const Hole& hole) {
   merge({hole.offset - kBlockHeaderBytes, now_});
-  if (has_much()) trim(now_ = clock_());
+  try {
+    if (has_much()) trim(now_ = clock_());
+  } catch (const std::bad_alloc&) {  // the next time
+  }
 }
 
 }  // namespace skate

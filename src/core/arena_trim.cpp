@@ -8,7 +8,7 @@
 namespace skate {
 namespace {
 
-// Free memory is given back when it is more than is in use and more than kKeepFree; at
+// Free memory is given back when it is more than is in use and more than keep_free_; at
 // once, unless what was given back was wanted again within kSoon: work that frees and
 // makes the same blocks over and over would touch fresh pages each time. For the next
 // kPatience seconds only what has been free for kSoon is then given back.
@@ -108,7 +108,7 @@ bool Arena::merge_old(u32 from_class, u32 to_class, u64 most, double now) {
 // Of the largest runs first, and of those the ends, because blocks are taken from the
 // beginnings. Whether little is kept now.
 bool Arena::give_back_runs(double now, u64& left) {
-  const u64 goal = std::max(kKeepFree, used_) / 2;
+  const u64 goal = std::max(keep_free_, used_) / 2;
   const auto excess = [&] {
     return resident_ - used_ > goal ? resident_ - used_ - goal : 0;
   };

@@ -173,10 +173,7 @@ struct Leaving {
 
 // A part of the spill file that nobody needs any more. Its place is not used before it
 // has been punched and given to discarded().
-struct Hole {
-  u64 offset;
-  Pages pages;
-};
+using Hole = Leaving;
 
 // What changes the chain of places, so that it is valid at every instruction.
 class BlockChain {

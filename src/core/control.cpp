@@ -17,7 +17,8 @@ Control::Control(const SessionOptions& options)
       session_map_(session_fd_, 0, kSessionBytes, true),
       segment_(segment_fd_, 0, kArenaOffset + options.arena_bytes, true),
       session_(reinterpret_cast<Session*>(session_map_.data())),
-      arena_(segment_.data() + kArenaOffset, options.arena_bytes),
+      arena_(segment_.data() + kArenaOffset, options.arena_bytes, kNobody,
+             Arena::steady_seconds, options.store_limit),
       rings_(kMaxProcs) {
   session_->magic = kSessionMagic;
   session_->num_cpus = std::min(options.num_cpus, kMaxCpus);
@@ -247,10 +248,7 @@ void Control::say_why(std::string_view reason) {
 }
 
 u64 Control::store_used() const {
-  u64 sum = session_->dead_used.load();
-  const u32 n = session_->num_procs.load();
-  for (u32 p = 0; p < n; ++p) sum += session_->procs[p].store_used.load();
-  return sum;
+  return sum_with_dead(*session_, &ProcEntry::store_used, &Session::dead_used);
 }
 
 }  // namespace skate

@@ -18,7 +18,7 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
         case BlockState::kOnDisk:
         case BlockState::kDropped:
         case BlockState::kHoled:
-          holes_.push_back({offset, whole_pages(offset, h.block_bytes)});
+          transfers_.add_hole(offset, whole_pages(offset, h.block_bytes));
           break;  // what it had no time for
         default:
           break;
@@ -27,7 +27,9 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
     }
     note_owners(start);
     if (state == BlockState::kLeaving || state == BlockState::kResident)
-      candidates_.emplace_back(offset, h.generation);
+      transfers_.add(offset, h.generation);
+    if (state == BlockState::kEmptying || state == BlockState::kOnDisk)
+      transfers_.add_away();
   });
   u64 before = 0;  // these it may not have got to
   u64 run = 0;     // the free place before, if it is one
@@ -131,7 +133,7 @@ void DeadArena::release(u64 start) {
   const Pages pages = whole_pages(offset, h->block_bytes);
   switch (chain_.state(start)) {
     case BlockState::kOnDisk:
-      holes_.push_back({offset, pages});
+      transfers_.leave_hole(offset, pages);
       spilled_ -= pages.bytes();
       used_ -= h->block_bytes - pages.bytes();
       break;
@@ -174,35 +176,32 @@ void DeadArena::end(u64 start) {
 }
 
 std::vector<Leaving> DeadArena::choose(u64 wanted, std::size_t& budget) {
-  std::vector<Leaving> chosen;
-  for (u64 covered = 0; covered < wanted && budget > 0 && !candidates_.empty();) {
-    const auto [offset, generation] = candidates_.front();
-    candidates_.pop_front();
-    --budget;
+  return transfers_.choose(wanted, budget, [&](u64 offset, u64 generation) {
     const u64 start = offset - kBlockHeaderBytes;
     if (!holds(offset, generation) || chain_.state(start) != BlockState::kResident)
-      continue;
+      return Pages{};
     const Pages pages = whole_pages(offset, chain_.header(start)->block_bytes);
     chain_.set_state(start, BlockState::kLeaving);
     spillable_ -= pages.bytes();
-    covered += pages.bytes();
-    chosen.push_back({offset, generation, pages});
-  }
-  return chosen;
+    return pages;
+  });
 }
 
-void DeadArena::stay(const Leaving& block) {
+void DeadArena::stay(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
-  if (chain_.state(start) == BlockState::kDropped) return end(start);
+  if (chain_.state(start) == BlockState::kDropped) {
+    transfers_.leave_nothing();
+    return end(start);
+  }
   chain_.set_state(start, BlockState::kResident);
-  candidates_.emplace_back(block.offset, block.generation);
+  transfers_.stay(block);
   spillable_ += block.pages.bytes();
 }
 
-bool DeadArena::written(const Leaving& block) {
+bool DeadArena::written(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
   if (chain_.state(start) == BlockState::kDropped) {
-    holes_.push_back({block.offset, block.pages});
+    transfers_.leave_hole(block.offset, block.pages);
     end(start);
     return false;
   }
@@ -210,10 +209,10 @@ bool DeadArena::written(const Leaving& block) {
   return true;
 }
 
-void DeadArena::leave(const Leaving& block) {
+void DeadArena::leave(const Leaving& block) noexcept {
   const u64 start = block.offset - kBlockHeaderBytes;
   if (chain_.state(start) == BlockState::kDropped) {
-    holes_.push_back({block.offset, block.pages});
+    transfers_.leave_hole(block.offset, block.pages);
     return end(start);
   }
   chain_.set_state(start, BlockState::kOnDisk);

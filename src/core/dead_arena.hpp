@@ -3,13 +3,12 @@
 // files are the caller's. The calls are those of Arena, and mean the same.
 #pragma once
 
-#include <deque>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include "blocks.hpp"
+#include "transfers.hpp"
 
 namespace skate {
 
@@ -30,17 +29,17 @@ class DeadArena {
   u32 free_all_of(ProcId owner);
 
   std::vector<Leaving> choose(u64 wanted, std::size_t& budget);
-  void stay(const Leaving& block);
-  bool written(const Leaving& block);
+  void stay(const Leaving& block) noexcept;
+  bool written(const Leaving& block) noexcept;
   void give_back(const Leaving& block) const { chain_.give_back(block.pages); }
-  void leave(const Leaving& block);
+  void leave(const Leaving& block) noexcept;
   // Their places are never used again, so nobody needs to be told when they are
   // punched.
-  bool has_discarded() const { return !holes_.empty(); }
-  std::vector<Hole> take_discarded() { return std::exchange(holes_, {}); }
+  bool has_discarded() const { return transfers_.has_holes(); }
+  std::list<Hole> take_discarded() noexcept { return transfers_.take_holes(); }
 
   std::byte* at(u64 offset) const { return chain_.at(offset); }
-  std::size_t candidates() const { return candidates_.size(); }
+  std::size_t candidates() const { return transfers_.candidates(); }
   u64 used_bytes() const { return used_; }
   u64 spillable_bytes() const { return spillable_; }
   u64 spilled_bytes() const { return spilled_; }
@@ -59,8 +58,7 @@ class DeadArena {
   u64 spillable_ = 0;
   u64 spilled_ = 0;
   u64 count_ = 0;
-  std::deque<std::pair<u64, u64>> candidates_;  // offset and generation
-  std::vector<Hole> holes_;
+  Transfers transfers_;
   // Starts of the blocks that go with each.
   std::unordered_map<ProcId, std::unordered_set<u64>> owners_;
 };

@@ -136,12 +136,12 @@ void Deaths::settle_late(const News& news) {
 // follows from this confirmation, in whatever process, comes after it.
 void Deaths::confirm(ProcId dead) {
   Told& told = told_[dead];
-  u8 held = held_of(dead);
-  told.said = held;
-  held |= std::exchange(told.acquired, u8{0});
+  const u8 held = held_of(dead);
   std::string note(view_of(dead));
-  note.push_back(static_cast<char>(held));
+  note.push_back(static_cast<char>(held | told.acquired));
   home_.link.tell(Note::kConfirm, note);
+  told.said = held;  // now: without memory to tell it, it is all told once more
+  told.acquired = 0;
 }
 
 u8 Deaths::held_of(ProcId proc) const {
@@ -171,13 +171,13 @@ void Deaths::look_at_dead() {
   const i64 now = now_ns();
   if (now < next_look_) return;
   next_look_ = now + kSlice;
-  let_go_ = false;
   for (auto& [dead, told] : told_) {
     const u8 held = held_of(dead);
     if ((told.said & ~held) == 0) continue;
-    told.said &= held;
     home_.link.tell(Note::kLetGo, view_of(dead));
+    told.said &= held;  // now: what lacks the memory to be told is told later
   }
+  let_go_ = false;
 }
 
 void Deaths::forget_pending() {

@@ -1,5 +1,6 @@
 #include "detached.hpp"
 
+#include <cerrno>
 #include <chrono>
 #include <new>
 #include <thread>
@@ -173,13 +174,17 @@ void Detached::adopt(Reader& reader) {
   for (u32 n = reader.pod<u32>(); n > 0; --n)
     if (const ObjectId id = reader.pod<ObjectId>()) task->pins.push_back(id);
   const std::string_view bytes = reader.bytes();
+  // Past the store's limit too, as for other code.
+  const auto block = node_.store.allocate_past_limit(bytes.size());
+  if (!block) {
+    const ObjectId actor = task->actor;
+    node_.tasks.give_back(task);
+    return node_.actors.give_up(actor, lacks(ENOSPC));
+  }
+  std::memcpy(node_.store.arena().at(block->offset), bytes.data(), bytes.size());
   Value code;
   code.kind = Value::Kind::kBlock;
-  // Past the store's limit too, as for other code.
-  if (const auto block = node_.store.allocate_past_limit(bytes.size())) {
-    std::memcpy(node_.store.arena().at(block->offset), bytes.data(), bytes.size());
-    code.block = *block;
-  }
+  code.block = *block;
   code.contained.resize(reader.pod<u32>());
   for (Contained& ref : code.contained) {
     ref = reader.pod<Contained>();

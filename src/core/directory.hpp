@@ -179,6 +179,21 @@ struct Session {
   }
 };
 
+// What all processes have of something, and the arenas of the dead. Too much while a
+// death is taken over, never too little: the driver adds what the dead one had to the
+// word of the dead, then clears its entry; so that word is read last. All seq_cst,
+// which pairs with Estate::take_over, with whoever announces what it is about to use
+// (Store::allocate_now), and with Control, which says how many processes there are
+// before a new one begins.
+inline u64 sum_with_dead(const Session& session, std::atomic<u64> ProcEntry::*of_one,
+                         std::atomic<u64> Session::*of_the_dead) {
+  u64 sum = 0;
+  const u32 n = session.num_procs.load(std::memory_order_seq_cst);
+  for (u32 p = 0; p < n; ++p)
+    sum += (session.procs[p].*of_one).load(std::memory_order_seq_cst);
+  return sum + (session.*of_the_dead).load(std::memory_order_seq_cst);
+}
+
 // Tells `receiver` that the ring from `sender` has a message that was published before
 // this call. The seq_cst read-modify-writes order that publication before any later
 // look at the receiver's doorbell.

@@ -14,9 +14,12 @@
 namespace skate {
 namespace {
 
+// Of a process that has never used more there is little to give back.
+constexpr u64 kWorthALook = 1 << 20;
+
 // The driver's words: nobody else writes them.
 void move_account(std::atomic<u64>& word, u64& part, u64 now) {
-  // Pairs with the loads in Store::used.
+  // Pairs with sum_with_dead.
   word.store(word.load(std::memory_order_relaxed) + now - part,
              std::memory_order_seq_cst);
   part = now;
@@ -56,15 +59,19 @@ void Estate::take_over(ProcId dead) {
   const u64 spillable = entry.spillable.load();
   const bool was_spilling = entry.spilling.load() != 0;
   entry.spill_error.store(0);
-  // Last: without memory for what comes before, it is all done once more. What others
-  // add up meanwhile is too much for a moment, never too little.
+  // Last: without memory for what comes before, it is all done once more. And what
+  // others add up meanwhile is too much for a moment, never too little: see
+  // sum_with_dead.
   const auto clear = [&] {
     entry.spilling.store(0);
     entry.store_used.store(0);
     entry.spilled.store(0);
     entry.spillable.store(0);
   };
-  if (used == 0 && spilled == 0 && !was_spilling) return clear();
+  // Free memory is in no account, and stays in memory as long as anything of its
+  // process is held.
+  const bool had_much = entry.store_peak.load() >= kWorthALook;
+  if (used == 0 && spilled == 0 && !was_spilling && !had_much) return clear();
   const auto heritage = std::make_shared<Heritage>();
   heritage->id = dead;
   heritage->pid = entry.pid.load(std::memory_order_relaxed);
@@ -106,20 +113,22 @@ bool Estate::open(Heritage& heritage) {
   const Descriptor file(home_.link.fetch_segment(heritage.id));
   if (!file) return false;
   const u64 reserve = node_.store.reserve_start();
-  const auto map_from = [&](u64 start, u64 top, u64 most) {
-    return Mapping(file.get(), kArenaOffset + start, std::min(page_up(top), most),
-                   true);
+  const u64 end = page_down(home_.session->arena_bytes);
+  // Only what is used is mapped; what lies behind goes too. Nothing in it is anybody's:
+  // values, code, bodies and messages are blocks, a block is one from when the top lies
+  // behind it, and the top only falls to the end of the last. The dead one writes no
+  // more, and the other arena, which begins there, is not touched.
+  const auto take = [&](Mapping& memory, u64 start, u64 to, u64 top) {
+    const u64 used = std::min(page_up(top), to - start);
+    memory = Mapping(file.get(), kArenaOffset + start, used, true);
+    auto arena = std::make_unique<DeadArena>(memory.data(), memory.size());
+    discard_pages(file.get(), kArenaOffset + start + used, to - start - used);
+    return arena;
   };
-  heritage.memory =
-      map_from(0, std::max<u64>(top_in(file.get(), kArenaOffset), 1), reserve);
-  if (const u64 top = top_in(file.get(), kArenaOffset + reserve); top != 0) {
-    heritage.reserve_memory =
-        map_from(reserve, top, page_down(home_.session->arena_bytes) - reserve);
-    heritage.reserve = std::make_unique<DeadArena>(heritage.reserve_memory.data(),
-                                                   heritage.reserve_memory.size());
-  }
-  heritage.arena =
-      std::make_unique<DeadArena>(heritage.memory.data(), heritage.memory.size());
+  const u64 top = top_in(file.get(), kArenaOffset);
+  if (const u64 last = top_in(file.get(), kArenaOffset + reserve); last != 0)
+    heritage.reserve = take(heritage.reserve_memory, reserve, end, last);
+  heritage.arena = take(heritage.memory, 0, reserve, std::max<u64>(top, 1));
   return true;
 }
 

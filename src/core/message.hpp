@@ -65,7 +65,7 @@ constexpr u8 kCameByBlocks = 8;
 enum class SystemError : u32 {
   kNone = 0,
   kWorkerCrashed,
-  kActorDied,
+  kActorDied,  // cause kUnknown: detail is the errno for which it never began, or 0
   kOwnerDied,
   kActorUnavailable,  // its process died, and it is being restarted
   kCancelled,         // detail: 1 if its worker was killed for it

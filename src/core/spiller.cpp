@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <list>
 #include <memory>
 #include <new>
 #include <system_error>
@@ -28,6 +29,38 @@ constexpr i64 kAskAgain = 200'000'000;
 constexpr u64 kBatch = 64 << 20;
 // Room is made for a while, not for one object: this part of the store at least.
 constexpr u64 kAtOnce = 20;
+
+// However it ends, what was chosen and not taken stays, and what became of all is told.
+class Batch {
+ public:
+  Batch(Store& store, u64 wanted, std::size_t& budget)
+      : store_(store), chosen_(store.arena().choose(wanted, budget)) {}
+  ~Batch() {
+    while (!is_over()) store_.arena().stay(next());
+    store_.publish_use();
+  }
+  Batch(const Batch&) = delete;
+  bool is_over() const { return next_ == chosen_.size(); }
+  const Leaving& next() { return chosen_[next_++]; }
+
+ private:
+  Store& store_;
+  const std::vector<Leaving> chosen_;
+  std::size_t next_ = 0;
+};
+
+// However it ends, those that the arena has not got back come again.
+struct Punched {
+  explicit Punched(Store& store)
+      : store(store), holes(store.arena().take_discarded()) {}
+  ~Punched() {
+    store.arena().put_back(holes);
+    store.publish_use();
+  }
+  Punched(const Punched&) = delete;
+  Store& store;
+  std::list<Hole> holes;
+};
 
 }  // namespace
 
@@ -52,12 +85,7 @@ void Spiller::stop() {
 // -----------------------------------------------------------------------
 
 u64 Spiller::spilled() const {
-  const Session& session = *home_.session;
-  u64 sum = session.dead_spilled.load(std::memory_order_relaxed);
-  const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    sum += session.procs[p].spilled.load(std::memory_order_relaxed);
-  return sum;
+  return sum_with_dead(*home_.session, &ProcEntry::spilled, &Session::dead_spilled);
 }
 
 int Spiller::spill_error() const {
@@ -205,14 +233,14 @@ void Spiller::run() {
 }
 
 bool Spiller::do_something(Lock& lock) {
-  if (const std::vector<Hole> holes = node_.store.arena().take_discarded();
-      !holes.empty()) {
+  if (node_.store.arena().has_discarded()) {
+    Punched punched(node_.store);
     lock.unlock();
-    for (const Hole& hole : holes)
+    for (const Hole& hole : punched.holes)
       discard_pages(file_, hole.pages.from, hole.pages.bytes());
     lock.lock();
-    for (const Hole& hole : holes) node_.store.arena().discarded(hole);
-    node_.store.publish_use();
+    for (; !punched.holes.empty(); punched.holes.pop_front())
+      node_.store.arena().discarded(punched.holes.front());
   } else if (wanted_ != 0) {
     home_.me->spilled_at.store(now_ns(), std::memory_order_relaxed);
     home_.me->spilling.store(1, std::memory_order_relaxed);
@@ -250,11 +278,11 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
   int error = 0;
   int too_large = 0;  // what is said of a block for which there is no room on disk
   while (done < wanted && error == 0 && !home_.stopping) {
-    const std::vector<Leaving> batch =
-        arena.choose(std::min(wanted - done, kBatch), budget);
-    if (batch.empty()) break;
+    Batch batch(node_.store, std::min(wanted - done, kBatch), budget);
+    if (batch.is_over()) break;
     const std::optional<std::vector<u64>> pinned = pinned_of(home_.self.index);
-    for (const Leaving& block : batch) {
+    while (!batch.is_over()) {
+      const Leaving block = batch.next();
       const bool is_read =
           !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
       if (is_read || error != 0 || home_.stopping) {
@@ -271,7 +299,6 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
       node_.waits.announce();
     }
   }
-  node_.store.publish_use();  // of what stays, too
   return error == 0 && done < wanted ? too_large : error;
 }
 

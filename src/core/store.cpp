@@ -21,15 +21,15 @@ namespace {
 constexpr u64 kMostReserved = 32ULL << 20;
 constexpr u64 kReservedPart = 8;
 
-// Rounded up to words: a block is made of them.
+// Reads whole words: a block is made of them.
 void copy_words(std::byte* to, const std::byte* from, u64 bytes) {
   for (u64 at = 0; at < bytes; at += sizeof(u64)) {
-    // Pairs with BlockChain::set_state: whoever has read a page that was given back
-    // sees afterwards that the block was being emptied.
+    // Pairs with BlockChain::set_state, and with whoever frees the block: after a page
+    // that was given back, or is another block's, has been read, that is seen.
     const u64 word =
         std::atomic_ref(*reinterpret_cast<u64*>(const_cast<std::byte*>(from + at)))
             .load(std::memory_order_acquire);
-    std::memcpy(to + at, &word, sizeof word);
+    std::memcpy(to + at, &word, std::min<u64>(sizeof word, bytes - at));
   }
 }
 
@@ -41,9 +41,10 @@ Store::Store(Node& node)
       reserve_bytes_(
           page_up(std::min(kMostReserved, home_.session->arena_bytes / kReservedPart))),
       reserve_start_(page_down(home_.session->arena_bytes) - reserve_bytes_),
-      arena_(home_.segment.data() + kArenaOffset, reserve_start_, home_.self),
+      arena_(home_.segment.data() + kArenaOffset, reserve_start_, home_.self,
+             Arena::steady_seconds, home_.session->store_limit),
       reserve_(home_.segment.data() + kArenaOffset + reserve_start_, reserve_bytes_,
-               home_.self),
+               home_.self, Arena::steady_seconds, home_.session->store_limit),
       pins_(&home_.session->pins[home_.self.index]),
       labels_(&home_.session->labels[home_.self.index]),
       room_(home_.session->arena_bytes),
@@ -53,12 +54,7 @@ Store::Store(Node& node)
 // ---------------------------------------------------------------------------------
 
 u64 Store::used() const {
-  const Session& session = *home_.session;
-  u64 sum = session.dead_used.load(std::memory_order_seq_cst);
-  const u32 n = session.num_procs.load(std::memory_order_relaxed);
-  for (u32 p = 0; p < n; ++p)
-    sum += session.procs[p].store_used.load(std::memory_order_seq_cst);
-  return sum;
+  return sum_with_dead(*home_.session, &ProcEntry::store_used, &Session::dead_used);
 }
 
 void Store::publish_use() {
@@ -227,11 +223,6 @@ const std::byte* Store::block_data(const Location& location, int& error) {
   return is_block(data, location.generation) ? data : nullptr;
 }
 
-const std::byte* Store::bytes_at(const Location& location, int& error) {
-  std::lock_guard lock(home_.mu);
-  return block_data(location, error);
-}
-
 View Store::open_view(const Location& location) {
   std::lock_guard lock(home_.mu);
   View view;
@@ -315,6 +306,16 @@ void Store::close_view(ProcId proc, u32 pin) noexcept {
   } catch (const std::bad_alloc&) {  // one place less for pins
   }
   node_.arenas.close_view(proc);
+}
+
+int Store::copy(const Location& location, std::byte* to) {
+  OpenView opened(*this, location);
+  View& view = opened.view;
+  if (view.error == EAGAIN) load_view(location, view);
+  if (view.bytes == nullptr) return view.error;
+  copy_words(to, view.bytes, location.size);
+  const bool is_whole = view.copy || is_block(view.bytes, location.generation);
+  return is_whole ? 0 : ENOENT;
 }
 
 u32 Store::pin_own(const Location& location) {

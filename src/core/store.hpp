@@ -37,7 +37,8 @@ struct BlockInfo {
 
 // What a process reads of a block: its bytes where they lie, or a copy of them if they
 // are on disk. No bytes: see `error`; ENOENT says that they are gone, EAGAIN that
-// load_view gets them.
+// load_view gets them. Without the lock, bytes of others' arenas are read by a view and
+// in no other way: their mapping may go at any moment.
 struct View {
   const std::byte* bytes = nullptr;
   std::unique_ptr<std::byte[]> copy;
@@ -60,9 +61,9 @@ class Store {
   std::optional<Location> allocate_beyond(u64 size, ProcId owner);
   void free_own_block(const Location& location) noexcept;
   std::byte* own_data(const Location& location) { return arena_.at(location.offset); }
-  // Bytes of a block, wherever it lies. Valid while the block's object is held. Null:
-  // gone, or it cannot be mapped now (`error`).
-  const std::byte* bytes_at(const Location& location, int& error);
+  // The bytes of a block that nothing here holds: its owner may free it, or die, and
+  // its arena be forgotten, meanwhile. 0, or as the error of a view.
+  int copy(const Location& location, std::byte* to);
   // The value in the block is complete: from now on it may be spilled.
   void seal_block(const Location& location, u32 label);
 
@@ -186,6 +187,23 @@ class Store {
   u64 room_;          // what is in no use, of all of the arena
   u64 reserve_free_;  // ... and of the reserve
   std::atomic<bool> is_crowded_{false};
+};
+
+// Closes the view when the scope ends, unless somebody keeps it.
+class OpenView {
+ public:
+  OpenView(Store& store, const Location& location)
+      : view(store.open_view(location)), store_(store) {}
+  ~OpenView() { close(); }
+  OpenView(const OpenView&) = delete;
+  void close() noexcept {
+    if (view.is_open) store_.close_view(view.proc, view.pin);
+    view.is_open = false;
+  }
+  View view;
+
+ private:
+  Store& store_;
 };
 
 }  // namespace skate

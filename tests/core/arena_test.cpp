@@ -156,7 +156,7 @@ class Model {
         return;
       default:
         if (holes_.empty()) return;
-        punch(holes_[random() % holes_.size()]);
+        punch(holes_[random() % holes_.size()], static_cast<long>(random() % 4) - 1);
     }
   }
 
@@ -230,27 +230,47 @@ class Model {
   // By value: it is taken out of its list first.
   void finish(Leaving block, std::mt19937& random) {
     std::erase_if(leaving_, [&](const Leaving& l) { return l.offset == block.offset; });
-    if (random() % 3 == 0) return arena_.stay(block);
+    if (random() % 3 == 0) return stay(block);
     std::memcpy(&file_[block.pages.from], arena_.at(block.pages.from),
                 block.pages.bytes());
     if (random() % 8 == 0) {  // the disk was full
       std::memset(&file_[block.pages.from], 0, block.pages.bytes());
-      return arena_.stay(block);
+      return stay(block);
     }
-    if (arena_.written(block)) emptying_.push_back(block);
+    allocations_left = 0;
+    const bool leaves = arena_.written(block);
+    allocations_left = -1;
+    if (leaves) emptying_.push_back(block);
+  }
+
+  // However a transfer ends, that needs no memory.
+  void stay(const Leaving& block) {
+    allocations_left = 0;
+    arena_.stay(block);
+    allocations_left = -1;
   }
 
   void leave(Leaving block) {
     std::erase_if(emptying_,
                   [&](const Leaving& l) { return l.offset == block.offset; });
     arena_.give_back(block);
+    allocations_left = 0;
     arena_.leave(block);
+    allocations_left = -1;
   }
 
-  void punch(Hole hole) {
+  void punch(Hole hole, long allocations = -1) {
     std::erase_if(holes_, [&](const Hole& h) { return h.offset == hole.offset; });
     std::memset(&file_[hole.pages.from], 0, hole.pages.bytes());
-    arena_.discarded(hole);
+    try {
+      allocations_left = allocations;
+      arena_.discarded(hole);
+      allocations_left = -1;
+    } catch (const std::bad_alloc&) {
+      allocations_left = -1;
+      std::list<Hole> again{hole};
+      arena_.put_back(again);
+    }
   }
 
   check::SharedMemory memory_;

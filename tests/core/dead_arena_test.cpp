@@ -148,7 +148,7 @@ void check_estate(const std::byte* memory, const check::SharedMemory& copy,
   CHECK(arena.block_count() == 0 && arena.used_bytes() == 0);
   CHECK(arena.spillable_bytes() == 0 && arena.spilled_bytes() == 0);
   CHECK(arena.top() == kFirstBlock);
-  const std::vector<Hole> holes = arena.take_discarded();
+  const std::list<Hole> holes = arena.take_discarded();
   for (u32 i = 0; i < kSlots; ++i)
     CHECK(diary.in_file[i].load() == 0 ||
           std::any_of(holes.begin(), holes.end(), [&](const Hole& hole) {

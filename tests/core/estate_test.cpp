@@ -1,4 +1,6 @@
 // The memory of the dead: read, listed, freed and spilled as if they lived.
+#include <sys/stat.h>
+
 #include "fleet.hpp"
 
 using namespace skate;
@@ -33,6 +35,27 @@ int read(Node& node, const Location& block) {
   }
   if (view.is_open) node.store.close_view(view.proc, view.pin);
   return found;
+}
+
+// Bytes of the dead one's memory that are there.
+u64 resident(Node& driver, ProcId dead) {
+  const Descriptor file(driver.home.link.fetch_segment(dead));
+  struct stat status;
+  CHECK(fstat(file.get(), &status) == 0);
+  return static_cast<u64>(status.st_blocks) * 512;
+}
+
+// What is free is kept, up to 128 MiB.
+SessionOptions large_store() {
+  SessionOptions options = usual_options();
+  options.store_limit = 1 << 30;
+  return options;
+}
+
+void put_and_drop(Node& node, u64 size) {
+  const Location block = *node.store.allocate(size, node.home.self);
+  std::memset(node.store.own_data(block), 'd', size);
+  node.store.free_own_block(block);
 }
 
 bool accounts_are_zero(Node& driver) {
@@ -130,6 +153,39 @@ TEST(what_is_read_of_the_dead_does_not_go_to_disk) {
   }
   CHECK(static_cast<char>(view.bytes[1000]) == 'r');
   needs.store.close_view(view.proc, view.pin);
+}
+
+TEST(while_a_death_is_taken_over_no_use_of_the_store_is_missed) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  const Node& reader = fleet.start(kOther);
+  std::atomic<bool> stop{false};
+  std::atomic<u64> looks{0}, least{~u64{0}};
+  std::thread looking([&] {
+    while (!stop) {
+      const u64 used = reader.store.used();
+      if (used < least) least = used;
+      ++looks;
+    }
+  });
+  const auto look = [&] {
+    until([&, before = looks.load()] { return looks > before + 1; });
+  };
+  for (u32 epoch = 1; epoch <= 100 * check::kLoad; ++epoch) {
+    const ProcId dead{kFormer.index, epoch};
+    Location block;
+    const ObjectId id = put_letters(driver, fleet.start(dead), block, 'u', 100'000);
+    look();
+    least = reader.store.used();
+    fleet.bury(dead, {kDriverId, kOther});
+    look();
+    CHECK(least >= Arena::block_bytes(100'000));
+    driver.objects.release(id);
+    fleet.tell_forget(kDriverId, dead, Forget::kAll);
+    until([&] { return accounts_are_zero(driver); });
+  }
+  stop = true;
+  looking.join();
 }
 
 // Their first blocks are at the same place in memories of the same shape.
@@ -331,6 +387,69 @@ TEST(what_the_dead_owned_goes_though_the_memory_it_lies_in_could_not_be_mapped) 
   until([&] { return is_in_use(driver, kept); });
   CHECK(!is_in_use(driver, others));
   CHECK(driver.home.session->dead_used.load() == Arena::block_bytes(kBig));
+}
+
+// Its place was merged, so that it lies beyond the top.
+TEST(what_a_process_has_freed_goes_when_it_dies_though_something_of_it_is_held) {
+  Fleet fleet(large_store());
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  put_and_drop(node, 32 << 20);
+  Location block;
+  put_letters(driver, node, block, 'h', 1 << 20);
+  CHECK(resident(driver, kFormer) > 30 << 20);
+  fleet.bury(kFormer, {kDriverId}, Forget::kObjects);
+  CHECK(resident(driver, kFormer) < 3 << 20);
+  CHECK(read(driver, block) == 'h');
+}
+
+TEST(what_a_process_has_freed_goes_when_it_dies_though_it_used_nothing) {
+  Fleet fleet(large_store());
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  put_and_drop(node, 32 << 20);
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(2000, kNobody);
+  const Location block = code.block;
+  std::memset(node.store.own_data(block), 'c', 2000);
+  node.objects.put(std::move(code), Object::Kind::kFunction);
+  CHECK(node.home.me->store_used.load() == 0);
+  CHECK(resident(driver, kFormer) > 30 << 20);
+  fleet.bury(kFormer, {kDriverId}, Forget::kObjects);
+  CHECK(resident(driver, kFormer) < 1 << 20);
+  CHECK(read(driver, block) == 'c');
+}
+
+TEST(what_a_process_has_freed_in_its_reserve_goes_and_what_is_unread_stays) {
+  SessionOptions options = large_store();
+  options.arena_bytes = 40 << 20;
+  Fleet fleet(options);
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  std::vector<Location> values;
+  for (const u64 size : {1'000'000, 10'000, 100})
+    while (const auto value = node.store.allocate(size, node.home.self))
+      values.push_back(*value);
+  Location unread;
+  const auto send = [&](u64 size) {
+    const auto block = node.store.allocate_message(size);
+    CHECK(block->offset > node.store.reserve_start());
+    std::memset(node.store.arena().at(block->offset), 'm', size);
+    return node.store.name(*block, size);
+  };
+  {
+    const Lock lock(node.home.mu);
+    unread = send(5'000);
+    node.store.free_block(send(4'000'000));
+    send(50'000);  // merges that: it lies beyond the top
+  }
+  for (const Location& value : values) node.store.free_own_block(value);
+  const u64 before = resident(driver, kFormer);
+  CHECK(before > 36 << 20);
+  fleet.bury(kFormer, {kDriverId});
+  CHECK(resident(driver, kFormer) < 1 << 20);
+  CHECK(read(driver, unread) == 'm');
 }
 
 // Results of processes that end after each task, as those with GPUs do.

@@ -433,6 +433,51 @@ TEST(calls_behind_a_constructor_that_finds_no_room_end_with_their_actor) {
   finish(other, maker);
   CHECK(error_of(driver, made) == SystemError::kNoResources);
   CHECK(error_of(driver, behind) == SystemError::kActorDied);
+  CHECK(driver.objects.value_of(behind).failure.detail == ENOSPC);
+}
+
+// Steps that want the same again go on at full speed all the same.
+TEST(what_a_process_keeps_of_free_memory_is_a_small_part_of_the_stores_limit) {
+  Fleet fleet;  // 64 MiB
+  Node& node = fleet.start(kDriverId);
+  const auto step = [&] {
+    const Location value = *node.store.allocate(24 << 20, kDriverId);
+    const u64 before = node.store.arena().resident_bytes();
+    node.store.free_own_block(value);
+    return before - node.store.arena().resident_bytes();
+  };
+  CHECK(step() > 16 << 20);
+  CHECK(node.store.arena().resident_bytes() <= 8 << 20);
+  for (int i = 0; i < 10; ++i) CHECK(step() == 0);
+}
+
+TEST(an_actor_for_whose_code_the_driver_has_no_room_ends_and_says_why) {
+  Fleet fleet(small_arenas());
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kOther);
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(2000, kNobody);
+  const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
+  const ObjectId actor = node.detached.reserve();
+  Task* task = make_call(node, actor);
+  task->header.flags |= kConstructor;
+  task->header.function_id = function;
+  task->pins = {function};
+  std::vector<Location> values;
+  for (const u64 size : {100'000, 1000, 1})
+    while (const auto value = driver.store.allocate_beyond(size, kDriverId))
+      values.push_back(*value);
+  CHECK(node.detached.hand_over(task, kOther));
+  CHECK(!has_work(node));
+  const ObjectId called = submit(node, make_call(node, actor));
+  CHECK(error_of(node, called) == SystemError::kActorDied);
+  CHECK(node.objects.value_of(called).failure.detail == ENOSPC);
+  for (const Location& value : values) driver.store.free_own_block(value);
+  until([&] {
+    driver.catch_up();
+    return driver.home.me->store_used.load() == 0;
+  });
 }
 
 TEST(what_one_asks_for_in_vain_for_lack_of_memory_is_asked_for_again) {

@@ -13,7 +13,8 @@ using failing_heap::allocations_left;
 namespace {
 
 constexpr ProcId kFirst{2, 1}, kSecond{3, 1};
-constexpr long kMost = 25;  // allocations in what is tested
+constexpr long kMost = 25;           // allocations in what is tested
+constexpr std::size_t kShort = 400;  // less than a piece of a long line has
 
 // Whether it could be done.
 bool try_with(long allocations, const std::function<void()>& what) {
@@ -261,6 +262,94 @@ TEST(tasks_that_the_dead_had_claimed_are_given_again_though_memory_lacks_meanwhi
     CHECK(driver.tasks.count() == 0);
   }
   CHECK(failed > 0);
+}
+
+// They are read at first, so none of them leaves.
+TEST(blocks_that_stay_while_memory_lacks_leave_later) {
+  constexpr int kBlocks = 100;
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& reader = fleet.start(kFirst);
+  std::vector<ObjectId> ids;
+  std::vector<View> views;
+  for (int i = 0; i < kBlocks; ++i) {
+    Location block;
+    ids.push_back(put_into(driver, driver, block, 200'000));
+    views.push_back(reader.store.open_view(block));
+  }
+  const auto in_state = [&](BlockState state) {
+    int found = 0;
+    for (const BlockInfo& block : driver.store.blocks()) found += block.state == state;
+    return found;
+  };
+  const auto spill = [&] {
+    const ProcEntry& me = *driver.home.me;
+    Lock lock(driver.home.mu);
+    const i64 before = me.spilled_at.load();
+    driver.spiller.start(64 << 20);
+    lock.unlock();
+    until([&] {
+      const Lock again(driver.home.mu);
+      return me.spilled_at.load() != before && me.spilling.load() == 0;
+    });
+  };
+  const u64 spillable = driver.home.me->spillable.load();
+  spill();  // from now on it has its file
+  failing_heap::refused = 0;
+  failing_heap::too_long = kShort;
+  spill();
+  CHECK(failing_heap::refused != 0);
+  failing_heap::too_long = SIZE_MAX;
+  CHECK(in_state(BlockState::kResident) == kBlocks);
+  CHECK(driver.home.me->spillable.load() == spillable);
+  for (const View& view : views) reader.store.close_view(view.proc, view.pin);
+  spill();
+  CHECK(in_state(BlockState::kOnDisk) == kBlocks);
+  // Nor is any of their places lost when they are freed.
+  failing_heap::refused = 0;
+  failing_heap::too_long = kShort;
+  for (const ObjectId id : ids) driver.objects.release(id);
+  until([] { return failing_heap::refused != 0; });
+  failing_heap::too_long = SIZE_MAX;
+  until([&] { return driver.store.allocate(45 << 20, kDriverId).has_value(); });
+}
+
+TEST(what_is_held_of_the_dead_is_told_though_memory_lacks_at_the_first) {
+  failing_heap::refused = 0;
+  for (int said = 0; said < 16; ++said) {  // now and then words need memory
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& owner = fleet.start(kFirst);
+    const ObjectId lent = put(owner);
+    driver.objects.acquire(lent);
+    CHECK(text_of(driver, lent) == "x");
+    Location block;
+    put_into(owner, owner, block);
+    for (int i = 0; i < said; ++i) driver.home.link.tell(Note::kTell, "x");
+    fleet.kill(kFirst);
+    const OpenView read(driver.store, block);
+    CHECK(read.view.is_open);
+    failing_heap::too_long = kShort;
+    fleet.say_died(kDriverId, kFirst);
+    const u32 before = failing_heap::refused;
+    until([&] {
+      return failing_heap::refused != before || fleet.confirmed(kDriverId, kFirst);
+    });
+    failing_heap::too_long = SIZE_MAX;
+    until([&] { return fleet.confirmed(kDriverId, kFirst).has_value(); });
+    CHECK(*fleet.confirmed(kDriverId, kFirst) == (kHoldsObjects | kCameByBlocks));
+    failing_heap::too_long = kShort;
+    const u32 before_release = failing_heap::refused;
+    driver.objects.release(lent);
+    bool heard = false;
+    until([&] {
+      heard = fleet.heard(kDriverId, Note::kLetGo, bytes_of(kFirst));
+      return heard || failing_heap::refused != before_release;
+    });
+    failing_heap::too_long = SIZE_MAX;
+    if (!heard) fleet.hear_let_go(kDriverId, kFirst);
+  }
+  CHECK(failing_heap::refused > 0);
 }
 
 TEST_MAIN()

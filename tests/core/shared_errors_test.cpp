@@ -34,8 +34,8 @@ bool is_whole(Node& node, ObjectId id) {
   CHECK(fails(node, id));
   const Value value = node.objects.value_of(id);
   if (value.kind != Value::Kind::kBlock || value.block.size != kSize) return false;
-  int error = 0;
-  const std::byte* const bytes = node.store.bytes_at(value.block, error);
+  const OpenView opened(node.store, value.block);
+  const std::byte* const bytes = opened.view.bytes;
   return bytes != nullptr && bytes[0] == std::byte{'e'} &&
          bytes[kSize - 1] == std::byte{'e'};
 }

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 
 #include "fleet.hpp"
@@ -308,6 +310,35 @@ TEST(however_many_processes_tensors_are_read_from_few_of_their_files_are_open) {
   for (const auto& [view, own] : views) {
     Store::unmap_private(own, 100'000);
     reader.store.close_view(view.proc, view.pin);
+  }
+}
+
+// As the code of a task is read.
+TEST(a_block_is_copied_whole_or_not_at_all_while_its_process_is_forgotten) {
+  constexpr u64 kSize = 24 * kMiB;
+  for (int round = 0; round < 4; ++round) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& worker = fleet.start(kWorker);
+    Node& reader = fleet.start(kReader);
+    const Location block = *worker.store.allocate_beyond(kSize, kWorker);
+    std::memset(worker.store.own_data(block), 'c', kSize);
+    fleet.kill(kWorker);
+    fleet.tell_died(kDriverId, kWorker);
+    fleet.tell_died(kReader, kWorker);
+    std::vector<std::byte> bytes(kSize);
+    int error = -1;
+    std::thread copies([&] { error = reader.store.copy(block, bytes.data()); });
+    until([&] { return std::atomic_ref(bytes[0]).load() == std::byte{'c'}; });
+    for (const ProcId to : {kReader, kDriverId})
+      fleet.tell_forget(to, kWorker, Forget::kAll);
+    if (round % 2 != 0) driver.catch_up();  // gives its memory back
+    reader.catch_up();
+    copies.join();
+    const auto whole = std::count(bytes.begin(), bytes.end(), std::byte{'c'});
+    CHECK(error == ENOENT || (error == 0 && static_cast<u64>(whole) == kSize));
+    CHECK(reader.arenas.size() == 0);
+    CHECK(reader.store.copy(block, bytes.data()) == ENOENT);
   }
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +104,40 @@ def test_calls_wait_for_room_and_one_that_never_fits_fails() -> None:
     with pytest.raises(ResourceError, match="does not fit"):
         skate.get(too_long, timeout=60)
     assert skate.get(after, timeout=60) == 12
+
+
+@skate.remote
+class Maker:
+    def make_after(self, signal_path: str) -> str:
+        """Makes an actor that outlives it, of much code; what its first call raises."""
+
+        class Heavy:
+            weight = bytes(400_000)
+
+            def weighs(self) -> int:
+                return len(self.weight)
+
+        with open(signal_path) as pipe:
+            pipe.read()
+        heavy = skate.remote(Heavy).options(name="heavy", lifetime="detached").remote()
+        try:
+            return str(skate.get(heavy.weighs.remote()))
+        except ResourceError as error:
+            return str(error)
+
+
+def test_a_detached_actor_whose_code_does_not_fit_says_so(tmp_path: Path) -> None:
+    stopped, maker = Counter.remote(), Maker.remote()
+    pid = skate.get(stopped.pid.remote())
+    path = str(tmp_path / "signal")
+    os.mkfifo(path)
+    outcome = maker.make_after.remote(path)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        fill_with_calls(stopped)
+        with open(path, "w"):
+            pass
+        said = skate.get(outcome, timeout=60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "could not be constructed: its code and arguments do not fit" in said

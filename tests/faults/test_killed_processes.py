@@ -328,3 +328,31 @@ def test_a_fork_in_a_task_harms_nothing(session: None) -> None:
         "refused 1000000.0",
     )
     assert skate.get(ref).sum() == 1_000_000.0
+
+
+class Submitter:
+    def prepare(self, n_bytes: int) -> None:
+        large = bytes(n_bytes)
+
+        @skate.remote
+        def with_large_code() -> int:
+            return len(large)
+
+        self.task = with_large_code
+
+    def submit(self) -> None:
+        self.result = self.task.remote()
+
+
+@pytest.mark.filterwarnings("ignore::skate.exceptions.PerformanceAdvice")
+def test_a_worker_that_reads_the_code_of_a_task_outlives_the_tasks_caller() -> None:
+    with skate.init("embedded", num_cpus=1):
+        pid = skate.remote(os.getpid)
+        worker = skate.get(pid.remote())
+        for _ in range(2):
+            caller = skate.remote(num_cpus=0)(Submitter).remote()
+            skate.get(caller.prepare.remote(200 << 20))
+            skate.get(caller.submit.remote())
+            time.sleep(0.02)  # the code is being read
+            skate.kill(caller)
+            assert skate.get(pid.remote()) == worker

@@ -629,6 +629,8 @@ class EmbeddedEngine:
             if cause == Cause.RUNTIME_ENV_FAILED:
                 text = self._ask("note", detail)
                 return RuntimeEnvSetupError(text)
+            if cause == Cause.UNKNOWN and detail:
+                return refusals.actor_not_brought()
             return ActorDiedError(f"the actor is dead: {how}. Create it anew.")
         if error == _Error.ACTOR_UNAVAILABLE:
             return ActorUnavailableError(

@@ -186,6 +186,16 @@ def call_not_brought(error: int) -> ResourceError:
     )
 
 
+def actor_not_brought() -> ResourceError:
+    """An actor's code, or its constructor's call, could not be brought to it."""
+    return ResourceError(
+        "the actor could not be constructed: its code and arguments do not fit into "
+        "what is left of the object store. Let calls that wait end first, put large "
+        "arguments with skate.put and pass the refs, or start with a larger "
+        "skate.init(object_store_memory=...)."
+    )
+
+
 def too_many_dimensions(most: int, given: int) -> ValueError:
     return ValueError(
         f"skate.empty makes arrays of at most {most} dimensions, not {given}."

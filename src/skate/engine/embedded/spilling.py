@@ -11,6 +11,7 @@ from ...exceptions import EngineError
 
 DIRECTORY = "SKATE_SPILL_DIR"
 LIMIT = "SKATE_SPILL_LIMIT"
+_NO_LIMIT = 1 << 62  # no disk is so large, and sums with it fit into 64 bits
 _SHARE_OF_FREE = 0.9  # of the file system, at the start of the session
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
@@ -115,4 +116,4 @@ def _limit(directory: str) -> int:
         limit = -1
     if limit < 0:
         raise EngineError(f"{LIMIT}={text!r} must be bytes, an integer of 0 or more.")
-    return limit
+    return min(limit, _NO_LIMIT)
