@@ -329,12 +329,14 @@ Trace::Running Trace::started(u32 label, ObjectId task, u64 arg_bytes) {
   add_to(counters.started, 1);
   add_to(counters.arg_bytes, arg_bytes);
   call.position = record(TraceEvent::kRun, label, task, call.start, 0);
+  ++running_;
   return call;
 }
 
 void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
                      bool failed) {
   if (call.start == 0) return;  // it failed before it could be started
+  if (running_ != 0) --running_;
   const u64 now = static_cast<u64>(now_ns());
   const u64 duration = now - call.start;
   TraceLabel& counters = part_.labels[call.label];

@@ -238,6 +238,8 @@ class Trace {
   }
   // This thread has slept: what its clock says now is not the next call's.
   void slept();
+  // Whether a call has started here that has not ended.
+  bool runs() const { return running_ != 0; }
   TracePart& part() { return part_; }
   // Of an actor's process: its class. Else empty.
   std::string_view title() const { return classes_[kOwnClass]; }
@@ -286,7 +288,8 @@ class Trace {
   u64 record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end);
 
   TracePart& part_;
-  u64 last_ = 0;  // when the last event was
+  u64 last_ = 0;     // when the last event was
+  u64 running_ = 0;  // calls
 
   // Of holders of the GIL; in front of the tables.
   std::array<Known, kCacheSize> functions_cache_;
