@@ -301,7 +301,8 @@ void Trace::write_late() {
     record(TraceEvent::kSubmit, one.label, one.task, one.when, one.when);
 }
 
-u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end) {
+u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end,
+                  bool failed) {
   if (has_late_.load(std::memory_order_relaxed)) write_late();
   const u64 position = part_.events_written.load(std::memory_order_relaxed);
   TraceEvent& event = part_.events[position % kTraceEvents];
@@ -311,7 +312,8 @@ u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 
                   std::memory_order_release);
   event.id_high.store(id.high, std::memory_order_release);
   event.id_low.store(id.low, std::memory_order_release);
-  event.word.store(static_cast<u64>(kind) | static_cast<u64>(label) << 16 |
+  event.word.store(static_cast<u64>(kind) | (failed ? kTraceFailed : 0) |
+                       static_cast<u64>(label) << 16 |
                        static_cast<u64>(this_thread()) << 32,
                    std::memory_order_release);
   // Pairs with the acquire loads of readers: the event is there first.
@@ -367,7 +369,7 @@ void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
     event.end.store(now, std::memory_order_release);
     last_ = now;
   } else {  // so long ago that its place was used again
-    record(TraceEvent::kRun, call.label, task, call.start, now);
+    record(TraceEvent::kRun, call.label, task, call.start, now, failed);
   }
   // Pairs with the acquire load in for_each_running: whoever counts it as finished sees
   // that its event has an end.

@@ -285,7 +285,8 @@ class Trace {
   u32 add_label(u32 in_class, std::string_view name);  // with mutex_ held
   void forget_caches();
   void write_late();
-  u64 record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end);
+  u64 record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end,
+             bool failed = false);
 
   TracePart& part_;
   u64 last_ = 0;     // when the last event was

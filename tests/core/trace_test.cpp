@@ -313,6 +313,19 @@ TEST(a_call_that_ends_after_its_event_is_gone_has_one_all_the_same) {
   CHECK(found == 1);
 }
 
+TEST(a_call_that_fails_after_its_event_is_gone_is_shown_as_failed) {
+  Part p;
+  Trace trace(p.part);
+  const Trace::Running call = trace.started(0, id_of(1), 0);
+  for (u64 i = 0; i < kTraceEvents; ++i) trace.got(id_of(2));
+  trace.finished(call, id_of(1), 0, true);
+  u32 failed = 0;
+  for_each_event(p.part, [&](const SeenEvent& event) {
+    failed += event.id == id_of(1) && event.failed;
+  });
+  CHECK(failed == 1);
+}
+
 TEST(a_call_that_ends_as_its_place_comes_next_has_an_event_all_the_same) {
   Part p;
   Trace trace(p.part);
