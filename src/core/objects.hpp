@@ -152,7 +152,8 @@ class Objects {
   u64 owned_ = 0;
   u64 functions_ = 0;
   u64 actors_ = 0;
-  u64 errors_ = 1;  // values that were errors, ever: tells waits when to look for one
+  u64 errors_ = 1;   // values that were errors, ever: tells waits when to look for one
+  u64 changes_ = 0;  // objects that came to be ready or were lost, ever: for the same
   u64 asked_values_ = 0;  // that other processes wait for, and will be told
 };
 

@@ -72,20 +72,29 @@ void Objects::look(const std::vector<ObjectId>& ids, std::size_t wanted,
 WaitResult Objects::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
                               std::vector<bool>& flags, i64 deadline_ns) {
   Lock lock(home_.mu);
-  bool subscribed = false;
-  const auto ready = [&] {
-    std::size_t found = 0;
+  bool looked = false;
+  std::size_t found = 0;
+  u64 seen = 0;
+  const auto look = [&] {
+    found = 0;
+    seen = changes_;
     for (std::size_t i = 0; i < ids.size() && found < wanted; ++i) {
       Object* object = find(ids[i]);
       flags[i] = object == nullptr || object->ready;
       found += flags[i];
-      if (!flags[i] && !subscribed) subscribe(*object);
+      if (!flags[i] && !looked) subscribe(*object);
     }
-    subscribed = true;
+    looked = true;
     return found >= wanted;
   };
+  // A look is a pass over all, so it is done only when enough may have come.
+  const auto ready = [&] {
+    return (!looked || changes_ - seen >= wanted - found) && look();
+  };
   const Wanted waited(ids, Wanted::kSome);
-  return node_.waits.wait(lock, deadline_ns, std::ref(ready));
+  const WaitResult result = node_.waits.wait(lock, deadline_ns, std::ref(ready));
+  if (result == WaitResult::kTimeout && seen != changes_) look();
+  return result;
 }
 
 // Looking
@@ -192,6 +201,7 @@ bool Objects::are_lent() {
 void Objects::resolve(Object& object) {
   object.ready = true;
   errors_ += object.value.is_error;
+  ++changes_;
   node_.waits.changed();
   tell_all(object);
 }
