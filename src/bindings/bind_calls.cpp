@@ -25,20 +25,58 @@ WaitResult wait_for_task(Node& node, Incoming& task, i64 deadline) {
 // hold values of the store, and Python looks for them only as new objects are made.
 constexpr i64 kIdleUntilCollected = 500'000'000;
 
-// One of the pool that has had nothing to do for so long may be one too many.
+// A call that comes meanwhile waits, and the whole of a large heap takes long: up to
+// 400 ns for each block of Python's memory. A worker is first idle for 50 times that.
+constexpr i64 kIdleForBlock = 20'000;
+
+// One of the pool that has had nothing to do for so long may be one too many: it looks
+// again and again. Others do while there is something to collect.
 constexpr i64 kIdleUntilSurplus = usual_or_small(5'000'000'000LL, 500'000'000LL);
+
+// What objects take of Python's memory; 0 if that is not known.
+i64 count_blocks() {
+  PyObject* const count = PySys_GetObject("getallocatedblocks");  // borrowed
+  const nb::object blocks = nb::steal(count ? PyObject_CallNoArgs(count) : nullptr);
+  const i64 n = blocks.is_valid() ? PyLong_AsLongLong(blocks.ptr()) : 0;
+  PyErr_Clear();
+  return n;
+}
+
+// Of what was made lately, which never takes long.
+void collect_young() {
+  if (PyGC_IsEnabled() == 0) return;  // then all may be young
+  const nb::object gc = nb::steal(PyImport_ImportModule("gc"));
+  if (gc.is_valid()) Py_XDECREF(PyObject_CallMethod(gc.ptr(), "collect", "i", 1));
+  PyErr_Clear();
+}
 
 // False: there will be no more. `has_company()`, of a worker of the pool: whether
 // threads or processes of the program would end with it.
 bool wait_for_task(Node& node, Incoming& task, nb::handle has_company = {}) {
-  WaitResult result = wait_for_task(node, task, now_ns() + kIdleUntilCollected);
-  if (result == WaitResult::kTimeout) {
-    PyGC_Collect();
-    if (!node.home.is_pool) return wait_for_task(node, task, -1) == WaitResult::kReady;
-  }
+  // The zygote's are frozen: a collection does not look at them.
+  static const i64 frozen_blocks = count_blocks();
+  const i64 idle_since = now_ns();
+  const bool is_pool = node.home.is_pool;
+  bool is_young_collected = false;
+  bool is_collected = false;
+  WaitResult result = wait_for_task(node, task, idle_since + kIdleUntilCollected);
   while (result == WaitResult::kTimeout) {
-    result = wait_for_task(node, task, now_ns() + kIdleUntilSurplus);
-    if (result != WaitResult::kTimeout || !node.work.is_surplus()) continue;
+    i64 next_look = now_ns() + kIdleUntilSurplus;
+    // Calls that run elsewhere in this process would be held up.
+    if (!is_collected && !node.home.trace.runs()) {
+      const i64 when = idle_since + (count_blocks() - frozen_blocks) * kIdleForBlock;
+      is_collected = when <= now_ns();
+      if (is_collected)
+        PyGC_Collect();
+      else if (!std::exchange(is_young_collected, true))
+        collect_young();
+      if (!is_collected) next_look = std::min(next_look, when);
+    }
+    if (is_collected && !is_pool) next_look = -1;
+    result = wait_for_task(node, task, next_look);
+    if (result != WaitResult::kTimeout || !is_pool ||
+        now_ns() - idle_since < kIdleUntilSurplus || !node.work.is_surplus())
+      continue;
     if (!nb::cast<bool>(has_company()) && node.work.leave_pool()) return false;
   }
   return result == WaitResult::kReady;

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <map>
@@ -192,6 +193,23 @@ nb::list events(const Statistics& s) {
   return all;
 }
 
+// Of what was before that, some events may be gone.
+u64 known_since(const Statistics& s) {
+  u64 known = 0;
+  for (u32 p = kDriver; p < s.num_places(); ++p) {
+    const TracePart& part = s.part(p);
+    const u64 written = part.events_written.load(std::memory_order_acquire);
+    if (first_readable(written, 0) == 0) continue;
+    // Each was written at its start or its end, and after those that are gone.
+    u64 oldest = static_cast<u64>(now_ns());
+    for_each_event(part, [&](const SeenEvent& event) {
+      if (event.end != 0) oldest = std::min(oldest, std::max(event.start, event.end));
+    });
+    known = std::max(known, oldest);
+  }
+  return known;
+}
+
 nb::list users(const Statistics& s) {
   nb::list all;
   for (u32 p = kDriver; p < s.num_places(); ++p) {
@@ -221,13 +239,12 @@ nb::list running(const Statistics& s) {
   for (u32 p = kDriver; p < s.num_places(); ++p) {
     if (!s.alive(p)) continue;
     const TracePart& part = s.part(p);
-    nb::list here;
-    for_each_running(part, [&](const SeenEvent& event) {
-      here.append(nb::make_tuple(p, event.id, event.start,
-                                 to_str(label_text(part, event.label))));
-    });
-    here.reverse();  // oldest first
-    all.extend(here);
+    std::vector<SeenEvent> here;
+    for_each_running(part, [&](const SeenEvent& event) { here.push_back(event); });
+    std::ranges::sort(here, {}, &SeenEvent::start);
+    for (const SeenEvent& event : here)
+      all.append(nb::make_tuple(p, event.id, event.start,
+                                to_str(label_text(part, event.label))));
   }
   return all;
 }
@@ -361,6 +378,8 @@ void bind_trace(nb::module_& m) {
            "goes on.",
            nb::sig("def events(self) "
                    "-> list[tuple[int, int, int, int, int, int, int, int, bool]]"))
+      .def_prop_ro("known_since", &known_since,
+                   "Events of a process that were before that may be gone.")
       .def("users", &users,
            "(process, pid, title, is of the pool, epoch), oldest first.",
            nb::sig("def users(self) -> list[tuple[int, int, str, bool, int]]"))

@@ -27,6 +27,7 @@ void Answers::forget_waiters(Object& object) {
 void Answers::resolve(Object& object) {
   object.ready = true;
   errors_ += object.value.is_error;
+  ++changes_;
   node_.waits.changed();
   tell_all(object);
 }

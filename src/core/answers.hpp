@@ -35,6 +35,9 @@ class Answers {
   bool others_wait() const { return asked_values_ != 0 || has_untold(); }
   // How many values were errors, ever, and one: tells waits when to look for one.
   u64 num_errors() const { return errors_; }
+  // How many objects came to be ready or were lost, ever: for the same.
+  u64 num_changes() const { return changes_; }
+  void is_lost() { ++changes_; }
 
   // Messages.
   void answer(ObjectId id, ProcId asker);        // kSubscribe
@@ -55,6 +58,7 @@ class Answers {
   std::deque<ObjectId> untold_;
   bool untold_unlisted_ = false;  // there was no memory to list one
   u64 errors_ = 1;
+  u64 changes_ = 0;
   u64 asked_values_ = 0;  // that other processes wait for, and will be told
 };
 

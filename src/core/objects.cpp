@@ -81,6 +81,7 @@ Object& Objects::create(Object::Kind kind) {
 }
 
 void Objects::forget(Object& object) {
+  node_.answers.is_lost();
   actors_ -= object.kind == Object::Kind::kActor;
   functions_ -= object.kind == Object::Kind::kFunction;
   object.kind = Object::Kind::kFree;
@@ -145,6 +146,7 @@ Object& Objects::borrowed(ObjectId id) {
 }
 
 void Objects::forget_borrowed(ObjectId id) {
+  node_.answers.is_lost();
   borrowed_.erase(id);
   const auto all = borrowed_of_.find(id.owner());
   if (all == borrowed_of_.end()) return;

@@ -74,20 +74,31 @@ void Readiness::look(const std::vector<ObjectId>& ids, std::size_t wanted,
 WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wanted,
                                 std::vector<bool>& flags, i64 deadline_ns) {
   Lock lock(home_.mu);
-  bool subscribed = false;
-  const auto ready = [&] {
-    std::size_t found = 0;
+  bool looked = false;
+  std::size_t found = 0;
+  u64 seen = 0;
+  const auto look_at_all = [&] {
+    found = 0;
+    seen = node_.answers.num_changes();
     for (std::size_t i = 0; i < ids.size() && found < wanted; ++i) {
       Object* object = node_.objects.find(ids[i]);
       flags[i] = object == nullptr || object->ready;
       found += flags[i];
-      if (!flags[i] && !subscribed) node_.answers.subscribe(*object);
+      if (!flags[i] && !looked) node_.answers.subscribe(*object);
     }
-    subscribed = true;
+    looked = true;
     return found >= wanted;
   };
+  // A look is a pass over all, so it is done only when enough may have come.
+  const auto ready = [&] {
+    const bool may_suffice = node_.answers.num_changes() - seen >= wanted - found;
+    return (!looked || may_suffice) && look_at_all();
+  };
   const Wanted waited(ids, Wanted::kSome);
-  return node_.waits.wait(lock, deadline_ns, std::ref(ready));
+  const WaitResult result = node_.waits.wait(lock, deadline_ns, std::ref(ready));
+  if (result == WaitResult::kTimeout && seen != node_.answers.num_changes())
+    look_at_all();
+  return result;
 }
 
 bool Readiness::is_ready(ObjectId id) {

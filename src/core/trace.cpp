@@ -35,6 +35,13 @@ thread_local CpuClock t_cpu;
 
 constexpr const char* kOthers = "(others)";
 
+constexpr u64 kMostKept = kTraceEvents / 2;  // the rest is for what happens
+
+bool is_running(const TraceEvent& event) {
+  return (event.word.load(std::memory_order_relaxed) & 0xff) == TraceEvent::kRun &&
+         event.end.load(std::memory_order_relaxed) == 0;
+}
+
 }  // namespace
 
 void begin_trace(TracePart& part, ProcId proc, bool is_pool, std::string_view title) {
@@ -301,7 +308,8 @@ void Trace::write_late() {
     record(TraceEvent::kSubmit, one.label, one.task, one.when, one.when);
 }
 
-u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end) {
+u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end,
+                  bool failed) {
   if (has_late_.load(std::memory_order_relaxed)) write_late();
   const u64 position = part_.events_written.load(std::memory_order_relaxed);
   TraceEvent& event = part_.events[position % kTraceEvents];
@@ -311,13 +319,25 @@ u64 Trace::record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 
                   std::memory_order_release);
   event.id_high.store(id.high, std::memory_order_release);
   event.id_low.store(id.low, std::memory_order_release);
-  event.word.store(static_cast<u64>(kind) | static_cast<u64>(label) << 16 |
+  event.word.store(static_cast<u64>(kind) | (failed ? kTraceFailed : 0) |
+                       static_cast<u64>(label) << 16 |
                        static_cast<u64>(this_thread()) << 32,
                    std::memory_order_release);
   // Pairs with the acquire loads of readers: the event is there first.
   part_.events_written.store(position + 1, std::memory_order_release);
+  if (position + 1 >= turns_at_) keep_running();
   last_ = std::max(start, end);
   return position;
+}
+
+// Where the place that is written next is that of a call which runs, its event stays
+// there, as one that is written now: none is forgotten before it ends.
+void Trace::keep_running() {
+  const u64 written = part_.events_written.load(std::memory_order_relaxed);
+  u64 next = written;
+  while (running_ < kMostKept && is_running(part_.events[next % kTraceEvents])) ++next;
+  // Pairs with the acquire loads of readers, as in `record`.
+  if (next != written) part_.events_written.store(next, std::memory_order_release);
 }
 
 Trace::Running Trace::started(u32 label, ObjectId task, u64 arg_bytes) {
@@ -329,12 +349,15 @@ Trace::Running Trace::started(u32 label, ObjectId task, u64 arg_bytes) {
   add_to(counters.started, 1);
   add_to(counters.arg_bytes, arg_bytes);
   call.position = record(TraceEvent::kRun, label, task, call.start, 0);
+  // What stands before it has ended, or is a former process's.
+  if (running_++ == 0) turns_at_ = call.position + kTraceEvents;
   return call;
 }
 
 void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
                      bool failed) {
   if (call.start == 0) return;  // it failed before it could be started
+  if (running_ != 0 && --running_ == 0) turns_at_ = kNever;
   const u64 now = static_cast<u64>(now_ns());
   const u64 duration = now - call.start;
   TraceLabel& counters = part_.labels[call.label];
@@ -355,8 +378,9 @@ void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
   }
   add_to(counters.cpu_ns, cpu);
   TraceEvent& event = part_.events[call.position % kTraceEvents];
-  if (part_.events_written.load(std::memory_order_relaxed) <
-      call.position + kTraceEvents) {
+  const ObjectId id{event.id_high.load(std::memory_order_relaxed),
+                    event.id_low.load(std::memory_order_relaxed)};
+  if (id == task && is_running(event)) {
     if (failed)
       event.word.store(event.word.load(std::memory_order_relaxed) | kTraceFailed,
                        std::memory_order_release);
@@ -364,8 +388,8 @@ void Trace::finished(const Running& call, ObjectId task, u64 result_bytes,
     // failed.
     event.end.store(now, std::memory_order_release);
     last_ = now;
-  } else {  // so long ago that its place was used again
-    record(TraceEvent::kRun, call.label, task, call.start, now);
+  } else {  // so many run that its place was used again
+    record(TraceEvent::kRun, call.label, task, call.start, now, failed);
   }
   // Pairs with the acquire load in for_each_running: whoever counts it as finished sees
   // that its event has an end.

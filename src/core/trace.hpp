@@ -30,9 +30,10 @@ constexpr u32 kWaitsForAll = 0, kWaitsForSome = 1;
 // programming language memory models?" (MSPC 2012) says: the count of events written is
 // the sequence. While the event at a position is written, the count is that position;
 // so an event is whole if after the copy the count says that its place was not yet
-// being used again. All fields are stored with release and loaded with acquire: who has
-// read a later event's field sees the count from before it, at least. On x86 all of
-// them are plain moves.
+// being used again. That of a call which runs is not used again: as its turn comes the
+// count goes on, and the same event is the one of a later position. All fields are
+// stored with release and loaded with acquire: who has read a later event's field sees
+// the count from before it, at least. On x86 all of them are plain moves.
 struct TraceEvent {
   enum Kind : u8 { kNone, kSubmit, kRun, kGet, kGot, kSpan, kWait };
   std::atomic<u64> start;            // now_ns()
@@ -120,7 +121,8 @@ inline u64 first_readable(u64 written, u64 from) {
   return std::max(from, written >= kTraceEvents ? written - kTraceEvents + 1 : 0);
 }
 
-// Calls use(event) for each whole event, oldest first.
+// Calls use(event) for each whole event, by position: oldest first, but for calls that
+// ran for so long that their events were kept.
 template <class Use>
 void for_each_event(const TracePart& part, Use&& use) {
   // Pairs with the release store in Trace::record.
@@ -129,8 +131,8 @@ void for_each_event(const TracePart& part, Use&& use) {
     if (const auto event = read_event(part, position)) use(*event);
 }
 
-// The calls of the part's user that have started and not ended: use(event), latest
-// first. Looks no further back than to the last of them.
+// The calls of the part's user that have started and not ended: use(event), by
+// position from the last on. Looks no further back than to the last of them.
 template <class Use>
 void for_each_running(const TracePart& part, Use&& use) {
   const u32 users = part.num_users.load(std::memory_order_acquire);
@@ -238,6 +240,8 @@ class Trace {
   }
   // This thread has slept: what its clock says now is not the next call's.
   void slept();
+  // Whether a call has started here that has not ended.
+  bool runs() const { return running_ != 0; }
   TracePart& part() { return part_; }
   // Of an actor's process: its class. Else empty.
   std::string_view title() const { return classes_[kOwnClass]; }
@@ -260,6 +264,7 @@ class Trace {
     ObjectId task;
     u64 when;
   };
+  static constexpr u64 kNever = ~0ULL;
   static constexpr u32 kCacheSize = 256;
   static constexpr std::size_t kMaxFunctions = 1 << 14;  // and as many actors
   static constexpr std::size_t kMaxClasses = 1024;
@@ -283,10 +288,14 @@ class Trace {
   u32 add_label(u32 in_class, std::string_view name);  // with mutex_ held
   void forget_caches();
   void write_late();
-  u64 record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end);
+  void keep_running();
+  u64 record(TraceEvent::Kind kind, u32 label, ObjectId id, u64 start, u64 end,
+             bool failed = false);
 
   TracePart& part_;
-  u64 last_ = 0;  // when the last event was
+  u64 last_ = 0;           // when the last event was
+  u64 running_ = 0;        // calls
+  u64 turns_at_ = kNever;  // from there on, places of calls that run come next
 
   // Of holders of the GIL; in front of the tables.
   std::array<Known, kCacheSize> functions_cache_;

@@ -771,6 +771,10 @@ class Statistics:
         (process, pid, kind, thread, label, start, end, id, failed); end 0: it goes on.
         """
 
+    @property
+    def known_since(self) -> int:
+        """Events of a process that were before that may be gone."""
+
     def users(self) -> list[tuple[int, int, str, bool, int]]:
         """(process, pid, title, is of the pool, epoch), oldest first."""
 

@@ -136,6 +136,47 @@ def test_each_attempt_of_a_task_is_listed() -> None:
     ), state.list_tasks(filters=unluckies)
 
 
+@skate.remote
+class Looking:
+    """Makes more events than are kept of a process."""
+
+    def early(self) -> None:
+        pass
+
+    def look(self, n: int) -> None:
+        ref = skate.put(n)
+        for _ in range(n):
+            skate.get(ref)
+
+    def fail(self, n: int) -> None:
+        self.look(n)
+        raise ValueError
+
+    def wait(self, n: int, signal: Any) -> None:
+        self.look(n)
+        skate.get(signal.wait.remote())
+
+
+@LISTED
+def test_calls_are_listed_as_they_are_however_much_they_do() -> None:
+    many = 40_000
+    signal, looking = Signal.remote(), Looking.remote()
+    skate.get(looking.early.remote())
+    skate.wait([looking.fail.remote(many)])
+
+    def states() -> dict[str, str]:
+        return {row.name: row.state for row in state.list_tasks(limit=1000)}
+
+    assert wait_until(lambda: states()["Looking.fail"] == "FAILED"), states()
+    # What is forgotten by now may be left out.
+    assert states().get("Looking.early", "FINISHED") == "FINISHED"
+    waits = looking.wait.remote(many, signal)
+    skate.get(signal.wait_for_waiting.remote(1))
+    assert states()["Looking.wait"] == "RUNNING"
+    signal.set.remote()
+    skate.get(waits)
+
+
 @LISTED
 def test_objects_are_listed_with_their_size() -> None:
     signal = Signal.remote()

@@ -313,6 +313,19 @@ TEST(a_call_that_ends_after_its_event_is_gone_has_one_all_the_same) {
   CHECK(found == 1);
 }
 
+TEST(a_call_that_fails_after_its_event_is_gone_is_shown_as_failed) {
+  Part p;
+  Trace trace(p.part);
+  const Trace::Running call = trace.started(0, id_of(1), 0);
+  for (u64 i = 0; i < kTraceEvents; ++i) trace.got(id_of(2));
+  trace.finished(call, id_of(1), 0, true);
+  u32 failed = 0;
+  for_each_event(p.part, [&](const SeenEvent& event) {
+    failed += event.id == id_of(1) && event.failed;
+  });
+  CHECK(failed == 1);
+}
+
 TEST(a_call_that_ends_as_its_place_comes_next_has_an_event_all_the_same) {
   Part p;
   Trace trace(p.part);
@@ -323,6 +336,55 @@ TEST(a_call_that_ends_as_its_place_comes_next_has_an_event_all_the_same) {
   for_each_event(p.part,
                  [&](const SeenEvent& event) { found += event.id == id_of(1); });
   CHECK(found == 1);
+}
+
+TEST(a_call_that_runs_is_seen_however_much_happens_meanwhile) {
+  Part p;
+  Trace trace(p.part);
+  trace.got(id_of(0));
+  const Trace::Running call = trace.started(0, id_of(1), 0);
+  const auto running = [&] {
+    std::vector<ObjectId> ids;
+    for_each_running(p.part, [&](const SeenEvent& event) { ids.push_back(event.id); });
+    return ids;
+  };
+  for (u64 i = 0; i < 2 * kTraceEvents + 2; ++i) {
+    trace.got(id_of(2));
+    if (i % kTraceEvents < 3 || i % kTraceEvents > kTraceEvents - 3)
+      CHECK(running() == std::vector<ObjectId>{id_of(1)});
+  }
+  trace.finished(call, id_of(1), 0, true);
+  CHECK(running().empty());
+  std::vector<SeenEvent> seen;
+  for_each_event(p.part, [&](const SeenEvent& event) {
+    if (event.id == id_of(1)) seen.push_back(event);
+  });
+  CHECK(seen.size() == 1 && seen[0].end != 0 && seen[0].failed);
+  for (u64 i = 0; i < kTraceEvents; ++i) trace.got(id_of(2));
+  for_each_event(p.part, [](const SeenEvent& event) { CHECK(event.id == id_of(2)); });
+}
+
+TEST(calls_that_a_former_process_had_begun_are_not_kept) {
+  Part p;
+  Trace(p.part).started(0, id_of(1), 0);
+  begin_trace(p.part, {3, 2}, true, "");
+  Trace trace(p.part);
+  trace.started(0, id_of(2), 0);
+  for (u64 i = 0; i < 2 * kTraceEvents; ++i) trace.got(id_of(3));
+  for_each_event(p.part, [](const SeenEvent& event) { CHECK(event.id != id_of(1)); });
+}
+
+TEST(more_calls_may_run_than_there_are_events) {
+  Part p;
+  Trace trace(p.part);
+  const Trace::Running call = trace.started(0, id_of(1), 0);
+  for (u64 i = 0; i < 2 * kTraceEvents; ++i) trace.started(0, id_of(2), 0);
+  trace.finished(call, id_of(1), 0, true);
+  std::vector<SeenEvent> seen;
+  for_each_event(p.part, [&](const SeenEvent& event) {
+    if (event.id == id_of(1)) seen.push_back(event);
+  });
+  CHECK(seen.size() == 1 && seen[0].end != 0 && seen[0].failed);
 }
 
 TEST(the_place_that_is_written_next_is_not_read) {

@@ -267,7 +267,7 @@ def test_a_cancel_costs_the_same_among_many(session: None) -> None:
         return spent
 
     def cancel_queued(n: int) -> int:
-        blockers = [sleep_a_little.remote() for _ in range(2)]
+        blockers = [nap.remote() for _ in range(2)]
         skate.wait(blockers, timeout=0.1)
         refs = [answer.remote(i) for i in range(n)]
         spent = cost(os.getpid(), lambda: [skate.cancel(ref) for ref in refs])
@@ -449,3 +449,24 @@ def test_actors_made_at_once_share_what_all_of_them_import() -> None:
         print(total // len(actors))
     """
     assert int(run(textwrap.dedent(program), seconds=60)) < 4 * 1024  # kB
+
+
+@skate.remote
+def nap() -> None:
+    time.sleep(0.002)
+
+
+@pytest.mark.usefixtures("session")
+def test_waiting_for_all_costs_a_look_at_each_not_at_each_wake() -> None:
+    ready = [skate.put(i) for i in range(100_000)]
+    few = 300
+
+    def wait(refs: list[Any]) -> int:
+        return cost(os.getpid(), lambda: skate.wait(refs, num_returns=len(refs)))
+
+    def naps() -> list[Any]:
+        return [nap.remote() for _ in range(few)]
+
+    wait([*ready, *naps()])  # workers have begun
+    apart = wait(ready) + wait(naps())
+    assert wait([*ready, *naps()]) < FACTOR * apart

@@ -49,6 +49,7 @@ def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
             submitted[task] = start, name
         else:
             runs.setdefault(task, []).append((start, end, failed, index, pid, name))
+    known_since = statistics.known_since  # last: what has gone meanwhile is before it
     pending = _Pending(engine, statistics)
     began = {task: attempts[0][0] for task, attempts in runs.items()}
     began.update((task, when) for task, (when, _) in submitted.items())
@@ -72,8 +73,13 @@ def list_tasks(engine: EmbeddedEngine) -> Iterator[Row]:
                 end=_ms(end) if end else None,
             )
         if task not in runs:
-            name = submitted[task][1]
-            yield _task(task, name, pending.state(task), made=made)
+            when, name = submitted[task]
+            state = pending.state(task)
+            if state is None:
+                if when < known_since:
+                    continue  # it may have run: that would be forgotten
+                state = "FAILED"  # it has ended before it could run
+            yield _task(task, name, state, made=made)
 
 
 class _Pending:
@@ -85,18 +91,18 @@ class _Pending:
         self._owners = {(process["index"], process["epoch"]) for process in live}
         self._silent: set[tuple[int, int]] = set()
 
-    def state(self, task: int) -> str:
+    def state(self, task: int) -> str | None:
+        """None: nobody knows it any more."""
         owner = _core.owner_of(task)
         if owner in self._silent:
             return _NOT_KNOWN
         if owner not in self._owners:
-            return "FAILED"  # with its owner
+            return None
         found = self._engine.node.explain(task, owner[0])
         if found is None:  # it is stopped, say: it is not asked for each of its calls
             self._silent.add(owner)
             return _NOT_KNOWN
-        # One that its owner does not know any more has ended before it could run.
-        return _STATES.get(State(found["state"]), "FAILED")
+        return _STATES.get(State(found["state"]))
 
 
 def _task(
@@ -144,7 +150,7 @@ def list_objects(engine: EmbeddedEngine) -> Iterator[Row]:
         elif found["ready"]:
             state = "FINISHED"
         else:
-            state = pending.state(found["object_id"])
+            state = pending.state(found["object_id"]) or "FAILED"
         if found["is_actor"]:
             held = "ACTOR_HANDLE"
         elif found["local"]:
