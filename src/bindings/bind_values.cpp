@@ -1,4 +1,6 @@
 // Values: put, get, wait, watches.
+#include <algorithm>
+
 #include "advice.hpp"
 #include "common.hpp"
 #include "wait_list.hpp"
@@ -45,6 +47,13 @@ void record_get(Node& node, const std::vector<ObjectId>& ids, u64 since) {
   g_advice.got(ids, since != 0);
 }
 
+// At least one: what the wait lacked may have come since.
+std::size_t without_value(Node& node, const std::vector<ObjectId>& ids) {
+  std::vector<bool> ready(ids.size());
+  node.objects.look(ids, ids.size(), ready);
+  return std::max<std::size_t>(1, std::count(ready.begin(), ready.end(), false));
+}
+
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
              bool writable) {
   check_alive(node);
@@ -59,7 +68,7 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
       wait_patiently(node, [&] { return node.objects.wait_all(ids, next, deadline); });
   record_get(node, ids, waited.since);
   if (waited.result == WaitResult::kTimeout)
-    refuse("get_timed_out", ids.size() - next, ids.size());
+    refuse("get_timed_out", without_value(node, ids), ids.size());
   return guarded([&] {
     if (next < ids.size())
       raise_value(node, node.objects.value_of(ids[next]), ids[next]);

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skate
+from skate.exceptions import GetTimeoutError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -82,3 +83,11 @@ def test_a_stream_whose_ends_block_for_moments_is_no_hang(
 ) -> None:
     assert skate.get(read_numbers.remote(4)) > 0
     assert NOTHING_RUNS not in capfd.readouterr().err
+
+
+def test_a_get_whose_time_is_up_counts_what_lacks_a_value() -> None:
+    late = sleep.remote(10)
+    refs = [late, *(skate.put(i) for i in range(8)), late]
+    with pytest.raises(GetTimeoutError, match=r"timed out: 2 of 10 refs"):
+        skate.get(refs, timeout=0.1)
+    skate.cancel(late, force=True)
