@@ -91,3 +91,16 @@ def test_a_get_whose_time_is_up_counts_what_lacks_a_value() -> None:
     with pytest.raises(GetTimeoutError, match=r"timed out: 2 of 10 refs"):
         skate.get(refs, timeout=0.1)
     skate.cancel(late, force=True)
+
+
+class _SlowToStart:
+    def __init__(self) -> None:
+        threading.Event().wait(20)
+
+
+def test_a_constructor_has_its_classs_name_from_the_start() -> None:
+    actor = skate.remote(_SlowToStart).remote()
+    names = set(skate.summary().functions)
+    assert "_SlowToStart.__init__" in names
+    assert not any(name.startswith("?") for name in names)
+    skate.kill(actor)
