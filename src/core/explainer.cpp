@@ -38,6 +38,7 @@ Explanation Explainer::explain_here(ObjectId id) {
     return e;
   }
   const Task* task = object->task;
+  if (task == nullptr) task = node_.streams.task_of_coming(id);
   if (task == nullptr) return e;
   e.task = task->header.task_id;
   e.attempt = task->header.attempt;

@@ -85,6 +85,13 @@ ObjectId Streams::peek_item(ObjectId task) {
   return item;
 }
 
+const Task* Streams::task_of_coming(ObjectId item) const {
+  for (const auto& [task, stream] : streams_)
+    if (!stream.items.empty() && stream.items.back() == item)
+      return node_.tasks.pending(task);
+  return nullptr;
+}
+
 NextItem Streams::look_at(ObjectId task) {
   std::lock_guard lock(home_.mu);
   node_.look_at_inbox();

@@ -12,6 +12,7 @@ import pytest
 
 import skate
 from skate.exceptions import GetTimeoutError
+from skate.util import state
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -104,3 +105,17 @@ def test_a_constructor_has_its_classs_name_from_the_start() -> None:
     assert "_SlowToStart.__init__" in names
     assert not any(name.startswith("?") for name in names)
     skate.kill(actor)
+
+
+@skate.remote(num_returns="streaming")
+def late_numbers() -> Iterator[int]:
+    threading.Event().wait(20)
+    yield 1
+
+
+def test_an_item_that_has_not_come_is_explained_by_its_task() -> None:
+    stream = late_numbers.remote()
+    assert skate.wait([stream], timeout=0.1) == ([], [stream])
+    statuses = {row.task_status for row in state.list_objects()}
+    assert "FAILED" not in statuses
+    skate.cancel(stream, force=True)
