@@ -141,7 +141,6 @@ void bind_node(nb::module_& m) {
             wait_patiently(node, [&] {
               return node.deaths.wait_settled({index, epoch});
             });
-            Waits::forget_start();  // no wait for an object
           },
           "index"_a, "epoch"_a,
           "Until calls to that process, which is being ended, fail or go to another.")

@@ -225,10 +225,10 @@ void bind_tasks(nb::class_<Node>& node) {
             const i64 deadline = deadline_of(timeout);
             ObjectId item;
             NextItem next = NextItem::kEnd;
-            const WaitResult result = wait_patiently(node, [&] {
+            const PatientWait waited = wait_patiently(node, [&] {
               return node.streams.next_item(task, item, next, deadline);
             });
-            if (result == WaitResult::kTimeout) refuse("item_timed_out");
+            if (waited.result == WaitResult::kTimeout) refuse("item_timed_out");
             if (next == NextItem::kEnd) return false;
             guarded(
                 [&] { taken.append(take_ref(node, codec_types().object_ref, item)); });

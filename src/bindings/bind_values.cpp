@@ -1,4 +1,6 @@
 // Values: put, get, wait, watches.
+#include <algorithm>
+
 #include "advice.hpp"
 #include "common.hpp"
 #include "wait_list.hpp"
@@ -37,14 +39,19 @@ nb::object lend_array(Node& node, nb::handle object) {
 }
 
 // In the trace: the call, and which tasks' values it brought.
-void record_get(Node& node, const std::vector<ObjectId>& ids) {
+void record_get(Node& node, const std::vector<ObjectId>& ids, u64 since) {
   constexpr std::size_t kMost = kTraceEvents / 8;
   Trace& trace = node.home.trace;
-  const u64 since = Waits::take_start();
   trace.waited(TraceEvent::kGet, since, ids.size());
   for (std::size_t i = 0; i < ids.size() && i < kMost; ++i) trace.got(ids[i]);
-  if (since != 0) trace.waits_no_more();
   g_advice.got(ids, since != 0);
+}
+
+// At least one: what the wait lacked may have come since.
+std::size_t without_value(Node& node, const std::vector<ObjectId>& ids) {
+  std::vector<bool> ready(ids.size());
+  node.readiness.look(ids, ids.size(), ready);
+  return std::max<std::size_t>(1, std::count(ready.begin(), ready.end(), false));
 }
 
 nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
@@ -57,11 +64,11 @@ nb::list get(Node& node, nb::handle refs, std::optional<double> timeout,
   const std::vector<ObjectId> ids = ids_of(kept);
   const i64 deadline = deadline_of(timeout);
   std::size_t next = 0;
-  const WaitResult result = wait_patiently(
+  const PatientWait waited = wait_patiently(
       node, [&] { return node.readiness.wait_all(ids, next, deadline); });
-  record_get(node, ids);
-  if (result == WaitResult::kTimeout)
-    refuse("get_timed_out", ids.size() - next, ids.size());
+  record_get(node, ids, waited.since);
+  if (waited.result == WaitResult::kTimeout)
+    refuse("get_timed_out", without_value(node, ids), ids.size());
   return guarded([&] {
     if (next < ids.size())
       raise_value(node, node.objects.value_of(ids[next]), ids[next]);
@@ -95,12 +102,14 @@ class PyWatch {
     check_open();
     const i64 deadline = deadline_of(timeout);
     std::vector<u64> tags;
+    u64 since;
     {
       const Use use(*this);
-      wait_patiently(node_, [&] { return node_.watches.wait(watch_, tags, deadline); });
+      since = wait_patiently(node_, [&] {
+                return node_.watches.wait(watch_, tags, deadline);
+              }).since;
     }
-    if (const u64 since = Waits::take_start())
-      node_.home.trace.waited(TraceEvent::kWait, since, tags.size());
+    if (since != 0) node_.home.trace.waited(TraceEvent::kWait, since, tags.size());
     for (const u64 tag : tags) told.append(tag);
   }
   void close() {

@@ -101,17 +101,17 @@ WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
   }
 }
 
+struct PatientWait {
+  WaitResult result;
+  u64 since;  // 0: it did not have to wait
+};
+
 // Runs `wait` without the GIL until it is done; Ctrl-C gets through.
 template <class Wait>
-WaitResult wait_patiently(Node& node, Wait&& wait) {
-  try {
-    return wait_interruptibly(node, wait);
-  } catch (...) {
-    // Who looks at this process must not think that it waits still.
-    if (!node.in_forked_child() && Waits::take_start() != 0)
-      node.home.trace.waits_no_more();
-    throw;
-  }
+PatientWait wait_patiently(Node& node, Wait&& wait) {
+  const Waits::Waiting waiting(node.waits);
+  const WaitResult result = wait_interruptibly(node, wait);
+  return {result, waiting.since()};
 }
 
 // Turns the codec's error into nanobind's.

@@ -156,13 +156,11 @@ nb::tuple wait_for(Node& node, nb::list refs, std::size_t num_returns,
   g_last_given = given;
   const i64 deadline = deadline_of(timeout);
   std::vector<bool> ready(ids.size());
-  wait_patiently(node, [&] {
+  const PatientWait waited = wait_patiently(node, [&] {
     return node.readiness.wait_some(ids, num_returns, ready, deadline);
   });
-  if (const u64 since = Waits::take_start()) {
-    node.home.trace.waited(TraceEvent::kWait, since, ids.size());
-    node.home.trace.waits_no_more();
-  }
+  if (waited.since != 0)
+    node.home.trace.waited(TraceEvent::kWait, waited.since, ids.size());
   std::vector<Py_ssize_t> found;
   for (std::size_t i = 0; i < ids.size() && found.size() < num_returns; ++i)
     if (ready[i]) found.push_back(static_cast<Py_ssize_t>(i));

@@ -13,11 +13,11 @@ constexpr i64 kAnswerTime = 1'000'000'000;
 
 Explainer::Explainer(Node& node) : node_(node), home_(node.home) {}
 
-void Explainer::tell_what_is_waited_for() {
+bool Explainer::tell_what_is_waited_for(u64 since) {
   const Wanted* wanted = Wanted::of_this_thread();
-  if (wanted == nullptr) return;
-  home_.trace.waits_for(wanted->kind, static_cast<u64>(Waits::start()), wanted->ids,
-                        wanted->first());
+  if (wanted == nullptr) return false;
+  home_.trace.waits_for(wanted->kind, since, wanted->ids, wanted->first());
+  return true;
 }
 
 Explanation Explainer::explain_here(ObjectId id) {
@@ -38,6 +38,7 @@ Explanation Explainer::explain_here(ObjectId id) {
     return e;
   }
   const Task* task = object->task;
+  if (task == nullptr) task = node_.streams.task_of_coming(id);
   if (task == nullptr) return e;
   e.task = task->header.task_id;
   e.attempt = task->header.attempt;

@@ -28,8 +28,8 @@ class Explainer {
   void take_answer(Reader& reader);          // kExplained
 
   // Without the lock: in shared memory, for those who ask why this process goes on
-  // waiting.
-  void tell_what_is_waited_for();
+  // waiting. False: this thread waits for no object.
+  bool tell_what_is_waited_for(u64 since);
 
  private:
   Explanation explain_here(ObjectId id);

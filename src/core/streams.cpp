@@ -43,8 +43,12 @@ WaitResult Streams::next_item(ObjectId task, ObjectId& item, NextItem& next,
                                : node_.objects.find(stream.items.front()));
     return next != NextItem::kNotYet;
   };
-  const WaitResult result =
-      look() ? WaitResult::kReady : node_.waits.wait(lock, deadline_ns, look);
+  WaitResult result = WaitResult::kReady;
+  if (!look()) {
+    const std::vector<ObjectId> producing{task};
+    const Wanted wanted(producing, Wanted::kSome);
+    result = node_.waits.wait(lock, deadline_ns, look);
+  }
   if (result != WaitResult::kReady || next != NextItem::kItem) return result;
   Stream& stream = streams_[task];
   if (stream.received == stream.taken) {  // the error, after the last item
@@ -79,6 +83,13 @@ ObjectId Streams::peek_item(ObjectId task) {
   }
   node_.objects.hold(item);
   return item;
+}
+
+const Task* Streams::task_of_coming(ObjectId item) const {
+  for (const auto& [task, stream] : streams_)
+    if (!stream.items.empty() && stream.items.back() == item)
+      return node_.tasks.pending(task);
+  return nullptr;
 }
 
 NextItem Streams::look_at(ObjectId task) {

@@ -53,6 +53,9 @@ class Streams {
   void open(ObjectId task) { streams_[task] = {}; }
   // The task has ended: `failed` says that its own object is an error.
   void end(ObjectId task, bool failed);
+  // Whose item an object is that has not come yet; null: it is none. A look at all
+  // streams, for people.
+  const Task* task_of_coming(ObjectId item) const;
   void reader_died(ProcId dead);
   void production_ended(ObjectId task) { productions_.erase(task); }
   // A ref of the program's is gone.

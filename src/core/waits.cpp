@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "node.hpp"
@@ -14,9 +15,6 @@ namespace {
 
 constexpr i64 kIdleSlice = 2'000'000'000;
 constexpr i64 kMoment = 10'000'000;
-
-// When this thread's wait began that has not been asked about yet; 0: it did not wait.
-thread_local i64 t_waits_since = 0;
 
 }  // namespace
 
@@ -33,9 +31,18 @@ Waits::~Waits() {
   static_cast<void>(resting_cv_.release());
 }
 
-u64 Waits::take_start() { return static_cast<u64>(std::exchange(t_waits_since, 0)); }
-i64 Waits::start() { return t_waits_since; }
-void Waits::forget_start() { t_waits_since = 0; }
+thread_local Waits::Waiting::State Waits::Waiting::now_;
+
+Waits::Waiting::Waiting(Waits& waits)
+    : waits_(waits), outer_(std::exchange(now_, State{.is_open = true})) {}
+
+Waits::Waiting::~Waiting() {
+  // Who looks at this process must not think that it waits still.
+  if (now_.told && !waits_.node_.in_forked_child()) waits_.home_.trace.waits_no_more();
+  now_ = outer_;
+}
+
+u64 Waits::Waiting::since() const { return static_cast<u64>(now_.since); }
 
 // A thread leads until this ends, whatever is thrown meanwhile: with a leader that is
 // gone, nobody would take messages any more.
@@ -70,6 +77,9 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
                        const std::function<i32()>& missing) {
   // Until then the tasks that have ended keep what others may need: their actors, say.
   constexpr i64 kPatience = 1'000'000;
+  std::optional<Waiting> by_itself;
+  if (!Waiting::now_.is_open) by_itself.emplace(*this);
+  i64& waiting_since = Waiting::now_.since;
   bool led = false;
   bool slept = false;
   i64 since = 0;
@@ -86,9 +96,9 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
     if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     if (leader_ || idle_) {
       wake_leader_for_any();
-      if (t_waits_since == 0) {
-        t_waits_since = now_ns();
-        node_.explainer.tell_what_is_waited_for();
+      if (waiting_since == 0) {
+        waiting_since = now_ns();
+        tell_what_is_waited_for();
       }
       ++followers_;
       const auto status = followers_cv_->wait_for(
@@ -99,7 +109,7 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
     }
     const i64 now = now_ns();
     if (!led) since = now;
-    if (t_waits_since == 0) t_waits_since = now;
+    if (waiting_since == 0) waiting_since = now;
     led = true;
     Leading leading(*this, lock);
     if (node_.needs_attention()) {
@@ -300,12 +310,17 @@ void Waits::note_arrival(i64 since) {
   came_at_ = rung_at >= since ? rung_at : now_ns();
 }
 
+void Waits::tell_what_is_waited_for() {
+  const auto since = static_cast<u64>(Waiting::now_.since);
+  Waiting::now_.told |= node_.explainer.tell_what_is_waited_for(since);
+}
+
 // User code is about to sleep in a skate call: others may use its CPU.
 void Waits::leave_cpu() {
   // Since its call began, however often it has looked since then: see best_offer.
-  home_.me->blocked_since.store(static_cast<u64>(t_waits_since),
+  home_.me->blocked_since.store(static_cast<u64>(Waiting::now_.since),
                                 std::memory_order_relaxed);
-  node_.explainer.tell_what_is_waited_for();
+  tell_what_is_waited_for();
   node_.work.set_state(ProcState::kBlocked);
   if (reports_blocking_) home_.link.tell(Note::kBlocked);
   std::lock_guard lock(home_.mu);
@@ -432,7 +447,6 @@ bool Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
 // `by_call`: an actor's next call has come.
 void Waits::stop_idling(const Idling& idling, bool by_call) {
   if (by_call && idling.slept) calls_.add(idling.came - idling.since);
-  t_waits_since = 0;  // it was not the program that waited
   idle_ = false;
   tell_followers();
   if (node_.needs_attention()) wake_keeper_for_any();

@@ -45,10 +45,31 @@ class Waits {
   // Whoever changes `ready` says so by wake_resting.
   WaitResult rest(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready);
 
-  // When the calling thread's last wait began, asked once; 0: it did not wait.
-  static u64 take_start();
-  static i64 start();  // the same, to look at
-  static void forget_start();
+  // While it lives, this thread's waits are one, however often it looks around between
+  // them: a call of the program's. What others are told of that wait ends with it. A
+  // wait outside of any is one by itself, so no start is left for a later call's wait.
+  class Waiting {
+   public:
+    explicit Waiting(Waits& waits);
+    ~Waiting();
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+    // When it began to wait; 0: it did not have to.
+    u64 since() const;
+
+   private:
+    friend class Waits;
+    struct State {
+      bool is_open = false;
+      bool told = false;  // what it waits for
+      i64 since = 0;
+    };
+    static thread_local State now_;  // of the innermost
+
+    Waits& waits_;
+    const State outer_;
+  };
+
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
 
@@ -89,6 +110,7 @@ class Waits {
   FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
   FutexResult park(i64 timeout_ns, bool exactly = false);
   void note_arrival(i64 since);
+  void tell_what_is_waited_for();
   void leave_cpu();
   void return_to_cpu();
   void wake_leader_for_any();

@@ -6,6 +6,8 @@ using namespace fleet;
 
 namespace {
 
+constexpr i64 kMoment = 10'000'000;
+
 // One that a fleet does not know of: nobody reads what it tells its supervisor.
 struct Alone {
   Alone(Fleet& fleet, ProcId id) {
@@ -27,6 +29,53 @@ void wait_for_nothing(Node& node, const std::atomic<bool>& stop) {
 }
 
 }  // namespace
+
+// Whoever asks what this process waits for, and since when, is told of no earlier wait.
+TEST(what_is_told_of_a_wait_ends_with_it) {
+  Fleet fleet;
+  fleet.prepare({2, 1});
+  Alone alone(fleet, {2, 1});
+  Node& node = *alone.node;
+  TracePart& told = trace_part(node.home.session_map.data(), 2);
+  Task* const task = make_task(node);
+  task->header.flags |= kStreaming;
+  const ObjectId stream = submit(node, task);
+  std::atomic<u64>& since = node.home.me->blocked_since;
+  for (int kind = 0; kind < 2; ++kind) {
+    u64 last = 0;
+    for (int round = 0; round < 3; ++round) {
+      std::atomic<bool> stop{false};
+      std::thread waits([&] {
+        ObjectId item;
+        NextItem next;
+        std::size_t n = 0;
+        Waits::Waiting waiting(node.waits);
+        CHECK(waiting.since() == 0);
+        while (!stop) {
+          if (kind == 0)
+            node.streams.next_item(stream, item, next, now_ns() + kMoment);
+          else
+            node.readiness.wait_all({stream}, n, now_ns() + kMoment);
+        }
+        CHECK(waiting.since() != 0);
+      });
+      u64 now = 0;
+      until([&] { return (now = since.load()) != 0; });
+      until([&] { return read_waited(told).ids == std::vector<ObjectId>{stream}; });
+      CHECK(now > last && read_waited(told).since == now);
+      last = now;
+      stop = true;
+      waits.join();
+      CHECK(read_waited(told).ids.empty());
+    }
+  }
+  // Outside of any call of the program's, as to ask another process something.
+  std::size_t next = 0;
+  node.readiness.wait_all({stream}, next, now_ns() + kMoment);
+  const Waits::Waiting waiting(node.waits);
+  CHECK(waiting.since() == 0);
+  node.close();
+}
 
 // It may begin a session of its own, and let go of its parent's objects then.
 TEST(a_forked_child_knows_its_parents_node_from_its_own) {

@@ -183,7 +183,10 @@ TEST(a_wait_that_looks_again_began_when_its_call_did) {
   const ObjectId id = submit(owner);
   Node& worker = fleet.start({3, 1});
   std::atomic<u64>& since = owner.home.me->blocked_since;
-  std::thread waiter([&] { CHECK(text_of(owner, id) == "done"); });
+  std::thread waiter([&] {
+    const Waits::Waiting one_call(owner.waits);
+    CHECK(text_of(owner, id) == "done");
+  });
   until([&] { return since.load() != 0; });
   const u64 first = since.load();
   const i64 end = now_ns() + 3 * kSlice;

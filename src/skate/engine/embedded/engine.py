@@ -286,6 +286,8 @@ class EmbeddedEngine:
                 )
             else:
                 self.node.place_actor(actor, index, epoch)
+                # First: statistics call its constructor by this name, too.
+                self.node.name_actor(actor._id, spec.name.rpartition(".")[2])
                 self.node.construct_actor(
                     actor, code, holds_refs, restartable, args, kwargs
                 )

@@ -103,7 +103,10 @@ class Explainer:
                 return False
             if running > 1 or (running == 1 and not blocked):
                 return False
-            if blocked and self._now - process["waited_since"] < _QUIET_NS:
+            # 0: it has just gone on. Who waits for items or for their reader tells
+            # nothing but this, and may do so for microseconds, again and again.
+            since = process["blocked_since"]
+            if blocked and (not since or self._now - since < _QUIET_NS):
                 return False
         return True
 
