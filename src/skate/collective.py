@@ -22,7 +22,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from queue import SimpleQueue
@@ -188,7 +188,8 @@ class Group:
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A writable array in the group's memory, on which calls copy nothing."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = shape if isinstance(shape, Iterable) else (shape,)
+        shape = tuple(operator.index(size) for size in sizes)
         wanted = np.dtype(dtype)
         check_copied(wanted)
         return self._end.empty(shape, wanted)
