@@ -54,8 +54,8 @@ void bind_control(nb::module_& m) {
           [](const Control& c) {
             nb::list all;
             for (const Control::Running& task : c.running_tasks())
-              all.append(
-                  nb::make_tuple(task.pid, task.name, task.since, task.may_retry));
+              all.append(nb::make_tuple(task.pid, to_str(task.name), task.since,
+                                        task.may_retry));
             return all;
           },
           "Process id, name, start and whether it may be tried again, of each.",

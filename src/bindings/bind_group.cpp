@@ -19,6 +19,7 @@
 #include "group_segment.hpp"
 #include "operand.hpp"
 #include "seconds.hpp"
+#include "text.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -111,11 +112,12 @@ class PyGroup {
 
   nb::object allreduce(nb::handle x, const std::string& op,
                        std::optional<double> timeout, bool bfloat16,
-                       const std::string& label) {
+                       const Text& label) {
     const Operand array(x, "x", bfloat16);
     const ReduceOp how = op_of(op, array.dtype());
-    return finish(
-        [&] { return group_.allreduce(array.view(label), how, nanoseconds(timeout)); });
+    return finish([&] {
+      return group_.allreduce(array.view(label.view()), how, nanoseconds(timeout));
+    });
   }
 
   nb::object reduce(nb::handle x, const std::string& op, int root,
@@ -128,21 +130,22 @@ class PyGroup {
   }
 
   nb::object broadcast(nb::handle x, int root, std::optional<double> timeout,
-                       bool bfloat16, const std::string& label) {
+                       bool bfloat16, const Text& label) {
     const Operand array(x, "x", bfloat16);
     check_rank(root, "root");
     return finish([&] {
-      return group_.broadcast(array.view(label), root, nanoseconds(timeout));
+      return group_.broadcast(array.view(label.view()), root, nanoseconds(timeout));
     });
   }
 
   nb::object allgather(nb::handle x, nb::handle out, std::optional<double> timeout,
-                       bool bfloat16, const std::string& label) {
+                       bool bfloat16, const Text& label) {
     const Operand part(x, "x", bfloat16);
     const Operand whole(out, "out", bfloat16);
     check_sizes(part, whole);
     return finish([&] {
-      return group_.allgather(part.view(label), whole.data(), nanoseconds(timeout));
+      return group_.allgather(part.view(label.view()), whole.data(),
+                              nanoseconds(timeout));
     });
   }
 
@@ -158,7 +161,7 @@ class PyGroup {
   }
 
   nb::object send(nb::handle x, int to, std::optional<double> timeout, bool bfloat16,
-                  const std::string& label) {
+                  const Text& label) {
     const Operand array(x, "x", bfloat16);
     check_peer(to);
     // Messages are taken in the order in which they were posted, and so are leases
@@ -167,7 +170,7 @@ class PyGroup {
     const Sending sending(is_sending_);
     forget_taken(to);
     auto lease = lease_of(array.bytes());
-    GroupArray view = array.view(label);
+    GroupArray view = array.view(label.view());
     view.data = segment_->arena->at(lease->block.offset);
     // Kept first: what is posted is the other rank's to read, also if there is no
     // memory then to note it.
@@ -189,11 +192,12 @@ class PyGroup {
   }
 
   nb::object recv(nb::handle x, int from, std::optional<double> timeout, bool bfloat16,
-                  const std::string& label) {
+                  const Text& label) {
     const Operand array(x, "x", bfloat16);
     check_peer(from);
-    return finish(
-        [&] { return group_.receive(array.view(label), from, nanoseconds(timeout)); });
+    return finish([&] {
+      return group_.receive(array.view(label.view()), from, nanoseconds(timeout));
+    });
   }
 
   // Where an array of the group is, for `at` of the other ranks.
@@ -298,11 +302,12 @@ class PyGroup {
         if (PyErr_Occurred() == nullptr) segment_->check_not_forked();
         throw nb::python_error();
       case GroupStatus::kMismatch:
-        return nb::make_tuple("mismatch", outcome.ranks, calls_of(outcome.ranks));
+        return nb::make_tuple("mismatch", outcome.ranks,
+                              to_str(calls_of(outcome.ranks)));
       case GroupStatus::kDeadlock:
-        return nb::make_tuple("deadlock", outcome.ranks, outcome.detail);
+        return nb::make_tuple("deadlock", outcome.ranks, to_str(outcome.detail));
       case GroupStatus::kMessage:
-        return nb::make_tuple("message", outcome.ranks, outcome.detail);
+        return nb::make_tuple("message", outcome.ranks, to_str(outcome.detail));
       case GroupStatus::kTimeout:
         return nb::make_tuple("timeout", outcome.ranks, "");
       case GroupStatus::kRankDied:

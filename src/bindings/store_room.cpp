@@ -19,8 +19,9 @@ namespace {
   const u32 driver = session.procs[kDriver].pid.load(std::memory_order_relaxed);
   nanobind::list holders;
   for (const Store::Holder& holder : node.store.holders())
-    holders.append(nanobind::make_tuple(holder.bytes, holder.blocks, holder.what,
-                                        holder.pid, holder.pid == driver));
+    holders.append(nanobind::make_tuple(holder.bytes, holder.blocks,
+                                        to_str(holder.what), holder.pid,
+                                        holder.pid == driver));
   refuse("store_full", size, node.store.used(), session.store_limit,
          node.spiller.spilled(), session.spill_limit, node.spiller.spill_error(),
          holders);

@@ -257,8 +257,7 @@ void Group::publish(const Call& call) {
   if (!call.x.label.empty()) {
     record.label_bytes = call.x.label.size();
     record.label_hash = std::hash<std::string_view>{}(call.x.label);
-    std::memcpy(record.label, call.x.label.data(),
-                std::min(call.x.label.size(), CallRecord::kLabelBytes));
+    copy_text(record.label, call.x.label);
   }
   fold_dimensions(call.x.shape, record.shape);
   // Addresses, not pointers: the array may be anywhere.

@@ -19,7 +19,7 @@ std::string describe_label(std::string_view label, std::string_view other) {
     from = bracket == std::string_view::npos ? 0 : bracket + 3;
   }
   std::string text = from > 0 ? "..., " : "";
-  text += label.substr(from, kLabelShown);
+  text += cut_text(label.substr(from), kLabelShown);
   if (label.size() - from > kLabelShown) text += " ...";
   return text;
 }

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "group.hpp"
+#include "text.hpp"
 
 namespace skate {
 
@@ -48,7 +49,7 @@ struct CallRecord : CallHead {
   char label[kLabelBytes];
 
   std::string_view label_text() const {
-    return {label, std::min<std::size_t>(label_bytes, kLabelBytes)};
+    return label_bytes > 0 ? text_in(label) : std::string_view{};
   }
 
   bool agrees_with(const CallRecord& other) const;

@@ -38,7 +38,7 @@ GroupOutcome Group::post(const GroupArray& x, int to, i64 timeout_ns) {
              .label_bytes = x.label.size(),
              .label_hash = hash_of(x.label),
              .label = {}};
-  x.label.copy(message.label, GroupMessage::kLabelBytes);
+  copy_text(message.label, x.label);
   fold_dimensions(x.shape, message.shape);
   out.posted.store(number + 1, std::memory_order_seq_cst);  // see Channel
   wake_all();
@@ -66,13 +66,12 @@ GroupOutcome Group::receive(const GroupArray& x, int from, i64 timeout_ns) {
   if (!fits) {
     const auto describe = [](std::string_view label, DType dtype, u64 ndim,
                              const u64* size) {
-      return label.empty() ? describe_array(dtype, ndim, size)
-                           : std::string(label.substr(0, GroupMessage::kLabelBytes));
+      return label.empty()
+                 ? describe_array(dtype, ndim, size)
+                 : std::string(cut_text(label, GroupMessage::kLabelBytes - 1));
     };
-    const std::string_view label(
-        message.label, std::min(message.label_bytes, u64{GroupMessage::kLabelBytes}));
     const std::string sent =
-        describe(label, message.dtype, message.ndim, message.shape);
+        describe(text_in(message.label), message.dtype, message.ndim, message.shape);
     const std::string wanted = describe(x.label, x.dtype, x.shape.size(), shape);
     end_with(GroupStatus::kMessage, from,
              "rank " + std::to_string(from) + ": send(" + sent + ", to " +
@@ -142,11 +141,7 @@ void Group::end_if_deadlocked() {
 }
 
 void Group::end_with(GroupStatus status, int rank, const std::string& detail) {
-  char* const problem = state(rank_).problem;
-  // The exchange in end() publishes it.
-  const std::size_t size = std::min(detail.size(), RankState::kProblemBytes - 1);
-  std::memcpy(problem, detail.data(), size);
-  problem[size] = '\0';
+  copy_text(state(rank_).problem, detail);  // the exchange in end() publishes it
   end(status, rank);
 }
 

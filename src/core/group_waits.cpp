@@ -249,7 +249,7 @@ GroupOutcome Group::verdict() const {
   if (verdict.status == GroupStatus::kDeadlock ||
       verdict.status == GroupStatus::kMessage) {
     outcome.ranks = {verdict.by, verdict.rank};
-    outcome.detail = state(verdict.by).problem;
+    outcome.detail = text_in(state(verdict.by).problem);
     return outcome;
   }
   if (verdict.status != GroupStatus::kTimeout) {

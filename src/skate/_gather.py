@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -47,7 +48,8 @@ class AsCompleted(Generic[W]):
     It ends when all have been yielded, and goes on if more are added then. So it does
     when the handler of a signal has raised in it: no ref is lost. For that, a ref goes
     from one place to the next without a call in between: handlers run after a call,
-    and where a loop begins again.
+    and where a loop begins again. So do other threads, which may add and iterate, too:
+    each ref is yielded to one of them.
     """
 
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
@@ -55,6 +57,8 @@ class AsCompleted(Generic[W]):
         self._deadline: float | None = None  # runs from the first wait on
         self._engine: Engine | None = None
         self._watch: Watch | None = None
+        self._lock = threading.RLock()  # of making the watch; a handler may come
+        self._in_next = 0  # threads that wait for the watch
         self._added = 0
         self._waiting: dict[int, W] = {}
         self._told: list[int] = []  # by the watch, and not taken out of `_waiting` yet
@@ -83,8 +87,10 @@ class AsCompleted(Generic[W]):
 
         Empty when ``timeout`` seconds have gone by, or nothing is left to wait for.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ready and self._waiting:
-            if not self._wait(timeout):
+            self._wait(_remaining(deadline))
+            if deadline is not None and time.monotonic() >= deadline:
                 break
         batch = self._ready[::-1]
         del self._ready[:]
@@ -123,45 +129,74 @@ class AsCompleted(Generic[W]):
             raise StopIteration
         if self._timeout is not None and self._deadline is None:
             self._deadline = time.monotonic() + self._timeout
-        if not self._wait(_remaining(self._deadline)):
-            if not self._waiting:  # another thread has closed it
-                raise StopIteration
+        self._wait(_remaining(self._deadline))
+        if self._ready or not self._waiting:  # of another thread, which has closed it
+            return
+        if self._deadline is not None and time.monotonic() >= self._deadline:
             raise GetTimeoutError(
                 f"{len(self._waiting)} of {self._added} refs had no value after "
                 f"{self._timeout} s; their tasks go on."
             )
 
-    def _wait(self, timeout: float | None) -> bool:
-        """Until there is something in ``_ready``; False: the time is up."""
+    def _wait(self, timeout: float | None) -> None:
+        """Until there may be something in ``_ready``, or nothing is left."""
         watch = self._watch
         if watch is None:
-            # Once: the first of a dict is looked for among all that has gone.
-            self._engine = engine_of(next(iter(self._waiting.values()), self))
-            watch = self._engine.watch()
-            try:
-                for tag, ref in self._waiting.items():
-                    _watch_for(watch, ref, tag)
-                self._watch = watch  # which misses none
-            except BaseException:
-                watch.close()
-                raise
+            with self._lock:
+                watch = self._watch or self._start()
         told, waiting, ready = self._told, self._waiting, self._ready
-        if not told:  # else the last call was interrupted
+        if not told:  # else a call was interrupted
+            if not waiting:
+                return
+            self._in_next += 1  # known to whoever takes the last out of `_waiting`
             try:
                 watch.next(timeout, told)
             except KeyboardInterrupt:
                 assert self._engine is not None
-                cancel_interrupted(self._engine, waiting.values())
+                cancel_interrupted(self._engine, list(waiting.values()))
                 raise
-            if not told:
-                return False
-        while told:
-            tag = told[-1]
+            except ValueError:
+                if self._watch is watch:  # else it has just been closed
+                    raise
+            finally:
+                self._in_next -= 1
+        while True:
+            try:
+                tag = told[-1]
+            except IndexError:
+                break
             del told[-1]
             if tag in waiting:  # else its `add` was interrupted
                 ready += (waiting[tag],)
                 del waiting[tag]
-        return True
+        if self._in_next and not waiting:  # the other threads are told by its end
+            self._watch = None
+            watch.close()
+
+    def _start(self) -> Watch:
+        """The watch, made to miss none, whatever is added meanwhile."""
+        known = self._added
+        tags = list(self._waiting)
+        # Once: the first of a dict is looked for among all that has gone.
+        self._engine = engine_of(self._waiting.get(tags[0], self) if tags else self)
+        watch = self._engine.watch()
+        try:
+            for tag in tags:
+                self._watch_for(watch, tag)
+            while known < self._added:
+                tag = known
+                known += 1
+                self._watch_for(watch, tag)
+            self._watch = watch
+        except BaseException:
+            watch.close()
+            raise
+        return watch
+
+    def _watch_for(self, watch: Watch, tag: int) -> None:
+        ref = self._waiting.get(tag)
+        if ref is not None:  # else another thread has closed it
+            _watch_for(watch, ref, tag)
 
     def _check(self, ref: Any, where: str) -> None:
         if type(ref) is not ObjectRef and not isinstance(ref, ObjectRefGenerator):

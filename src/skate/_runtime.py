@@ -6,8 +6,10 @@ The only module state of skate is here: the engine of this process.
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import threading
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -24,7 +26,7 @@ from .engine.protocol import Engine, EngineConfig
 from .exceptions import EngineError, SkateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -575,11 +577,14 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndar
         raise TypeError(
             f"skate.empty makes arrays of plain data; {checked!r} holds Python objects."
         )
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    for size in sizes:
-        if not isinstance(size, (int, np.integer)) or size < 0:
-            raise ValueError(f"shape must be integers of zero or more, not {shape!r}.")
-    return current().empty(tuple(int(size) for size in sizes), checked)
+    sizes = shape if isinstance(shape, Iterable) else (shape,)
+    try:
+        exact_sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        exact_sizes = (-1,)
+    if any(size < 0 for size in exact_sizes):
+        raise ValueError(f"shape must be integers of zero or more, not {shape!r}.")
+    return current().empty(exact_sizes, checked)
 
 
 def lend(array: np.ndarray) -> ObjectRef[Any]:

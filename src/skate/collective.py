@@ -22,7 +22,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from queue import SimpleQueue
@@ -182,11 +182,14 @@ class Group:
         # Of _thread: no call is made by one that ends. A handler of a signal may close.
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._closed = False
+        self._in_call = False
         self._fused: dict[np.dtype[Any], Array] = {}  # memory for small arrays
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A writable array in the group's memory, on which calls copy nothing."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = shape if isinstance(shape, Iterable) else (shape,)
+        shape = tuple(operator.index(size) for size in sizes)
         wanted = np.dtype(dtype)
         check_copied(wanted)
         return self._end.empty(shape, wanted)
@@ -237,7 +240,7 @@ class Group:
             type(x) is np.ndarray
             and x.dtype in kernels.NUMBERS
             and x.flags.carray  # writable, too
-            and not (async_op or self._pending)
+            and not (async_op or self._pending or self._in_call)
         ):  # the shortest way: small arrays cost microseconds
             self._end.allreduce(x, op, timeout)
             return x
@@ -403,6 +406,7 @@ class Group:
         Calls of this rank that are not done raise ``RankDiedError``, as do later ones.
         """
         self._end.close()  # ends what its thread may wait in, and refuses what follows
+        self._closed = True
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -466,7 +470,15 @@ class Group:
 
     def _call(self, work: Callable[[], Any], async_op: bool, result: Any) -> Any:
         def call() -> Any:
-            work()
+            # Before any work: what is refused must leave the memory for small arrays
+            # alone, which is that of the call that goes on. A handler of a signal runs
+            # after a call only, so none comes between these steps.
+            self._check_turn()
+            self._in_call = True
+            try:
+                work()
+            finally:
+                self._in_call = False
             return result
 
         if not async_op:
@@ -509,6 +521,7 @@ class Group:
         """Let the calls that go on be done; their errors stay with their handles."""
         for handle in tuple(self._pending):
             self._wait(handle)
+        self._check_turn()
 
     # checks ---------------------------------------------------------------------------
 
@@ -518,6 +531,16 @@ class Group:
                 "this process was forked from one that is a rank of the group, and is "
                 "none: the thread that makes asynchronous calls is its parent's. Start "
                 "the work with f.remote(...), and join the group there."
+            )
+
+    def _check_turn(self) -> None:
+        if self._in_call:
+            if self._closed:  # the thread makes its last call, which is no hindrance
+                self._end.barrier(None)  # says that this rank has left
+            raise RuntimeError(
+                "another thread is in a call of this collective group, or what a "
+                "signal's handler has interrupted is; one thread of a rank may use a "
+                "group at a time."
             )
 
     def _check_rank(self, name: str, rank: int) -> None:

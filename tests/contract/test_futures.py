@@ -118,6 +118,28 @@ def interrupt(call: Callable[[], object]) -> None:
         sys.settrace(before)
 
 
+def test_a_callback_that_waits_for_another_future_holds_up_no_others() -> None:
+    signal = Signal.remote()
+    late = wait_for.remote(signal, 1).future()
+    answer: Future[str] = Future()
+
+    def wait(future: Future[int]) -> None:
+        try:
+            answer.set_result(f"no error, but {late.result()}")
+        except RuntimeError as error:
+            answer.set_result(str(error))
+
+    first = add.remote(1, 2).future()
+    first.add_done_callback(wait)
+    try:
+        assert "skate.get" in answer.result(60)
+        assert first.result(60) == 3
+        assert add.remote(3, 4).future().result(60) == 7
+    finally:
+        skate.get(signal.set.remote())
+    assert late.result(60) == 1
+
+
 @pytest.mark.parametrize(
     "meddle",
     [

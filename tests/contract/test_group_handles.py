@@ -31,6 +31,9 @@ class Other:
     def allreduce(self) -> float:
         return float(self.group.allreduce(np.ones(4), timeout=60)[0])
 
+    def allreduce_list(self) -> float:
+        return float(self.group.allreduce([np.ones(4)], timeout=60)[0][0])
+
     def barrier(self) -> None:
         self.group.barrier(60)
 
@@ -124,6 +127,50 @@ def test_two_threads_that_wait_for_a_call_both_get_its_result() -> None:
     assert (x == 2).all()
     if group.background:
         assert second.result() is x
+
+
+def reduce_and_be_refused(group: Group) -> None:
+    for call in (group.allreduce, lambda x: group.allreduce(x[0])):
+        with pytest.raises(RuntimeError, match="one thread of a rank"):
+            call([np.full(4, 100.0)])
+
+
+def test_a_call_that_is_refused_changes_nothing_of_another_threads() -> None:
+    group, other = start_pair()
+    x = np.ones(4)
+    first = threading.Thread(target=group.allreduce, args=([x],), daemon=True)
+    first.start()
+    assert wait_until(lambda: is_in(first, type(group._end).allreduce.__code__))
+    reduce_and_be_refused(group)
+    assert skate.get(other.allreduce_list.remote()) == 2
+    first.join(60)
+    assert (x == 2).all()
+
+
+def test_a_call_that_is_refused_in_a_handler_changes_nothing() -> None:
+    group, other = start_pair()
+    x = np.ones(4)
+    main = threading.main_thread()
+    theirs = []
+
+    def handle(number: int, frame: object) -> None:
+        reduce_and_be_refused(group)
+        theirs.append(other.allreduce_list.remote())
+
+    def send() -> None:
+        if wait_until(lambda: is_in(main, type(group._end).allreduce.__code__)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        thread = threading.Thread(target=send)
+        thread.start()
+        group.allreduce([x], timeout=60)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert (x == 2).all()
+    assert skate.get(theirs) == [2]
 
 
 CALLS: dict[str, Callable[[Group], Handle]] = {

@@ -56,3 +56,13 @@ def take_rounds_beside_arrays(group: Any) -> bool:
 
 def test_rounds_share_no_memory_with_later_arrays() -> None:
     assert all(on_every_rank(start_ranks(), take_rounds_beside_arrays))
+
+
+def shapes_of_numpy_integers(group: Any) -> list[tuple[int, ...]]:
+    sizes = [np.int64(3), (np.int64(2), 3), [2, 3]]
+    return [group.empty(size, "f4").shape for size in sizes]
+
+
+def test_a_shape_may_be_any_integer_or_several() -> None:
+    for shapes in on_every_rank(start_ranks(), shapes_of_numpy_integers):
+        assert shapes == [(3,), (2, 3), (2, 3)]

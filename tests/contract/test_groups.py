@@ -653,6 +653,38 @@ def test_what_a_rank_sent_before_it_left_arrives() -> None:
     assert skate.get(ranks[1].run.remote(receive_and_ask_for_more)) == [1, 2]
 
 
+# Their ends are not of one byte, wherever a text of them is cut.
+NAMES = ["", "a", "aa", "\ud800"]
+
+
+def structure(rank: int, name: str) -> np.dtype[Any]:
+    last = "f8" if rank == 0 else "f4"
+    return np.dtype([(name + "\u6e2c" * 150, "f8"), ("\u6e2c" * 30, last)])
+
+
+def copy_what_differs(group: Any, name: str, message: bool) -> None:
+    x = np.zeros(3, structure(group.rank, name))
+    if not message:
+        group.broadcast(x, timeout=60)
+    elif group.rank == 0:
+        group.send(x, 1, timeout=60)
+        group.barrier(60)
+    elif group.rank == 1:
+        group.recv(x, 0, timeout=60)
+    else:
+        group.barrier(60)
+
+
+@pytest.mark.parametrize("message", [False, True])
+def test_differences_of_fields_of_any_script_are_shown(message: bool) -> None:
+    for number, name in enumerate(NAMES):
+        ranks = [Rank.remote(rank) for rank in range(3)]
+        skate.get([rank.join.remote(f"test{number}", 3) for rank in ranks])
+        for ref in [r.run.remote(copy_what_differs, name, message) for r in ranks]:
+            with pytest.raises(ShapeMismatchError, match="\u6e2c" * 10):
+                skate.get(ref)
+
+
 @skate.remote(num_cpus=0)
 def meet_in_a_task(rank: int, rounds: int) -> int:
     group = GroupSpec("tasks", 2).join(rank, 60)

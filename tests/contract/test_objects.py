@@ -113,6 +113,7 @@ def test_empty_gives_a_writable_array() -> None:
 
 def test_empty_takes_an_integer_shape() -> None:
     assert skate.empty(5, "int64").shape == (5,)
+    assert skate.empty(np.int64(5), "int64").shape == (5,)
 
 
 def test_put_seals_an_array_that_was_born_in_the_store(engine: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -218,3 +219,16 @@ def test_wrong_filters_are_refused() -> None:
         state.list_nodes(filters=[("colour", "=", "x")])
     with pytest.raises(ValueError, match="limit"):
         state.list_nodes(limit=0)
+
+
+def test_no_more_rows_are_made_than_the_limit_asks_for() -> None:
+    made = []
+
+    def rows() -> Iterator[dict[str, int]]:
+        for number in range(10):
+            made.append(number)
+            yield {"number": number}
+
+    found = state._lists(rows)(limit=2, filters=[("number", "!=", 0)])
+    assert [row["number"] for row in found] == [1, 2]
+    assert made == [0, 1, 2]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -347,3 +349,48 @@ def test_map_unordered_refuses_a_bad_limit(max_in_flight: Any) -> None:
 def test_map_unordered_refuses_an_ordinary_function() -> None:
     with pytest.raises(TypeError, match="Decorate it"):
         skate.map_unordered(len, [1])  # type: ignore[arg-type]
+
+
+def test_each_ref_comes_to_one_of_the_threads_that_iterate() -> None:
+    ready = skate.as_completed([identity.remote(i) for i in range(50)])
+    found: list[int] = []
+
+    def read() -> None:
+        found.extend(skate.get(ref) for ref in ready)
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert sorted(found) == list(range(50))
+    ready.add(identity.remote(50))  # it goes on if more are added
+    assert [skate.get(ref) for ref in ready] == [50]
+
+
+def test_another_thread_may_add_while_the_first_wait_begins() -> None:
+    some = skate.put(-1)
+    ready = skate.as_completed([some] * 2000)
+    begun, ended, added = threading.Event(), threading.Event(), 0
+
+    def add() -> None:
+        nonlocal added
+        while not ended.is_set():
+            ready.add(some)
+            added += 1
+            begun.set()
+
+    thread = threading.Thread(target=add)
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        thread.start()
+        assert begun.wait(60)
+        found = [next(ready)]
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(switch_s)
+    found += ready
+    assert len(found) == 2000 + added

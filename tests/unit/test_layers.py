@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.receiving": {"engine.actor_methods"},
     "engine.serialize": CONTRACT | {"_importable", "engine.frames"},
     "engine.futures": SHARED,
-    "engine.ref_future": set(),
+    "engine.ref_future": {"engine.futures"},
     "engine.limits": set(),
     "engine.gpus": {"_amounts", "_placement"},
     "engine.surroundings": {"_runtime_env", "exceptions"},

@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from .futures import ends_futures
+
 
 class _Condition(_thread.RLock):  # type: ignore[misc]  # final for checkers only
     """A condition that ``with`` takes in one step.
@@ -20,6 +22,12 @@ class _Condition(_thread.RLock):  # type: ignore[misc]  # final for checkers onl
         self._waiters: threading.Condition | None = None  # once somebody waits
 
     def wait(self, timeout: float | None = None) -> bool:
+        if ends_futures() and timeout != 0:
+            raise RuntimeError(
+                "a callback of a future waits for another future, and would wait for "
+                "ever: both end on the thread that it holds up. Ask for the value with "
+                "skate.get(ref), or wait in a thread of your own."
+            )
         if self._waiters is None:
             self._waiters = threading.Condition(self)
         return self._waiters.wait(timeout)

@@ -13,6 +13,7 @@ None if there is no such thing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import skate
@@ -288,8 +289,8 @@ def _chosen(
     for _, operator, _ in filters or ():
         if operator not in ("=", "!="):
             raise ValueError(f"a filter compares by '=' or '!=', not {operator!r}.")
-    chosen = [StateRow(row) for row in rows if _passes(row, filters or ())]
-    return chosen[:limit]
+    chosen = (StateRow(row) for row in rows if _passes(row, filters or ()))
+    return list(islice(chosen, limit))  # to find more of them takes its time
 
 
 def _passes(row: Mapping[str, Any], filters: Filters) -> bool:

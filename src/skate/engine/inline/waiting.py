@@ -26,7 +26,7 @@ class InlineWatch:
         self._ready: list[int] = []
         # What is outstanding, by its tag, and what it calls when it comes.
         self._outstanding: dict[int, tuple[Entry, Callable[[Entry], None]]] = {}
-        self._wait: Wait | None = None
+        self._waits: list[Wait] = []  # of threads in `next`
 
     def add(self, ref: ObjectRef[Any], tag: int) -> None:
         with self._engine.lock:
@@ -40,8 +40,9 @@ class InlineWatch:
 
                 self._outstanding[tag] = entry, came
                 entry.callbacks.append(came)
-            if self._wait is not None:
-                self._wait.idle = False  # now somebody misses the answer
+            for wait in self._waits:
+                wait.idle = False  # now somebody misses the answer
+            if self._waits:
                 self._engine.baton.kick()
 
     def remove(self, ref: ObjectRef[Any], tag: int) -> None:
@@ -51,14 +52,17 @@ class InlineWatch:
                 return
             if came in entry.callbacks:
                 entry.callbacks.remove(came)
-            if self._wait is not None:
-                self._wait.idle = not self._outstanding
+            for wait in self._waits:
+                wait.idle = not self._outstanding
 
     def _came(self, tag: int) -> None:
         self._outstanding.pop(tag, None)
         self._ready.append(tag)
-        if self._wait is not None:
-            self._engine.baton.answer(self._wait)
+        self._answer_all()
+
+    def _answer_all(self) -> None:
+        for wait in self._waits:
+            self._engine.baton.answer(wait)
 
     def next(self, timeout: float | None, told: list[int]) -> None:
         with self._engine.lock:
@@ -70,12 +74,12 @@ class InlineWatch:
             )
             block = not self._ready
             if block:
-                self._wait = wait
+                self._waits.append(wait)
         if block:
             try:
                 self._engine.baton.block(wait)
             finally:
-                self._wait = None
+                self._waits.remove(wait)
         with self._engine.lock:
             # No calls, after which the handler of a signal may raise.
             told += self._ready
@@ -83,6 +87,9 @@ class InlineWatch:
 
     def close(self) -> None:
         self._ready.clear()
+        if self._waits:
+            with self._engine.lock:
+                self._answer_all()
 
 
 class DrivenFuture(Future[Any]):

@@ -33,6 +33,7 @@ class RayWatch:
         self._engine = engine
         self._tags: dict[ray.ObjectRef, list[int]] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def add(self, ref: ObjectRef[Any], tag: int) -> None:
         with self._lock:
@@ -56,7 +57,7 @@ class RayWatch:
                 pending = list(self._tags)
             if pending:
                 self._look(pending, left, told)
-            if told or left == 0:
+            if told or left == 0 or self._closed:
                 return
             if not pending:
                 time.sleep(_TURN_S if left is None else min(left, _TURN_S))
@@ -80,6 +81,7 @@ class RayWatch:
                     del self._tags[handle]
 
     def close(self) -> None:
+        self._closed = True
         with self._lock:
             self._tags.clear()
 
