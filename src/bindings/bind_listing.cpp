@@ -62,7 +62,7 @@ void bind_listing(nb::class_<Node>& node) {
           [](Node& node) {
             check_alive(node);
             nb::list all;
-            for (const BlockInfo& block : node.store.blocks()) {
+            for (const BlockInfo& block : node.inventory.blocks()) {
               const ProcId arena = block.location.proc;
               nb::dict d;
               d["arena"] = arena.index;
@@ -145,7 +145,7 @@ void bind_listing(nb::class_<Node>& node) {
           [](Node& node, ObjectId function, const Text& text) {
             check_not_forked(node);
             node.home.trace.add(function, text);
-            node.store.add_label(function, text);
+            node.inventory.add_label(function, text);
           },
           "function"_a, "name"_a,
           "What the trace, and a full store, call an exported function.",
@@ -162,7 +162,7 @@ void bind_listing(nb::class_<Node>& node) {
           "name_process",
           [](Node& node, const Text& name) {
             check_not_forked(node);
-            node.store.set_default_label(name);
+            node.inventory.set_default_label(name);
           },
           "name"_a, "What made its blocks that no function or line is known for.",
           nb::sig("def name_process(self, name: str) -> None"))

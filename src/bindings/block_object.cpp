@@ -17,7 +17,7 @@ void block_dealloc(PyObject* self) {
   auto* block = reinterpret_cast<BlockObject*>(self);
   if (block->node != nullptr && !block->node->in_forked_child() &&
       !block->node->home.stopping.load(std::memory_order_relaxed)) {
-    if (block->is_pinned) block->node->store.close_view(block->proc, block->pin);
+    if (block->is_pinned) block->node->views.close(block->proc, block->pin);
     if (block->id)
       block->node->objects.release(block->id);
     else if (block->lent)
@@ -27,7 +27,7 @@ void block_dealloc(PyObject* self) {
   }
   delete[] block->copy;
   if (block->own != nullptr)
-    Store::unmap_private(block->own, static_cast<u64>(block->size));
+    Views::unmap_private(block->own, static_cast<u64>(block->size));
   Py_XDECREF(block->owner);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
@@ -77,7 +77,7 @@ PyObject* block_own_memory(PyObject* self, PyObject* view) {
     return nullptr;
   }
   if (block->own == nullptr && block->is_pinned)
-    block->own = block->node->store.map_private(block->proc, block->data,
+    block->own = block->node->views.map_private(block->proc, block->data,
                                                 static_cast<u64>(block->size));
   std::byte* own = block->copy != nullptr ? block->copy : block->own;
   if (own == nullptr) return PyByteArray_FromObject(view);

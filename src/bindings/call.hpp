@@ -57,9 +57,9 @@ class Call {
         PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(at.size)));
     if (!code.is_valid()) throw nb::python_error();
     auto* const to = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(code.ptr()));
-    int error = node_.store.copy(at, to);
+    int error = node_.views.copy(at, to);
     while (error == ETIMEDOUT)
-      try_later(node_, [&] { error = node_.store.copy(at, to); });
+      try_later(node_, [&] { error = node_.views.copy(at, to); });
     if (error == ENOENT) refuse("caller_gone");
     if (error != 0) refuse("resources_lack", error);
     return code;
@@ -296,8 +296,8 @@ class Call {
 
   // What its results are made by: see Node.name_function.
   u32 made_by() {
-    const u32 known = node_.store.label(task_.header.function_id);
-    return known == 0 ? Store::kDefaultLabel : known;
+    const u32 known = node_.inventory.label(task_.header.function_id);
+    return known == 0 ? Inventory::kDefaultLabel : known;
   }
 
   // Encodes the one value, and sends it.

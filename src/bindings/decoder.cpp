@@ -251,13 +251,13 @@ PyObject* decode_stored(Node& node, const Value& value, ObjectId id, bool writab
                         reinterpret_cast<const std::byte*>(value.inline_bytes.data()),
                         value.inline_bytes.size(), nullptr, writable);
   if (value.kind == Value::Kind::kNone) return Py_NewRef(Py_None);
-  OpenView opened(node.store, value.block);
+  OpenView opened(node.views, value.block);
   View& view = opened.view;
   while (view.error == ETIMEDOUT)
-    try_later(node, [&] { view = node.store.open_view(value.block); });
+    try_later(node, [&] { view = node.views.open(value.block); });
   if (view.error == EAGAIN) {
     const nanobind::gil_scoped_release released;
-    node.store.load_view(value.block, view);
+    node.views.load(value.block, view);
   }
   if (view.bytes == nullptr) {
     opened.close();

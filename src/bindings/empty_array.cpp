@@ -146,7 +146,7 @@ void seal(Node& node, PyObject* array, const Unsealed& unsealed, ObjectId id,
     node.objects.acquire(id);
   block->id = id;
   block->proc = node.home.self;
-  block->pin = node.store.pin_own(unsealed.location);
+  block->pin = node.views.pin_own(unsealed.location);
   block->is_pinned = true;
   seal_block(node, unsealed.location, label);
   Owned flags(PyObject_GetAttrString(array, "flags"));

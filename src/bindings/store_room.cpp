@@ -18,7 +18,7 @@ namespace {
   const Session& session = *node.home.session;
   const u32 driver = session.procs[kDriver].pid.load(std::memory_order_relaxed);
   nanobind::list holders;
-  for (const Store::Holder& holder : node.store.holders())
+  for (const Inventory::Holder& holder : node.inventory.holders())
     holders.append(nanobind::make_tuple(holder.bytes, holder.blocks,
                                         to_str(holder.what), holder.pid,
                                         holder.pid == driver));
@@ -60,7 +60,7 @@ u32 call_site(Node& node) {
       const bool named = name.take(code->co_name);
       const std::string text = file.str() + ":" + std::to_string(line) + " (" +
                                (named ? name.str() : "?") + ")";
-      label = node.store.label_of_line(text);
+      label = node.inventory.label_of_line(text);
       Py_DECREF(code);
       Py_DECREF(frame);
       break;
@@ -71,7 +71,7 @@ u32 call_site(Node& node) {
     frame = outer;
   }
   PyErr_Clear();
-  return label == 0 ? Store::kDefaultLabel : label;
+  return label == 0 ? Inventory::kDefaultLabel : label;
 }
 
 // Blocks from this size on are worth knowing by the line that made them.

@@ -373,29 +373,7 @@ void Arena::release(u64 start) {
   --count_;
   for (const ProcWord proc : {h->owner, h->giver})
     if (proc != self_ && proc.bits != 0) others_.erase({proc.bits, start});
-  const u64 bytes = h->block_bytes;
-  const Pages pages = whole_pages(start + kBlockHeaderBytes, bytes);
-  switch (chain_.state(start)) {
-    case BlockState::kOnDisk:
-      spilled_ -= pages.bytes();
-      used_ -= bytes - pages.bytes();
-      add_hole(start);
-      return;
-    case BlockState::kLeaving:
-    case BlockState::kEmptying:
-      // Its bytes are being read, or taken away: stay(), written() or leave() ends it.
-      chain_.set_state(start, BlockState::kDropped);
-      used_ -= bytes;
-      return;
-    case BlockState::kResident:
-      spillable_ -= pages.bytes();
-      --spillable_count_;
-      break;
-    default:
-      break;
-  }
-  used_ -= bytes;
-  put_aside(start, bytes);
+  if (!spill_.release(start)) put_aside(start, h->block_bytes);
 }
 
 // A free place whose pages are all in memory. There is room on its class's list.

@@ -31,10 +31,10 @@
 #include <utility>
 #include <vector>
 
+#include "arena_spill.hpp"
 #include "blocks.hpp"
 #include "limits.hpp"
 #include "page_set.hpp"
-#include "transfers.hpp"
 
 namespace skate {
 
@@ -85,9 +85,6 @@ class Arena {
   // The same after others have been the owner; nothing, if the block is not in use.
   void hand(const Handing& handing);
 
-  // Blocks that leave fewer bytes behind are not worth a file operation.
-  static constexpr u64 kSpillFrom = 64 << 10;
-
   // Where the block's bytes are; for readers too, who have pinned it before.
   static BlockState state_at(const std::byte* data) {
     auto* h = reinterpret_cast<BlockHeader*>(
@@ -97,30 +94,9 @@ class Arena {
         std::atomic_ref<u32>(h->state).load(std::memory_order_seq_cst));
   }
 
-  // The block's value is complete: from now on it may be spilled.
-  void seal(u64 offset, u32 label);
-
-  // Marks sealed blocks as leaving, oldest first, until they cover `wanted` bytes or
-  // `budget` blocks have been looked at.
-  std::vector<Leaving> choose(u64 wanted, std::size_t& budget);
-  // Each of them stays, because somebody reads it, or because it could not be written
-  // and the caller has punched what was; or has been written. False: it was freed
-  // meanwhile, and that was all. Else it gives its memory back (which takes a while,
-  // and may be done by another thread), and has left.
-  void stay(const Leaving& block) noexcept;
-  bool written(const Leaving& block) noexcept;
-  void give_back(const Leaving& block) const { chain_.give_back(block.pages); }
-  void leave(const Leaving& block) noexcept;
-
-  std::size_t candidates() const { return transfers_.candidates(); }
-  u64 spillable_bytes() const { return spillable_; }
-  u64 spilled_bytes() const { return spilled_; }
-  // Parts of the spill file to be punched; then each is given back by discarded(). For
-  // which there was no memory then is put back, and comes again.
-  bool has_discarded() const { return transfers_.has_holes(); }
-  std::list<Hole> take_discarded() noexcept { return transfers_.take_holes(); }
-  void discarded(const Hole& hole);
-  void put_back(std::list<Hole>& holes) noexcept { transfers_.put_back(holes); }
+  // Its part in spilling.
+  ArenaSpill& spill() { return spill_; }
+  const ArenaSpill& spill() const { return spill_; }
 
   // Frees every block that is `owner`'s, or that it gave to one who never heard of it;
   // returns how many.
@@ -148,6 +124,8 @@ class Arena {
   }
 
  private:
+  friend class ArenaSpill;
+
   static constexpr u32 kClasses = 64 + 4 * 8 + 32 * 28;  // up to the address space
   // So many blocks, and two for each in use, may wait on lists: more would make walks
   // longer.
@@ -194,7 +172,6 @@ class Arena {
   void want_fresh(u64 bytes);
   void release(u64 start);
   void put_aside(u64 start, u64 bytes);
-  void add_hole(u64 start) noexcept;
   u64 merge(Place place);
   u64 merge_last(u32 size_class);
   void merge_lists(u32 size_class);
@@ -245,10 +222,7 @@ class Arena {
   u64 tried_with_ = 0;   // so many bytes were free; 0: not in vain
 
   Others others_;
-  Transfers transfers_;
-  u64 spillable_ = 0;  // bytes and number of the sealed blocks that are resident
-  u64 spillable_count_ = 0;
-  u64 spilled_ = 0;
+  ArenaSpill spill_{*this};
 };
 
 }  // namespace skate

@@ -15,6 +15,7 @@
 
 #include "dead_arena.hpp"
 #include "home.hpp"
+#include "inventory.hpp"
 #include "recent.hpp"
 #include "store.hpp"
 

@@ -22,6 +22,8 @@ Node::Node(int session_fd, int segment_fd, int supervisor_fd, ProcId self, bool 
       mail(*this),
       arenas(*this),
       store(*this),
+      views(*this),
+      inventory(*this),
       spiller(*this),
       estate(*this),
       objects(*this),

@@ -13,8 +13,9 @@
 //   that outlive their makers).
 // - What it was given to run: work, cpus (which processes run), interrupts (of user
 //   code that was cancelled).
-// - Where values lie: store (its own blocks), arenas (the memory of others), estate
-//   (the memory of the dead), spiller (making room on disk).
+// - Where values lie: store (its own blocks), views (reading any), inventory (what lies
+//   there, for people), arenas (the memory of others), estate (the memory of the dead),
+//   spiller (making room on disk).
 // - explainer: why something has no value.
 //
 // A Node is the private half of a process; the shared half is its segment (task queue,
@@ -38,6 +39,7 @@
 #include "explainer.hpp"
 #include "home.hpp"
 #include "interrupts.hpp"
+#include "inventory.hpp"
 #include "lending.hpp"
 #include "mail.hpp"
 #include "objects.hpp"
@@ -47,6 +49,7 @@
 #include "store.hpp"
 #include "streams.hpp"
 #include "tasks.hpp"
+#include "views.hpp"
 #include "waits.hpp"
 #include "watches.hpp"
 #include "work.hpp"
@@ -95,6 +98,8 @@ class Node {
   Mail mail;
   Arenas arenas;
   Store store;
+  Views views;
+  Inventory inventory;
   Spiller spiller;
   Estate estate;
   Objects objects;

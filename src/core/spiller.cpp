@@ -34,9 +34,9 @@ constexpr u64 kAtOnce = 20;
 class Batch {
  public:
   Batch(Store& store, u64 wanted, std::size_t& budget)
-      : store_(store), chosen_(store.arena().choose(wanted, budget)) {}
+      : store_(store), chosen_(store.arena().spill().choose(wanted, budget)) {}
   ~Batch() {
-    while (!is_over()) store_.arena().stay(next());
+    while (!is_over()) store_.arena().spill().stay(next());
     store_.publish_use();
   }
   Batch(const Batch&) = delete;
@@ -52,9 +52,9 @@ class Batch {
 // However it ends, those that the arena has not got back come again.
 struct Punched {
   explicit Punched(Store& store)
-      : store(store), holes(store.arena().take_discarded()) {}
+      : store(store), holes(store.arena().spill().take_discarded()) {}
   ~Punched() {
-    store.arena().put_back(holes);
+    store.arena().spill().put_back(holes);
     store.publish_use();
   }
   Punched(const Punched&) = delete;
@@ -233,14 +233,14 @@ void Spiller::run() {
 }
 
 bool Spiller::do_something(Lock& lock) {
-  if (node_.store.arena().has_discarded()) {
+  if (node_.store.arena().spill().has_discarded()) {
     Punched punched(node_.store);
     lock.unlock();
     for (const Hole& hole : punched.holes)
       discard_pages(file_, hole.pages.from, hole.pages.bytes());
     lock.lock();
     for (; !punched.holes.empty(); punched.holes.pop_front())
-      node_.store.arena().discarded(punched.holes.front());
+      node_.store.arena().spill().discarded(punched.holes.front());
   } else if (wanted_ != 0) {
     home_.me->spilled_at.store(now_ns(), std::memory_order_relaxed);
     home_.me->spilling.store(1, std::memory_order_relaxed);
@@ -264,7 +264,7 @@ void Spiller::spill_some(Lock& lock, u64 wanted) {
 
 int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
   Arena& arena = node_.store.arena();
-  if (done >= wanted || arena.candidates() == 0) return 0;
+  if (done >= wanted || arena.spill().candidates() == 0) return 0;
   if (file_ < 0) {
     lock.unlock();
     const int fd =
@@ -274,7 +274,7 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
     file_ = fd;
     if (fd < 0) return error == 0 ? ENOENT : error;
   }
-  std::size_t budget = arena.candidates();
+  std::size_t budget = arena.spill().candidates();
   int error = 0;
   int too_large = 0;  // what is said of a block for which there is no room on disk
   while (done < wanted && error == 0 && !home_.stopping) {
@@ -286,7 +286,7 @@ int Spiller::spill_own(Lock& lock, u64 wanted, u64 done) {
       const bool is_read =
           !pinned || std::binary_search(pinned->begin(), pinned->end(), block.offset);
       if (is_read || error != 0 || home_.stopping) {
-        arena.stay(block);
+        arena.spill().stay(block);
         continue;
       }
       error = write_block(lock, block);
@@ -335,21 +335,21 @@ int Spiller::write(int file, const std::byte* from, const Pages& pages) {
 int Spiller::write_block(Lock& lock, const Leaving& block) {
   Arena& arena = node_.store.arena();
   if (const int lacking = room_on_disk(file_, block.pages.bytes()); lacking != 0) {
-    arena.stay(block);
+    arena.spill().stay(block);
     return lacking;
   }
   lock.unlock();
   const int error = write(file_, arena.at(block.pages.from), block.pages);
   lock.lock();
   if (error != 0) {
-    arena.stay(block);
+    arena.spill().stay(block);
     return error;
   }
-  if (!arena.written(block)) return 0;  // it was freed meanwhile
+  if (!arena.spill().written(block)) return 0;  // it was freed meanwhile
   lock.unlock();
-  arena.give_back(block);
+  arena.spill().give_back(block);
   lock.lock();
-  arena.leave(block);
+  arena.spill().leave(block);
   return 0;
 }
 

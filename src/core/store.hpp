@@ -1,12 +1,12 @@
-// The object store, as one process uses it: blocks of its own arena, views of others'
-// blocks, and what blocks are called for people.
+// The object store, as one process writes it: blocks of its own arena. Reading is in
+// views.hpp, and what blocks are called for people in inventory.hpp.
 //
 // Duty: to give out and take back memory of this process's arena, within the session's
 // limit. Invariant: the end of the arena, its reserve, is for messages alone: values
 // and what messages leave there never meet. What this process publishes of its arena's
 // use is at least what it has; of two processes that allocate at a time, at least one
 // sees the other. A block is written only by the arena's process and only before it is
-// published; a reader pins it before it looks where its bytes are (pins.hpp).
+// published.
 #pragma once
 
 #include <atomic>
@@ -25,29 +25,6 @@ namespace skate {
 
 class Node;
 
-// One block of the store, in whatever arena.
-struct BlockInfo {
-  Location location;
-  u64 block_bytes;  // with header and rounding
-  ProcId owner;     // as far as its arena has heard
-  BlockState state;
-  std::string label;  // what made it
-  u32 pid;            // of the process that made it
-};
-
-// What a process reads of a block: its bytes where they lie, or a copy of them if they
-// are on disk. No bytes: see `error`; ENOENT says that they are gone, EAGAIN that
-// load_view gets them. Without the lock, bytes of others' arenas are read by a view and
-// in no other way: their mapping may go at any moment.
-struct View {
-  const std::byte* bytes = nullptr;
-  std::unique_ptr<std::byte[]> copy;
-  int error = 0;
-  bool is_open = false;  // pinned, until close_view
-  ProcId proc;
-  u32 pin = 0;
-};
-
 class Store {
  public:
   explicit Store(Node& node);
@@ -61,41 +38,8 @@ class Store {
   std::optional<Location> allocate_beyond(u64 size, ProcId owner);
   void free_own_block(const Location& location) noexcept;
   std::byte* own_data(const Location& location) { return arena_.at(location.offset); }
-  // The bytes of a block that nothing here holds: its owner may free it, or die, and
-  // its arena be forgotten, meanwhile. 0, or as the error of a view.
-  int copy(const Location& location, std::byte* to);
   // The value in the block is complete: from now on it may be spilled.
   void seal_block(const Location& location, u32 label);
-
-  View open_view(const Location& location);
-  void load_view(const Location& location, View& view);  // may take long
-  void close_view(ProcId proc, u32 pin) noexcept;
-  u32 pin_own(const Location& location);
-  // `size` bytes at `data`, in the arena of `proc`, mapped once more: writes into it
-  // stay in this process and change nobody's value. Null: it cannot be had. The block
-  // must be pinned as long as the mapping lives.
-  std::byte* map_private(ProcId proc, const std::byte* data, u64 size);
-  static void unmap_private(std::byte* data, u64 size);
-
-  // What made blocks: functions, or lines of code.
-  static constexpr u32 kDefaultLabel = ~0U;
-  u32 label(ObjectId function);  // 0: not known
-  void add_label(ObjectId function, std::string_view name);
-  u32 label_of_line(std::string_view line);
-  // Of blocks that no label is known for.
-  void set_default_label(std::string_view name);
-
-  // Who holds what is in memory, most first.
-  struct Holder {
-    std::string what;
-    u32 pid =
-        0;  // 0: of processes that have ended, as far as only the driver knows more
-    u64 bytes = 0;
-    u64 blocks = 0;
-  };
-  std::vector<Holder> holders();
-  // In use, in all arenas; of those of the dead only the driver knows.
-  std::vector<BlockInfo> blocks();
 
   // Without the lock: what all processes together use.
   u64 used() const;
@@ -163,7 +107,6 @@ class Store {
     }
     Store& store;
   };
-  const std::byte* block_data(const Location& location, int& error);
   bool makes_room_for_call();
   void free_here(u64 offset, u64 generation);
 
@@ -180,30 +123,10 @@ class Store {
   Arena arena_;
   Arena reserve_;
   Overflow overflow_{*this};
-  Pins pins_;
-  Labels labels_;
-  u32 default_label_ = 0;
   u64 code_bytes_ = 0;
   u64 room_;          // what is in no use, of all of the arena
   u64 reserve_free_;  // ... and of the reserve
   std::atomic<bool> is_crowded_{false};
-};
-
-// Closes the view when the scope ends, unless somebody keeps it.
-class OpenView {
- public:
-  OpenView(Store& store, const Location& location)
-      : view(store.open_view(location)), store_(store) {}
-  ~OpenView() { close(); }
-  OpenView(const OpenView&) = delete;
-  void close() noexcept {
-    if (view.is_open) store_.close_view(view.proc, view.pin);
-    view.is_open = false;
-  }
-  View view;
-
- private:
-  Store& store_;
 };
 
 }  // namespace skate

@@ -89,7 +89,7 @@ class Model {
 
   void seal(std::size_t which) {
     if (const auto it = any(which); it != live_.end())
-      if (state(it->first) == BlockState::kFixed) arena_.seal(it->first, 7);
+      if (state(it->first) == BlockState::kFixed) arena_.spill().seal(it->first, 7);
   }
 
   void free(std::size_t which) {
@@ -138,7 +138,7 @@ class Model {
     switch (random() % 6) {
       case 0: {
         std::size_t budget = 1 + random() % 8;
-        for (const Leaving& block : arena_.choose(random() % (4 << 20), budget))
+        for (const Leaving& block : arena_.spill().choose(random() % (4 << 20), budget))
           leaving_.push_back(block);
         return;
       }
@@ -152,7 +152,7 @@ class Model {
         leave(emptying_[random() % emptying_.size()]);
         return;
       case 4:
-        for (const Hole& hole : arena_.take_discarded()) holes_.push_back(hole);
+        for (const Hole& hole : arena_.spill().take_discarded()) holes_.push_back(hole);
         return;
       default:
         if (holes_.empty()) return;
@@ -164,7 +164,7 @@ class Model {
     std::mt19937 random(1);
     while (!leaving_.empty()) finish(leaving_.back(), random);
     while (!emptying_.empty()) leave(emptying_.back());
-    for (const Hole& hole : arena_.take_discarded()) holes_.push_back(hole);
+    for (const Hole& hole : arena_.spill().take_discarded()) holes_.push_back(hole);
     while (!holes_.empty()) punch(holes_.back());
   }
 
@@ -181,8 +181,8 @@ class Model {
       if (s == BlockState::kOnDisk) spilled += whole;
     }
     CHECK(arena_.used_bytes() == used);
-    CHECK(arena_.spillable_bytes() == spillable);
-    CHECK(arena_.spilled_bytes() == spilled);
+    CHECK(arena_.spill().spillable_bytes() == spillable);
+    CHECK(arena_.spill().spilled_bytes() == spilled);
     CHECK(arena_.resident_bytes() >= used);
     if (emptying_.empty()) {
       // A late free may look into memory that was given back, which makes a page of
@@ -238,7 +238,7 @@ class Model {
       return stay(block);
     }
     allocations_left = 0;
-    const bool leaves = arena_.written(block);
+    const bool leaves = arena_.spill().written(block);
     allocations_left = -1;
     if (leaves) emptying_.push_back(block);
   }
@@ -246,16 +246,16 @@ class Model {
   // However a transfer ends, that needs no memory.
   void stay(const Leaving& block) {
     allocations_left = 0;
-    arena_.stay(block);
+    arena_.spill().stay(block);
     allocations_left = -1;
   }
 
   void leave(Leaving block) {
     std::erase_if(emptying_,
                   [&](const Leaving& l) { return l.offset == block.offset; });
-    arena_.give_back(block);
+    arena_.spill().give_back(block);
     allocations_left = 0;
-    arena_.leave(block);
+    arena_.spill().leave(block);
     allocations_left = -1;
   }
 
@@ -264,12 +264,12 @@ class Model {
     std::memset(&file_[hole.pages.from], 0, hole.pages.bytes());
     try {
       allocations_left = allocations;
-      arena_.discarded(hole);
+      arena_.spill().discarded(hole);
       allocations_left = -1;
     } catch (const std::bad_alloc&) {
       allocations_left = -1;
       std::list<Hole> again{hole};
-      arena_.put_back(again);
+      arena_.spill().put_back(again);
     }
   }
 

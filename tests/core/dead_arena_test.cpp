@@ -68,25 +68,25 @@ void live_a_life(std::byte* memory, Diary& diary) {
   put(11, 200'000);
   put(12, 90'000);
   put(13, 100);
-  arena.seal(diary.entries[11].offset, 0);
-  arena.seal(diary.entries[12].offset, 0);
+  arena.spill().seal(diary.entries[11].offset, 0);
+  arena.spill().seal(diary.entries[12].offset, 0);
   std::size_t budget = 10;
-  const auto batch = arena.choose(1 << 20, budget);
+  const auto batch = arena.spill().choose(1 << 20, budget);
   CHECK(batch.size() == 2);
   for (const Leaving& block : batch)
     for (u64 at = block.pages.from; at < block.pages.to; at += kPage)
       *arena.at(at) = std::byte{1};
-  CHECK(arena.written(batch[0]));
+  CHECK(arena.spill().written(batch[0]));
   diary.in_file[11].store(1);
-  arena.give_back(batch[0]);
+  arena.spill().give_back(batch[0]);
   drop(12);
-  arena.leave(batch[0]);
+  arena.spill().leave(batch[0]);
   diary.in_file[12].store(1);
-  CHECK(!arena.written(batch[1]));
+  CHECK(!arena.spill().written(batch[1]));
   drop(11);
-  for (const Hole& hole : arena.take_discarded()) {
+  for (const Hole& hole : arena.spill().take_discarded()) {
     diary.in_file[hole.offset == diary.entries[11].offset ? 11 : 12].store(0);
-    arena.discarded(hole);
+    arena.spill().discarded(hole);
   }
   put(14, 250'000);
   drop(13);
@@ -208,7 +208,7 @@ TEST(a_dead_arena_is_freed_spilled_and_given_back) {
     for (int i = 0; i < 100; ++i) {
       blocks.push_back(*arena.allocate(kSize, kSelf));
       std::memset(arena.at(blocks.back().offset), i, kSize);
-      arena.seal(blocks.back().offset, 0);
+      arena.spill().seal(blocks.back().offset, 0);
     }
     for (std::size_t i = 0; i < 100; ++i)
       if (i % 2 == 1) CHECK(arena.free(blocks[i].offset, blocks[i].generation));

@@ -16,7 +16,7 @@ ObjectId put_letters(Node& node, Node& where, Location& block, char letter,
                      u64 size = kBig) {
   block = *where.store.allocate(size, node.home.self);
   std::memset(where.store.own_data(block), letter, size);
-  where.store.seal_block(block, where.store.label_of_line("a_test.py:7"));
+  where.store.seal_block(block, where.inventory.label_of_line("a_test.py:7"));
   Value value;
   value.kind = Value::Kind::kBlock;
   value.block = block;
@@ -25,15 +25,15 @@ ObjectId put_letters(Node& node, Node& where, Location& block, char letter,
 
 // The letter of which all of it consists, or the errno for which it cannot be read.
 int read(Node& node, const Location& block) {
-  View view = node.store.open_view(block);
-  if (view.is_open && view.bytes == nullptr) node.store.load_view(block, view);
+  View view = node.views.open(block);
+  if (view.is_open && view.bytes == nullptr) node.views.load(block, view);
   int found = view.error;
   if (view.bytes != nullptr) {
     found = static_cast<int>(view.bytes[0]);
     for (u64 i = 0; i < block.size; ++i)
       CHECK(static_cast<int>(view.bytes[i]) == found);
   }
-  if (view.is_open) node.store.close_view(view.proc, view.pin);
+  if (view.is_open) node.views.close(view.proc, view.pin);
   return found;
 }
 
@@ -98,7 +98,7 @@ TEST(blocks_of_the_dead_are_read_listed_and_freed) {
   CHECK(driver.home.session->dead_used.load() == used);
   CHECK(read(driver, first) == 'a' && read(driver, second) == 'b');
   u32 listed = 0;
-  for (const BlockInfo& block : driver.store.blocks()) {
+  for (const BlockInfo& block : driver.inventory.blocks()) {
     CHECK(block.location.proc == kFormer && block.owner == kDriverId);
     CHECK(block.label == "a_test.py:7");
     ++listed;
@@ -112,7 +112,7 @@ TEST(blocks_of_the_dead_are_read_listed_and_freed) {
   fleet.tell_forget(kDriverId, kFormer, Forget::kAll);
   until([&] { return accounts_are_zero(driver); });
   fleet.drop_memory(kFormer);
-  CHECK(driver.store.blocks().empty());
+  CHECK(driver.inventory.blocks().empty());
 }
 
 TEST(blocks_of_the_dead_make_room_by_going_to_disk) {
@@ -143,16 +143,16 @@ TEST(what_is_read_of_the_dead_does_not_go_to_disk) {
   fleet.kill(kFormer);
   fleet.tell_died(kDriverId, kFormer);
   Node& needs = fleet.start(kOther);
-  const View view = needs.store.open_view(read_one);
+  const View view = needs.views.open(read_one);
   CHECK(view.bytes != nullptr);
   allocate_patiently(needs, 2 << 20);
-  for (const BlockInfo& block : driver.store.blocks()) {
+  for (const BlockInfo& block : driver.inventory.blocks()) {
     if (block.location.proc != kFormer) continue;
     CHECK((block.state == BlockState::kOnDisk) ==
           (block.location.offset == other.offset));
   }
   CHECK(static_cast<char>(view.bytes[1000]) == 'r');
-  needs.store.close_view(view.proc, view.pin);
+  needs.views.close(view.proc, view.pin);
 }
 
 TEST(while_a_death_is_taken_over_no_use_of_the_store_is_missed) {

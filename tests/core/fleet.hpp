@@ -301,7 +301,7 @@ inline ObjectId put_into(Node& node, Node& where, Location& block, u64 size = 10
 
 inline bool is_in_use(Node& node, const Location& block) {
   node.catch_up();
-  for (const BlockInfo& found : node.store.blocks())
+  for (const BlockInfo& found : node.inventory.blocks())
     if (found.location.proc == block.proc && found.location.offset == block.offset)
       return found.location.generation == block.generation;
   return false;

@@ -90,10 +90,10 @@ TEST(an_arena_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       const Lock lock(node.home.mu);
       Arena& arena = node.store.arena();
       std::size_t budget = 1;
-      for (const Leaving& block : arena.choose(1, budget)) {
+      for (const Leaving& block : arena.spill().choose(1, budget)) {
         write_to(file, arena, block.pages);
-        CHECK(arena.written(block));
-        arena.leave(block);
+        CHECK(arena.spill().written(block));
+        arena.spill().leave(block);
       }
       CHECK(arena.free(gone.offset, gone.generation));
       node.home.me->spilled.store(1);
@@ -129,7 +129,7 @@ TEST(a_spiller_that_is_taken_over_in_vain_at_first_leaves_nothing_on_disk) {
       const Lock lock(node.home.mu);
       Arena& arena = node.store.arena();
       std::size_t budget = 1;
-      const std::vector<Leaving> chosen = arena.choose(1, budget);
+      const std::vector<Leaving> chosen = arena.spill().choose(1, budget);
       write_to(file, arena, chosen.front().pages);
       CHECK(arena.free(gone.offset, gone.generation));
       node.store.publish_use();
@@ -275,11 +275,12 @@ TEST(blocks_that_stay_while_memory_lacks_leave_later) {
   for (int i = 0; i < kBlocks; ++i) {
     Location block;
     ids.push_back(put_into(driver, driver, block, 200'000));
-    views.push_back(reader.store.open_view(block));
+    views.push_back(reader.views.open(block));
   }
   const auto in_state = [&](BlockState state) {
     int found = 0;
-    for (const BlockInfo& block : driver.store.blocks()) found += block.state == state;
+    for (const BlockInfo& block : driver.inventory.blocks())
+      found += block.state == state;
     return found;
   };
   const auto spill = [&] {
@@ -302,7 +303,7 @@ TEST(blocks_that_stay_while_memory_lacks_leave_later) {
   failing_heap::too_long = SIZE_MAX;
   CHECK(in_state(BlockState::kResident) == kBlocks);
   CHECK(driver.home.me->spillable.load() == spillable);
-  for (const View& view : views) reader.store.close_view(view.proc, view.pin);
+  for (const View& view : views) reader.views.close(view.proc, view.pin);
   spill();
   CHECK(in_state(BlockState::kOnDisk) == kBlocks);
   // Nor is any of their places lost when they are freed.

@@ -190,12 +190,12 @@ void store_and_read(Node& node, unsigned seed) {
     CHECK(block.has_value());
     std::memset(node.store.own_data(*block), round, size);
     node.store.seal_block(*block, 0);
-    const View view = node.store.open_view(*block);
+    const View view = node.views.open(*block);
     CHECK(view.bytes != nullptr &&
           view.bytes[size - 1] == static_cast<std::byte>(round));
-    node.store.close_view(view.proc, view.pin);
+    node.views.close(view.proc, view.pin);
     node.store.free_own_block(*block);
-    node.store.holders();
+    node.inventory.holders();
     node.objects.list();
   }
 }

@@ -34,7 +34,7 @@ bool is_whole(Node& node, ObjectId id) {
   CHECK(fails(node, id));
   const Value value = node.objects.value_of(id);
   if (value.kind != Value::Kind::kBlock || value.block.size != kSize) return false;
-  const OpenView opened(node.store, value.block);
+  const OpenView opened(node.views, value.block);
   const std::byte* const bytes = opened.view.bytes;
   return bytes != nullptr && bytes[0] == std::byte{'e'} &&
          bytes[kSize - 1] == std::byte{'e'};
@@ -43,7 +43,7 @@ bool is_whole(Node& node, ObjectId id) {
 u64 blocks_of(Node& node, ProcId arena) {
   node.catch_up();
   u64 found = 0;
-  for (const BlockInfo& block : node.store.blocks())
+  for (const BlockInfo& block : node.inventory.blocks())
     found += block.location.proc == arena;
   return found;
 }

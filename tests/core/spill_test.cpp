@@ -50,7 +50,7 @@ struct Store {
     const auto block = arena.allocate(size, kSelf);
     CHECK(block.has_value());
     std::memset(arena.at(block->offset), fill, size);
-    arena.seal(block->offset, 0);
+    arena.spill().seal(block->offset, 0);
     return *block;
   }
 
@@ -58,12 +58,12 @@ struct Store {
   template <class IsRead>
   int spill(u64 wanted, IsRead&& is_read) {
     std::unique_lock lock(mu);
-    std::size_t budget = arena.candidates();
-    const auto batch = arena.choose(wanted, budget);
+    std::size_t budget = arena.spill().candidates();
+    const auto batch = arena.spill().choose(wanted, budget);
     int left = 0;
     for (const Leaving& block : batch) {
       if (is_read(block.offset)) {
-        arena.stay(block);
+        arena.spill().stay(block);
         continue;
       }
       lock.unlock();
@@ -71,11 +71,11 @@ struct Store {
                                     block.pages.from, block.pages.bytes());
       CHECK(error == 0);
       lock.lock();
-      if (!arena.written(block)) continue;
+      if (!arena.spill().written(block)) continue;
       lock.unlock();
-      arena.give_back(block);
+      arena.spill().give_back(block);
       lock.lock();
-      arena.leave(block);
+      arena.spill().leave(block);
       ++left;
     }
     return left;
@@ -86,7 +86,7 @@ struct Store {
     for (const Hole& hole : holes) {
       discard_pages(file.fd(), hole.pages.from, hole.pages.bytes());
       const std::lock_guard lock(mu);
-      arena.discarded(hole);
+      arena.spill().discarded(hole);
     }
     return holes.size();
   }
@@ -123,12 +123,12 @@ TEST(a_block_leaves_and_is_read_back_whole) {
     CHECK(Arena::state_at(store.arena.at(block.offset)) == BlockState::kOnDisk);
     const Pages pages = whole_pages(block.offset, Arena::block_bytes(size));
     CHECK(store.arena.used_bytes() == used - pages.bytes());
-    CHECK(store.arena.spilled_bytes() == pages.bytes());
+    CHECK(store.arena.spill().spilled_bytes() == pages.bytes());
     CHECK(all_are(store.load(block.offset, size).data(), size, 7));
     CHECK(all_are(store.arena.at(neighbour.offset), size, 8));
     CHECK(store.arena.free(block.offset, block.generation));
-    CHECK(store.arena.spilled_bytes() == 0);
-    CHECK(store.arena.take_discarded().size() == 1);
+    CHECK(store.arena.spill().spilled_bytes() == 0);
+    CHECK(store.arena.spill().take_discarded().size() == 1);
     CHECK(store.arena.free(neighbour.offset, neighbour.generation));
     CHECK(store.arena.used_bytes() == 0);
   }
@@ -153,7 +153,7 @@ TEST(what_is_read_or_small_or_not_sealed_stays) {
   store.put(2, 1000);
   CHECK(store.arena.allocate(kSize, kSelf).has_value());
   CHECK(store.spill(~u64{0}, [&](u64 offset) { return offset == read.offset; }) == 0);
-  CHECK(store.arena.spilled_bytes() == 0);
+  CHECK(store.arena.spill().spilled_bytes() == 0);
   CHECK(all_are(store.arena.at(read.offset), kSize, 1));
   CHECK(store.spill(~u64{0}, kNotRead) == 1);  // it is let go of
 }
@@ -162,27 +162,27 @@ TEST(a_block_that_is_freed_while_it_leaves_is_reused_only_afterwards) {
   Store store;
   const Arena::Block block = store.put(1);
   std::size_t budget = 10;
-  const auto batch = store.arena.choose(1, budget);
+  const auto batch = store.arena.spill().choose(1, budget);
   CHECK(batch.size() == 1);
   CHECK(store.arena.free(block.offset, block.generation));
   CHECK(store.arena.used_bytes() == 0);
   const auto other = store.arena.allocate(kSize, kSelf);
   CHECK(other->offset != block.offset);
-  store.arena.stay(batch[0]);
-  CHECK(store.punch(store.arena.take_discarded()) == 1);
+  store.arena.spill().stay(batch[0]);
+  CHECK(store.punch(store.arena.spill().take_discarded()) == 1);
   CHECK(store.arena.allocate(kSize, kSelf)->offset == block.offset);
 
   const Arena::Block second = store.put(2, kSize);
-  const auto again = store.arena.choose(1, budget);
-  CHECK(again.size() == 1 && store.arena.written(again[0]));
+  const auto again = store.arena.spill().choose(1, budget);
+  CHECK(again.size() == 1 && store.arena.spill().written(again[0]));
   CHECK(store.arena.free(second.offset, second.generation));
-  store.arena.give_back(again[0]);
-  store.arena.leave(again[0]);
-  CHECK(store.arena.spilled_bytes() == 0);
+  store.arena.spill().give_back(again[0]);
+  store.arena.spill().leave(again[0]);
+  CHECK(store.arena.spill().spilled_bytes() == 0);
   CHECK(store.arena.resident_bytes() >= store.arena.used_bytes());
   const auto third = store.arena.allocate(kSize, kSelf);
   CHECK(third->offset != second.offset);  // the file has bytes of it
-  CHECK(store.punch(store.arena.take_discarded()) == 1);
+  CHECK(store.punch(store.arena.spill().take_discarded()) == 1);
   CHECK(store.arena.allocate(kSize, kSelf)->offset == second.offset);
 }
 
@@ -190,11 +190,11 @@ TEST(a_block_that_is_freed_while_it_is_written_leaves_a_hole) {
   Store store;
   const Arena::Block block = store.put(1);
   std::size_t budget = 10;
-  const auto batch = store.arena.choose(1, budget);
+  const auto batch = store.arena.spill().choose(1, budget);
   CHECK(store.arena.free(block.offset, block.generation));
-  CHECK(!store.arena.written(batch[0]));
+  CHECK(!store.arena.spill().written(batch[0]));
   CHECK(store.arena.allocate(kSize, kSelf)->offset != block.offset);
-  CHECK(store.punch(store.arena.take_discarded()) == 1);
+  CHECK(store.punch(store.arena.spill().take_discarded()) == 1);
   CHECK(store.arena.allocate(kSize, kSelf)->offset == block.offset);
 }
 
@@ -211,7 +211,7 @@ TEST(a_late_punch_does_not_reach_what_came_after) {
   CHECK(store.spill(~u64{0}, [&](u64 offset) { return offset != block.offset; }) == 1);
   for (const Arena::Block& b : fill) CHECK(store.arena.free(b.offset, b.generation));
   CHECK(store.arena.free(block.offset, block.generation));
-  const std::list<Hole> late = store.arena.take_discarded();
+  const std::list<Hole> late = store.arena.spill().take_discarded();
   CHECK(late.size() == 1);
   // Whatever is put now, and spilled at once, keeps its bytes.
   std::vector<Arena::Block> blocks;
@@ -248,7 +248,8 @@ TEST(random_use_and_spilling_agree_with_what_was_written) {
       }
       if (random() % 8 == 0) store.spill(random() % (2 << 20), kNotRead);
       if (random() % 8 == 0)
-        for (const Hole& hole : store.arena.take_discarded()) holes.push_back(hole);
+        for (const Hole& hole : store.arena.spill().take_discarded())
+          holes.push_back(hole);
       if (random() % 8 == 0) store.punch(std::exchange(holes, {}));
     }
     for (const Live& l : live) {
@@ -259,10 +260,10 @@ TEST(random_use_and_spilling_agree_with_what_was_written) {
       if (!away) CHECK(all_are(store.arena.at(l.block.offset), l.size, l.fill));
       CHECK(store.arena.free(l.block.offset, l.block.generation));
     }
-    CHECK(store.arena.used_bytes() == 0 && store.arena.spilled_bytes() == 0);
-    CHECK(store.arena.spillable_bytes() == 0);
+    CHECK(store.arena.used_bytes() == 0 && store.arena.spill().spilled_bytes() == 0);
+    CHECK(store.arena.spill().spillable_bytes() == 0);
     store.punch(holes);
-    store.punch(store.arena.take_discarded());
+    store.punch(store.arena.spill().take_discarded());
     CHECK(store.arena.allocate(40 << 20, kSelf).has_value());  // all of it is one again
   }
 }

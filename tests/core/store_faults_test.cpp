@@ -105,15 +105,15 @@ TEST(a_block_is_read_though_the_one_who_writes_it_to_disk_has_stopped) {
   {
     const std::lock_guard lock(worker.home.mu);
     std::size_t budget = 1;
-    CHECK(worker.store.arena().choose(1, budget).size() == 1);
+    CHECK(worker.store.arena().spill().choose(1, budget).size() == 1);
   }
-  View view = driver.store.open_view(block);
+  View view = driver.views.open(block);
   CHECK(view.error == EAGAIN);
-  driver.store.load_view(block, view);
+  driver.views.load(block, view);
   CHECK(view.error == 0 && view.bytes != nullptr);
   for (u64 i = 0; i < block.size; ++i)
     CHECK(view.bytes[i] == static_cast<std::byte>('w'));
-  driver.store.close_view(view.proc, view.pin);
+  driver.views.close(view.proc, view.pin);
 }
 
 TEST(a_process_that_can_have_no_thread_says_so_and_spills_once_it_can) {
@@ -219,7 +219,7 @@ TEST(a_file_that_may_not_grow_takes_what_lies_nearer_to_its_beginning) {
     const FileSizeLimit limit(far.offset);
     CHECK(spill(driver, 6 * kMiB) > 2 * kMiB);
     CHECK(driver.spiller.spill_error() == EFBIG);
-    for (const BlockInfo& block : driver.store.blocks())
+    for (const BlockInfo& block : driver.inventory.blocks())
       CHECK((block.state == BlockState::kOnDisk) ==
             (block.location.offset == near.offset));
   }
@@ -296,10 +296,10 @@ TEST(however_many_processes_tensors_are_read_from_few_of_their_files_are_open) {
     Location block;
     put_into(reader, fleet.start(maker), block);
     fleet.kill(maker);
-    View view = reader.store.open_view(block);
+    View view = reader.views.open(block);
     CHECK(view.bytes != nullptr);
     const i64 before = open_memory_files();
-    std::byte* const own = reader.store.map_private(maker, view.bytes, block.size);
+    std::byte* const own = reader.views.map_private(maker, view.bytes, block.size);
     CHECK(own != nullptr);
     own[0] = std::byte{1};  // written here alone
     CHECK(view.bytes[0] == std::byte{0});
@@ -308,8 +308,8 @@ TEST(however_many_processes_tensors_are_read_from_few_of_their_files_are_open) {
   }
   CHECK(opened <= kFew);
   for (const auto& [view, own] : views) {
-    Store::unmap_private(own, 100'000);
-    reader.store.close_view(view.proc, view.pin);
+    Views::unmap_private(own, 100'000);
+    reader.views.close(view.proc, view.pin);
   }
 }
 
@@ -328,7 +328,7 @@ TEST(a_block_is_copied_whole_or_not_at_all_while_its_process_is_forgotten) {
     fleet.tell_died(kReader, kWorker);
     std::vector<std::byte> bytes(kSize);
     int error = -1;
-    std::thread copies([&] { error = reader.store.copy(block, bytes.data()); });
+    std::thread copies([&] { error = reader.views.copy(block, bytes.data()); });
     until([&] { return std::atomic_ref(bytes[0]).load() == std::byte{'c'}; });
     for (const ProcId to : {kReader, kDriverId})
       fleet.tell_forget(to, kWorker, Forget::kAll);
@@ -338,7 +338,7 @@ TEST(a_block_is_copied_whole_or_not_at_all_while_its_process_is_forgotten) {
     const auto whole = std::count(bytes.begin(), bytes.end(), std::byte{'c'});
     CHECK(error == ENOENT || (error == 0 && static_cast<u64>(whole) == kSize));
     CHECK(reader.arenas.size() == 0);
-    CHECK(reader.store.copy(block, bytes.data()) == ENOENT);
+    CHECK(reader.views.copy(block, bytes.data()) == ENOENT);
   }
 }
 
