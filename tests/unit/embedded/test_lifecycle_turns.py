@@ -69,6 +69,8 @@ class Session:
                 self.free_tokens += count
             case WantCpus(count):
                 self.cpus_wanted = count
+                if count and self.free_tokens:
+                    self.turns.tell(CpuFree())
             case ServePool():
                 self.pool_tokens += 1
             case TimeHold():
@@ -361,3 +363,12 @@ def test_requests_are_looked_at_when_the_one_whose_turn_it_is_has_been_cancelled
     while session.pool_tokens:
         session.put_back()
     assert waiting in session.running
+
+
+def test_all_begin_that_waited_for_what_one_puts_back_if_cpus_are_free() -> None:
+    session = Session(16, x=8)
+    wide = session.ask(session.driver, x=8.0)
+    narrow = {session.ask(session.driver, x=1.0) for _ in range(8)}
+    session.end(wide)
+    assert session.running.keys() == narrow
+    assert not session.cpus_wanted

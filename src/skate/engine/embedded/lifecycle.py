@@ -344,7 +344,8 @@ class Lifecycle:
                 self._tokens += count
                 if count:
                     self._waiting.wake("CPU")
-                return self._schedule(took=True)
+                # Of what is left, free ones are no news to anybody.
+                return self._schedule(took=not count)
             case HoldOver(number):
                 over = self._held.over(number, self._used["CPU"])
                 if over and self._held.is_pools_turn():
