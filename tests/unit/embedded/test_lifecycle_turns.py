@@ -372,3 +372,20 @@ def test_all_begin_that_waited_for_what_one_puts_back_if_cpus_are_free() -> None
     session.end(wide)
     assert session.running.keys() == narrow
     assert not session.cpus_wanted
+
+
+def test_a_request_that_is_made_again_and_again_leaves_the_pool_its_turns() -> None:
+    session = Session(2)
+    session.free_tokens -= 1
+    session.pool_tokens += 1  # of an endless task
+    task = session.ask(session.driver, 2.0)
+    for _ in range(3):
+        assert session.cpus_wanted
+        session.end_hold()
+        for _ in range(5):
+            assert session.free_tokens == 1
+            assert not session.cpus_wanted
+            session.cancel(session.driver, task)
+            task = session.ask(session.driver, 2.0)
+        session.end_hold()
+    assert session.cpus_wanted
