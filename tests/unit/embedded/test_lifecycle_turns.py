@@ -403,3 +403,19 @@ def test_what_the_deepest_task_of_a_tree_asks_for_is_served_first() -> None:
     assert session.granted[-1] == of_inner[1]
     session.block(inner)
     assert session.granted[-1] == of_other[0]
+
+
+def test_the_driver_is_served_beside_an_actor_that_takes_all_places() -> None:
+    session = Session(16, 12)
+    actor = session.new("actor")
+    session.turns.tell(ActorWanted(session.driver, actor, ActorRequest(1, "A")))
+    session.turns.tell(Blocked(actor))
+    for _ in range(20):
+        session.ask(actor, 0.25)
+    mine = session.ask(session.driver, 0.25)
+    for _ in range(40):
+        session.ask(actor, 0.25)
+        session.end_oldest()
+        if mine in session.running:
+            break
+    assert mine in session.running

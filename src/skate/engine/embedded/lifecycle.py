@@ -490,7 +490,9 @@ class Lifecycle:
         if not lacks and not self._grant(request, removed, commands):
             lacks = PROCESS
         if lacks:
-            self._waiting.block(line, lacks)
+            # For CPUs there are turns.
+            ages = lacks != "CPU" and (lacks != PROCESS or self._has_room_for_a_tree())
+            self._waiting.block(line, lacks, ages=ages)
             if lacks != "CPU" and request is self._precedence.turn():
                 self._precedence.end_turn()
             return False

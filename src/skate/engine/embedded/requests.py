@@ -70,7 +70,7 @@ class Line:
     heap: list[tuple[tuple[int, ...], Request]] = field(default_factory=list)
     lacks: str = ""  # what its head waits for; "": to be looked at
     passed: int = 0  # grants since its oldest had one
-    ages: bool = False  # what it lacked last is not CPUs: those have turns
+    ages: bool = False  # it was passed over for what others had: not CPUs
     skipped: int = 0  # how often others had what it lacks, CPUs aside
 
     @property
@@ -213,11 +213,11 @@ class Waiting:
         found, self._due = list(self._due), {}
         return found
 
-    def block(self, line: Line, lacks: str) -> None:
+    def block(self, line: Line, lacks: str, *, ages: bool) -> None:
         self._look_at(line)
         del self._due[line]
         line.lacks = lacks
-        line.ages = lacks not in ("CPU", PROCESS)
+        line.ages = ages
         line.skipped += line.ages
         self._lacking.setdefault(lacks, {})[line] = None
 
