@@ -211,6 +211,28 @@ def test_tasks_without_any_worker_end_with_the_reason(
 
 # Descriptors --------------------------------------------------------------------------
 
+TREE = """
+    import skate
+
+    @skate.remote
+    def tree(depth):
+        children = [tree.remote(depth - 1) for _ in range(2 if depth else 0)]
+        return sum(skate.get(children)) if children else 1
+
+    def main():
+        with skate.init("embedded", num_cpus=2, object_store_memory=256 << 20):
+            roots = [tree.remote(6) for _ in range(7)]
+            assert skate.get(roots, timeout=60) == [64] * 7
+        print("survived")
+
+    main()
+"""
+
+
+def test_trees_of_tasks_end_where_descriptors_are_few() -> None:
+    assert "survived" in run(TREE, descriptors=160)
+
+
 FEW_FILES = """
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))

@@ -117,7 +117,8 @@ def test_a_lease_takes_cpus_from_the_pool_and_gives_them_back(
 ) -> None:
     driver = Proc(1, 1)
     assert life.handle(LeaseWanted(driver, 1, {"CPU": 2.0})) == [TakeCpus(2)]
-    assert life.handle(CpusTaken(1)) == [WantCpus(1), TimeHold(1, 1.0)]
+    assert life.handle(CpusTaken(1)) == [TakeCpus(1)]
+    assert life.handle(CpusTaken(0)) == [WantCpus(1), TimeHold(1, 1.0)]
     assert life.handle(CpuFree()) == [TakeCpus(1)]
     commands = life.handle(CpusTaken(1))
     (fork,) = [c for c in commands if isinstance(c, Fork)]
@@ -143,7 +144,8 @@ def test_a_blocked_lease_lends_its_cpus(life: Lifecycle) -> None:
     assert life.handle(Blocked(fork.proc)) == [GiveCpus(2)]
     # It goes on at once, and has its CPUs again as the pool puts them back.
     assert life.handle(Unblocked(fork.proc)) == [TakeCpus(2)]
-    assert life.handle(CpusTaken(1)) == [WantCpus(1)]
+    assert life.handle(CpusTaken(1)) == [TakeCpus(1)]
+    assert life.handle(CpusTaken(0)) == [WantCpus(1)]
     assert life.handle(CpuFree()) == [TakeCpus(1)]
     assert life.handle(CpusTaken(1)) == [WantCpus(0)]
     assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(2)]
@@ -160,7 +162,8 @@ def test_the_pool_and_a_request_for_many_cpus_have_turns(life: Lifecycle) -> Non
     number = 0
     for seconds in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
         # An endless task has one.
-        held = life.handle(CpusTaken(3))
+        assert life.handle(CpusTaken(3)) == [TakeCpus(1)]
+        held = life.handle(CpusTaken(0))
         assert held == [WantCpus(1), TimeHold(number + 1, seconds)]
         assert life.held_for() == (life.waiting()[0], seconds)
         turn = TimeHold(number + 2, seconds, 4)
@@ -179,7 +182,8 @@ def test_the_pool_and_a_request_for_many_cpus_have_turns(life: Lifecycle) -> Non
     # Another begins with a short hold.
     assert life.handle(LeaseDone(fork.proc)) == [GiveCpus(4)]
     assert life.handle(LeaseWanted(driver, 3, {"CPU": 4.0})) == [TakeCpus(4)]
-    assert life.handle(CpusTaken(3)) == [WantCpus(1), TimeHold(number + 1, 1.0)]
+    assert life.handle(CpusTaken(3)) == [TakeCpus(1)]
+    assert life.handle(CpusTaken(0)) == [WantCpus(1), TimeHold(number + 1, 1.0)]
 
 
 def test_gpus_are_handed_out_by_id_and_come_back() -> None:

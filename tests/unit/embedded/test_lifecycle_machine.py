@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         # Actors whose processes died in this turn, and their restarts before that.
         self.lost: list[tuple[Actor, int, Any]] = []
         self.seen: set[Proc] = set()
-        self.groups: set[str] = set()
+        self.groups: dict[str, dict[str, float]] = {}  # and what each has set aside
         # Deaths: who was asked and has not answered, and who holds something.
         self.asked: set[tuple[Proc, Proc]] = set()
         self.holders: dict[Proc, set[Proc]] = {}  # the dead that are not recycled
@@ -243,21 +243,23 @@ class Machine(RuleBasedStateMachine):
         data=st.data(),
         cpus=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.7, 1.0, 3.0]),
         robots=st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0, 2.0]),
-        gpus=st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.5]),
+        gpus=st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.5, 1.0]),
+        count=st.sampled_from([1, 1, 1, 4]),
     )
-    def want_lease(
-        self, data: st.DataObject, cpus: float, robots: float, gpus: float
+    def want_leases(
+        self, data: st.DataObject, cpus: float, robots: float, gpus: float, count: int
     ) -> None:
         needs = {k: v for k, v in zip(TOTALS, (cpus, gpus, robots), strict=True) if v}
-        self.ask_for(data, needs)
+        for _ in range(count):
+            self.ask_for(data, needs)
 
     @precondition(lambda self: self.groups)
-    @rule(data=st.data())
-    def want_lease_in_a_group(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), resource=st.sampled_from(["robot", "GPU", "CPU"]))
+    def want_lease_in_a_group(self, data: st.DataObject, resource: str) -> None:
         group = self.some(data, self.groups)
-        self.ask_for(
-            data, {f"bundle_group_{group}": 0.001, f"robot_group_{group}": 0.1}
-        )
+        if resource in self.groups[group]:
+            of_group = f"{resource}_group_{group}"
+            self.ask_for(data, {f"bundle_group_{group}": 0.001, of_group: 0.1})
 
     def ask_for(self, data: st.DataObject, needs: dict[str, float]) -> None:
         self.tasks += 1
@@ -273,11 +275,13 @@ class Machine(RuleBasedStateMachine):
         self.do(LeaseDropped(*task))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def end_lease(self, data: st.DataObject) -> None:
-        worker = self.some(data, self.running)
+    @rule(data=st.data(), is_worn_out=st.booleans())
+    def end_lease(self, data: st.DataObject, is_worn_out: bool) -> None:
+        self.has_run(self.some(data, self.running), is_worn_out)
+
+    def has_run(self, worker: Proc, is_worn_out: bool = False) -> None:
         self.has_ended(worker)
-        self.do(LeaseDone(worker))
+        self.do(LeaseDone(worker, is_worn_out))
 
     def has_ended(self, worker: Proc) -> None:
         self.running.pop(worker, None)
@@ -335,13 +339,17 @@ class Machine(RuleBasedStateMachine):
         number=st.integers(1, 5),
         robots=st.sampled_from([0.1, 0.3, 1.0, 2.0]),
         gpus=st.sampled_from([0.0, 0.1, 1.0]),
+        cpus=st.sampled_from([0.0, 0.0, 0.5, 1.0, 3.0]),
         never=st.sampled_from([False, False, True]),
     )
-    def want_group(self, number: int, robots: float, gpus: float, never: bool) -> None:
+    def want_group(
+        self, number: int, robots: float, gpus: float, cpus: float, never: bool
+    ) -> None:
         group = f"g{number}x{len(self.groups)}"
         if group not in self.groups:
-            self.groups.add(group)
-            bundle = {"robot": robots, "GPU": gpus} if gpus else {"robot": robots}
+            needs = {"robot": robots, "GPU": gpus, "CPU": cpus}
+            bundle = {name: amount for name, amount in needs.items() if amount}
+            self.groups[group] = bundle
             self.do(GroupWanted(group, (bundle,), never))
 
     @precondition(lambda self: self.groups)
@@ -586,6 +594,11 @@ class Machine(RuleBasedStateMachine):
         assert self.cpus_wanted <= self.free_tokens + self.pool_tokens
 
     @invariant()
+    def no_cpu_is_free_that_is_wanted(self) -> None:
+        """Only who puts one back tells of it: those that are there would stay."""
+        assert not (self.cpus_wanted and self.free_tokens)
+
+    @invariant()
     def plain_tasks_are_not_held_back_for_ever(self) -> None:
         """CPUs are idle for others only while a timer runs that ends that."""
         if self.idle_and_held() > 0:
@@ -650,6 +663,34 @@ class Machine(RuleBasedStateMachine):
         assert all(self.holders[d] or d in waiting or doomed for d in self.holders)
         assert len(self.life._deaths) == len(self.holders)
 
+    def drain(self) -> None:
+        """All that runs ends; then all is had that waits for what that had."""
+        for _ in range(1_000):
+            ending = {*self.life._ending, *self.doomed} & self.life.members.keys()
+            ending -= {*self.making}
+            if self.blocked:
+                proc = min(self.blocked)
+                self.blocked.discard(proc)
+                self.do(Unblocked(proc))
+            elif self.making:
+                self.forked()
+            elif self.running:
+                self.has_run(next(iter(self.running)))
+            elif ending:
+                proc = min(ending)
+                self.is_dead(proc, Died(proc, self.doomed.get(proc, Cause.EXITED), 0))
+            elif can_answer := self.can_answer():
+                self.answer(*min(can_answer), holds=False)
+            elif self.groups:
+                group, _ = self.groups.popitem()
+                self.do(GroupRemoved(group))
+            elif self.wanted and self.timer_runs:
+                self.end_the_hold_or_the_pools_turn()
+            else:
+                return
+            self.no_cpu_is_free_that_is_wanted()
+        raise AssertionError(f"what waits is never had: {self.wanted}")
+
     def teardown(self) -> None:
         """When all has ended, nothing is left: no table, no resource, no place."""
         self.full = self.pool_waits = False
@@ -662,12 +703,7 @@ class Machine(RuleBasedStateMachine):
                 if actor is not None:
                     self.left[actor.request.actor_id] = 0
                     self.do(ActorKilled(actor.request.actor_id, no_restart=True))
-        for task in list(self.wanted):
-            if task in self.wanted:
-                del self.wanted[task]
-                self.do(LeaseDropped(*task))
-        for group in sorted(self.groups):
-            self.do(GroupRemoved(group))
+        self.drain()
         while others := sorted(set(self.life.members) - {self.driver}):
             cause = self.doomed.get(others[0], Cause.SIGNALED)
             self.is_dead(others[0], Died(others[0], cause, 9))

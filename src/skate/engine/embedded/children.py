@@ -20,7 +20,7 @@ from ... import _core
 from ..._placement import lends
 from . import events as life
 from . import leftovers, spilling, wire
-from .forker import Process, describe_end
+from .forker import FILES, Process, describe_end
 from .processes import RETIRE, Cause, Kind, Proc
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _WITH_A_NOTE = {
 }
 # Descriptors: what a process costs (see Process), what is open for a moment, and what
 # only workers of the pool and actors that restart may have, in processes.
-_PER_PROCESS = 5
+_PER_PROCESS = FILES
 _FOR_A_MOMENT = 16
 _KEPT_FOR_SOME = 8
 

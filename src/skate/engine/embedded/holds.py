@@ -3,7 +3,8 @@
 Part of the policy in ``lifecycle``. While CPUs are collected, the pool stands back. But
 its tasks need not end: one may go on for ever, or wait for another that does not run
 meanwhile. So after some time the pool has as much for itself; then comes another hold,
-twice as long. Both the request and plain tasks have their turn.
+twice as long. Both the request and plain tasks have their turn, also if the request is
+given up and made again: a turn lasts until its time is up, whoever waits by then.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Hold:
         self.seconds = 0.0  # of this turn
 
     def is_pools_turn(self) -> bool:
-        return self._turn is _Turn.POOLS and self._waits()
+        return self._turn is _Turn.POOLS
 
     def begin(self, request: Request) -> list[Command]:
         """CPUs are collected for it, now or already."""
@@ -43,6 +44,8 @@ class Hold:
             # Not anew for another: if many come and go that would be for ever.
             if not self._waits():
                 self._request = request
+            return []
+        if self._turn is _Turn.POOLS:  # also if its request waits no longer
             return []
         again = request is self._request
         self.seconds = min(2 * self.seconds, _MOST_S) if again else _FIRST_S

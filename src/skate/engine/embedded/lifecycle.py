@@ -88,6 +88,7 @@ class _Member:
     request: Request | None = None  # what it is being made for, and was not told yet
     runtime_env: RuntimeEnv = NO_ENV
     gpus: Share = NO_GPUS
+    depth: int = 0  # of its task in a tree of leases
     placement: str | None = None  # the group whose resources it holds
 
 
@@ -144,7 +145,7 @@ class Lifecycle:
         self._waiting = Waiting()
         self._held = Hold(self._waiting)
         self._precedence = Precedence(self._waiting)
-        self._blocked = 0  # leases and actors that wait for others
+        self._blocked = 0  # leases that wait for others
         self._lasting = 0  # CPUs that actors and placement groups have, in units
         self._running: dict[Proc, None] = {}  # or about to: see Deaths
         self._idle_leased: list[Proc] = []
@@ -294,16 +295,19 @@ class Lifecycle:
             case LeaseWanted(owner, task, resources, env):
                 if owner not in self.members:
                     return []
-                asker = self._asker(owner)
-                self._waiting.add(
-                    Request(resources, env, owner=owner, task=task, asker=asker)
+                asker, depth = self._asker(owner)
+                request = Request(
+                    resources, env, owner=owner, task=task, asker=asker, depth=depth
                 )
+                self._waiting.add(request)
                 return self._schedule(cpus_as_before=True)
             case ActorWanted(owner, proc, request):
                 self.actors.add(request, owner, proc)
                 needs, env = request.resources, request.runtime_env
-                asker = self._asker(owner)
-                self._waiting.add(Request(needs, env, actor=proc, asker=asker))
+                asker, depth = self._asker(owner)
+                self._waiting.add(
+                    Request(needs, env, actor=proc, asker=asker, depth=depth)
+                )
                 return [Prepare(proc, "actor"), *self._schedule(cpus_as_before=True)]
             case ActorConstructed(proc):
                 actor = self.actors.at(proc)
@@ -351,7 +355,8 @@ class Lifecycle:
                 self._tokens += count
                 if count:
                     self._waiting.wake("CPU")
-                return self._schedule(took=True)
+                # Of what is left, free ones are no news to anybody.
+                return self._schedule(took=not count)
             case HoldOver(number):
                 over = self._held.over(number, self._used["CPU"])
                 if over and self._held.is_pools_turn():
@@ -415,10 +420,11 @@ class Lifecycle:
             commands += self._held.begin(first)
         return commands
 
-    def _asker(self, owner: Proc) -> Proc | None:
-        return None if self.members[owner].kind == "driver" else owner
+    def _asker(self, owner: Proc) -> tuple[Proc | None, int]:
+        member = self.members[owner]
+        return (None if member.kind == "driver" else owner), member.depth
 
-    def _order_of(self, line: Line) -> tuple[int, int, int]:
+    def _order_of(self, line: Line) -> tuple[int, ...]:
         request = self._next_in(line)
         if request is self._precedence.turn():
             return -1, 0, 0
@@ -433,11 +439,19 @@ class Lifecycle:
 
     def _begin_turn(self) -> Request | None:
         """Of the one that has waited for CPUs longest, if it is due."""
-        if self._held.is_pools_turn() or self._blocked >= self._max_procs // 2:
+        if self._held.is_pools_turn() or not self._has_room_for_a_tree():
             return self._precedence.turn()
         most = self._totals["CPU"] - self._lasting
         cpus = self._totals["CPU"] // UNIT
         return self._precedence.begin_turn(self._blocked, cpus, most)
+
+    def _has_room_for_a_tree(self) -> bool:
+        """Whether what waits may be served out of order, and begin another tree.
+
+        Trees that were begun may go as deep again as they have been, and need most of
+        the places to end.
+        """
+        return self._blocked < max(1, self._max_procs // 16)
 
     def _missing_cpus(self, first: Request | None) -> int:
         """Tokens of the pool that are wanted.
@@ -487,7 +501,9 @@ class Lifecycle:
         if not lacks and not self._grant(request, removed, commands):
             lacks = PROCESS
         if lacks:
-            self._waiting.block(line, lacks)
+            # For CPUs there are turns.
+            ages = lacks != "CPU" and (lacks != PROCESS or self._has_room_for_a_tree())
+            self._waiting.block(line, lacks, ages=ages)
             if lacks != "CPU" and request is self._precedence.turn():
                 self._precedence.end_turn()
             return False
@@ -610,6 +626,7 @@ class Lifecycle:
             self._lasting += member.units.get("CPU", 0)
         if request.owner is not None:
             member.lease_owner = request.owner
+            member.depth = request.depth + 1
             self._leases.setdefault(request.owner, set()).add(proc)
             self._busy_leases += 1
 
@@ -657,8 +674,8 @@ class Lifecycle:
                 self._waiting.wake(name)
         if member.kind == "actor":
             self._lasting -= member.units.get("CPU", 0)
-        self._blocked -= member.blocked
         if member.lease_owner is not None:
+            self._blocked -= member.blocked
             self._busy_leases -= not member.blocked
             _discard(self._leases, member.lease_owner, proc)
             member.lease_owner = None
@@ -724,8 +741,8 @@ class Lifecycle:
         if member is None or not member.granted or member.blocked == blocked:
             return []
         member.blocked = blocked
-        self._blocked += 1 if blocked else -1
         if member.lease_owner is not None:
+            self._blocked += 1 if blocked else -1
             self._busy_leases += -1 if blocked else 1
             self._waiting.wake(PROCESS)  # it may not end any more, while it waits
         for name, amount in member.units.items():

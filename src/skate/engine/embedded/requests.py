@@ -5,9 +5,10 @@ alone, so only the heads of the lines are ever looked at, and of those only the 
 that lacked what has become free since: an event costs what it concerns, however many
 wait.
 
-What a task or an actor asks for goes before what the driver does, and of several that
-of who began to ask last: they may wait for it, and a tree of tasks is worked off depth
-first. Requests of one asker, and those of the driver, are first come, first served.
+What a task or an actor asks for goes before what the driver does: they may wait for it.
+Of several, that of the deepest in a tree of tasks, and then of who began to ask last:
+so trees are worked off depth first, and few are open at a time. Requests of one asker,
+and those of the driver, are first come, first served.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Request:
     actor: Proc | None = None
     group: GroupWanted | None = None
     asker: Proc | None = None  # None: the driver
+    depth: int = 0  # of the asker in a tree of leases
     number: int = 0  # in order of arrival
-    order: tuple[int, int, int] = (0, 0, 0)  # whose turn is first
+    order: tuple[int, ...] = ()  # whose turn is first
     units: Mapping[str, int] = field(init=False)  # the resources, to add up
 
     def __post_init__(self) -> None:
@@ -65,10 +67,10 @@ class Line:
     need: Hashable
     placement: str | None  # the placement group that they are of
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
-    heap: list[tuple[tuple[int, int, int], Request]] = field(default_factory=list)
+    heap: list[tuple[tuple[int, ...], Request]] = field(default_factory=list)
     lacks: str = ""  # what its head waits for; "": to be looked at
     passed: int = 0  # grants since its oldest had one
-    ages: bool = False  # what it lacked last is not CPUs: those have turns
+    ages: bool = False  # it was passed over for what others had: not CPUs
     skipped: int = 0  # how often others had what it lacks, CPUs aside
 
     @property
@@ -144,14 +146,14 @@ class Waiting:
         if request.owner is not None:
             self._by_owner.setdefault(request.owner, {})[request.task] = None
 
-    def _order_of(self, request: Request) -> tuple[int, int, int]:
+    def _order_of(self, request: Request) -> tuple[int, ...]:
         if request.number < 0:
-            return 0, 0, request.number
+            return 0, 0, 0, request.number
         if request.asker is None:
-            return 2, 0, request.number
+            return 2, 0, 0, request.number
         since, waiting = self._askers.get(request.asker, (request.number, 0))
         self._askers[request.asker] = since, waiting + 1
-        return 1, -since, request.number
+        return 1, -request.depth, -since, request.number
 
     def take(self, request: Request) -> None:
         """It waits no longer."""
@@ -211,11 +213,11 @@ class Waiting:
         found, self._due = list(self._due), {}
         return found
 
-    def block(self, line: Line, lacks: str) -> None:
+    def block(self, line: Line, lacks: str, *, ages: bool) -> None:
         self._look_at(line)
         del self._due[line]
         line.lacks = lacks
-        line.ages = lacks not in ("CPU", PROCESS)
+        line.ages = ages
         line.skipped += line.ages
         self._lacking.setdefault(lacks, {})[line] = None
 

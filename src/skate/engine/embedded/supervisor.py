@@ -34,7 +34,7 @@ from . import events as life
 from . import memory_monitor, packets, wire
 from .children import Children
 from .collectives import Collectives
-from .forker import Forker, Process
+from .forker import FILES, Forker, Process
 from .lifecycle import Lifecycle
 from .notes import Notes
 from .output import Collector
@@ -59,6 +59,10 @@ class Supervisor:
     ):
         self._driver_pid = settings["driver_pid"]
         places = min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS)
+        # So many are in reach: a share of those beyond would be no limit to anything.
+        places = min(
+            places, max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES)
+        )
         self.control = _core.Control(**settings["session"], places=places)
         config: EngineConfig = settings["config"]
         self.life = Lifecycle(
