@@ -81,7 +81,7 @@ class LongWait {
 };
 
 template <class Wait>
-WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
+WaitResult wait_interruptibly(Node& node, Wait&& wait) {
   std::optional<LongWait> long_wait;
   for (;;) {
     WaitResult result;
@@ -90,7 +90,11 @@ WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
       result = wait();
     }
     if (result == WaitResult::kEngineDied) raise_engine_died(node);
-    if (result != WaitResult::kInterrupted) return result;
+    if (result != WaitResult::kInterrupted) {
+      // What it waited for may have come between two slices.
+      if (long_wait) node.waits.end_wait();
+      return result;
+    }
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
     check_not_forked(node);  // the handler of a signal may have forked
     // What is waited for may be in messages that cannot be read now.
@@ -108,8 +112,10 @@ WaitResult wait_patiently(Node& node, Wait&& wait) {
     return wait_interruptibly(node, wait);
   } catch (...) {
     // Who looks at this process must not think that it waits still.
-    if (!node.in_forked_child() && Waits::take_start() != 0)
-      node.home.trace.waits_no_more();
+    if (!node.in_forked_child()) {
+      node.waits.end_wait();
+      if (Waits::take_start() != 0) node.home.trace.waits_no_more();
+    }
     throw;
   }
 }

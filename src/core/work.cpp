@@ -127,6 +127,7 @@ WaitResult Work::next_notice(Incoming& out) {
 void Work::hand_out(const Incoming& call) {
   constructed_ |= (call.header.flags & kConstructor) != 0;
   if (notices_) given_out_.insert(call.header.task_id);
+  if ((call.header.flags & kLeased) != 0) node_.waits.begin_lease();
   note_arguments(call);
   note_no_task(*home_.me);
   note_task(call.header);
