@@ -85,7 +85,10 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
 
 bool Work::wait_to_answer() {
   Lock lock(home_.mu);
-  if (node_.store.can_answer() || home_.stopping || home_.engine_died) return true;
+  if (node_.store.can_answer() || home_.stopping || home_.engine_died) {
+    node_.cpus.go_on();  // what is sent may be an item, after which the task goes on
+    return true;
+  }
   wait_for_memory(lock);
   set_state(ProcState::kRunning);
   return false;

@@ -132,6 +132,18 @@ TEST(a_lease_that_begins_is_blocked_only_once_it_has_said_so) {
   finish(lease, given);
 }
 
+TEST(a_task_that_has_waited_for_memory_to_answer_has_a_token_again) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start({2, 1});
+  submit(driver);
+  const Incoming task = next(worker);
+  block(worker);  // as the wait for memory does
+  CHECK(worker.work.wait_to_answer());
+  CHECK(worker.cpus.has_token());
+  finish(worker, task);
+}
+
 TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
   Fleet fleet(with_cpus(1));
   Node& driver = fleet.start(kDriverId, false);
