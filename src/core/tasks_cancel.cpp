@@ -3,11 +3,23 @@
 // The owner decides. What nobody has been given it ends itself; else it sends kCancel
 // to the process that has it, which does something only if it still has that attempt.
 #include <algorithm>
+#include <deque>
 #include <utility>
 
 #include "node.hpp"
 
 namespace skate {
+namespace {
+
+struct Child {
+  ObjectId id;
+  bool force;
+};
+
+// Whom this thread has still to cancel; null: it cancels no children now.
+thread_local std::deque<Child>* t_children = nullptr;
+
+}  // namespace
 
 bool Tasks::cancel(ObjectId id, bool force, bool recursive) {
   std::lock_guard lock(home_.mu);
@@ -123,17 +135,28 @@ void Tasks::stop_waiting(Task* task) {
 }
 
 // Not constructors: an actor that is never constructed would keep whoever calls it
-// waiting, and ends with its handles.
+// waiting, and ends with its handles. To cancel an actor's call of itself is to cancel
+// the children of that call here, and so on: the outermost does it for all, however
+// deep they are.
 void Tasks::cancel_children(ObjectId parent, bool force) {
   const auto it = children_.find(parent);
   if (it == children_.end()) return;
-  std::vector<ObjectId> ids;
+  std::deque<Child> children;
+  const bool is_outermost = t_children == nullptr;
+  std::deque<Child>& all = is_outermost ? children : *t_children;
   for (const Task* task = it->second.front(); task != nullptr;
        task = SiblingTasks::next(task))
     if (!task->cancelled && (task->header.flags & kConstructor) == 0)
-      ids.push_back(task->header.task_id);
-  for (const ObjectId id : ids)
-    if (Task* task = pending(id)) cancel_task(task, force, true);
+      all.push_back({task->header.task_id, force});
+  if (!is_outermost) return;
+  struct UnderWay {
+    explicit UnderWay(std::deque<Child>& children) { t_children = &children; }
+    ~UnderWay() { t_children = nullptr; }
+  } const under_way(children);
+  for (; !children.empty(); children.pop_front()) {
+    const Child child = children.front();
+    if (Task* task = pending(child.id)) cancel_task(task, child.force, true);
+  }
 }
 
 }  // namespace skate
