@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import time
 from collections import deque
@@ -88,7 +89,7 @@ class Queue:
         try:
             done = skate.get(ref)
         except BaseException:
-            _give_up(ref)
+            _cancel(ref)
             raise
         self._check_put(done, timeout)
 
@@ -100,7 +101,7 @@ class Queue:
         try:
             done = await ref
         except BaseException:
-            _give_up(ref)
+            _cancel(ref)
             raise
         self._check_put(done, timeout)
 
@@ -115,21 +116,21 @@ class Queue:
             Empty: there is no item, or was none within ``timeout`` seconds.
             ValueError: ``timeout`` is negative.
         """
-        ref = self._get(block, timeout)
+        ticket, ref = self._get(block, timeout)
         try:
             answer = skate.get(ref)
         except BaseException:  # also of a signal's handler
-            self._give_up_get(ref)
+            self._give_up_get(ticket, ref)
             raise
         return _item_of(answer, timeout)
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:
         """``get`` for async code; see there."""
-        ref = self._get(block, timeout)
+        ticket, ref = self._get(block, timeout)
         try:
             answer = await ref
         except BaseException:  # such as the CancelledError of asyncio.wait_for
-            self._give_up_get(ref)
+            self._give_up_get(ticket, ref)
             raise
         return _item_of(answer, timeout)
 
@@ -196,22 +197,23 @@ class Queue:
     def _put(self, item: Any, block: bool, timeout: float | None) -> Any:
         return self._live().put.remote(item, _patience(block, timeout))
 
-    def _get(self, block: bool, timeout: float | None) -> Any:
-        return self._live().get.remote(_patience(block, timeout))
+    def _get(self, block: bool, timeout: float | None) -> tuple[bytes, Any]:
+        ticket = os.urandom(8)
+        return ticket, self._live().get.remote(_patience(block, timeout), ticket)
 
-    def _give_up_get(self, ref: skate.ObjectRef[tuple[Any, ...]]) -> None:
-        """Nobody takes what the call returns: if it has an item already, put it back.
+    def _give_up_get(self, ticket: bytes, ref: skate.ObjectRef[Any]) -> None:
+        """Have the actor forget the call; if that has an item by then, put it back.
 
-        So an item is not lost that comes at the moment at which its reader gives up.
+        To cancel it would lose an item that comes at the same moment.
         """
         actor = self._live()
-        _give_up(ref)
 
         def put_back(answer: Future[tuple[Any, ...]]) -> None:
             if answer.exception() is None and answer.result():
                 actor.put_back.remote(*answer.result())
 
         with suppress(skate.exceptions.SkateError):  # the session has ended
+            actor.forget.remote(ticket)
             ref.future().add_done_callback(put_back)
 
     def _check_put(self, done: bool, timeout: float | None) -> None:
@@ -229,8 +231,7 @@ def _patience(block: bool, timeout: float | None) -> float | None:
     return timeout
 
 
-def _give_up(ref: skate.ObjectRef[Any]) -> None:
-    """Have the actor forget a call that nobody waits for any more."""
+def _cancel(ref: skate.ObjectRef[Any]) -> None:
     with suppress(skate.exceptions.SkateError):  # the session has ended
         skate.cancel(ref)
 
@@ -245,6 +246,7 @@ def _item_of(answer: tuple[Any, ...], timeout: float | None) -> Any:
 class _Waiting(NamedTuple):
     call: skate.ReceivedCall
     until: float  # of time.monotonic()
+    ticket: bytes  # by which whoever waits may give up
 
 
 class _QueueActor:
@@ -276,7 +278,10 @@ class _QueueActor:
     def put_back(self, item: Any) -> None:
         """The next item again: whoever got it was gone."""
 
-    def get(self, timeout: float | None) -> tuple[Any, ...]:
+    def forget(self, ticket: bytes) -> None:
+        """Nobody waits any more for the call of ``get`` with that ticket."""
+
+    def get(self, timeout: float | None, ticket: bytes) -> tuple[Any, ...]:
         """The item, if one came in time."""
         raise NotImplementedError
 
@@ -307,14 +312,21 @@ class _QueueActor:
             elif args[1] == 0:
                 call.answer(False)
             else:
-                self._wait(call, self._puts, args[1], now)
+                self._wait(call, self._puts, args[1], b"", now)
         elif call.method == "get":
             if items:
                 self._give(call)
             elif args[0] == 0:
                 call.answer(())
             else:
-                self._wait(call, self._gets, args[0], now)
+                self._wait(call, self._gets, args[0], args[1], now)
+        elif call.method == "forget":
+            for waiting in self._gets:
+                if waiting.ticket == args[0]:
+                    self._gets.remove(waiting)
+                    waiting.call.answer(())
+                    break
+            call.answer(None)
         elif call.method == "put_back":
             items.appendleft(args[0])
             call.answer(None)
@@ -333,10 +345,11 @@ class _QueueActor:
         call: skate.ReceivedCall,
         line: deque[_Waiting],
         timeout: float | None,
+        ticket: bytes,
         now: float,
     ) -> None:
         until = math.inf if timeout is None else now + timeout
-        line.append(_Waiting(call, until))
+        line.append(_Waiting(call, until, ticket))
         self._due = min(self._due, until)
 
     def _pass_on(self) -> None:
