@@ -81,7 +81,7 @@ class LongWait {
 };
 
 template <class Wait>
-WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
+WaitResult wait_interruptibly(Node& node, Wait&& wait) {
   std::optional<LongWait> long_wait;
   for (;;) {
     WaitResult result;
@@ -90,7 +90,11 @@ WaitResult wait_interruptibly(const Node& node, Wait&& wait) {
       result = wait();
     }
     if (result == WaitResult::kEngineDied) raise_engine_died(node);
-    if (result != WaitResult::kInterrupted) return result;
+    if (result != WaitResult::kInterrupted) {
+      // What it waited for may have come between two slices.
+      if (long_wait) node.waits.end_wait();
+      return result;
+    }
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
     check_not_forked(node);  // the handler of a signal may have forked
     // What is waited for may be in messages that cannot be read now.
@@ -110,8 +114,13 @@ struct PatientWait {
 template <class Wait>
 PatientWait wait_patiently(Node& node, Wait&& wait) {
   const Waits::Waiting waiting(node.waits);
-  const WaitResult result = wait_interruptibly(node, wait);
-  return {result, waiting.since()};
+  try {
+    const WaitResult result = wait_interruptibly(node, wait);
+    return {result, waiting.since()};
+  } catch (...) {
+    if (!node.in_forked_child()) node.waits.end_wait();
+    throw;
+  }
 }
 
 // Turns the codec's error into nanobind's.

@@ -99,7 +99,10 @@ Location allocate(Node& node, u64 size) {
     if (room == Spiller::Room::kGot) return *block;
     if (room == Spiller::Room::kEngineDied)
       refuse("session_ended_while_waiting_for_room");
-    if (PyErr_CheckSignals() != 0) throw PythonError{};
+    if (PyErr_CheckSignals() != 0) {
+      if (!node.in_forked_child()) node.waits.end_wait();
+      throw PythonError{};
+    }
     check_not_forked(node);
     if (room == Spiller::Room::kFull) refuse_full(node, size);
   }

@@ -97,17 +97,33 @@ void Cancels::unlist_child(Task* task) {
 }
 
 // Not constructors: an actor that is never constructed would keep whoever calls it
-// waiting, and ends with its handles.
+// waiting, and ends with its handles. To cancel an actor's call of itself is to cancel
+// the children of that call here, and so on: the outermost does it for all, however
+// deep they are.
 void Cancels::cancel_children(ObjectId parent, bool force) {
+  struct UnderWay {
+    Cancels& cancels;
+    explicit UnderWay(Cancels& all) : cancels(all) { cancels.is_under_way_ = true; }
+    ~UnderWay() {
+      cancels.is_under_way_ = false;
+      cancels.left_.clear();
+    }
+  };
   const auto it = children_.find(parent);
   if (it == children_.end()) return;
-  std::vector<ObjectId> ids;
+  std::optional<UnderWay> outermost;
+  if (!is_under_way_) outermost.emplace(*this);
   for (const Task* task = it->second.front(); task != nullptr;
        task = SiblingTasks::next(task))
     if (!task->cancelled && (task->header.flags & kConstructor) == 0)
-      ids.push_back(task->header.task_id);
-  for (const ObjectId id : ids)
-    if (Task* task = node_.tasks.pending(id)) cancel_task(task, force, true);
+      left_.push_back({task->header.task_id, force});
+  if (!outermost) return;
+  while (!left_.empty()) {
+    const Child child = left_.front();
+    left_.pop_front();
+    if (Task* task = node_.tasks.pending(child.id))
+      cancel_task(task, child.force, true);
+  }
 }
 
 }  // namespace skate

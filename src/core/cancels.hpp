@@ -6,6 +6,7 @@
 // a process nothing a second time that has not read the first.
 #pragma once
 
+#include <deque>
 #include <unordered_map>
 
 #include "home.hpp"
@@ -38,6 +39,12 @@ class Cancels {
   Node& node_;
   Home& home_;
   std::unordered_map<ObjectId, SiblingTasks> children_;
+  struct Child {
+    ObjectId id;
+    bool force;
+  };
+  std::deque<Child> left_;  // to cancel, while is_under_way_
+  bool is_under_way_ = false;
 };
 
 }  // namespace skate

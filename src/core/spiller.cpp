@@ -148,7 +148,11 @@ Spiller::Room Spiller::wait_for_room(u64 size, RoomWait& seen,
     });
     if (!got && result == WaitResult::kEngineDied) return Room::kEngineDied;
   }
-  if (!got) return now_ns() >= seen.give_up_at ? Room::kFull : Room::kWait;
+  if (!got) {
+    if (now_ns() < seen.give_up_at) return Room::kWait;
+    node_.waits.end_wait();
+    return Room::kFull;
+  }
   node_.store.arena().populate(*got);
   block = node_.store.name(*got, size);
   return Room::kGot;

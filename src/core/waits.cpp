@@ -62,7 +62,6 @@ class Waits::Leading {
     if (!lock_.owns_lock()) lock_.lock();
     has_ended_ = true;
     waits_.leader_ = false;
-    if (std::exchange(waits_.has_left_cpu_, false)) waits_.node_.cpus.go_on();
     waits_.home_.me->results_awaited.store(1, std::memory_order_relaxed);
     if (waits_.followers_ != 0 || waits_.idle_) waits_.followers_cv_->notify_all();
   }
@@ -75,6 +74,41 @@ class Waits::Leading {
 
 WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
                        const std::function<i32()>& missing) {
+  try {
+    const WaitResult result = wait_a_slice(lock, deadline_ns, ready, missing);
+    if (result != WaitResult::kInterrupted) go_on();
+    return result;
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    go_on();
+    throw;
+  }
+}
+
+// The end of a slice is none of the wait: others have the CPU still.
+void Waits::go_on() {
+  if (!has_left_cpu_ || leader_) return;  // a leader that waits says so when it goes on
+  node_.cpus.go_on();
+  if (reports_blocking_) home_.link.tell(Note::kRunning);
+  has_left_cpu_ = false;
+}
+
+void Waits::end_wait() {
+  const Lock lock(home_.mu);
+  go_on();
+}
+
+void Waits::begin_lease() {
+  if (!std::exchange(has_left_cpu_, false)) return;
+  try {
+    home_.link.tell(Note::kRunning);
+  } catch (const std::bad_alloc&) {  // the task comes before that
+  }
+}
+
+WaitResult Waits::wait_a_slice(Lock& lock, i64 deadline_ns,
+                               const std::function<bool()>& ready,
+                               const std::function<i32()>& missing) {
   // Until then the tasks that have ended keep what others may need: their actors, say.
   constexpr i64 kPatience = 1'000'000;
   std::optional<Waiting> by_itself;
@@ -123,13 +157,12 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
     const i32 awaited = alone && now - since < kPatience ? missing() : 1;
     home_.me->results_awaited.store(awaited, std::memory_order_seq_cst);
     lock.unlock();
-    bool interrupted = false;
+    FutexResult woken = FutexResult::kChanged;
     if (spin(for_answers_)) {
       if (slept) came_at_ = now_ns();
     } else {
       slept = true;
       leave_cpu();
-      FutexResult woken;
       if (awaited > 1) {
         woken = park(remaining_ns(deadline_ns, kPatience));
         if (woken == FutexResult::kTimeout) woken = FutexResult::kChanged;
@@ -138,14 +171,12 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
         if (woken == FutexResult::kTimeout)
           woken = park(remaining_ns(deadline_ns, kSlice));
       }
-      interrupted =
-          woken == FutexResult::kInterrupted || woken == FutexResult::kTimeout;
       return_to_cpu();
-      if (reports_blocking_) home_.link.tell(Note::kRunning);
     }
     leading.end();
     came = came_at_;
-    if (interrupted) {
+    if (woken == FutexResult::kInterrupted) go_on();  // the handler of a signal runs
+    if (woken == FutexResult::kInterrupted || woken == FutexResult::kTimeout) {
       look_for_supervisor();
       node_.mail.drain();
       return leave(ready() ? WaitResult::kReady : WaitResult::kInterrupted);
@@ -159,6 +190,7 @@ WaitResult Waits::rest(Lock& lock, i64 deadline_ns,
   if (ready()) return WaitResult::kReady;
   if (has_ended()) return WaitResult::kEngineDied;
   if (deadline_ns >= 0 && now_ns() >= deadline_ns) return WaitResult::kTimeout;
+  go_on();
   ++resting_;
   resting_cv_->wait_for(lock,
                         std::chrono::nanoseconds(remaining_ns(deadline_ns, kSlice)),
@@ -322,8 +354,9 @@ void Waits::leave_cpu() {
                                 std::memory_order_relaxed);
   tell_what_is_waited_for();
   node_.work.set_state(ProcState::kBlocked);
-  if (reports_blocking_) home_.link.tell(Note::kBlocked);
   std::lock_guard lock(home_.mu);
+  // Under the lock: its order to kRunning is that in which the flag changes.
+  if (!has_left_cpu_ && reports_blocking_) home_.link.tell(Note::kBlocked);
   has_left_cpu_ = true;
   node_.cpus.release_token();
   try {

@@ -36,7 +36,8 @@ class Waits {
   ~Waits();
 
   // With the lock held, which is given up while it waits. kInterrupted: a slice is
-  // over, or a signal came; call again. `missing`: how many results must come, at
+  // over, or a signal came; call again, or `end_wait`: as long as a wait goes on from
+  // slice to slice, others have the CPU. `missing`: how many results must come, at
   // least, before that can be `ready`.
   WaitResult wait(Lock& lock, i64 deadline_ns, const std::function<bool()>& ready,
                   const std::function<i32()>& missing = {});
@@ -70,6 +71,9 @@ class Waits {
     const State outer_;
   };
 
+  // Whoever was interrupted goes on instead of calling again. Without the lock.
+  void end_wait();
+
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
 
@@ -87,6 +91,11 @@ class Waits {
   void wake_keeper_for_any();
   void tell_followers();
   void wake_resting();
+  // The program goes on after a wait.
+  void go_on();
+  // A leased worker begins a task. The CPU is that of another lease than the one for
+  // which a thread of the program, which may still wait, said that it is blocked.
+  void begin_lease();
   // False: the supervisor has ended. Without the lock.
   bool look_for_supervisor();
 
@@ -105,6 +114,9 @@ class Waits {
  private:
   class Leading;
 
+  WaitResult wait_a_slice(Lock& lock, i64 deadline_ns,
+                          const std::function<bool()>& ready,
+                          const std::function<i32()>& missing);
   bool spin(Looks& looks);
   i64 spin_budget() const;
   FutexResult doze(Forecast::Span expected, i64 since, i64 deadline_ns);
@@ -136,7 +148,7 @@ class Waits {
   u32 resting_ = 0;
   bool changed_ = false;
   bool reports_blocking_ = false;
-  bool has_left_cpu_ = false;  // the leader, as far as others know
+  bool has_left_cpu_ = false;  // a leader has, and its wait is not over
   std::atomic<bool> kicked_{false};
 };
 

@@ -85,7 +85,10 @@ WaitResult Work::next_task(Incoming& out, i64 deadline_ns) {
 
 bool Work::wait_to_answer() {
   Lock lock(home_.mu);
-  if (node_.store.can_answer() || home_.stopping || home_.engine_died) return true;
+  if (node_.store.can_answer() || home_.stopping || home_.engine_died) {
+    node_.cpus.go_on();  // what is sent may be an item, after which the task goes on
+    return true;
+  }
   wait_for_memory(lock);
   set_state(ProcState::kRunning);
   return false;
@@ -127,6 +130,7 @@ WaitResult Work::next_notice(Incoming& out) {
 void Work::hand_out(const Incoming& call) {
   constructed_ |= (call.header.flags & kConstructor) != 0;
   if (notices_) given_out_.insert(call.header.task_id);
+  if ((call.header.flags & kLeased) != 0) node_.waits.begin_lease();
   note_arguments(call);
   note_no_task(*home_.me);
   note_task(call.header);

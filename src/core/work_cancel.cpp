@@ -34,16 +34,16 @@ void Work::cancel_here(ObjectId task_id, u64 attempt, u8 flags) {
   const bool runs_here = running.id == task_id && running.attempt == attempt;
   if (!runs_here && !given_out_.contains(task_id)) return;  // it has ended
   const bool is_actor = !home_.is_pool && constructed_;
+  cancelled_.insert(task_id);
+  // Before its children: it ends because it was cancelled, not because one of them was.
+  if (notices_) give_notice(task_id, Incoming::Notice::kCancelled);
   if ((flags & kRecursive) != 0)
     node_.cancels.cancel_children(task_id, (flags & kForce) != 0);
-  cancelled_.insert(task_id);
   if ((flags & kForce) != 0 && !is_actor) {
     ::kill(::getpid(), SIGKILL);
     return;
   }
-  if (notices_) {
-    give_notice(task_id, Incoming::Notice::kCancelled);
-  } else if (!is_actor) {
+  if (!notices_ && !is_actor) {
     node_.waits.changed();  // it may be in wait_room
     node_.interrupts.want(task_id);
   }

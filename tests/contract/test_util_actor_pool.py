@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -144,6 +145,19 @@ def test_a_dead_actor_leaves_the_pool() -> None:
     assert [pool.get_next() for _ in range(3)] == [2, 4, 6]
     assert pool.pop_idle() == other
     assert pool.pop_idle() is None
+
+
+def test_a_call_that_cannot_be_made_fails_in_its_turn(pool: ActorPool) -> None:
+    values = [0, 1, 2, threading.Lock(), 4, 5]
+    results = pool.map(lambda actor, v: actor.double.remote(v), values)
+    got: list[Any] = []
+    while pool.has_next():
+        try:
+            got.append(pool.get_next(timeout=60))
+        except TypeError:
+            got.append("failed")
+    assert got == [0, 2, 4, "failed", 8, 10]
+    assert list(results) == []
 
 
 def test_a_pool_without_actors_says_so() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_timeout_is_raised() -> None:
     with pytest.raises(GetTimeoutError):
         next(calls)
     signal.set.remote()
+
+
+@skate.remote
+class Slow:
+    def work(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+
+def test_the_timeout_of_map_unordered_is_for_each_value() -> None:
+    slow = Slow.remote()
+    skate.get(slow.work.remote(0))
+    assert list(map_unordered(slow.work, [0.5] * 4, timeout=1.5)) == [0.5] * 4
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,3 +82,14 @@ def test_all_cpus_may_be_asked_for() -> None:
     ):
         (all_taken,) = joblib.Parallel(n_jobs=2)([joblib.delayed(all_cpus_taken)()])
     assert all_taken
+
+
+def test_a_late_batch_that_cannot_be_pickled_is_an_error() -> None:
+    values = [*[1] * 20, threading.Lock()]
+    with (
+        joblib.parallel_config(backend="skate"),
+        pytest.raises(TypeError, match="cannot be pickled"),
+    ):
+        joblib.Parallel(n_jobs=2, batch_size=1, pre_dispatch=2)(
+            joblib.delayed(str)(value) for value in values
+        )

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
+import signal as signals
 import subprocess
 import sys
 import threading
@@ -13,7 +16,7 @@ import pytest
 from helpers import Signal
 
 import skate
-from skate.exceptions import ActorDiedError
+from skate.exceptions import ActorDiedError, ResourceError
 from skate.util.multiprocessing import Pool
 
 
@@ -166,6 +169,69 @@ def test_work_that_waits_for_a_worker_goes_on_although_nobody_asks(pool: Pool) -
     assert len(result.get()) == 20
 
 
+class _AlarmError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("engine_name", ["embedded"])  # others run in this process
+def test_a_handler_that_raises_loses_no_task_and_no_worker(pool: Pool) -> None:
+    def ring(number: int, frame: object) -> None:
+        raise _AlarmError
+
+    before = signals.signal(signals.SIGALRM, ring)
+    pool.map(square, range(4))
+    try:
+        for attempt in range(60):
+            result = pool.map_async(square, range(12), 1)
+            try:
+                signals.setitimer(signals.ITIMER_REAL, 0.0002 * (1 + attempt % 12))
+                result.get(timeout=60)
+                signals.setitimer(signals.ITIMER_REAL, 0)
+            except _AlarmError:
+                pass
+            assert result.get(timeout=60) == [x * x for x in range(12)]
+    finally:
+        signals.setitimer(signals.ITIMER_REAL, 0)
+        signals.signal(signals.SIGALRM, before)
+
+
+def test_a_callback_that_raises_is_logged(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(value: Any) -> None:
+        raise ValueError("mine")
+
+    with caplog.at_level(logging.ERROR):
+        assert pool.apply_async(square, (3,), callback=fail).get(timeout=60) == 9
+        assert pool.map_async(square, [], callback=fail).get(timeout=60) == []
+    assert caplog.text.count("mine") >= 2
+    caplog.clear()  # the records hold frames, and those hold refs
+
+
+def test_an_error_of_the_iterable_comes_after_the_results_before_it(pool: Pool) -> None:
+    def items() -> Iterator[int]:
+        yield from range(10)
+        raise ValueError("mine")
+
+    results = pool.imap(square, items())
+    assert [results.next(timeout=60) for _ in range(10)] == [x * x for x in range(10)]
+    with pytest.raises(ValueError, match="mine"):
+        results.next(timeout=60)
+    with pytest.raises(StopIteration):
+        results.next(timeout=60)
+
+
+def test_imap_unordered_may_be_read_while_chunks_end(pool: Pool) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            got = sorted(pool.imap_unordered(square, range(200)))
+            assert got == [x * x for x in range(200)]
+    finally:
+        sys.setswitchinterval(before)
+
+
 _setting: Any = None
 
 
@@ -262,6 +328,23 @@ def test_a_worker_that_dies_fails_its_call_and_is_replaced() -> None:
         with pytest.raises(ActorDiedError):
             next(results)
         assert next(results) == 4
+
+
+@pytest.mark.parametrize("engine_name", ["embedded"])  # it alone has a limit
+def test_a_worker_that_there_is_no_place_for_is_made_once_there_is(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKATE_MAX_PROCESSES", "12")
+    start(num_cpus=2)
+    with Pool(1, maxtasksperchild=1) as pool:
+        others = []
+        with contextlib.suppress(ResourceError):
+            for _ in range(20):
+                others.append(Signal.remote())
+                skate.get(others[-1].set.remote())
+        assert len(others) < 20
+        result = pool.map_async(square, range(4), 1)
+        assert result.get(timeout=60) == [0, 1, 4, 9]
 
 
 @pytest.mark.usefixtures("engine")

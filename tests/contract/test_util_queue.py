@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import queue as standard
+import signal
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,106 @@ def test_async_code_uses_a_queue_without_blocking_its_loop() -> None:
         return taken
 
     assert asyncio.run(main()) == [0, 1, 2, 3, 4]
+
+
+def test_an_item_is_not_for_a_get_that_was_given_up() -> None:
+    queue = Queue()
+
+    async def main() -> Any:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(queue.get_async(), 0.01)
+        await queue.put_async("item")
+        return await queue.get_async(timeout=60)
+
+    assert asyncio.run(main()) == "item"
+
+
+def test_an_item_comes_back_if_its_reader_gives_up_as_it_comes() -> None:
+    queue = Queue()
+
+    async def main() -> list[int]:
+        taken: list[int] = []
+        for item in range(100):
+            get = asyncio.ensure_future(queue.get_async())
+            await asyncio.sleep(0)  # the call has been sent
+            await queue.put_async(item)
+            get.cancel()
+            try:
+                taken.append(await get)
+            except asyncio.CancelledError:
+                taken.append(await queue.get_async(timeout=60))
+        return taken
+
+    assert asyncio.run(main()) == list(range(100))
+
+
+class _AlarmError(Exception):
+    pass
+
+
+def test_an_item_is_not_for_a_get_that_a_signal_has_ended() -> None:
+    def ring(number: int, frame: object) -> None:
+        raise _AlarmError
+
+    queue = Queue()
+    assert queue.empty()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(_AlarmError):
+            queue.get(timeout=60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    queue.put("item")
+    assert queue.get(timeout=60) == "item"
+
+
+@skate.remote(num_cpus=0)
+class Consumer:
+    def consume(self, queue: Queue, began: Queue) -> Any:
+        began.put(None)
+        return queue.get()
+
+
+@pytest.mark.differs(ray="an actor is not told that its caller has died")
+def test_an_item_is_not_for_a_consumer_that_was_killed() -> None:
+    queue, began = Queue(), Queue()
+    consumer = Consumer.remote()
+    taken = consumer.consume.remote(queue, began)
+    began.get(timeout=60)
+    skate.kill(consumer)
+    with pytest.raises(ActorDiedError):
+        skate.get(taken)
+    queue.put("item")
+    assert queue.get(timeout=60) == "item"
+
+
+def test_any_number_of_calls_may_wait() -> None:
+    queue = Queue(maxsize=10)
+
+    async def main() -> list[int]:
+        given = asyncio.gather(*[queue.put_async(i) for i in range(1100)])
+        taken = [await queue.get_async(timeout=60) for _ in range(1100)]
+        await given
+        return taken
+
+    assert sorted(asyncio.run(main())) == list(range(1100))
+
+
+def test_gets_that_were_given_up_take_no_room() -> None:
+    queue = Queue()
+
+    async def main() -> Any:
+        for _ in range(5):
+            gets = [asyncio.ensure_future(queue.get_async()) for _ in range(250)]
+            await asyncio.sleep(0)
+            for get in gets:
+                get.cancel()
+            await asyncio.wait(gets)
+        await queue.put_async("item")
+        return await queue.get_async(timeout=60)
+
+    assert asyncio.run(main()) == "item"
 
 
 @skate.remote

@@ -1,4 +1,7 @@
 // CPU tokens: who has them, and those that are put into a hand.
+#include <pthread.h>
+#include <signal.h>
+
 #include "fleet.hpp"
 
 using namespace skate;
@@ -23,7 +26,123 @@ void go_on(Node& node) {
   node.cpus.go_on();
 }
 
+// A worker of a lease, say, which tells when it blocks.
+Node& start_telling(Fleet& fleet, ProcId id) {
+  Node& node = fleet.start(id, false);
+  node.waits.report_blocking(true);
+  return node;
+}
+
+u32 times_heard(Fleet& fleet, ProcId by, Note note) {
+  u32 times = 0;
+  while (fleet.heard(by, note, "")) ++times;
+  return times;
+}
+
 }  // namespace
+
+TEST(a_wait_of_many_slices_is_told_once) {
+  Fleet fleet;
+  const ProcId id{2, 1};
+  Node& lease = start_telling(fleet, id);
+  Node& worker = fleet.start({3, 1});
+  const ObjectId child = submit(lease);
+  const Incoming task = next(worker);
+  std::size_t at = 0;
+  for (int slices = 0; slices < 3;)
+    slices += lease.readiness.wait_all({child}, at, -1) == WaitResult::kInterrupted;
+  finish(worker, task);
+  CHECK(text_of(lease, child) == "done");
+  lease.waits.end_wait();  // it may have come after the last slice
+  lease.home.link.tell(Note::kWantWorker, "the end");
+  until([&] { return fleet.heard(id, Note::kWantWorker, "the end"); });
+  CHECK(times_heard(fleet, id, Note::kBlocked) == 1);
+  CHECK(times_heard(fleet, id, Note::kRunning) == 1);
+  lease.objects.release(child);
+}
+
+TEST(a_wait_that_is_not_over_neither_takes_a_token_nor_owes_one) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& parent = fleet.start({2, 1});
+  submit(driver);
+  const Incoming task = next(parent);
+  u32 looks = 0;
+  u32 looks_with_token = 0;
+  {
+    Lock lock(parent.home.mu);
+    const auto look = [&] {
+      ++looks;
+      looks_with_token += parent.cpus.has_token();
+      CHECK(parent.home.session->hand[2].load() == kWantsNone);
+      return false;
+    };
+    for (int slices = 0; slices < 2; ++slices)
+      CHECK(parent.waits.wait(lock, -1, look) == WaitResult::kInterrupted);
+    CHECK(!parent.cpus.has_token());
+  }
+  CHECK(looks >= 4);
+  CHECK(looks_with_token == 1);  // before it slept
+  parent.waits.end_wait();
+  CHECK(parent.cpus.has_token());
+  finish(parent, task);
+}
+
+TEST(who_waits_runs_while_the_handler_of_a_signal_does) {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  sigaction(SIGUSR1, &action, nullptr);
+  Fleet fleet;
+  const ProcId id{2, 1};
+  Node& lease = start_telling(fleet, id);
+  Node& worker = fleet.start({3, 1});
+  const ObjectId child = submit(lease);
+  const Incoming task = next(worker);
+  std::thread waiting([&] { CHECK(text_of(lease, child) == "done"); });
+  until([&] {
+    pthread_kill(waiting.native_handle(), SIGUSR1);
+    return fleet.heard(id, Note::kRunning, "");
+  });
+  finish(worker, task);
+  waiting.join();
+  lease.objects.release(child);
+}
+
+// ... of the next, while a thread of the program waits for what the one before began.
+TEST(a_lease_that_begins_is_blocked_only_once_it_has_said_so) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  const ProcId id{2, 1};
+  Node& lease = start_telling(fleet, id);
+  Node& worker = fleet.start({3, 1});
+  const ObjectId child = submit(lease);
+  const Incoming task = next(worker);
+  std::thread waiting([&] { CHECK(text_of(lease, child) == "done"); });
+  until([&] { return fleet.heard(id, Note::kBlocked, ""); });
+  Task* const leased = make_task(driver);
+  leased->route = Task::Route::kLease;
+  const ObjectId result = submit(driver, leased);
+  fleet.control().send(kDriverId, Message::kLeaseGranted, bytes_of(result, id));
+  const Incoming given = next(lease);
+  until([&] { return fleet.heard(id, Note::kRunning, ""); });
+  until([&] { return fleet.heard(id, Note::kBlocked, ""); });
+  finish(worker, task);
+  waiting.join();
+  lease.objects.release(child);
+  finish(lease, given);
+}
+
+TEST(a_task_that_has_waited_for_memory_to_answer_has_a_token_again) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId, false);
+  Node& worker = fleet.start({2, 1});
+  submit(driver);
+  const Incoming task = next(worker);
+  block(worker);  // as the wait for memory does
+  CHECK(worker.work.wait_to_answer());
+  CHECK(worker.cpus.has_token());
+  finish(worker, task);
+}
 
 TEST(a_task_that_goes_on_without_a_token_has_the_next_that_is_put_back) {
   Fleet fleet(with_cpus(1));

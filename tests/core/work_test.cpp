@@ -297,6 +297,33 @@ TEST(a_call_that_waits_at_its_process_is_cancelled_there) {
   CHECK(text_of(driver, first) == "done");
 }
 
+TEST(calls_that_an_actor_has_made_of_itself_are_cancelled_however_deep_they_are) {
+  constexpr u32 kDeep = 60'000;
+  Fleet fleet;
+  const ProcId self{2, 1};
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(self, false);
+  node.work.want_notices();
+  Task* const constructor = make_call(driver, actor_at(driver, self));
+  constructor->header.flags |= kConstructor;
+  submit(driver, constructor);
+  finish(node, next(node));
+  const ObjectId actor = actor_at(node, self);
+  const ObjectId first = submit(node, make_call(node, actor));
+  ObjectId last = first;
+  for (u32 i = 0; i < kDeep; ++i) {
+    next(node);
+    Task* const call = make_call(node, actor);
+    call->parent = last;
+    last = submit(node, call);
+  }
+  const ObjectId running = id_of(next(node));
+  CHECK(running == last);
+  node.cancels.cancel(first, false, true);
+  CHECK(node.work.is_cancelled(first));
+  CHECK(node.work.is_cancelled(last));
+}
+
 TEST(a_task_whose_owner_has_died_is_not_wanted) {
   Fleet fleet;
   fleet.start(kDriverId);

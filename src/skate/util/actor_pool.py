@@ -19,7 +19,8 @@ Call = Callable[[Any, V], Any]
 
 class _Running(NamedTuple):
     refs: Any
-    actor: skate.ActorHandle[Any]
+    actor: skate.ActorHandle[Any] | None
+    error: Exception | None = None  # the call could not be made; no actor has it
 
 
 class ActorPool:
@@ -58,7 +59,10 @@ class ActorPool:
     def submit(self, fn: Call[V], value: V) -> None:
         """Start ``fn(actor, value)`` on an actor as soon as one is free."""
         self._waiting.append((fn, value))
-        self._advance()
+        if self._idle and len(self._waiting) == 1:
+            self._start_next()  # an error is the caller's
+        else:
+            self._advance()
 
     def has_next(self) -> bool:
         """True if there are results that have not been returned yet."""
@@ -79,7 +83,8 @@ class ActorPool:
         """
         self._check_next()
         index = min(self._running)
-        if not _is_ready(self._running[index].refs, timeout):
+        call = self._running[index]
+        if call.error is None and not _is_ready(call.refs, timeout):
             self._time_out(index, timeout, ignore_if_timedout)
         return self._take(index)
 
@@ -91,6 +96,9 @@ class ActorPool:
         With ``ignore_if_timedout`` the oldest call is the one to be forgotten.
         """
         self._check_next()
+        for index, call in self._running.items():
+            if call.error is not None:
+                return self._take(index)
         index_of = {_first(call.refs): index for index, call in self._running.items()}
         ready, _ = skate.wait(list(index_of), timeout=timeout)
         if not ready:
@@ -131,16 +139,26 @@ class ActorPool:
             yield get()
 
     def _advance(self) -> None:
+        """Start calls that wait; one that cannot be made has its error as result."""
         while self._waiting and self._idle:
-            fn, value = self._waiting.popleft()
-            actor = self._idle.pop()
             try:
-                refs = fn(actor, value)
-            except BaseException:
-                self._idle.append(actor)
-                raise
-            self._running[self._next_index] = _Running(refs, actor)
-            self._next_index += 1
+                self._start_next()
+            except Exception as error:
+                self._add(_Running(None, None, error))
+
+    def _start_next(self) -> None:
+        fn, value = self._waiting.popleft()
+        actor = self._idle.pop()
+        try:
+            refs = fn(actor, value)
+        except BaseException:
+            self._idle.append(actor)
+            raise
+        self._add(_Running(refs, actor))
+
+    def _add(self, call: _Running) -> None:
+        self._running[self._next_index] = call
+        self._next_index += 1
 
     def _check_next(self) -> None:
         if not self.has_next():
@@ -160,11 +178,20 @@ class ActorPool:
 
     def _release(self, index: int) -> None:
         """Forget the call; its actor takes the next one when it has ended."""
-        self._idle.append(self._running.pop(index).actor)
+        actor = self._running.pop(index).actor
+        if actor is not None:
+            self._idle.append(actor)
         self._advance()
 
     def _take(self, index: int) -> Any:
-        refs, actor = self._running.pop(index)
+        refs, actor, error = self._running[index]
+        if actor is None:
+            del self._running[index]
+            assert error is not None
+            raise error
+        # Before the call leaves the pool: a signal's handler may raise in the wait.
+        _is_ready(refs, None)
+        del self._running[index]
         died = False
         try:
             return skate.get(refs)
@@ -184,7 +211,5 @@ def _first(refs: Any) -> skate.ObjectRef[Any]:
 
 
 def _is_ready(refs: Any, timeout: float | None) -> bool:
-    if timeout is None:
-        return True
     wanted = refs if isinstance(refs, list) else [refs]
     return not skate.wait(wanted, num_returns=len(wanted), timeout=timeout)[1]

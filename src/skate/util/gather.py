@@ -80,14 +80,29 @@ def _map_refs(
     for item in items:
         in_flight.append(fn.remote(item))
         if limit is not None and len(in_flight) >= limit:
-            ready, in_flight = skate.wait(in_flight, timeout=timeout)
-            if not ready:
-                raise skate.exceptions.GetTimeoutError(
-                    f"none of {len(in_flight)} calls had ended after {timeout} s; "
-                    "they go on."
-                )
+            ready, in_flight = _wait_for_one(in_flight, timeout)
             yield from ready
-    yield from skate.as_completed(in_flight, timeout)
+    if timeout is None:
+        yield from skate.as_completed(in_flight)
+        return
+    # Its timeout would be for all of them together.
+    while in_flight:
+        ready, in_flight = _wait_for_one(in_flight, timeout)
+        yield from ready
+        if in_flight:  # all others that have ended: each wait looks at every ref
+            ready, in_flight = skate.wait(in_flight, len(in_flight), 0)
+            yield from ready
+
+
+def _wait_for_one(
+    in_flight: list[skate.ObjectRef[Any]], timeout: float | None
+) -> tuple[list[skate.ObjectRef[Any]], list[skate.ObjectRef[Any]]]:
+    ready, rest = skate.wait(in_flight, timeout=timeout)
+    if not ready:
+        raise skate.exceptions.GetTimeoutError(
+            f"none of {len(rest)} calls had ended after {timeout} s; they go on."
+        )
+    return ready, rest
 
 
 def _check_chunk_size(chunk_size: int) -> None:

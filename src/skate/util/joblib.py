@@ -133,7 +133,13 @@ class SkateBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self, func: Any, callback: Callable[[Any], object] | None = None
     ) -> Future[Any]:
         """Start a batch."""
-        future: Future[Any] = self._task.remote(self._share_arrays(func)).future()
+        future: Future[Any]
+        try:
+            future = self._task.remote(self._share_arrays(func)).future()
+        except Exception as error:
+            # joblib submits most batches in a callback, where nobody would see it.
+            future = Future()
+            future.set_exception(error)
         if callback is not None:
             future.add_done_callback(callback)
         return future

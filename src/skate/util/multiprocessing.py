@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dis
 import itertools
+import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,11 +20,14 @@ from multiprocessing import TimeoutError  # noqa: A004 - the name that callers c
 from typing import Any, NamedTuple
 
 import skate
-from skate.exceptions import ActorDiedError, TaskError
+from skate.exceptions import ActorDiedError, SkateError, TaskError
 
 __all__ = ["AsyncResult", "Pool", "TimeoutError"]
 
+_log = logging.getLogger(__name__)
 _Callback = Callable[[Any], object]
+_PLACE_S = 2.0
+_LOOK_AGAIN_S = 0.01
 _CHUNKS_PER_WORKER = 4  # of a map: as in the standard library
 
 
@@ -83,9 +88,11 @@ class Pool:
         # Whoever waits for a result also hands out the next task, and so does the
         # thread that ends futures; the lock makes them take turns.
         self._lock = threading.RLock()
+        # A signal's handler may raise anywhere in there: what was done by then counts,
+        # and what comes next may be done again.
         self._queue: deque[_Task] = deque()
-        self._running: dict[skate.ObjectRef[Any], _Run] = {}
-        self._idle = [self._new_worker() for _ in range(processes)]
+        self._workers = [_Worker(self._new_actor()) for _ in range(processes)]
+        self._vacancy: SkateError | None = None  # why a worker has no actor
 
     # Calls --------------------------------------------------------------------------
 
@@ -199,16 +206,16 @@ class Pool:
         self._advance(0)  # what has ended keeps its result
         with self._lock:
             self._terminated = True
-            runs = list(self._running.values())
-            tasks = [*(run.task for run in runs), *self._queue]
-            workers = [*self._idle, *(run.worker for run in runs)]
-            self._running.clear()
-            self._queue.clear()
-            self._idle.clear()
-            for worker in workers:
-                skate.kill(worker.actor)
-            for task in tasks:
+            for worker in self._workers:
+                if worker.actor is not None:
+                    skate.kill(worker.actor)
+            tasks = [worker.task for worker in self._workers if worker.ref is not None]
+            for task in [*tasks, *self._queue]:
+                assert task is not None
                 task.result._deliver(task.part, None, _terminated())
+            self._queue.clear()
+            for worker in self._workers:
+                worker.actor = worker.ref = worker.task = worker.watched = None
 
     def join(self) -> None:
         """Wait until all work is done and let the workers end; ``close`` first."""
@@ -216,7 +223,9 @@ class Pool:
             raise ValueError("the pool is still running: close or terminate it first.")
         while self._unfinished():
             self._advance(None)
-        self._idle.clear()
+        with self._lock:
+            for worker in self._workers:
+                worker.actor = None
 
     def __enter__(self) -> Pool:
         self._check_running()
@@ -270,69 +279,116 @@ class Pool:
 
     def _unfinished(self) -> bool:
         with self._lock:
-            return bool(self._running or self._queue)
+            return bool(self._queue) or any(w.ref is not None for w in self._workers)
 
-    def _new_worker(self) -> _Member:
-        actor = self._actor_class.remote(self._initializer, self._initargs)
-        return _Member(actor, 0)
+    def _new_actor(self) -> skate.ActorHandle[Any]:
+        return self._actor_class.remote(self._initializer, self._initargs)
 
     def _hand_out(self) -> None:
         """Give tasks to idle workers. The lock is held."""
-        while self._queue and self._idle:
-            task = self._queue.popleft()
-            worker = self._idle.pop()
-            try:
-                ref = getattr(worker.actor, task.method).remote(*task.args)
-            except Exception as error:  # the arguments cannot be pickled
-                self._idle.append(worker)
-                task.result._deliver(task.part, None, error)
+        self._fill_vacancies()
+        for worker in self._workers:
+            while self._queue and worker.ref is None and worker.actor is not None:
+                self._start(self._queue[0], worker, worker.actor)
+                self._queue.popleft()
+        for worker in self._workers:
+            ref, task = worker.ref, worker.task
+            if ref is None or task is None or worker.watched is ref:
                 continue
-            self._running[ref] = _Run(task, worker)
-        for ref, run in self._running.items():
             # Somebody must go on when nobody waits.
-            if not run.watched and (self._queue or run.task.result._has_callback):
-                run.watched = True
-                ref.future().add_done_callback(self._finisher(ref))
+            if self._queue or task.result._has_callback:
+                ref.future().add_done_callback(self._finisher(worker, ref))
+                if worker.ref is ref:  # else it had ended, and this has settled it
+                    worker.watched = ref
 
-    def _finisher(self, ref: skate.ObjectRef[Any]) -> Callable[[Any], None]:
-        return lambda _: self._finish(ref)
+    def _fill_vacancies(self) -> None:
+        if self._closed and not self._queue:
+            return
+        for worker in self._workers:
+            if worker.actor is None:
+                try:
+                    worker.actor = self._new_actor()
+                except SkateError as error:  # no place now; it is tried again
+                    self._vacancy = error
+                    return
+
+    def _start(
+        self, task: _Task, worker: _Worker, actor: skate.ActorHandle[Any]
+    ) -> None:
+        def start() -> None:
+            if worker.ref is None:
+                ref = getattr(actor, task.method).remote(*task.args)
+                worker.task = task
+                worker.ref = ref
+
+        _, error = _outcome(start)
+        if error is not None:  # such as arguments that cannot be pickled
+            task.result._deliver(task.part, None, error)
+
+    def _finisher(
+        self, worker: _Worker, ref: skate.ObjectRef[Any]
+    ) -> Callable[[Any], None]:
+        return lambda _: self._finish(worker, ref)
 
     def _advance(self, timeout: float | None) -> None:
-        """Wait until a task ends, or ``timeout`` seconds, and settle what has ended."""
-        with self._lock:
-            refs = list(self._running)
-        if refs:
-            number = len(refs) if timeout == 0 else 1
-            for ref in skate.wait(refs, number, timeout)[0]:
-                self._finish(ref)
+        """Wait until a task ends, or ``timeout`` seconds, and settle what has ended.
 
-    def _finish(self, ref: skate.ObjectRef[Any]) -> None:
+        Raises:
+            SkateError: tasks wait, and there can be no worker for them.
+        """
         with self._lock:
-            run = self._running.pop(ref, None)
-            if run is None:
-                return  # another thread was quicker
-            task, worker = run.task, run.worker
-            value, error = None, None
-            try:
-                value = skate.get(ref)
-            except BaseException as raised:  # whatever it is, it is the result
-                error = raised
-            self._idle.append(self._after_task(worker, error))
             self._hand_out()
-            task.result._deliver(task.part, value, error)
+            busy = {w.ref: w for w in self._workers if w.ref is not None}
+            stands_still = bool(self._queue) and not busy
+        if stands_still and timeout != 0:
+            self._wait_for_place(timeout)
+        elif busy:
+            number = len(busy) if timeout == 0 else 1
+            for ref in skate.wait(list(busy), number, timeout)[0]:
+                self._finish(busy[ref], ref)
 
-    def _after_task(self, worker: _Member, error: BaseException | None) -> _Member:
-        """``worker`` again, or the one that takes its place."""
-        died = isinstance(error, ActorDiedError) and not isinstance(error, TaskError)
-        count = worker.num_tasks + 1
-        if died or (self._max_tasks is not None and count >= self._max_tasks):
-            return self._new_worker()
-        return _Member(worker.actor, count)
+    def _wait_for_place(self, timeout: float | None) -> None:
+        """An actor's place is free a moment after the actor was let go."""
+        end = time.monotonic() + min(_PLACE_S, math.inf if timeout is None else timeout)
+        while time.monotonic() < end:
+            time.sleep(_LOOK_AGAIN_S)
+            with self._lock:
+                self._hand_out()
+                if not self._queue or any(w.ref is not None for w in self._workers):
+                    return
+        if self._vacancy is not None and (timeout is None or timeout > _PLACE_S):
+            raise self._vacancy
+
+    def _finish(self, worker: _Worker, ref: skate.ObjectRef[Any]) -> None:
+        with self._lock:
+            task = worker.task
+            if worker.ref is not ref or task is None:
+                return  # another thread was quicker
+            value, error = _outcome(lambda: skate.get(ref))
+            task.result._keep(task.part, value, error)
+            died = isinstance(error, ActorDiedError) and not isinstance(
+                error, TaskError
+            )
+            worker.num_tasks += 1
+            if died or worker.num_tasks == self._max_tasks:
+                worker.actor, worker.num_tasks = None, 0
+            worker.ref = worker.task = worker.watched = None
+            self._hand_out()
+            task.result._tell()
 
 
-class _Member(NamedTuple):
-    actor: skate.ActorHandle[Any]
-    num_tasks: int
+class _Worker:
+    """A place for an actor, and what that does."""
+
+    __slots__ = ("actor", "num_tasks", "ref", "task", "watched")
+
+    def __init__(self, actor: skate.ActorHandle[Any]) -> None:
+        self.actor: skate.ActorHandle[Any] | None = actor
+        self.num_tasks = 0
+        self.ref: skate.ObjectRef[Any] | None = None  # of the call that runs
+        self.task: _Task | None = None
+        # The ref that the thread of futures will settle.
+        self.watched: skate.ObjectRef[Any] | None = None
 
 
 class _Task(NamedTuple):
@@ -342,15 +398,22 @@ class _Task(NamedTuple):
     args: Any
 
 
-class _Run:
-    """A task that a worker has."""
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What ``call`` returns or raises.
 
-    __slots__ = ("task", "watched", "worker")
-
-    def __init__(self, task: _Task, worker: _Member) -> None:
-        self.task = task
-        self.worker = worker
-        self.watched = False  # the thread of futures will settle it
+    What a signal's handler raises meanwhile is none of it, and is raised from here:
+    unlike an error of the call, it does not come a second time.
+    """
+    try:
+        return call(), None
+    except SkateError as error:
+        return None, error
+    except Exception as error:
+        try:
+            call()
+        except type(error) as again:
+            return None, again
+        raise
 
 
 def _check_chunksize(chunksize: int) -> int:
@@ -378,13 +441,13 @@ class AsyncResult:
         self._pool = pool
         self._single = single
         self._chunks: list[Any] = [()] * num_tasks
-        self._missing = num_tasks
+        self._missing = set(range(num_tasks))
+        self._is_told = False
         self._error: BaseException | None = None
         self._callback = callback
         self._error_callback = error_callback
         self._has_callback = callback is not None or error_callback is not None
-        if not num_tasks:
-            self._tell()
+        self._tell()
 
     def get(self, timeout: float | None = None) -> Any:
         """The result, or the error that was raised; waits for it.
@@ -404,7 +467,7 @@ class AsyncResult:
     def wait(self, timeout: float | None = None) -> None:
         """Return when the result is there, or after ``timeout`` seconds."""
         deadline = _deadline(timeout)
-        while self._missing:
+        while not self._tell():
             left = _left(deadline)
             self._pool._advance(left)
             if left == 0:
@@ -412,9 +475,9 @@ class AsyncResult:
 
     def ready(self) -> bool:
         """True if the call has ended."""
-        if self._missing:
+        if not self._tell():
             self._pool._advance(0)
-        return not self._missing
+        return self._tell()
 
     def successful(self) -> bool:
         """True if the call has ended without an error.
@@ -426,17 +489,32 @@ class AsyncResult:
             raise ValueError("the result is not ready; wait for it first.")
         return self._error is None
 
-    def _deliver(self, index: int, value: Any, error: BaseException | None) -> None:
-        if error is None:
-            self._chunks[index] = value
-        elif self._error is None:
-            self._error = error
-        if self._missing == 1:
-            self._tell()
-        self._missing -= 1
+    def _deliver(self, index: int, value: Any, error: Exception | None) -> None:
+        self._keep(index, value, error)
+        self._tell()
 
-    def _tell(self) -> None:
-        """Callbacks come before ``get`` returns."""
+    def _keep(self, index: int, value: Any, error: Exception | None) -> None:
+        if index in self._missing:
+            if error is None:
+                self._chunks[index] = value
+            elif self._error is None:
+                self._error = error
+            self._missing.discard(index)
+
+    def _tell(self) -> bool:
+        """True if it has ended; a callback comes before, once."""
+        with self._pool._lock:
+            if self._missing:
+                return False
+            if not self._is_told:
+                self._is_told = True
+                try:
+                    self._call_back()
+                except Exception:
+                    _log.exception("a callback of a Pool's result has raised")
+            return True
+
+    def _call_back(self) -> None:
         if self._error is not None:
             if self._error_callback is not None:
                 self._error_callback(self._error)
@@ -468,7 +546,9 @@ class IMapIterator:
         self._ordered = ordered
         self._num_submitted = 0
         self._num_taken = 0
-        self._ended: dict[int, tuple[Any, BaseException | None]] = {}
+        self._missing: set[int] = set()
+        self._ended: dict[int, tuple[Any, Exception | None]] = {}
+        self._error: Exception | None = None  # of the iterable
         self._values: Iterator[Any] = iter(())
         self._fill()
 
@@ -491,41 +571,64 @@ class IMapIterator:
                 return value
             self._fill()
             if self._num_taken == self._num_submitted:
-                raise StopIteration
+                error, self._error = self._error, None
+                raise StopIteration if error is None else error
             self._take_chunk(deadline, timeout)
 
     def _take_chunk(self, deadline: float | None, timeout: float | None) -> None:
-        while (index := self._next_index()) is None:
+        while not self._take_ended():
             left = _left(deadline)
             self._pool._advance(left)
-            if left == 0 and self._next_index() is None:
+            if left == 0:
+                if self._take_ended():
+                    return
                 raise TimeoutError(f"no result came within {timeout} s.")
-        value, error = self._ended.pop(index)
-        self._num_taken += 1
+
+    def _take_ended(self) -> bool:
+        """Take the next chunk if it has ended; raises its error."""
+        with self._pool._lock:  # other threads add to them
+            index = self._num_taken if self._ordered else next(iter(self._ended), -1)
+            if index not in self._ended:
+                return False
+            value, error = self._ended[index]
+            values = iter(value or ())
+            # In one go: there is no call that a signal's handler could follow.
+            self._values = values
+            self._num_taken += 1
+            del self._ended[index]
         if error is not None:
             raise error
-        self._values = iter(value)
-
-    def _next_index(self) -> int | None:
-        if self._ordered:
-            return self._num_taken if self._num_taken in self._ended else None
-        return next(iter(self._ended), None)
+        return True
 
     def _fill(self) -> None:
         """Keep some chunks ahead of the reader: each worker has one and one waits."""
-        tasks = []
-        ahead = self._num_submitted - self._num_taken
-        for _ in range(2 * self._pool._processes - ahead):
-            chunk = list(itertools.islice(self._items, self._chunksize))
+        pool = self._pool
+        while self._num_submitted - self._num_taken < 2 * pool._processes:
+            try:
+                chunk = list(itertools.islice(self._items, self._chunksize))
+            except Exception as error:  # what came before it is still computed
+                self._error = error
+                self._items = iter(())
+                return
             if not chunk:
-                break
+                return
             args = (self._shared,), chunk, False
-            tasks.append(_Task(self, self._num_submitted, "map", args))
-            self._num_submitted += 1
-        self._pool._submit(tasks)
+            with pool._lock:
+                task = _Task(self, self._num_submitted, "map", args)
+                self._missing.add(task.part)
+                self._num_submitted += 1
+                pool._submit([task])
 
-    def _deliver(self, index: int, value: Any, error: BaseException | None) -> None:
-        self._ended[index] = value, error
+    def _deliver(self, index: int, value: Any, error: Exception | None) -> None:
+        self._keep(index, value, error)
+
+    def _keep(self, index: int, value: Any, error: Exception | None) -> None:
+        if index in self._missing:
+            self._ended[index] = value, error
+            self._missing.discard(index)
+
+    def _tell(self) -> bool:
+        return True
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
+import os
 import queue
-from collections.abc import Iterable, Mapping
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import skate
 
 __all__ = ["Empty", "Full", "Queue"]
+
+# Each call that waits is one of the actor's, except on the embedded engine: by default
+# 1,000 of them would keep out those that they wait for.
+_MAX_CALLS = 1_000_000
+_MIN_TIDY = 64  # calls that wait
 
 
 class Empty(queue.Empty):
@@ -39,7 +49,8 @@ class Queue:
         self, maxsize: int = 0, actor_options: Mapping[str, Any] | None = None
     ) -> None:
         self.maxsize = maxsize
-        actor_class = skate.remote(_QueueActor).options(**(actor_options or {}))
+        options = {"max_concurrency": _MAX_CALLS, **(actor_options or {})}
+        actor_class = skate.remote(_QueueActor).options(**options)
         self.actor: skate.ActorHandle[Any] | None = actor_class.remote(maxsize)
 
     def __len__(self) -> int:
@@ -74,13 +85,25 @@ class Queue:
             Full: there is no room, or was none within ``timeout`` seconds.
             ValueError: ``timeout`` is negative.
         """
-        self._check_put(skate.get(self._put(item, block, timeout)), timeout)
+        ref = self._put(item, block, timeout)
+        try:
+            done = skate.get(ref)
+        except BaseException:
+            _cancel(ref)
+            raise
+        self._check_put(done, timeout)
 
     async def put_async(
         self, item: Any, block: bool = True, timeout: float | None = None
     ) -> None:
         """``put`` for async code; see there."""
-        self._check_put(await self._put(item, block, timeout), timeout)
+        ref = self._put(item, block, timeout)
+        try:
+            done = await ref
+        except BaseException:
+            _cancel(ref)
+            raise
+        self._check_put(done, timeout)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """The oldest item; waits for one.
@@ -93,11 +116,23 @@ class Queue:
             Empty: there is no item, or was none within ``timeout`` seconds.
             ValueError: ``timeout`` is negative.
         """
-        return _item_of(skate.get(self._get(block, timeout)), timeout)
+        ticket, ref = self._get(block, timeout)
+        try:
+            answer = skate.get(ref)
+        except BaseException:  # also of a signal's handler
+            self._give_up_get(ticket, ref)
+            raise
+        return _item_of(answer, timeout)
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:
         """``get`` for async code; see there."""
-        return _item_of(await self._get(block, timeout), timeout)
+        ticket, ref = self._get(block, timeout)
+        try:
+            answer = await ref
+        except BaseException:  # such as the CancelledError of asyncio.wait_for
+            self._give_up_get(ticket, ref)
+            raise
+        return _item_of(answer, timeout)
 
     def put_nowait(self, item: Any) -> None:
         """``put(item, block=False)``."""
@@ -162,8 +197,24 @@ class Queue:
     def _put(self, item: Any, block: bool, timeout: float | None) -> Any:
         return self._live().put.remote(item, _patience(block, timeout))
 
-    def _get(self, block: bool, timeout: float | None) -> Any:
-        return self._live().get.remote(_patience(block, timeout))
+    def _get(self, block: bool, timeout: float | None) -> tuple[bytes, Any]:
+        ticket = os.urandom(8)
+        return ticket, self._live().get.remote(_patience(block, timeout), ticket)
+
+    def _give_up_get(self, ticket: bytes, ref: skate.ObjectRef[Any]) -> None:
+        """Have the actor forget the call; if that has an item by then, put it back.
+
+        To cancel it would lose an item that comes at the same moment.
+        """
+        actor = self._live()
+
+        def put_back(answer: Future[tuple[Any, ...]]) -> None:
+            if answer.exception() is None and answer.result():
+                actor.put_back.remote(*answer.result())
+
+        with suppress(skate.exceptions.SkateError):  # the session has ended
+            actor.forget.remote(ticket)
+            ref.future().add_done_callback(put_back)
 
     def _check_put(self, done: bool, timeout: float | None) -> None:
         if not done:
@@ -175,9 +226,14 @@ def _patience(block: bool, timeout: float | None) -> float | None:
     """Seconds to wait: None is for ever."""
     if not block:
         return 0
-    if timeout is not None and timeout < 0:
+    if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be zero or more seconds, not {timeout!r}.")
     return timeout
+
+
+def _cancel(ref: skate.ObjectRef[Any]) -> None:
+    with suppress(skate.exceptions.SkateError):  # the session has ended
+        skate.cancel(ref)
 
 
 def _item_of(answer: tuple[Any, ...], timeout: float | None) -> Any:
@@ -187,46 +243,140 @@ def _item_of(answer: tuple[Any, ...], timeout: float | None) -> Any:
     return answer[0]
 
 
+class _Waiting(NamedTuple):
+    call: skate.ReceivedCall
+    until: float  # of time.monotonic()
+    ticket: bytes  # by which whoever waits may give up
+
+
 class _QueueActor:
-    """The items. Answers instead of raising: full and empty are no failures here."""
+    """The items. Answers instead of raising: full and empty are no failures here.
+
+    It takes in its calls itself: whoever waits may give up, or die, and an item is for
+    those that still want it.
+    """
 
     def __init__(self, maxsize: int) -> None:
-        self._items: asyncio.Queue[Any] = asyncio.Queue(maxsize)
+        self._maxsize = maxsize if maxsize > 0 else math.inf
+        self._items: deque[Any] = deque()
+        # Calls that wait for an item or for room, longest first. Those that nobody
+        # wants any more stay until it is their turn, or until the lines have doubled.
+        self._gets: deque[_Waiting] = deque()
+        self._puts: deque[_Waiting] = deque()
+        self._due = math.inf  # no call's time is up before this
+        self._tidy_at = _MIN_TIDY
+
+    # So that handles have these methods; what they do is below.
 
     def qsize(self) -> int:
-        return self._items.qsize()
+        raise NotImplementedError
 
-    async def put(self, item: Any, timeout: float | None) -> bool:
-        if not self._items.full():
-            self._items.put_nowait(item)
-            return True
-        if timeout == 0:
-            return False
-        try:
-            await asyncio.wait_for(self._items.put(item), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+    def put(self, item: Any, timeout: float | None) -> bool:
+        """True if it was added in time."""
+        raise NotImplementedError
 
-    async def get(self, timeout: float | None) -> tuple[Any, ...]:
-        if not self._items.empty():
-            return (self._items.get_nowait(),)
-        if timeout == 0:
-            return ()
-        try:
-            return (await asyncio.wait_for(self._items.get(), timeout),)
-        except asyncio.TimeoutError:
-            return ()
+    def put_back(self, item: Any) -> None:
+        """The next item again: whoever got it was gone."""
+
+    def forget(self, ticket: bytes) -> None:
+        """Nobody waits any more for the call of ``get`` with that ticket."""
+
+    def get(self, timeout: float | None, ticket: bytes) -> tuple[Any, ...]:
+        """The item, if one came in time."""
+        raise NotImplementedError
 
     def put_batch(self, items: list[Any]) -> bool:
-        room = self._items.maxsize - self._items.qsize()
-        if self._items.maxsize > 0 and room < len(items):
-            return False
-        for item in items:
-            self._items.put_nowait(item)
-        return True
+        raise NotImplementedError
 
     def get_batch(self, num_items: int) -> list[Any] | None:
-        if num_items > self._items.qsize():
-            return None
-        return [self._items.get_nowait() for _ in range(num_items)]
+        raise NotImplementedError
+
+    @skate.receiver
+    def receive(self, calls: Sequence[skate.ReceivedCall]) -> float | None:
+        now = time.monotonic()
+        for call in calls:
+            self._take(call, now)
+            self._pass_on()
+        if now >= self._due or len(self._gets) + len(self._puts) >= self._tidy_at:
+            self._tidy(now)
+        return self._due - now
+
+    def _take(self, call: skate.ReceivedCall, now: float) -> None:
+        items, args = self._items, call.args
+        if call.method == "qsize":
+            call.answer(len(items))
+        elif call.method == "put":
+            if len(items) < self._maxsize:
+                items.append(args[0])
+                call.answer(True)
+            elif args[1] == 0:
+                call.answer(False)
+            else:
+                self._wait(call, self._puts, args[1], b"", now)
+        elif call.method == "get":
+            if items:
+                self._give(call)
+            elif args[0] == 0:
+                call.answer(())
+            else:
+                self._wait(call, self._gets, args[0], args[1], now)
+        elif call.method == "forget":
+            for waiting in self._gets:
+                if waiting.ticket == args[0]:
+                    self._gets.remove(waiting)
+                    waiting.call.answer(())
+                    break
+            call.answer(None)
+        elif call.method == "put_back":
+            items.appendleft(args[0])
+            call.answer(None)
+        elif call.method == "put_batch":
+            fits = len(items) + len(args[0]) <= self._maxsize
+            if fits:
+                items.extend(args[0])
+            call.answer(fits)
+        elif args[0] <= len(items):
+            call.answer([items.popleft() for _ in range(args[0])])
+        else:
+            call.answer(None)
+
+    def _wait(
+        self,
+        call: skate.ReceivedCall,
+        line: deque[_Waiting],
+        timeout: float | None,
+        ticket: bytes,
+        now: float,
+    ) -> None:
+        until = math.inf if timeout is None else now + timeout
+        line.append(_Waiting(call, until, ticket))
+        self._due = min(self._due, until)
+
+    def _pass_on(self) -> None:
+        """Items to those that wait for them, and room to those that wait for that."""
+        items = self._items
+        while (items and self._gets) or (self._puts and len(items) < self._maxsize):
+            if items and self._gets:
+                self._give(self._gets.popleft().call)
+            else:
+                call = self._puts.popleft().call
+                if call.wanted:
+                    items.append(call.args[0])
+                call.answer(True)
+
+    def _give(self, call: skate.ReceivedCall) -> None:
+        call.answer((self._items.popleft(),) if call.wanted else ())
+
+    def _tidy(self, now: float) -> None:
+        """Answer the calls whose time is up, and those that nobody wants any more."""
+        for line, nothing in (self._gets, ()), (self._puts, False):
+            waiting = list(line)
+            line.clear()
+            for one in waiting:
+                if one.until > now and one.call.wanted:
+                    line.append(one)
+                else:
+                    one.call.answer(nothing)
+        waits = [*self._gets, *self._puts]
+        self._due = min((one.until for one in waits), default=math.inf)
+        self._tidy_at = max(_MIN_TIDY, 2 * len(waits))
