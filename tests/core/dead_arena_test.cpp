@@ -213,7 +213,7 @@ TEST(a_dead_arena_is_freed_spilled_and_given_back) {
     for (std::size_t i = 0; i < 100; ++i)
       if (i % 2 == 1) CHECK(arena.free(blocks[i].offset, blocks[i].generation));
     used = arena.used_bytes();
-    spillable = arena.spillable_bytes();
+    spillable = arena.spill().spillable_bytes();
   }
   DeadArena arena(base, kArenaBytes);
   CHECK(arena.used_bytes() == used && arena.spillable_bytes() == spillable);

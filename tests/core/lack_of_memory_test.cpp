@@ -328,7 +328,7 @@ TEST(what_is_held_of_the_dead_is_told_though_memory_lacks_at_the_first) {
     put_into(owner, owner, block);
     for (int i = 0; i < said; ++i) driver.home.link.tell(Note::kTell, "x");
     fleet.kill(kFirst);
-    const OpenView read(driver.store, block);
+    const OpenView read(driver.views, block);
     CHECK(read.view.is_open);
     failing_heap::too_long = kShort;
     fleet.say_died(kDriverId, kFirst);
