@@ -2,11 +2,12 @@
 
 The driver runs this file by its path, not as a module: so no file of the directory that
 the program happens to be in is taken for one of Python's. Importing skate takes longer
-than all else that a start needs: this way it is done once, and shared.
+than all else that a start needs: this way most of it is done once, and shared.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -47,12 +48,15 @@ def spawn_zygote(python_flags: list[str]) -> tuple[int, socket.socket]:
 
 
 def main(driver_fd: int) -> None:
+    gc.disable()  # while modules are made, there is little to collect
     _find_skate()
     _reset_signals()
     os.set_inheritable(driver_fd, False)
+    zygote = fork_zygote(driver_fd)  # first: it makes itself ready meanwhile
     from skate.engine.embedded import supervisor
 
-    supervisor.main(driver_fd, fork_zygote(driver_fd))
+    gc.enable()
+    supervisor.main(driver_fd, zygote)
 
 
 def _become_zygote(fd: int, supervisor_pid: int) -> None:

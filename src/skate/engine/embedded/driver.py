@@ -16,7 +16,6 @@ from ...exceptions import EngineError, ResourceError
 from .. import limits
 from ..protocol import EngineConfig
 from . import leftovers, memory_monitor, spilling, variables, wire
-from .forker import describe_limit
 from .output import Printer, Shown
 from .terminal import Terminal
 
@@ -144,6 +143,8 @@ class _Driver:
             _core.on_long_wait(self.engine.report_hang, hang_report_s)
         except RuntimeError as error:  # no thread
             self.end()
+            from .forker import describe_limit
+
             raise ResourceError(
                 "skate.init cannot start a thread: "
                 f"{describe_limit(str(error), 'process or thread')}."

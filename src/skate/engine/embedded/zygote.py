@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
+import importlib.machinery
 import os
 import pickle
 import resource
@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from ... import _core
@@ -32,7 +33,7 @@ from .processes import say, set_name
 
 # Each worker needs it for its first function or class: imported by each, it would take
 # 1.8 MB in each.
-_AT_ONCE = ["cloudpickle"]
+_AT_ONCE = {"cloudpickle"}
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["numpy", "numpy.random", "asyncio"]
 _IDLE_MS = 100
@@ -50,19 +51,28 @@ def main(fd: int, supervisor_pid: int) -> None:
     # Its end tells of ours, so what a preloaded module forks must not keep it.
     os.register_at_fork(after_in_child=sock.close)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hello, (session_fd,) = wire.receive_first(sock)
+    # The supervisor starts meanwhile.
+    _preload(_AT_ONCE)
+    _freeze()
+    gc.enable()
+    hello, fds = wire.receive_first(sock)
+    if not hello:
+        return  # the supervisor has ended at its start
+    (session_fd,) = fds
     settings = pickle.loads(hello)
     set_name("skate-zygote")
     # One that took the place of another has its limit from the supervisor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (settings["max_files"], hard))
     sys.path[:] = settings["sys_path"]
+    _forget_strangers()
     _enter_runtime_env(settings)
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    _preload([*_AT_ONCE, *settings["preload"]])
-    _freeze()
+    if settings["preload"]:
+        _preload(settings["preload"])
+        _freeze()
     # It has begun well: if it is killed from now on, another one can take its place.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(sock, pickle.dumps(None))
@@ -110,6 +120,15 @@ def _enter_runtime_env(settings: dict[str, Any]) -> None:
         settings["refusal"] = error
 
 
+def _forget_strangers() -> None:
+    """What the driver's path gives another one of is imported from there."""
+    for name in sys.modules.keys() & _AT_ONCE:
+        found = importlib.machinery.PathFinder.find_spec(name)
+        if found is None or found.origin != sys.modules[name].__file__:
+            for known in [m for m in sys.modules if m.partition(".")[0] == name]:
+                del sys.modules[known]
+
+
 def _freeze() -> None:
     """Forked workers share these pages as long as nobody writes to them.
 
@@ -137,7 +156,7 @@ def _fill_free_places() -> None:
             _fillings.append(filling)
 
 
-def _preload(modules: list[str]) -> None:
+def _preload(modules: Iterable[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
