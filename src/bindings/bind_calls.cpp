@@ -91,6 +91,7 @@ nb::object next_task(Node& node) {
 // Of calls that still run once next_task has given all: None if there will be none.
 nb::object next_notice(Node& node) {
   Incoming task;
+  const Waits::Waiting waiting(node.waits);
   for (;;) {
     end_forked_child(node);
     WaitResult result;
@@ -100,7 +101,10 @@ nb::object next_notice(Node& node) {
     }
     if (result == WaitResult::kReady) break;
     if (result != WaitResult::kInterrupted) return nb::none();
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (PyErr_CheckSignals() != 0) {
+      if (!node.in_forked_child()) node.waits.end_wait();
+      throw nb::python_error();
+    }
   }
   return nb::cast(new Call(node, std::move(task)), nb::rv_policy::take_ownership);
 }

@@ -90,6 +90,13 @@ Location allocate(Node& node, u64 size) {
   if (block) return *block;
   if (size > node.store.limit()) refuse_full(node, size);
   Spiller::RoomWait seen;
+  const Waits::Waiting waiting(node.waits);
+  struct EndWait {  // however it ends
+    Node& node;
+    ~EndWait() {
+      if (!node.in_forked_child()) node.waits.end_wait();
+    }
+  } const end_wait{node};
   for (;;) {
     Spiller::Room room;
     {
@@ -99,10 +106,7 @@ Location allocate(Node& node, u64 size) {
     if (room == Spiller::Room::kGot) return *block;
     if (room == Spiller::Room::kEngineDied)
       refuse("session_ended_while_waiting_for_room");
-    if (PyErr_CheckSignals() != 0) {
-      if (!node.in_forked_child()) node.waits.end_wait();
-      throw PythonError{};
-    }
+    if (PyErr_CheckSignals() != 0) throw PythonError{};
     check_not_forked(node);
     if (room == Spiller::Room::kFull) refuse_full(node, size);
   }

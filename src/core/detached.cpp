@@ -18,6 +18,7 @@ Detached::Detached(Node& node) : node_(node), home_(node.home) {}
 
 bool Detached::ask(Message kind, u64 token, std::string_view payload,
                    ObjectId& answer) {
+  const Waits::Waiting waiting(node_.waits);
   Lock lock(home_.mu);
   std::string message(view_of(token));
   message += payload;

@@ -16,6 +16,8 @@ namespace {
 
 // Of a process that has never used more there is little to give back.
 constexpr u64 kWorthALook = 1 << 20;
+// Most that have died are forgotten within it, and their memory goes as a whole.
+constexpr i64 kPause = 1'000'000'000;
 
 // The driver's words: nobody else writes them.
 void move_account(std::atomic<u64>& word, u64& part, u64 now) {
@@ -67,6 +69,7 @@ void Estate::take_over(ProcId dead) {
     entry.store_used.store(0);
     entry.spilled.store(0);
     entry.spillable.store(0);
+    entry.store_peak.store(0);  // who asks later finds nothing to take over
   };
   // Free memory is in no account, and stays in memory as long as anything of its
   // process is held.
@@ -79,10 +82,19 @@ void Estate::take_over(ProcId dead) {
   const u32 count =
       table.count.load(std::memory_order_acquire);  // pairs with Labels::add
   for (u32 i = 0; i < count; ++i) heritage->labels.emplace_back(label_name(table, i));
+  const bool is_in_use = used != 0 || spilled != 0 || was_spilling;
+  if (!is_in_use) later_.push_back({dead, now_ns() + kPause});
   all_.emplace(dead, heritage);
   publish(*heritage, used, spillable, spilled);
   clear();
-  map(*heritage);
+  if (is_in_use) map(*heritage);
+}
+
+void Estate::look_after() {
+  if (later_.empty() || now_ns() < later_.front().second) return;
+  const ProcId dead = later_.front().first;
+  later_.pop_front();
+  if (const auto it = all_.find(dead); it != all_.end()) map(*it->second);
 }
 
 bool Estate::map(Heritage& heritage) {
@@ -180,7 +192,7 @@ u32 Estate::free_in(Heritage& heritage, ProcId owner) {
 
 void Estate::free_all_of(ProcId owner) {
   for (const auto& [id, heritage] : all_) {
-    if (!map(*heritage)) {
+    if (!is_in_use(*heritage) || !map(*heritage)) {
       heritage->ended.push_back(owner);
       continue;
     }
@@ -220,7 +232,7 @@ void Estate::forget(ProcId dead) {
 
 void Estate::list(std::vector<BlockInfo>& blocks) {
   for (const auto& [id, heritage] : all_) {
-    if (!map(*heritage)) continue;
+    if (!is_in_use(*heritage) || !map(*heritage)) continue;
     for_each_block(heritage->memory.data(), heritage->arena->top(),
                    [&](u64 offset, const BlockHeader& header) {
                      const bool known = header.label < heritage->labels.size();

@@ -8,9 +8,11 @@
 // has forgotten its process.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "dead_arena.hpp"
@@ -36,6 +38,8 @@ class Estate {
   void take_over(ProcId dead);
   void free_all_of(ProcId owner);
   void forget(ProcId dead);
+  // Now and then: to give memory back takes long, so it is done for one at a time.
+  void look_after();
   void list(std::vector<BlockInfo>& blocks);
   // The oldest blocks first, with the lock given up while files are written. Adds the
   // bytes that have left to `done`. Returns the first errno: what cannot be spilled of
@@ -63,6 +67,10 @@ class Estate {
 
   // Taken over, if it was not yet. Null: there is nothing of it.
   Heritage* find(ProcId dead);
+  // Whether it is worth a look now: else it holds code alone, and free memory.
+  static bool is_in_use(const Heritage& heritage) {
+    return heritage.arena || heritage.used != 0 || heritage.spilled != 0;
+  }
   bool map(Heritage& heritage);
   bool open(Heritage& heritage);
   u32 free_in(Heritage& heritage, ProcId owner);  // what it owned
@@ -77,6 +85,8 @@ class Estate {
   Node& node_;
   Home& home_;
   std::unordered_map<ProcId, Shared> all_;
+  // Of which nothing is in use, and when to give back what was: the next one first.
+  std::deque<std::pair<ProcId, i64>> later_;
   // However many have died, few files of theirs are open.
   Recent<ProcId, Descriptor> files_{4};
 };

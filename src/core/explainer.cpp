@@ -89,9 +89,9 @@ std::optional<Explanation> Explainer::explain(ObjectId id, u32 process) {
     node_.waits.wait(lock, deadline, [&] { return asked_[token].has_value(); });
     if (home_.engine_died || home_.stopping) break;
   }
-  node_.waits.go_on();
   std::optional<Explanation> answer = std::move(asked_[token]);
   asked_.erase(token);
+  node_.waits.go_on();
   return answer;
 }
 

@@ -227,8 +227,8 @@ void Node::housekeep() {
         backlog.flush();
         waits.announce();  // some may have failed
         if (deaths.has_let_go()) deaths.look_at_dead();
-        untidy = store.arena().wants_tidy();
-        if (untidy) store.arena().tidy();
+        if (home.is_driver()) estate.look_after();
+        untidy = store.tidy();
         if (cpus.should_wake_others()) cpus.wake_for_work();
         interrupts.again();  // a millisecond ago the moment was bad
       } catch (const std::bad_alloc&) {

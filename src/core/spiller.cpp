@@ -142,7 +142,7 @@ Spiller::Room Spiller::wait_for_room(u64 size, RoomWait& seen,
       ask_for_room(std::max(lacking, limit / kAtOnce), seen.asked_at != 0);
       seen.asked_at = now;
     }
-    const WaitResult result = node_.waits.wait(lock, now + kMoment, [&] {
+    const WaitResult result = node_.waits.wait_a_moment(lock, now + kMoment, [&] {
       got = node_.store.allocate_now(size, home_.self);
       return got.has_value();
     });

@@ -59,6 +59,16 @@ void Store::publish_use() {
     me.store_peak.store(used, std::memory_order_relaxed);
 }
 
+bool Store::tidy() {
+  bool untidy = false;
+  for (Arena* arena : {&arena_, &reserve_}) {
+    if (!arena->wants_tidy()) continue;
+    arena->tidy();
+    untidy = true;
+  }
+  return untidy;
+}
+
 std::optional<Arena::Block> Store::allocate_now(u64 size, ProcId owner) {
   if (size > home_.session->arena_bytes) return std::nullopt;
   const u64 bytes = Arena::block_bytes(size);

@@ -72,6 +72,8 @@ class Store {
   void hand(const Handing& handing);
   void free_all_of(ProcId owner);
   void publish_use();
+  // Gives back a part of what is kept in vain. True: there may be more, at once.
+  bool tidy();
   // Code is kept as objects too, but is not counted as what the program stores.
   void add_code(u64 bytes);
   void subtract_code(u64 bytes);

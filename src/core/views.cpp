@@ -17,14 +17,20 @@ namespace {
 
 // Reads whole words: a block is made of them.
 void copy_words(std::byte* to, const std::byte* from, u64 bytes) {
-  for (u64 at = 0; at < bytes; at += sizeof(u64)) {
-    // Pairs with BlockChain::set_state, and with whoever frees the block: after a page
-    // that was given back, or is another block's, has been read, that is seen.
-    const u64 word =
-        std::atomic_ref(*reinterpret_cast<u64*>(const_cast<std::byte*>(from + at)))
-            .load(std::memory_order_acquire);
-    std::memcpy(to + at, &word, std::min<u64>(sizeof word, bytes - at));
+  // Pairs with BlockChain::set_state, and with whoever frees the block: after a page
+  // that was given back, or is another block's, has been read, that is seen.
+  const auto word_at = [&](u64 at) {
+    auto* const word = reinterpret_cast<u64*>(const_cast<std::byte*>(from + at));
+    return std::atomic_ref(*word).load(std::memory_order_acquire);
+  };
+  u64 at = 0;
+  for (; at + sizeof(u64) <= bytes; at += sizeof(u64)) {
+    const u64 word = word_at(at);
+    std::memcpy(to + at, &word, sizeof word);
   }
+  if (at == bytes) return;
+  const u64 last = word_at(at);
+  std::memcpy(to + at, &last, bytes - at);
 }
 
 }  // namespace

@@ -87,7 +87,8 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
 
 // The end of a slice is none of the wait: others have the CPU still.
 void Waits::go_on() {
-  if (!has_left_cpu_ || leader_) return;  // a leader that waits says so when it goes on
+  // A leader that waits says so when it goes on; one that is idle does not.
+  if (!has_left_cpu_ || (leader_ && !idle_)) return;
   node_.cpus.go_on();
   if (reports_blocking_) home_.link.tell(Note::kRunning);
   has_left_cpu_ = false;
@@ -95,7 +96,24 @@ void Waits::go_on() {
 
 void Waits::end_wait() {
   const Lock lock(home_.mu);
-  go_on();
+  try {
+    go_on();
+  } catch (const std::bad_alloc&) {  // it is said when the next wait ends
+  }
+}
+
+WaitResult Waits::wait_a_moment(Lock& lock, i64 deadline_ns,
+                                const std::function<bool()>& ready) {
+  WaitResult result = WaitResult::kInterrupted;
+  try {
+    result = wait_a_slice(lock, deadline_ns, ready, {});
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    go_on();
+    throw;
+  }
+  if (result == WaitResult::kReady || result == WaitResult::kEngineDied) go_on();
+  return result;
 }
 
 void Waits::begin_lease() {

@@ -71,6 +71,10 @@ class Waits {
     const State outer_;
   };
 
+  // The same, but a deadline is none of the wait's either: after kTimeout, too, call
+  // again, or `end_wait`.
+  WaitResult wait_a_moment(Lock& lock, i64 deadline_ns,
+                           const std::function<bool()>& ready);
   // Whoever was interrupted goes on instead of calling again. Without the lock.
   void end_wait();
 

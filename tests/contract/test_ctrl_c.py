@@ -18,10 +18,19 @@ import skate
 
 
 def interrupt_once(begun: Callable[[], object]) -> threading.Thread:
-    """Sends this process what Ctrl-C sends, once ``begun`` has returned."""
+    """Sends this process what Ctrl-C sends, once ``begun`` has returned.
+
+    And not before the main thread is in a call of skate's.
+    """
+    home = str(Path(skate.__file__).parent)
+    main = threading.get_ident()
+
+    def is_in_call() -> bool:
+        return sys._current_frames()[main].f_code.co_filename.startswith(home)
 
     def send() -> None:
         begun()
+        wait_until(is_in_call, timeout=60)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=send)

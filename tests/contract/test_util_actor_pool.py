@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import Any
@@ -185,3 +186,16 @@ def test_actors_may_be_added_and_taken_out(pool: ActorPool) -> None:
         pool.push(actor)
     signal.set.remote()
     assert [pool.get_next(), pool.get_next()] == [1, 1]
+
+
+@pytest.mark.parametrize("answer", [3, [], "twice"])
+def test_an_answer_that_is_no_ref_leaves_its_actor_free(answer: Any) -> None:
+    def submitted(actor: Any, value: int) -> Any:
+        return [actor.double.remote(value)] * 2 if answer == "twice" else answer
+
+    pool = ActorPool([Doubler.remote()])
+    pool.submit(submitted, 1)
+    with contextlib.suppress(TypeError):
+        assert pool.get_next() == ([] if answer == [] else [2, 2])
+    assert pool.has_free()
+    assert not pool.has_next()

@@ -17,7 +17,7 @@ from helpers import Signal
 
 import skate
 from skate.exceptions import ActorDiedError, ResourceError
-from skate.util.multiprocessing import Pool
+from skate.util.multiprocessing import AsyncResult, Pool
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_an_initializer_runs_once_in_each_worker() -> None:
 
 
 SCRIPT = """
-from skate.util.multiprocessing import Pool
+from skate.util.multiprocessing import AsyncResult, Pool
 
 factor = 1
 
@@ -422,3 +422,20 @@ def pool_in_a_task() -> list[int]:
 @pytest.mark.usefixtures("engine")
 def test_a_task_may_have_a_pool() -> None:
     assert skate.get(pool_in_a_task.remote()) == [0, 1, 4, 9, 16]
+
+
+def one() -> int:
+    return 1
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_error_callback_may_hand_out_more() -> None:
+    again: list[AsyncResult] = []
+    with Pool(1) as pool:
+        pool.apply_async(
+            one,
+            (threading.Lock(),),  # cannot be pickled
+            error_callback=lambda _: again.append(pool.apply_async(one)),
+        )
+        behind = [pool.apply_async(one) for _ in range(3)]
+        assert [call.get(timeout=60) for call in [*behind, *again]] == [1] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -198,3 +199,43 @@ def test_an_actor_whose_argument_comes_too_late_for_anybody_is_not_made(
         skate.get(argument)
         assert wait_until(lambda: states().count(ActorState.DEAD) == 1)
         assert not (tmp_path / "dropped").exists()
+
+
+@skate.remote
+def wait_for_file(path: Path) -> None:
+    assert wait_until(path.exists, timeout=60)
+
+
+@skate.remote(num_cpus=1)
+class Background:
+    """A thread of its own waits, and then computes."""
+
+    def __init__(self, path: Path) -> None:
+        self.goes_on = False
+        ref = wait_for_file.remote(path)
+        threading.Thread(target=self.compute, args=(ref,), daemon=True).start()
+
+    def compute(self, ref: skate.ObjectRef[None]) -> None:
+        skate.get(ref)
+        self.goes_on = True
+
+    def does_go_on(self) -> bool:
+        return self.goes_on
+
+
+def test_an_actor_whose_thread_goes_on_while_it_is_idle_has_its_cpu_back(
+    tmp_path: Path,
+) -> None:
+    def free() -> float:
+        return skate.available_resources()["CPU"]
+
+    with skate.init("embedded", num_cpus=3):
+        actor = Background.remote(tmp_path / "goes on")
+        assert wait_until(
+            lambda: free() == 2
+        )  # the task has one, and it has lent its own
+        skate.get(actor.does_go_on.remote())
+        (tmp_path / "goes on").touch()
+        assert wait_until(lambda: skate.get(actor.does_go_on.remote()))
+        assert wait_until(lambda: free() == 2)
+        assert not wait_until(lambda: free() == 3, timeout=0.5)

@@ -211,5 +211,9 @@ def _first(refs: Any) -> skate.ObjectRef[Any]:
 
 
 def _is_ready(refs: Any, timeout: float | None) -> bool:
+    # What is no ref comes at once: get says what is wrong with it.
     wanted = refs if isinstance(refs, list) else [refs]
+    if not wanted or not all(isinstance(ref, skate.ObjectRef) for ref in wanted):
+        return True
+    wanted = list(dict.fromkeys(wanted))
     return not skate.wait(wanted, num_returns=len(wanted), timeout=timeout)[1]

@@ -289,8 +289,11 @@ class Pool:
         self._fill_vacancies()
         for worker in self._workers:
             while self._queue and worker.ref is None and worker.actor is not None:
-                self._start(self._queue[0], worker, worker.actor)
+                first = self._queue[0]
+                if not self._is_running(first):  # a handler may have come in between
+                    self._start(first, worker, worker.actor)
                 self._queue.popleft()
+                first.result._tell()  # may call back, which may hand out more
         for worker in self._workers:
             ref, task = worker.ref, worker.task
             if ref is None or task is None or worker.watched is ref:
@@ -300,6 +303,9 @@ class Pool:
                 ref.future().add_done_callback(self._finisher(worker, ref))
                 if worker.ref is ref:  # else it had ended, and this has settled it
                     worker.watched = ref
+
+    def _is_running(self, task: _Task) -> bool:
+        return any(w.task is task and w.ref is not None for w in self._workers)
 
     def _fill_vacancies(self) -> None:
         if self._closed and not self._queue:
@@ -323,7 +329,7 @@ class Pool:
 
         _, error = _outcome(start)
         if error is not None:  # such as arguments that cannot be pickled
-            task.result._deliver(task.part, None, error)
+            task.result._keep(task.part, None, error)
 
     def _finisher(
         self, worker: _Worker, ref: skate.ObjectRef[Any]
@@ -550,6 +556,7 @@ class IMapIterator:
         self._ended: dict[int, tuple[Any, Exception | None]] = {}
         self._error: Exception | None = None  # of the iterable
         self._values: Iterator[Any] = iter(())
+        self._reading = threading.RLock()  # a generator serves one thread at a time
         self._fill()
 
     def __iter__(self) -> IMapIterator:
@@ -602,6 +609,10 @@ class IMapIterator:
 
     def _fill(self) -> None:
         """Keep some chunks ahead of the reader: each worker has one and one waits."""
+        with self._reading:
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
         pool = self._pool
         while self._num_submitted - self._num_taken < 2 * pool._processes:
             try:

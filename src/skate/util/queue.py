@@ -206,7 +206,9 @@ class Queue:
 
         To cancel it would lose an item that comes at the same moment.
         """
-        actor = self._live()
+        actor = self.actor
+        if actor is None:
+            return  # it has been shut down, which the call says
 
         def put_back(answer: Future[tuple[Any, ...]]) -> None:
             if answer.exception() is None and answer.result():
@@ -228,7 +230,7 @@ def _patience(block: bool, timeout: float | None) -> float | None:
         return 0
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be zero or more seconds, not {timeout!r}.")
-    return timeout
+    return None if timeout is None else float(timeout)
 
 
 def _cancel(ref: skate.ObjectRef[Any]) -> None:

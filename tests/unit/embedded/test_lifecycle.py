@@ -42,6 +42,7 @@ from skate.engine.embedded.events import (
     RefuseLease,
     Retire,
     RoomAgain,
+    RoomWanted,
     TakeCpus,
     TellDied,
     TellForget,
@@ -585,6 +586,24 @@ def test_at_the_limit_an_actor_is_refused_and_a_restart_is_not() -> None:
     new_worker(life)  # there is room for the pool as well
 
 
+def test_an_actor_restarts_where_new_ones_may_have_no_process() -> None:
+    is_short = False
+    life = small(16, lambda kind: "few" if is_short and kind != "pool" else "")
+    actor = start_actor(life, max_restarts=-1)
+    is_short = True
+    assert len(forks(life.handle(Died(actor, Cause.SIGNALED, 9)))) == 1
+
+
+def test_the_only_worker_is_used_again_where_no_process_can_be_had() -> None:
+    why = ""
+    life = small(16, lambda kind: why)
+    worker = lease(life, DRIVER, 1, {"robot": 1.0}).proc
+    why = "no descriptors"
+    assert life.handle(LeaseDone(worker)) == []
+    commands = life.handle(LeaseWanted(DRIVER, 2, {"robot": 1.0}))
+    assert commands == [GrantLease(DRIVER, 2, worker)]
+
+
 def test_an_actor_that_cannot_be_restarted_says_why() -> None:
     why = ""
     life = small(16, lambda kind: why)
@@ -611,8 +630,10 @@ def test_an_idle_worker_makes_room_for_one_of_another_environment() -> None:
     while not life.room_for("lease"):
         workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
     env = check_runtime_env("runtime_env", {"env_vars": {"A": "1"}})
-    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0}, env)) == []
-    assert life.handle(LeaseDone(workers[0])) == [Retire(workers[0])]
+    life.handle(LeaseDone(workers[0]))
+    assert life.handle(LeaseWanted(DRIVER, 100, {"robot": 1.0}, env)) == [
+        Retire(workers[0])
+    ]
     commands = life.handle(Died(workers[0], Cause.KILLED, 0))
     assert forks(commands) == []
     for told in [c for c in commands if isinstance(c, TellDied)]:
@@ -625,9 +646,10 @@ def test_idle_workers_keep_no_actor_out() -> None:
     workers = []
     while not life.room_for("lease"):
         workers.append(lease(life, DRIVER, len(workers), {"robot": 1.0}).proc)
-    assert life.handle(LeaseDone(workers[0])) == [Retire(workers[0])]
-    # One that lingers does not keep others from being ended.
-    assert life.handle(LeaseDone(workers[1])) == [Retire(workers[1])]
+    for worker in workers[:2]:
+        assert life.handle(LeaseDone(worker)) == []
+        # The first lingers, which does not keep the second from being ended.
+        assert life.handle(RoomWanted()) == [Retire(worker)]
     confirm_all(life, life.handle(Died(workers[1], Cause.KILLED, 0)), holds=False)
     assert life.allocate("actor") is not None
 

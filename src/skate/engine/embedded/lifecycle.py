@@ -173,7 +173,7 @@ class Lifecycle:
                 "resources of their own at a time. Drop handles of actors that are no "
                 "longer needed, or put the work of several actors into one"
             )
-        return self._limit(kind)
+        return self._limit("pool" if restart else kind)
 
     def comes_free(self) -> bool:
         """Whether some process is about to end, or its place to be free."""
@@ -371,7 +371,7 @@ class Lifecycle:
                 return self._schedule()
             case RoomWanted():
                 commands: list[Command] = []
-                self._end_idle(commands)
+                self._end_idle(commands, for_room=True)
                 return commands
             case Died():
                 return self._died(event)
@@ -451,7 +451,9 @@ class Lifecycle:
         Trees that were begun may go as deep again as they have been, and need most of
         the places to end.
         """
-        return self._blocked < max(1, self._max_procs // 16)
+        leases = self._blocked + self._busy_leases + len(self._idle_leased)
+        places = self._max_procs + 1 - (len(self.members) - leases)  # for leases
+        return self._blocked < max(1, places // 16)
 
     def _missing_cpus(self, first: Request | None) -> int:
         """Tokens of the pool that are wanted.
@@ -585,13 +587,14 @@ class Lifecycle:
 
     def _some_worker_will_end(self, commands: list[Command]) -> bool:
         """Whether there will be room for another. Idle ones are made to end."""
-        self._end_idle(commands)
+        self._end_idle(commands, for_room=True)
         return self.comes_free() or self._busy_leases != 0
 
-    def _end_idle(self, commands: list[Command]) -> None:
+    def _end_idle(self, commands: list[Command], *, for_room: bool = False) -> None:
         """Those that are too many, or in the way of others."""
         while self._idle_leased and (
-            len(self._idle_leased) > _MAX_IDLE_LEASED or self.room_for("lease")
+            len(self._idle_leased) > _MAX_IDLE_LEASED
+            or (for_room and self.room_for("lease"))
         ):
             commands += self._end(self._idle_leased.pop(0))
 

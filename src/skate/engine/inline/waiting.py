@@ -27,6 +27,7 @@ class InlineWatch:
         # What is outstanding, by its tag, and what it calls when it comes.
         self._outstanding: dict[int, tuple[Entry, Callable[[Entry], None]]] = {}
         self._waits: list[Wait] = []  # of threads in `next`
+        self._closed = False
 
     def add(self, ref: ObjectRef[Any], tag: int) -> None:
         with self._engine.lock:
@@ -61,7 +62,7 @@ class InlineWatch:
         self._answer_all()
 
     def _answer_all(self) -> None:
-        for wait in self._waits:
+        for wait in list(self._waits):
             self._engine.baton.answer(wait)
 
     def next(self, timeout: float | None, told: list[int]) -> None:
@@ -72,13 +73,13 @@ class InlineWatch:
                 timeout=timeout,
                 idle=not self._outstanding,
             )
-            block = not self._ready
+            self._waits.append(wait)
+            block = not (self._ready or self._closed)
+        try:
             if block:
-                self._waits.append(wait)
-        if block:
-            try:
                 self._engine.baton.block(wait)
-            finally:
+        finally:
+            with self._engine.lock:
                 self._waits.remove(wait)
         with self._engine.lock:
             # No calls, after which the handler of a signal may raise.
@@ -86,6 +87,7 @@ class InlineWatch:
             self._ready = []
 
     def close(self) -> None:
+        self._closed = True
         self._ready.clear()
         if self._waits:
             with self._engine.lock:
