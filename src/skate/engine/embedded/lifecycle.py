@@ -113,6 +113,7 @@ class Lifecycle:
         first_epoch: of the first user of each place.
         lives: whether a process has not ended yet, of which nobody told so far.
         pool_waits: whether the pool stands back though it has work.
+        why_so_few: what of the machine's sets ``max_procs``; "": nothing.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Lifecycle:
         first_epoch: int = 1,
         lives: Callable[[Proc], bool] = lambda proc: True,
         pool_waits: Callable[[], bool] = lambda: False,
+        why_so_few: str = "",
     ) -> None:
         self._totals = in_units(totals)
         self.members: dict[Proc, _Member] = {}
@@ -132,6 +134,7 @@ class Lifecycle:
         self._lives = lives
         self._pool_waits = pool_waits
         self._max_procs = max_procs
+        self._why_so_few = why_so_few and f" ({why_so_few})"
         self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
         self._free: list[int] = []  # below that, in order
@@ -170,8 +173,9 @@ class Lifecycle:
             most = self._max_procs - 1 - self._kept
             return (
                 f"a session has at most {most} workers, actors and tasks with "
-                "resources of their own at a time. Drop handles of actors that are no "
-                "longer needed, or put the work of several actors into one"
+                f"resources of their own at a time{self._why_so_few}. Drop handles of "
+                "actors that are no longer needed, or put the work of several actors "
+                "into one"
             )
         return self._limit("pool" if restart else kind)
 
