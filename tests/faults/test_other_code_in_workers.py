@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
+import cloudpickle
 import numpy
 import pytest
 
@@ -16,6 +18,7 @@ import skate
 
 MODULE = """
 import os
+import shutil
 
 if os.getpid() == {driver}:
 
@@ -70,3 +73,20 @@ def test_workers_have_random_numbers_of_their_own_whatever_makes_them(
     with skate.init("embedded", num_cpus=1):
         draws = [draw.options(max_calls=1).remote() for _ in range(3)]
         assert len(set(skate.get(draws, timeout=60))) == 3
+
+
+def test_workers_have_the_cloudpickle_of_the_sessions_environment(
+    tmp_path: Path,
+) -> None:
+    place = Path(cloudpickle.__file__).parent
+    shutil.copytree(place, tmp_path / "cloudpickle")
+
+    @skate.remote
+    def where() -> str:
+        import cloudpickle
+
+        return str(Path(cloudpickle.__file__).parent.parent)
+
+    env = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    with skate.init("embedded", num_cpus=1, runtime_env=env):
+        assert skate.get(where.remote()) == str(tmp_path)

@@ -65,3 +65,37 @@ def test_an_idle_worker_runs_the_handlers_of_its_tasks(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGUSR1)
     assert wait_until(path.exists, timeout=4.0)  # not only when it may be one too many
     assert skate.get(task.remote(str(path))) == pid
+
+
+class _AlarmError(Exception):
+    pass
+
+
+@skate.remote(num_returns="streaming")
+def items(path: Path) -> Iterator[int]:
+    while not path.exists():
+        yield 0
+
+
+@skate.remote(num_cpus=0)
+def wait_for_file(path: Path) -> None:
+    assert wait_until(path.exists, timeout=100)
+
+
+def test_a_signal_gets_through_while_messages_come_without_end(tmp_path: Path) -> None:
+    def ring(number: int, frame: object) -> None:
+        raise _AlarmError
+
+    path = tmp_path / "the end"
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        stream = items.remote(path)
+        next(stream)
+        waits = wait_for_file.remote(path)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(_AlarmError):
+            skate.get(waits)  # which ends only after that
+        path.touch()
+        skate.get(waits)
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -586,13 +586,6 @@ def test_at_the_limit_an_actor_is_refused_and_a_restart_is_not() -> None:
     new_worker(life)  # there is room for the pool as well
 
 
-def test_a_limit_of_places_names_what_sets_it() -> None:
-    life = Lifecycle({"CPU": 8.0}, 16, why_so_few="RLIMIT_NOFILE")
-    while not life.room_for("actor"):
-        new_process(life, "actor")
-    assert "at a time (RLIMIT_NOFILE)." in life.room_for("actor")
-
-
 def test_an_actor_restarts_where_new_ones_may_have_no_process() -> None:
     is_short = False
     life = small(16, lambda kind: "few" if is_short and kind != "pool" else "")

@@ -113,7 +113,7 @@ class Lifecycle:
         first_epoch: of the first user of each place.
         lives: whether a process has not ended yet, of which nobody told so far.
         pool_waits: whether the pool stands back though it has work.
-        why_so_few: what of the machine's sets ``max_procs``; "": nothing.
+        reach: how many of ``max_procs`` the machine allows; None: all.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Lifecycle:
         first_epoch: int = 1,
         lives: Callable[[Proc], bool] = lambda proc: True,
         pool_waits: Callable[[], bool] = lambda: False,
-        why_so_few: str = "",
+        reach: int | None = None,
     ) -> None:
         self._totals = in_units(totals)
         self.members: dict[Proc, _Member] = {}
@@ -134,7 +134,7 @@ class Lifecycle:
         self._lives = lives
         self._pool_waits = pool_waits
         self._max_procs = max_procs
-        self._why_so_few = why_so_few and f" ({why_so_few})"
+        self._reach = max_procs if reach is None else reach
         self._kept = min(_KEPT_PLACES + int(totals["CPU"]), max_procs // 8)
         self._next_index = _DRIVER_INDEX
         self._free: list[int] = []  # below that, in order
@@ -173,9 +173,8 @@ class Lifecycle:
             most = self._max_procs - 1 - self._kept
             return (
                 f"a session has at most {most} workers, actors and tasks with "
-                f"resources of their own at a time{self._why_so_few}. Drop handles of "
-                "actors that are no longer needed, or put the work of several actors "
-                "into one"
+                "resources of their own at a time. Drop handles of actors that are no "
+                "longer needed, or put the work of several actors into one"
             )
         return self._limit("pool" if restart else kind)
 
@@ -456,7 +455,7 @@ class Lifecycle:
         the places to end.
         """
         leases = self._blocked + self._busy_leases + len(self._idle_leased)
-        places = self._max_procs + 1 - (len(self.members) - leases)  # for leases
+        places = self._reach + 1 - (len(self.members) - leases)  # for leases
         return self._blocked < max(1, places // 16)
 
     def _missing_cpus(self, first: Request | None) -> int:

@@ -61,11 +61,8 @@ class Supervisor:
         places = min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS)
         # So many are in reach: a share of those beyond would be no limit to anything.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        why_so_few = ""
-        if files // FILES < places:
-            places = max(8, files // FILES)
-            why_so_few = f"each takes {FILES} of {files} descriptors, RLIMIT_NOFILE"
-        self.control = _core.Control(**settings["session"], places=places)
+        reach = min(places, max(8, files // FILES))
+        self.control = _core.Control(**settings["session"], places=reach)
         config: EngineConfig = settings["config"]
         self.life = Lifecycle(
             settings["totals"],
@@ -76,7 +73,7 @@ class Supervisor:
             _core.FIRST_EPOCH,
             lambda proc: self._children.lives(proc),
             self.control.pool_hopes,
-            why_so_few,
+            reach,
         )
         self._selector = selectors.DefaultSelector()
         self.output = Collector(driver_output, self._selector)

@@ -22,7 +22,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from ... import _core
@@ -33,7 +32,7 @@ from .processes import say, set_name
 
 # Each worker needs it for its first function or class: imported by each, it would take
 # 1.8 MB in each.
-_AT_ONCE = {"cloudpickle"}
+_AT_ONCE = ["cloudpickle"]
 # Most tasks need some of it, but the first worker should not wait for it.
 _WHEN_IDLE = ["numpy", "numpy.random", "asyncio"]
 _IDLE_MS = 100
@@ -52,7 +51,9 @@ def main(fd: int, supervisor_pid: int) -> None:
     os.register_at_fork(after_in_child=sock.close)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The supervisor starts meanwhile.
-    _preload(_AT_ONCE)
+    with contextlib.suppress(ImportError):  # it may be on the program's path alone
+        for name in _AT_ONCE:
+            importlib.import_module(name)
     _freeze()
     gc.enable()
     hello, fds = wire.receive_first(sock)
@@ -65,8 +66,8 @@ def main(fd: int, supervisor_pid: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (settings["max_files"], hard))
     sys.path[:] = settings["sys_path"]
-    _forget_strangers()
     _enter_runtime_env(settings)
+    _forget_strangers()
     # Workers are many: each computes with one thread unless its task asks for more.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -76,7 +77,8 @@ def main(fd: int, supervisor_pid: int) -> None:
     # It has begun well: if it is killed from now on, another one can take its place.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(sock, pickle.dumps(None))
-    idle_imports = [name for name in _WHEN_IDLE if name not in sys.modules]
+    wanted = [*_AT_ONCE, *_WHEN_IDLE]
+    idle_imports = [name for name in wanted if name not in sys.modules]
     orders = select.poll()  # select() takes no descriptor over 1023
     orders.register(sock, select.POLLIN)
     while True:
@@ -122,7 +124,7 @@ def _enter_runtime_env(settings: dict[str, Any]) -> None:
 
 def _forget_strangers() -> None:
     """What the driver's path gives another one of is imported from there."""
-    for name in sys.modules.keys() & _AT_ONCE:
+    for name in [known for known in _AT_ONCE if known in sys.modules]:
         found = importlib.machinery.PathFinder.find_spec(name)
         if found is None or found.origin != sys.modules[name].__file__:
             for known in [m for m in sys.modules if m.partition(".")[0] == name]:
@@ -156,7 +158,7 @@ def _fill_free_places() -> None:
             _fillings.append(filling)
 
 
-def _preload(modules: Iterable[str]) -> None:
+def _preload(modules: list[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
