@@ -194,12 +194,11 @@ void Deaths::forget(ProcId dead, Forget step) {
   node_.lending.forget_borrower(dead, step != Forget::kBorrows);
   if (step == Forget::kBorrows) return;
   node_.store.free_all_of(dead);
-  // First: what it owned of its own goes with its memory.
-  if (home_.is_driver() && step == Forget::kAll) node_.estate.forget(dead);
   if (home_.is_driver()) node_.estate.free_all_of(dead);
   if (step != Forget::kAll) return;
   told_.erase(dead);
   node_.arenas.forget(dead);
+  if (home_.is_driver()) node_.estate.forget(dead);
 }
 
 }  // namespace skate

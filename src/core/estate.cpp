@@ -83,6 +83,7 @@ void Estate::take_over(ProcId dead) {
       table.count.load(std::memory_order_acquire);  // pairs with Labels::add
   for (u32 i = 0; i < count; ++i) heritage->labels.emplace_back(label_name(table, i));
   const bool is_in_use = used != 0 || spilled != 0 || was_spilling;
+  heritage->is_for_later = !is_in_use;
   if (!is_in_use) later_.push_back({dead, now_ns() + kPause});
   all_.emplace(dead, heritage);
   publish(*heritage, used, spillable, spilled);
@@ -94,7 +95,8 @@ void Estate::look_after() {
   if (later_.empty() || now_ns() < later_.front().second) return;
   const ProcId dead = later_.front().first;
   later_.pop_front();
-  if (const auto it = all_.find(dead); it != all_.end()) map(*it->second);
+  if (const auto it = all_.find(dead); it != all_.end() && !map(*it->second))
+    later_.push_back({dead, now_ns() + kPause});
 }
 
 bool Estate::map(Heritage& heritage) {

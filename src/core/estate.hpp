@@ -54,6 +54,7 @@ class Estate {
     std::unique_ptr<DeadArena> reserve;  // its messages; null: there is nothing in it
     std::vector<std::string> labels;
     u32 pid = 0;
+    bool is_for_later = false;  // see look_after
     // As they stand in the session's words.
     u64 used = 0;
     u64 spillable = 0;
@@ -69,7 +70,7 @@ class Estate {
   Heritage* find(ProcId dead);
   // Whether it is worth a look now: else it holds code alone, and free memory.
   static bool is_in_use(const Heritage& heritage) {
-    return heritage.arena || heritage.used != 0 || heritage.spilled != 0;
+    return heritage.arena || !heritage.is_for_later;
   }
   bool map(Heritage& heritage);
   bool open(Heritage& heritage);

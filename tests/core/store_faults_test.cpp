@@ -328,8 +328,12 @@ TEST(a_block_is_copied_whole_or_not_at_all_while_its_process_is_forgotten) {
     fleet.tell_died(kReader, kWorker);
     std::vector<std::byte> bytes(kSize);
     int error = -1;
-    std::thread copies([&] { error = reader.views.copy(block, bytes.data()); });
-    until([&] { return std::atomic_ref(bytes[0]).load() == std::byte{'c'}; });
+    std::atomic<bool> begins = false;
+    std::thread copies([&] {
+      begins = true;
+      error = reader.views.copy(block, bytes.data());
+    });
+    until([&] { return begins.load(); });
     for (const ProcId to : {kReader, kDriverId})
       fleet.tell_forget(to, kWorker, Forget::kAll);
     if (round % 2 != 0) driver.catch_up();  // gives its memory back
