@@ -20,7 +20,7 @@ from ... import _core
 from ..._placement import lends
 from . import events as life
 from . import leftovers, spilling, wire
-from .forker import FILES, Process, describe_end
+from .forker import FILES_PER_PROCESS, Process, describe_end
 from .processes import RETIRE, Cause, Kind, Proc
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ _WITH_A_NOTE = {
     Cause.OUT_OF_MEMORY,
     Cause.NO_PROCESS,
 }
-# Descriptors: what a process costs (see Process), what is open for a moment, and what
-# only workers of the pool and actors that restart may have, in processes.
-_PER_PROCESS = FILES
+# Descriptors: what is open for a moment, and what only workers of the pool and actors
+# that restart may have, in processes.
 _FOR_A_MOMENT = 16
 _KEPT_FOR_SOME = 8
 
@@ -101,13 +100,13 @@ class Children:
 
         Those that the pool needs, and actors that restart, are tried in any case.
         """
-        kept = min(_KEPT_FOR_SOME, self._max_files // (8 * _PER_PROCESS))
-        files = _PER_PROCESS * (1 if kind in ("driver", "pool") else 1 + kept)
+        kept = min(_KEPT_FOR_SOME, self._max_files // (8 * FILES_PER_PROCESS))
+        files = FILES_PER_PROCESS * (1 if kind in ("driver", "pool") else 1 + kept)
         if self.free_files() < files:
             return (
                 f"the session's supervisor may have {self._max_files} open files "
-                f"(RLIMIT_NOFILE), and each process takes {_PER_PROCESS} of them, one "
-                "that has ended and whose values are still read 1 or 2. Raise the "
+                f"(RLIMIT_NOFILE), and each process takes {FILES_PER_PROCESS} of them, "
+                "one that has ended and whose values are still read 1 or 2. Raise the "
                 "limit (ulimit -Hn; LimitNOFILE of a service), or drop handles of "
                 "actors, and values, that are no longer needed"
             )
@@ -115,7 +114,9 @@ class Children:
 
     def free_files(self) -> int:
         """Counted, since to ask the kernel is to walk over all of them."""
-        used = self._open_files + _FOR_A_MOMENT + _PER_PROCESS * len(self._processes)
+        used = (
+            self._open_files + _FOR_A_MOMENT + FILES_PER_PROCESS * len(self._processes)
+        )
         used += (
             len(self._segments)
             + len(self._spill_files)

@@ -143,7 +143,7 @@ class _Driver:
             _core.on_long_wait(self.engine.report_hang, hang_report_s)
         except RuntimeError as error:  # no thread
             self.end()
-            from .forker import describe_limit
+            from .forker import describe_limit  # init has no time for it
 
             raise ResourceError(
                 "skate.init cannot start a thread: "

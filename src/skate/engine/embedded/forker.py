@@ -29,7 +29,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.02, 0.5
 _PATIENCE_S = 2.0
 _SHORT_S = 0.001  # it is asked for again at once
 _REST_S = 1.0  # after that, processes are wanted again
-FILES = 5  # descriptors that a process costs: see Process
+FILES_PER_PROCESS = 5  # descriptors of the supervisor: see Process
 
 
 @dataclass(slots=True, eq=False)

@@ -34,7 +34,7 @@ from . import events as life
 from . import memory_monitor, packets, wire
 from .children import Children
 from .collectives import Collectives
-from .forker import FILES, Forker, Process
+from .forker import FILES_PER_PROCESS, Forker, Process
 from .lifecycle import Lifecycle
 from .notes import Notes
 from .output import Collector
@@ -61,7 +61,7 @@ class Supervisor:
         places = min(_core.MAX_PROCS, settings["max_processes"] or _core.MAX_PROCS)
         # So many are in reach: a share of those beyond would be no limit to anything.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        reach = min(places, max(8, files // FILES))
+        reach = min(places, max(8, files // FILES_PER_PROCESS))
         self.control = _core.Control(**settings["session"], places=reach)
         config: EngineConfig = settings["config"]
         self.life = Lifecycle(
