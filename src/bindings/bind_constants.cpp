@@ -92,6 +92,7 @@ void bind_constants(nb::module_& m) {
       .value("LEAVING", BlockState::kLeaving)
       .value("EMPTYING", BlockState::kEmptying)
       .value("ON_DISK", BlockState::kOnDisk)
+      .value("CODE", BlockState::kCode)
       .value("DROPPED", BlockState::kDropped)
       .value("HOLED", BlockState::kHoled)
       .value("FREE", BlockState::kFree);

@@ -131,7 +131,7 @@ nb::list call_actor(Node& node, nb::handle actor, nb::tuple spec, nb::tuple args
 void export_function(Node& node, nb::bytes code, nb::list refs, nb::object exported) {
   check_alive(node);
   const std::vector<ObjectId> held = ids_of(refs);  // throws: before there is a block
-  const auto block = node.store.allocate_beyond(code.size(), kNobody);
+  const auto block = node.store.allocate_beyond(code.size(), node.home.self);
   if (!block) refuse("no_room_for_code");
   std::memcpy(node.store.own_data(*block), code.c_str(), code.size());
   Value value;

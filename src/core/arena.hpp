@@ -82,6 +82,10 @@ class Arena {
   }
 
   void set_owner(u64 offset, ProcId owner);
+  // For whoever looks after it when its process has died; here it is used memory.
+  void mark_as_code(u64 offset) const {
+    chain_.set_state(offset - kBlockHeaderBytes, BlockState::kCode);
+  }
   // The same after others have been the owner; nothing, if the block is not in use.
   void hand(const Handing& handing);
 

@@ -56,6 +56,7 @@ enum class BlockState : u32 {
   kLeaving,   // being written to disk: still in memory
   kEmptying,  // on disk; its memory is being given back
   kOnDisk,    // its whole pages are in the spill file, at the same offset
+  kCode,      // in memory, for good, and not counted as what the program stores
   // No longer blocks. One that waits on its class's list keeps the state that it had.
   kDropped,  // freed while its transfer goes on: nobody's until that ends
   kHoled,  // freed, and the spill file has bytes of it: nobody's until they are punched

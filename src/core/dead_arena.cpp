@@ -69,6 +69,9 @@ DeadArena::DeadArena(std::byte* base, u64 bytes)
         used_ -= pages.bytes();
         spilled_ += pages.bytes();
         break;
+      case BlockState::kCode:
+        used_ -= block_bytes;
+        break;
       default:
         break;
     }
@@ -142,6 +145,8 @@ void DeadArena::release(u64 start) {
       chain_.set_state(start, BlockState::kDropped);
       used_ -= h->block_bytes;
       return;
+    case BlockState::kCode:
+      break;
     case BlockState::kResident:
       spillable_ -= pages.bytes();
       [[fallthrough]];

@@ -222,8 +222,7 @@ ObjectId Objects::keep(Value value, Object::Kind kind) {
   set_value(object, std::move(value));
   object.ready = true;
   object.local = 1;
-  if (kind == Object::Kind::kFunction)
-    node_.store.add_code(Arena::block_bytes(object.value.block.size));
+  if (kind == Object::Kind::kFunction) node_.store.add_code(object.value.block);
   mark_shared(object.value);
   return object.id;
 }
@@ -253,7 +252,7 @@ void Objects::free_object(Object& object) {
   const ObjectId id = object.id;
   if (object.kind == Object::Kind::kActor) node_.actors.handle_gone(object);
   if (object.kind == Object::Kind::kFunction)
-    node_.store.subtract_code(Arena::block_bytes(object.value.block.size));
+    node_.store.subtract_code(object.value.block);
   if (object.former) node_.lending.forget_name(object.former);
   const bool given = object.given;
   Value value = take_value(object);

@@ -159,12 +159,15 @@ void Store::free_all_of(ProcId owner) {
   if (arena_.free_all_of(owner) != 0) publish_use();
 }
 
-void Store::add_code(u64 bytes) {
-  code_bytes_ += bytes;
+void Store::add_code(const Location& block) {
+  arena_.mark_as_code(block.offset);
+  code_bytes_ += Arena::block_bytes(block.size);
   publish_use();
 }
 
-void Store::subtract_code(u64 bytes) { code_bytes_ -= bytes; }
+void Store::subtract_code(const Location& block) {
+  code_bytes_ -= Arena::block_bytes(block.size);
+}
 
 bool Store::is_out_of_reach(const Value& value) {
   return value.kind == Value::Kind::kBlock && node_.arenas.at(value.block) == nullptr &&

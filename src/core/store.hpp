@@ -75,8 +75,8 @@ class Store {
   // Gives back a part of what is kept in vain. True: there may be more, at once.
   bool tidy();
   // Code is kept as objects too, but is not counted as what the program stores.
-  void add_code(u64 bytes);
-  void subtract_code(u64 bytes);
+  void add_code(const Location& block);
+  void subtract_code(const Location& block);
   // A copy, in this arena, of an error's bytes, where values lie; without memory for it
   // `value` becomes another error.
   void copy_error(const Location& from, Value& value);

@@ -65,6 +65,7 @@ View Views::open(const Location& location) {
   switch (Arena::state_at(data)) {
     case BlockState::kFixed:
     case BlockState::kResident:
+    case BlockState::kCode:
     case BlockState::kDropped:
       view.bytes = data;
       break;

@@ -189,11 +189,13 @@ class BlockState(enum.IntEnum):
 
     ON_DISK = 4
 
-    DROPPED = 5
+    CODE = 5
 
-    HOLED = 6
+    DROPPED = 6
 
-    FREE = 7
+    HOLED = 7
+
+    FREE = 8
 
 class Forget(enum.IntEnum):
     """How much of a dead process can go."""

@@ -23,6 +23,16 @@ ObjectId put_letters(Node& node, Node& where, Location& block, char letter,
   return node.objects.put(std::move(value), Object::Kind::kData);
 }
 
+// The same as code, which the process's own tasks need.
+Location export_letters(Node& node, char letter, u64 size = kBig) {
+  Value code;
+  code.kind = Value::Kind::kBlock;
+  code.block = *node.store.allocate_beyond(size, node.home.self);
+  std::memset(node.store.own_data(code.block), letter, size);
+  const ObjectId id = node.objects.put(std::move(code), Object::Kind::kFunction);
+  return node.objects.value_of(id).block;
+}
+
 // The letter of which all of it consists, or the errno for which it cannot be read.
 int read(Node& node, const Location& block) {
   View view = node.views.open(block);
@@ -408,17 +418,26 @@ TEST(what_a_process_has_freed_goes_when_it_dies_though_it_used_nothing) {
   Node& driver = fleet.start(kDriverId);
   Node& node = fleet.start(kFormer);
   put_and_drop(node, 32 << 20);
-  Value code;
-  code.kind = Value::Kind::kBlock;
-  code.block = *node.store.allocate_beyond(2000, kNobody);
-  const Location block = code.block;
-  std::memset(node.store.own_data(block), 'c', 2000);
-  node.objects.put(std::move(code), Object::Kind::kFunction);
-  CHECK(node.home.me->store_used.load() == 0);
-  CHECK(resident(driver, kFormer) > 30 << 20);
-  fleet.bury(kFormer, {kDriverId}, Forget::kObjects);
+  const Location block = export_letters(node, 'c', 2000);
+  CHECK(node.home.me->store_used.load() == 0 && resident(driver, kFormer) > 30 << 20);
+  fleet.bury(kFormer, {kDriverId});
   until([&] { return resident(driver, kFormer) < 1 << 20; });
   CHECK(read(driver, block) == 'c');
+}
+
+TEST(code_of_the_dead_does_not_count_and_goes_with_what_they_owned) {
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Node& node = fleet.start(kFormer);
+  Location kept;
+  put_letters(driver, node, kept, 'k');
+  const Location code = export_letters(node, 'c');
+  const u64 used = driver.store.used();
+  fleet.bury(kFormer, {kDriverId});
+  CHECK(driver.store.used() == used && read(driver, code) == 'c');
+  fleet.tell_forget(kDriverId, kFormer, Forget::kObjects);
+  until([&] { return !is_in_use(driver, code); });
+  CHECK(driver.store.used() == used && read(driver, kept) == 'k');
 }
 
 TEST(what_a_process_has_freed_in_its_reserve_goes_and_what_is_unread_stays) {

@@ -457,7 +457,7 @@ TEST(an_actor_for_whose_code_the_driver_has_no_room_ends_and_says_why) {
   Node& node = fleet.start(kOther);
   Value code;
   code.kind = Value::Kind::kBlock;
-  code.block = *node.store.allocate_beyond(2000, kNobody);
+  code.block = *node.store.allocate_beyond(2000, node.home.self);
   const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
   const ObjectId actor = node.detached.reserve();
   Task* task = make_call(node, actor);

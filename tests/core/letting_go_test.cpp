@@ -160,7 +160,7 @@ TEST(an_actor_that_cannot_be_handed_over_leaves_nothing_behind) {
   Node& node = fleet.start(kOther);
   Value code;
   code.kind = Value::Kind::kBlock;
-  code.block = *node.store.allocate_beyond(2000, kNobody);
+  code.block = *node.store.allocate_beyond(2000, node.home.self);
   const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
   const ObjectId needed = put(node);
   Task* task = make_task(node);
@@ -190,7 +190,7 @@ TEST(what_an_actor_needs_is_kept_for_the_driver_though_memory_lacks_meanwhile) {
   Node& third = fleet.start(kThird);
   Value code;
   code.kind = Value::Kind::kBlock;
-  code.block = *node.store.allocate_beyond(2000, kNobody);
+  code.block = *node.store.allocate_beyond(2000, node.home.self);
   const ObjectId function = node.objects.put(std::move(code), Object::Kind::kFunction);
   const ObjectId needed = put(node);
   const ObjectId actor = node.detached.reserve();
