@@ -68,10 +68,15 @@ def variables(prefix: str) -> int:
 # Processes ----------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
-def test_dead_workers_whose_results_are_held_use_up_nothing() -> None:
-    """A worker that had a GPU ends after its task; its result stays."""
-    n = 1100
+def test_dead_workers_whose_results_are_held_use_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that had a GPU ends after its task; its result stays.
+
+    Six times as many as there are places; tests/size has 10,000.
+    """
+    monkeypatch.setenv("SKATE_MAX_PROCESSES", "16")
+    n = 100
     with skate.init("embedded", num_cpus=2, num_gpus=1):
 
         @skate.remote(num_gpus=1)
@@ -86,8 +91,11 @@ def test_dead_workers_whose_results_are_held_use_up_nothing() -> None:
 
 @pytest.mark.timeout(200)
 def test_many_workers_that_are_wanted_at_the_same_moment(session: None) -> None:
-    """Their forks are one list of commands: nobody may wait for who waits for him."""
-    n = 900
+    """Their forks are one list of commands: nobody may wait for who waits for him.
+
+    A socket takes some 200 of them at a time.
+    """
+    n = 300
 
     @skate.remote(num_cpus=0)
     class Door:
