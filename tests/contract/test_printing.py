@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -108,6 +110,35 @@ def test_a_line_without_an_end_is_shown_too(
     skate.get(talker.say.remote(" a line"))
     del signal_
     assert "half a line\n" in printed(capfd)
+
+
+@skate.remote
+def wait_for_timers() -> None:
+    while any(isinstance(each, threading.Timer) for each in threading.enumerate()):
+        time.sleep(0.01)
+
+
+@pytest.mark.differs(ray=OWN)
+@pytest.mark.parametrize("comes_next", ["a line", "nothing"])
+def test_text_without_an_end_is_shown_under_the_name_of_its_task(
+    start: Start, engine_name: str, capfd: pytest.CaptureFixture[str], comes_next: str
+) -> None:
+    @skate.remote
+    def ask() -> int:
+        print("half", end="")
+        return os.getpid()
+
+    start(num_cpus=1)
+    pid = skate.get(ask.remote())
+    if comes_next == "a line":
+        skate.get(say.remote("one"))
+    elif engine_name != "inline":
+        skate.get(wait_for_timers.remote())
+    out = printed(capfd)
+    if engine_name == "inline":
+        assert out.startswith("half")
+    else:
+        assert out.startswith(f"(ask pid={pid}) half\n")
 
 
 @pytest.mark.differs(inline="tasks run in the driver, and print as it does")

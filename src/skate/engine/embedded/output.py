@@ -71,32 +71,54 @@ def redirect_worker(fds: list[int], name: Callable[[], str]) -> None:
 
 
 class _Text(io.TextIOWrapper):
-    """Line-buffered; what has no line's end yet goes out a moment later."""
+    """Line-buffered; what has no line's end yet goes out a moment later.
+
+    By then its task may have ended, so its name is kept with it.
+    """
 
     def __init__(self, fd: int, name: Callable[[], str]) -> None:
-        raw = _Marked(fd, name)
+        self._name = name
+        self._marked = _Marked(fd, name)
+        self._partial_by = ""  # who printed what has no line's end yet
+        self._timer: threading.Timer | None = None
         super().__init__(
-            io.BufferedWriter(raw),
+            io.BufferedWriter(self._marked),
             encoding="utf-8",
             errors="backslashreplace",
             line_buffering=True,
         )
-        self._timer: threading.Timer | None = None
 
     def write(self, text: str, /) -> int:
+        name = self._name()
+        if self._partial_by not in ("", name):
+            self.flush()
         count = super().write(text)
-        if text and text[-1] != "\n" and self._timer is None:
-            self._timer = threading.Timer(_PARTIAL_S, self._flush_partial)
+        if not text:
+            return count
+        if text[-1] == "\n":
+            self._partial_by = ""
+            return count
+        self._partial_by = name
+        if self._timer is None:
+            self._timer = threading.Timer(_PARTIAL_S, self._on_timer)
             self._timer.daemon = True
             try:
                 self._timer.start()
             except (RuntimeError, MemoryError):  # there can be no further thread
-                self._flush_partial()
+                self._on_timer()
         return count
 
-    def _flush_partial(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self.flush()
+
+    def flush(self) -> None:
+        # Taken first: another thread may print more meanwhile.
+        self._marked.partial_by, self._partial_by = self._partial_by, ""
+        try:
+            super().flush()
+        finally:
+            self._marked.partial_by = ""
 
 
 class _Marked(io.RawIOBase):
@@ -106,6 +128,7 @@ class _Marked(io.RawIOBase):
         self._fd = fd
         self._name = name
         self._last = ""
+        self.partial_by = ""  # not the calling thread: see _Text
 
     def writable(self) -> bool:
         return True
@@ -115,7 +138,7 @@ class _Marked(io.RawIOBase):
 
     # Any: io's own type for it is newer than the oldest Python that skate supports.
     def write(self, data: Any, /) -> int:
-        name = self._name()
+        name = self.partial_by or self._name()
         whole = bytes(data)
         if name != self._last:
             self._last = name
