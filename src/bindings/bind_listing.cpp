@@ -8,12 +8,12 @@ void bind_listing(nb::class_<Node>& node);
 void bind_listing(nb::class_<Node>& node) {
   node.def(
           "explain",
-          [](Node& node, ObjectId id, u32 process) -> nb::object {
+          [](Node& node, ObjectId id, u32 process, bool counts) -> nb::object {
             check_alive(node);
             std::optional<Explanation> found;
             {
               nb::gil_scoped_release release;
-              found = node.explainer.explain(id, process);
+              found = node.explainer.explain(id, process, counts);
             }
             if (!found) return nb::none();
             nb::list missing;
@@ -29,10 +29,11 @@ void bind_listing(nb::class_<Node>& node) {
             d["missing"] = missing;
             return d;
           },
-          "object"_a, "process"_a,
-          "What a process knows of why an object has no value; None if it is silent.",
-          nb::sig(
-              "def explain(self, object: int, process: int) -> dict[str, Any] | None"))
+          "object"_a, "process"_a, "counts"_a = true,
+          "What a process knows of why an object has no value; None if it is silent. "
+          "To count what is ahead of it takes as long as that is many.",
+          nb::sig("def explain(self, object: int, process: int, counts: bool = True) "
+                  "-> dict[str, Any] | None"))
       .def(
           "list_objects",
           [](Node& node) {

@@ -107,14 +107,16 @@ void Actors::call_ended(const Task& task) {
   }
 }
 
-const Task* Actors::first_before(const Task& task, u32& ahead) const {
-  ahead = 0;
+const Task* Actors::first_before(const Task& task, u32* ahead) const {
   const auto it = links_.find(task.actor);
   if (it == links_.end()) return nullptr;
-  for (const Task* other = it->second.waiting.front();
-       other != nullptr && other != &task; other = WaitingTasks::next(other))
-    ++ahead;
-  return it->second.waiting.front();
+  const Task* const first = it->second.waiting.front();
+  if (ahead == nullptr) return first;
+  *ahead = 0;
+  for (const Task* other = first; other != nullptr && other != &task;
+       other = WaitingTasks::next(other))
+    ++*ahead;
+  return first;
 }
 
 bool Actors::flush_next() {

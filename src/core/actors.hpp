@@ -68,8 +68,8 @@ class Actors {
   void flush_held_back();
   void address_is_known(ObjectId actor);
   bool asks_for_addresses() const { return asking_ != 0; }
-  // How many calls are before it in its line, and the first of them.
-  const Task* first_before(const Task& task, u32& ahead) const;
+  // The first call of its line, and, if that is wanted, how many are before it.
+  const Task* first_before(const Task& task, u32* ahead) const;
 
   void settle_in(Object& actor, ProcId address);
   void handle_gone(Object& actor);

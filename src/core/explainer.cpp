@@ -20,9 +20,9 @@ bool Explainer::tell_what_is_waited_for(u64 since) {
   return true;
 }
 
-Explanation Explainer::explain_here(ObjectId id) {
+Explanation Explainer::explain_here(ObjectId id, bool counts) {
   Explanation e;
-  if (const auto place = node_.work.place_of_call(id)) {
+  if (const auto place = node_.work.place_of_call(id, counts)) {
     e.state = Explanation::kReceived;
     e.ahead = *place;
     e.task = id;
@@ -56,7 +56,8 @@ Explanation Explainer::explain_here(ObjectId id) {
   } else if (task->route == Task::Route::kActor) {
     // In order: an earlier call of this process's lacks something.
     e.state = Explanation::kBehind;
-    if (const Task* first = node_.actors.first_before(*task, e.ahead))
+    if (const Task* first =
+            node_.actors.first_before(*task, counts ? &e.ahead : nullptr))
       e.missing.push_back(first->header.task_id);
   } else if (task->route == Task::Route::kLease) {
     e.state = Explanation::kLease;
@@ -65,22 +66,23 @@ Explanation Explainer::explain_here(ObjectId id) {
     e.ahead = *place;
   } else if (task->waits.linked) {
     e.state = Explanation::kQueued;
-    e.ahead = node_.backlog.place_in_backlog(*task);
+    if (counts) e.ahead = node_.backlog.place_in_backlog(*task);
   } else {
     e.state = Explanation::kTaken;  // the directory says by whom
   }
   return e;
 }
 
-std::optional<Explanation> Explainer::explain(ObjectId id, u32 process) {
+std::optional<Explanation> Explainer::explain(ObjectId id, u32 process, bool counts) {
   Lock lock(home_.mu);
   node_.mail.drain();
-  if (process == home_.self.index) return explain_here(id);
+  if (process == home_.self.index) return explain_here(id, counts);
   const ProcId asked = home_.at(process);
   if (node_.mail.reach(asked) == nullptr) return std::nullopt;
   const u64 token = ++last_token_;
   std::string payload(view_of(id));
   payload += view_of(token);
+  payload += view_of(counts);
   node_.mail.send(asked, Message::kExplain, payload, Ring::kUrgent);
   asked_[token];
   const i64 deadline = now_ns() + kAnswerTime;
@@ -98,7 +100,7 @@ std::optional<Explanation> Explainer::explain(ObjectId id, u32 process) {
 void Explainer::answer(Reader& reader, ProcId from) {
   const ObjectId id = reader.pod<ObjectId>();
   const u64 token = reader.pod<u64>();
-  const Explanation e = explain_here(id);
+  const Explanation e = explain_here(id, reader.pod<bool>());
   std::string payload;
   Writer writer(payload);
   writer.pod(token);

@@ -20,8 +20,9 @@ class Explainer {
  public:
   explicit Explainer(Node& node);
 
-  // What `process` knows of an object; nullopt if it does not answer. Takes the lock.
-  std::optional<Explanation> explain(ObjectId id, u32 process);
+  // What `process` knows of an object; nullopt if it does not answer. `counts`: and how
+  // many are ahead of it, for which lines are walked. Takes the lock.
+  std::optional<Explanation> explain(ObjectId id, u32 process, bool counts = true);
 
   // For the other parts, with the lock held.
   void answer(Reader& reader, ProcId from);  // kExplain
@@ -32,7 +33,7 @@ class Explainer {
   bool tell_what_is_waited_for(u64 since);
 
  private:
-  Explanation explain_here(ObjectId id);
+  Explanation explain_here(ObjectId id, bool counts);
 
   Node& node_;
   Home& home_;

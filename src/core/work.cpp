@@ -398,7 +398,11 @@ void Work::give_notice(ObjectId task_id, Incoming::Notice notice) {
   node_.waits.kick();
 }
 
-std::optional<u32> Work::place_of_call(ObjectId task_id) const {
+std::optional<u32> Work::place_of_call(ObjectId task_id, bool counts) {
+  if (!counts) {
+    if (find_call(task_id) == incoming_.end()) return std::nullopt;
+    return 0;
+  }
   u32 place = 0;
   for (const Incoming& call : incoming_) {
     if (call.header.task_id == task_id && call.notice == Incoming::Notice::kNone)

@@ -79,7 +79,7 @@ class Work {
   // Of the task that runs: `by_interrupt`, whether it is to be interrupted.
   bool is_told_to_end(ObjectId task_id, bool by_interrupt) const;
   // The calls that wait here: the place of one, or none.
-  std::optional<u32> place_of_call(ObjectId task_id) const;
+  std::optional<u32> place_of_call(ObjectId task_id, bool counts);
   // Its death is being settled here, and all its calls have come: those that have not
   // ended hold their stored arguments themselves from now on.
   void caller_died(ProcId dead);

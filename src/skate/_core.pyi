@@ -315,9 +315,9 @@ class Node:
 
     def serve_calls(self, object: Any, title: str, others: set[str], variable: Any, actor: int, failed: Any) -> Call | None: ...
 
-    def explain(self, object: int, process: int) -> dict[str, Any] | None:
+    def explain(self, object: int, process: int, counts: bool = True) -> dict[str, Any] | None:
         """
-        What a process knows of why an object has no value; None if it is silent.
+        What a process knows of why an object has no value; None if it is silent. To count what is ahead of it takes as long as that is many.
         """
 
     def list_objects(self) -> list[dict[str, Any]]:

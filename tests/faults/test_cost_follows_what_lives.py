@@ -26,7 +26,7 @@ import skate
 from skate.actor import exit_actor
 from skate.collective import GroupSpec
 from skate.exceptions import ActorDiedError, TaskCancelledError
-from skate.util import placement_group, remove_placement_group
+from skate.util import placement_group, remove_placement_group, state
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
 
@@ -80,6 +80,11 @@ def answer(x: Any = None) -> Any:
 @skate.remote
 def work_a_little() -> None:
     time.sleep(0.002)
+
+
+@skate.remote
+def doze() -> None:
+    time.sleep(600.0)
 
 
 @skate.remote(num_cpus=0)
@@ -252,6 +257,28 @@ def test_a_call_costs_the_same_beside_many_that_lack_arguments(session: None) ->
         skate.cancel(ref)
 
 
+@pytest.mark.parametrize("line", ["of an actor", "for the pool"])
+def test_a_row_of_a_list_costs_the_same_among_many(session: None, line: str) -> None:
+    gate, actor = Peer.remote(), Peer.remote()
+    ahead = [actor.get.remote(gate.sleep.remote(600.0)), *(doze.remote() for _ in "12")]
+    waits: list[Any] = []
+
+    def add_and_list(n: int) -> float:
+        call = actor.get if line == "of an actor" else answer
+        waits.extend(call.remote() for _ in range(n))
+        rows: list[Any] = []
+        gc.collect()
+        spent = cost(os.getpid(), lambda: rows.extend(state.list_tasks(limit=10**6)))
+        assert len(rows) > len(waits)
+        return spent / len(waits)
+
+    add_and_list(500)  # it imports something
+    few = max(add_and_list(500) for _ in range(3))
+    assert add_and_list(30_000) < FACTOR * few
+    for ref in [*waits, *ahead]:
+        skate.cancel(ref)
+
+
 def test_a_cancel_costs_the_same_among_many(session: None) -> None:
     def cancel_all(n: int) -> int:
         gate = Peer.options(max_concurrency=1).remote()
@@ -281,11 +308,6 @@ def test_a_cancel_costs_the_same_among_many(session: None) -> None:
         tick_ns = 10_000_000  # some kernels count in these
         spent = max(each(few), tick_ns)
         assert spent / few * FACTOR > each(many) / many, each.__name__
-
-
-@skate.remote
-def sleep_a_little() -> None:
-    time.sleep(1.0)
 
 
 # Deaths -------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class _Pending:
             return _NOT_KNOWN
         if owner not in self._owners:
             return None
-        found = self._engine.node.explain(task, owner[0])
+        found = self._engine.node.explain(task, owner[0], counts=False)
         if found is None:  # it is stopped, say: it is not asked for each of its calls
             self._silent.add(owner)
             return _NOT_KNOWN
