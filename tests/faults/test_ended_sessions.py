@@ -23,6 +23,7 @@ from processes import alive, children, descendants, zygote_and_workers
 from workload import Counter, echo
 
 import skate
+from skate.engine.embedded import boot, wire
 from skate.exceptions import EngineDiedError
 
 pytest.importorskip("skate._core", reason="faults need the embedded engine's core")
@@ -124,6 +125,23 @@ def test_a_question_that_waits_for_the_supervisor_ends_with_it(
     os.kill(pid, signal.SIGKILL)
     waiting.join(timeout=30)
     assert isinstance(waiting.error, EngineDiedError)
+
+
+def test_a_supervisor_whose_driver_has_gone_at_its_start_says_nothing() -> None:
+    """As when init is interrupted just after it has started one."""
+    mine, theirs = wire.socket_pair()
+    with theirs:
+        program = subprocess.Popen(
+            [sys.executable, boot.__file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    mine.close()
+    with program:
+        assert program.communicate(timeout=60)[1] == ""
+        assert program.returncode == 0
 
 
 BECOMES_ANOTHER_PROGRAM = """

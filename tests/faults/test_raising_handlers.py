@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from striking import Strike, Struck, strikes
 
 import skate
 from skate.collective import GroupSpec
+from skate.engine.embedded import wire
 from skate.engine.protocol import ActorInfo, ActorState
 from skate.util import (
     placement_group,
@@ -58,6 +60,28 @@ def read(
         except StopIteration:
             return
         yield ref
+
+
+def test_descriptors_that_have_come_are_closed() -> None:
+    """All but those that the system call has just made, and nothing holds yet."""
+    not_held_yet = ("recvmsg", "frombytes")
+    before = os.listdir("/proc/self/fd")
+    for strike in strikes(("wire.py",)):
+        mine, theirs = wire.socket_pair()
+        with mine, theirs:
+            with open(os.devnull) as one, open(os.devnull) as other:
+                wire.send(theirs, b"hello", [one.fileno(), other.fileno()])
+            try:
+                with strike:
+                    _, received = wire.receive_first(mine)
+            except Struck as error:
+                received = []
+                for frame in traceback.extract_tb(error.__traceback__):
+                    if any(name in (frame.line or "") for name in not_held_yet):
+                        before += [""] * 2
+            for fd in received:
+                os.close(fd)
+        assert len(os.listdir("/proc/self/fd")) <= len(before), strike.where
 
 
 def test_as_completed_yields_each_ref_once(session: None) -> None:

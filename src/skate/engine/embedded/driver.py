@@ -120,12 +120,12 @@ class _Driver:
                     f"skate's supervisor ended with status {status} before it had "
                     "started; its message is above."
                 )
+            undo.callback(self._close_all, fds)
             index, epoch = pickle.loads(hello)
-            session_fd, segment_fd = fds
             self._socket = sock.fileno()
             node = _core.Node(
-                session_fd=session_fd,
-                segment_fd=segment_fd,
+                segment_fd=fds.pop(),  # from here on they are the node's
+                session_fd=fds.pop(),
                 supervisor_fd=sock.detach(),
                 index=index,
                 epoch=epoch,
@@ -137,18 +137,25 @@ class _Driver:
             self.engine = EmbeddedEngine(node, config, session_id, is_driver=True)
             self.engine.end_session = self.end
             undo.pop_all()
-        _sockets.add(self._socket)
         try:
+            _sockets.add(self._socket)
             self._printer.start()
             _core.on_long_wait(self.engine.report_hang, hang_report_s)
-        except RuntimeError as error:  # no thread
+        except BaseException as error:
             self.end()
+            if not isinstance(error, RuntimeError):  # else there is no thread
+                raise
             from .forker import describe_limit  # init has no time for it
 
             raise ResourceError(
                 "skate.init cannot start a thread: "
                 f"{describe_limit(str(error), 'process or thread')}."
             ) from error
+
+    @staticmethod
+    def _close_all(fds: list[int]) -> None:
+        while fds:
+            os.close(fds.pop())
 
     def _kill(self) -> None:
         self._process.kill()

@@ -388,10 +388,12 @@ class Printer:
         self._sock = sock
         self._others = others  # takes packets that are not output
         self._ended = threading.Event()
+        self._ended.set()  # nothing is printed before it is started
         self._shown = shown
 
     def start(self) -> None:
         """Raises RuntimeError if there is no thread to be had."""
+        self._ended.clear()
         try:
             # Not a threading.Thread: a notebook shows what those print in the cell that
             # started them, and output belongs to the cell that runs now.

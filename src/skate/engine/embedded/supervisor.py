@@ -445,7 +445,10 @@ def main(fd: int, zygote: tuple[int, socket.socket]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_name(SUPERVISOR)
     sock = socket.socket(fileno=fd)
-    hello, (output_fd,) = wire.receive_first(sock)
+    hello, fds = wire.receive_first(sock)
+    if not hello:
+        return  # init was interrupted, or its process killed
+    (output_fd,) = fds
     settings = pickle.loads(hello)
     _core.become_subreaper()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

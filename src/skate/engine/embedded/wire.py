@@ -10,6 +10,7 @@ descriptor goes ahead of the packet's own, and ``G`` is all that the socket carr
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -105,7 +106,8 @@ def receive(sock: socket.socket, *, block: bool = True) -> tuple[bytes, list[int
     OutOfDescriptorsError if it cannot be taken now: then it is still there.
     """
     flags = socket.MSG_PEEK | (0 if block else socket.MSG_DONTWAIT)
-    room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+    fds = array.array("i")
+    room = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
     try:
         data, control, told, _ = sock.recvmsg(LARGE, room, flags)
     except ConnectionResetError:
@@ -121,28 +123,28 @@ def receive(sock: socket.socket, *, block: bool = True) -> tuple[bytes, list[int
         raise OutOfDescriptorsError(error.errno, os.strerror(error.errno)) from None
     if not data:
         return b"", []
-    fds = array.array("i")
-    for level, kind, payload in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    if told & socket.MSG_CTRUNC:
-        _close_all(fds)
-        raise OutOfDescriptorsError(errno.EMFILE, os.strerror(errno.EMFILE))
     try:
+        for level, kind, payload in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        if told & socket.MSG_CTRUNC:
+            raise OutOfDescriptorsError(errno.EMFILE, os.strerror(errno.EMFILE))
         _drop_packet(sock)
-    except OSError:
-        _close_all(fds)  # they come again with the packet
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if data == _BOXED and fds:
+            data = _unbox(fds.pop(0))
+        return data, list(fds)
+    except BaseException:  # the handler of a signal may raise, too
+        _close_all(fds)  # of a packet that stays they come again
         raise
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    found = list(fds)
-    if data == _BOXED and found:
-        data = _unbox(found.pop(0))
-    return data, found
 
 
 def receive_first(sock: socket.socket) -> tuple[bytes, list[int]]:
     """What a process begins with: while it cannot be taken, this waits, for a while."""
+    # Waited for before descriptors come with it: what interrupts this leaves none.
+    with contextlib.suppress(OSError):  # what is wrong is found below
+        sock.recv(1, socket.MSG_PEEK)
     until = time.monotonic() + _PATIENCE_S
     while True:
         try:
