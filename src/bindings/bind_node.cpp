@@ -227,6 +227,17 @@ void bind_node(nb::module_& m) {
       .def("postpone_interrupt", [](Node& node) { node.interrupts.postpone(); })
       .def("want_notices", [](Node& node) { node.work.want_notices(); })
       .def(
+          "serve_in_threads",
+          [](Node& node, const std::vector<u32>& threads) {
+            node.work.serve_in_threads(threads);
+          },
+          "threads"_a, "For each concurrency group, how many calls it runs at once.")
+      .def(
+          "serve_on_a_loop", [](Node& node) { return node.waits.serve_on_a_loop(); },
+          "This thread runs it. True: tell by loop_rests when it has nothing to run.")
+      .def(
+          "loop_rests", [](Node& node, bool on) { node.waits.loop_rests(on); }, "on"_a)
+      .def(
           "report_blocking",
           [](Node& node, bool on) { node.waits.report_blocking(on); }, "on"_a);
 }

@@ -2,6 +2,8 @@
 
 #include <time.h>
 
+#include <new>
+
 #include "node.hpp"
 
 namespace skate {
@@ -39,6 +41,7 @@ bool Cpus::take_free_token() {
 
 void Cpus::release_token() {
   settle();
+  if (untold_) tell_token_free();
   if (!has_token_) return;
   has_token_ = false;
   put_back(token_);
@@ -48,8 +51,18 @@ void Cpus::put_back(u32 token) {
   Session& session = *home_.session;
   if (!skate::put_back(session, token, home_.self.index)) return;
   // Pairs with the supervisor's look at the tokens after it has raised the flag.
-  if (session.cpus_wanted.load(std::memory_order_seq_cst) != 0)
+  if (session.cpus_wanted.load(std::memory_order_seq_cst) != 0) tell_token_free();
+}
+
+// Without memory to say it, it is said when one is put back again, or would be: who
+// puts one back is in the middle of something else.
+void Cpus::tell_token_free() noexcept {
+  untold_ = true;
+  try {
     home_.link.tell(Note::kTokenFree);
+    untold_ = false;
+  } catch (const std::bad_alloc&) {
+  }
 }
 
 // Tokens put into a hand

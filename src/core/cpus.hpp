@@ -42,6 +42,8 @@ class Cpus {
   bool take_token();
   void release_token();
   bool has_token() const { return has_token_; }
+  // There was no memory to say that a CPU is free: release_token says it.
+  bool has_to_tell() const { return untold_; }
   // Between two tasks: others may have a claim to the token.
   void stand_back();
   // A task that waited goes on.
@@ -60,6 +62,7 @@ class Cpus {
   bool take_free_token();
   void want(Hand what);
   void put_back(u32 token);
+  void tell_token_free() noexcept;
   bool settle();
   bool should_hope() const;
 
@@ -67,6 +70,7 @@ class Cpus {
   Home& home_;
   bool has_token_ = false;
   u32 token_ = 0;
+  bool untold_ = false;      // that one was put back which the supervisor wants
   Hand wants_ = kWantsNone;  // or may have been given it
   // Whether the queue is served while this process computes: see should_wake_others.
   bool watched_ = false;

@@ -7,6 +7,7 @@
 // either the reader sees that the block is leaving, or the spiller sees the pin.
 #pragma once
 
+#include <new>
 #include <vector>
 
 #include "limits.hpp"
@@ -39,7 +40,7 @@ class Pins {
     if (!free_.empty()) {
       slot = free_.back();
       free_.pop_back();
-    } else if (top_ < kPinSlots) {
+    } else if (top_ < kPinSlots && can_free(top_ + 1U)) {
       slot = top_++;
       table_->top.store(top_, std::memory_order_seq_cst);
     } else {
@@ -50,17 +51,28 @@ class Pins {
     return slot;
   }
 
-  void remove(u32 slot) {
+  void remove(u32 slot) noexcept {
     if (slot == kUnlisted) {
       table_->unlisted.fetch_sub(1, std::memory_order_release);
       return;
     }
     // Whoever sees it gone sees that nothing is read any more.
     table_->slots[slot].store(0, std::memory_order_release);
-    free_.push_back(slot);
+    free_.push_back(slot);  // it has room for all that were used
   }
 
  private:
+  // A view that goes must not need memory.
+  bool can_free(std::size_t slots) {
+    if (slots <= free_.capacity()) return true;
+    try {
+      free_.reserve(2 * slots);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    return true;
+  }
+
   PinTable* table_;
   u32 top_ = 0;
   std::vector<u32> free_;

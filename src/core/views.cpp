@@ -131,10 +131,7 @@ void Views::load(const Location& location, View& view) {
 void Views::close(ProcId proc, u32 pin) noexcept {
   if (node_.in_forked_child()) return;
   std::lock_guard lock(home_.mu);
-  try {
-    pins_.remove(pin);
-  } catch (const std::bad_alloc&) {  // one place less for pins
-  }
+  pins_.remove(pin);
   node_.arenas.close_view(proc);
 }
 

@@ -81,11 +81,16 @@ WaitResult Waits::wait(Lock& lock, i64 deadline_ns, const std::function<bool()>&
 
 // The end of a slice is none of the wait: others have the CPU still.
 void Waits::go_on() {
+  if (!has_left_cpu_) return;
+  const bool in_order = serves_ == Serves::kInOrder;
   // A leader that waits says so when it goes on; one that is idle does not.
-  if (!has_left_cpu_ || (leader_ && !idle_)) return;
+  if (in_order && leader_ && !idle_) return;
   node_.cpus.go_on();
   if (reports_blocking_) home_.link.tell(Note::kRunning);
   has_left_cpu_ = false;
+  if (in_order) return;
+  went_on_at_ = now_ns();
+  tell_followers();  // they look whether all wait again
 }
 
 void Waits::end_wait() {
@@ -108,6 +113,28 @@ WaitResult Waits::wait_a_moment(Lock& lock, i64 deadline_ns,
   }
   if (result == WaitResult::kReady || result == WaitResult::kEngineDied) go_on();
   return result;
+}
+
+void Waits::begin_call() {
+  if (serves_ == Serves::kInOrder) return;
+  try {
+    go_on();
+  } catch (const std::bad_alloc&) {  // the call comes before that
+  }
+}
+
+bool Waits::serve_on_a_loop() {
+  const Lock lock(home_.mu);
+  serves_ = Serves::kOnALoop;
+  loop_thread_ = std::this_thread::get_id();
+  return reports_blocking_;
+}
+
+void Waits::loop_rests(bool on) {
+  if (node_.in_forked_child()) return;
+  const Lock lock(home_.mu);
+  loop_rests_ = on;
+  if (!on) begin_call();
 }
 
 void Waits::begin_lease() {
@@ -154,11 +181,13 @@ WaitResult Waits::wait_a_slice(Lock& lock, i64 deadline_ns,
         waiting_since = now;
         tell_what_is_waited_for();
       }
+      const i64 pause = idle_ ? lend_cpu_while_idle(now) : kSlice;
       ++followers_;
       const auto status = followers_cv_->wait_for(
-          lock, std::chrono::nanoseconds(remaining_ns(deadline_ns, kSlice)));
+          lock, std::chrono::nanoseconds(remaining_ns(deadline_ns, pause)));
       --followers_;
-      if (status == std::cv_status::timeout) return WaitResult::kInterrupted;
+      if (status == std::cv_status::timeout && pause == kSlice)
+        return WaitResult::kInterrupted;
       continue;
     }
     if (!led) since = now;
@@ -366,6 +395,37 @@ void Waits::tell_what_is_waited_for() {
   Waiting::now_.told |= node_.explainer.tell_what_is_waited_for(since);
 }
 
+// Of a thread that is about to: whether whatever else runs calls here waits, too. Other
+// threads of the program's are not known, nor does a loop that rests wait for them.
+bool Waits::all_wait() const {
+  switch (serves_) {
+    case Serves::kInThreads:
+      return followers_ + 1 >= node_.work.num_running();
+    case Serves::kOnALoop:
+      return loop_rests_ || std::this_thread::get_id() == loop_thread_;
+    default:
+      return true;
+  }
+}
+
+// Under the lock: the order of what is told is that in which the flag changes.
+void Waits::lend_cpu() {
+  if (!has_left_cpu_ && reports_blocking_) home_.link.tell(Note::kBlocked);
+  has_left_cpu_ = true;
+}
+
+// A thread waits, and the main thread, which leads, has no call to give out. Not at
+// once: most waits are short, and the supervisor would be told of each twice. Returns
+// when to look again.
+i64 Waits::lend_cpu_while_idle(i64 now) {
+  constexpr i64 kPatience = 1'000'000;
+  if (!reports_blocking_ || has_left_cpu_ || serves_ == Serves::kInOrder) return kSlice;
+  const i64 quiet = now - std::max(Waiting::now_.since, went_on_at_);
+  if (quiet < kPatience || !all_wait()) return std::clamp(quiet, kPatience, kSlice);
+  lend_cpu();
+  return kSlice;
+}
+
 // User code is about to sleep in a skate call: others may use its CPU.
 void Waits::leave_cpu() {
   // Since its call began, however often it has looked since then: see best_offer.
@@ -374,9 +434,7 @@ void Waits::leave_cpu() {
   tell_what_is_waited_for();
   node_.work.set_state(ProcState::kBlocked);
   std::lock_guard lock(home_.mu);
-  // Under the lock: its order to kRunning is that in which the flag changes.
-  if (!has_left_cpu_ && reports_blocking_) home_.link.tell(Note::kBlocked);
-  has_left_cpu_ = true;
+  if (all_wait()) lend_cpu();
   node_.cpus.release_token();
   try {
     node_.backlog.flush();

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
+#include <thread>
 
 #include "forecast.hpp"
 #include "home.hpp"
@@ -80,6 +81,13 @@ class Waits {
 
   // The supervisor lends this process CPUs: tell it when user code blocks.
   void report_blocking(bool on) { reports_blocking_ = on; }
+  // How an actor runs its calls, if not one after the other on its main thread. It has
+  // lent its CPUs only while all that runs there waits.
+  void serve_in_threads() { serves_ = Serves::kInThreads; }
+  // On an event loop, which this thread runs. True: it must say when it rests.
+  bool serve_on_a_loop();
+  // Nothing is to run there until something comes. Without the lock.
+  void loop_rests(bool on);
 
   // For the other parts, with the lock held -------------------------------------------
 
@@ -97,6 +105,8 @@ class Waits {
   void wake_resting();
   // The program goes on after a wait.
   void go_on();
+  // A call is given out to a thread, or to the loop.
+  void begin_call();
   // A leased worker begins a task. The CPU is that of another lease than the one for
   // which a thread of the program, which may still wait, said that it is blocked.
   void begin_lease();
@@ -127,6 +137,9 @@ class Waits {
   FutexResult park(i64 timeout_ns, bool exactly = false);
   void note_arrival(i64 since);
   void tell_what_is_waited_for();
+  bool all_wait() const;
+  void lend_cpu();
+  i64 lend_cpu_while_idle(i64 now);
   void leave_cpu();
   void return_to_cpu();
   void wake_leader_for_any();
@@ -152,7 +165,11 @@ class Waits {
   u32 resting_ = 0;
   bool changed_ = false;
   bool reports_blocking_ = false;
-  bool has_left_cpu_ = false;  // a leader has, and its wait is not over
+  bool has_left_cpu_ = false;  // one that waits has, and its wait is not over
+  enum class Serves : u8 { kInOrder, kInThreads, kOnALoop } serves_ = Serves::kInOrder;
+  i64 went_on_at_ = 0;  // when it last said that it goes on
+  bool loop_rests_ = false;
+  std::thread::id loop_thread_;
   std::atomic<bool> kicked_{false};
 };
 

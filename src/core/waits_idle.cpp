@@ -61,8 +61,9 @@ bool Waits::idle(Lock& lock, Idling& idling, i64 deadline_ns) {
     }
   }
   // What could not be read, or whose queue could not be mapped, rings no bell when it
-  // can be.
-  const bool look_soon = node_.mail.has_unread() || node_.mail.waits_to_map();
+  // can be; nor does memory.
+  const bool look_soon =
+      node_.mail.has_unread() || node_.mail.waits_to_map() || node_.cpus.has_to_tell();
   const i64 asleep_since = now_ns();
   home_.me->doorbell.store(kAsleep, std::memory_order_seq_cst);
   if (is_pool && node_.work.work_waiting()) node_.cpus.hope();

@@ -129,13 +129,32 @@ WaitResult Work::next_notice(Incoming& out) {
 
 void Work::hand_out(const Incoming& call) {
   constructed_ |= (call.header.flags & kConstructor) != 0;
-  if (notices_) given_out_.insert(call.header.task_id);
+  if (notices_) {
+    const bool is_new = given_out_.insert(call.header.task_id).second;
+    if (is_new && call.header.group < groups_.size())
+      ++groups_[call.header.group].given_out;
+    node_.waits.begin_call();
+  }
   if ((call.header.flags & kLeased) != 0) node_.waits.begin_lease();
   note_arguments(call);
   note_no_task(*home_.me);
   note_task(call.header);
   note_running(*home_.me, call.header.task_id, call.header.attempt);
   set_state(ProcState::kRunning);
+}
+
+void Work::serve_in_threads(const std::vector<u32>& threads) {
+  const Lock lock(home_.mu);
+  groups_.resize(threads.size());
+  for (std::size_t i = 0; i < threads.size(); ++i) groups_[i].threads = threads[i];
+  node_.waits.serve_in_threads();
+}
+
+u32 Work::num_running() const {
+  u32 running = 0;
+  for (const Group& group : groups_)
+    running += std::min(group.threads, group.given_out);
+  return running;
 }
 
 void Work::tell_lease_done() {
@@ -168,7 +187,8 @@ void Work::finish(const Incoming& task, std::vector<Value>& values, bool retryab
     scratch_ += view_of(static_cast<u8>(retryable ? kRetryable : 0));
     node_.results.send(Message::kResult, task, values, scratch_);
   }
-  if (notices_) given_out_.erase(task_id);
+  if (notices_ && given_out_.erase(task_id) != 0 && task.header.group < groups_.size())
+    --groups_[task.header.group].given_out;
   if (task.header.num_deps != 0) call_ended(task_id);
   if (!cancelled_.empty() && cancelled_.erase(task_id) != 0) {
     node_.interrupts.withdraw(task_id);

@@ -57,6 +57,8 @@ class Work {
   void stay();
   // next_task also gives notices: for processes that run several calls at once.
   void want_notices() { notices_ = true; }
+  // ... in threads, so many for each group.
+  void serve_in_threads(const std::vector<u32>& threads);
   // Whether this process was told to end `task_id`, which it runs.
   bool is_cancelled(ObjectId task_id);
   // False: it was told to end the task, or the process that called has ended.
@@ -78,6 +80,8 @@ class Work {
   void cancel_here(ObjectId task_id, u64 attempt, u8 flags);
   // Of the task that runs: `by_interrupt`, whether it is to be interrupted.
   bool is_told_to_end(ObjectId task_id, bool by_interrupt) const;
+  // The calls that threads run, of those that were given out.
+  u32 num_running() const;
   // The calls that wait here: the place of one, or none.
   std::optional<u32> place_of_call(ObjectId task_id, bool counts);
   // Its death is being settled here, and all its calls have come: those that have not
@@ -119,6 +123,11 @@ class Work {
   // Of those that were given out and have not been finished; kept where there are
   // several.
   std::unordered_set<ObjectId> given_out_;
+  struct Group {
+    u32 threads = 0;
+    u32 given_out = 0;
+  };
+  std::vector<Group> groups_;               // of an actor that runs calls in threads
   std::unordered_set<ObjectId> cancelled_;  // tasks that run here
   // What those that were given out need of the store, in the bytes of their bodies, in
   // case their callers die.

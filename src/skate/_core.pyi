@@ -455,6 +455,16 @@ class Node:
 
     def want_notices(self) -> None: ...
 
+    def serve_in_threads(self, threads: Sequence[int]) -> None:
+        """For each concurrency group, how many calls it runs at once."""
+
+    def serve_on_a_loop(self) -> bool:
+        """
+        This thread runs it. True: tell by loop_rests when it has nothing to run.
+        """
+
+    def loop_rests(self, on: bool) -> None: ...
+
     def report_blocking(self, on: bool) -> None: ...
 
 class Call:

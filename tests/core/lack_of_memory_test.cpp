@@ -315,6 +315,82 @@ TEST(blocks_that_stay_while_memory_lacks_leave_later) {
   until([&] { return driver.store.allocate(45 << 20, kDriverId).has_value(); });
 }
 
+// Nobody else takes messages while it leads.
+TEST(a_worker_without_memory_to_say_that_its_cpu_is_free_says_so_later) {
+  failing_heap::refused = 0;
+  for (int said = 0; said < 16; ++said) {  // now and then words need memory
+    Fleet fleet;
+    fleet.start(kDriverId, false);
+    Node& worker = fleet.start(kFirst);
+    {
+      const Lock lock(worker.home.mu);
+      CHECK(worker.cpus.take_token());
+    }
+    worker.home.session->cpus_wanted.store(1);
+    for (int i = 0; i < said; ++i) worker.home.link.tell(Note::kTell, "x");
+    Incoming task;
+    failing_heap::too_long = kShort;
+    CHECK(worker.work.next_task(task, now_ns() + 10'000'000) != WaitResult::kReady);
+    failing_heap::too_long = SIZE_MAX;
+    CHECK(!worker.waits.has_leader());
+    CHECK(wait_for_task(worker, task, now_ns() + 10'000'000) == WaitResult::kTimeout);
+    until([&] { return fleet.heard(kFirst, Note::kTokenFree, ""); });
+  }
+  CHECK(failing_heap::refused > 0);
+}
+
+TEST(an_error_that_is_spread_while_memory_lacks_is_held_by_each_of_the_returns) {
+  constexpr u32 kReturns = 3;
+  failing_heap::refused = 0;
+  for (long allocations = 0; allocations < kMost; ++allocations) {
+    Fleet fleet;
+    Node& driver = fleet.start(kDriverId);
+    Node& worker = fleet.start(kFirst);
+    Task* const made = make_task(driver, kReturns);
+    const std::vector<ObjectId> results = submit_all(driver, made);
+    next(worker);
+    const ObjectId held = put(driver);
+    {
+      const Lock lock(driver.home.mu);
+      Value error;
+      error.kind = Value::Kind::kBlock;
+      error.block = *worker.store.allocate(1000, kDriverId);
+      error.is_error = true;
+      error.contained.push_back({held, held});
+      std::vector<Value> values{error};
+      CHECK(try_with(allocations, [&] { driver.endings.end(made, values); }));
+    }
+    for (const ObjectId id : results) CHECK(fails(driver, id));
+    until([&] { return driver.tasks.count() == 0; });
+    {
+      const Lock lock(driver.home.mu);
+      CHECK(driver.objects.find(held)->local == kReturns);
+    }
+    for (const ObjectId id : results) driver.objects.release(id);
+    until([&] {
+      driver.catch_up();
+      return driver.objects.counts().owned == 0;
+    });
+  }
+  CHECK(failing_heap::refused > 0);
+}
+
+TEST(a_view_that_goes_while_memory_lacks_keeps_no_place_for_its_pin) {
+  constexpr u32 kViews = 100;
+  Fleet fleet;
+  Node& driver = fleet.start(kDriverId);
+  Location block;
+  put_into(driver, driver, block);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<View> views;
+    for (u32 i = 0; i < kViews; ++i) views.push_back(driver.views.open(block));
+    allocations_left = 0;
+    for (const View& view : views) driver.views.close(view.proc, view.pin);
+    allocations_left = -1;
+  }
+  CHECK(driver.home.session->pins[kDriver].top.load() == kViews);
+}
+
 TEST(what_is_held_of_the_dead_is_told_though_memory_lacks_at_the_first) {
   failing_heap::refused = 0;
   for (int said = 0; said < 16; ++said) {  // now and then words need memory

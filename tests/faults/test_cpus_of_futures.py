@@ -82,3 +82,51 @@ def test_cpu_is_lent_while_a_future_is_pending_and_not_after(
     assert not wait_until(lambda: free_cpus() > 0, timeout=0.4)
     (tmp_path / "end").touch()
     skate.get(ref, timeout=30)
+
+
+class Threaded:
+    use_a_future = staticmethod(use_a_future)
+    compute = staticmethod(compute)
+
+    def wait_for(self, refs: list[skate.ObjectRef[int]]) -> int:
+        return skate.get(refs[0])
+
+
+class Async:
+    async def wait_for(self, refs: list[skate.ObjectRef[int]]) -> int:
+        return await refs[0]
+
+    async def compute(self, folder: Path) -> None:
+        compute(folder)
+
+
+@skate.remote(num_cpus=0)
+class Gate:
+    """Another actor, whose answer takes as long as the test wants."""
+
+    async def wait_until(self, path: Path) -> int:
+        import asyncio
+
+        while not path.exists():
+            await asyncio.sleep(0.01)
+        return 1
+
+
+@pytest.mark.parametrize("code", [Threaded, Async], ids=lambda f: f.__name__)
+def test_an_actor_has_its_cpu_while_one_call_computes_and_another_waits(
+    session: None, tmp_path: Path, code: type
+) -> None:
+    gate = Gate.remote()
+    ref = gate.wait_until.remote(tmp_path / "opened")
+    actor = skate.remote(num_cpus=1, max_concurrency=2)(code).remote()
+    waits = actor.wait_for.remote([ref])
+    assert wait_until(lambda: free_cpus() == 1)
+    computes = actor.compute.remote(tmp_path)
+    assert wait_until((tmp_path / "started").exists)
+    assert not wait_until(lambda: free_cpus() > 0, timeout=0.4)
+    (tmp_path / "end").touch()
+    skate.get(computes, timeout=30)
+    assert wait_until(lambda: free_cpus() == 1)
+    (tmp_path / "opened").touch()
+    assert skate.get(waits, timeout=30) == 1
+    assert wait_until(lambda: free_cpus() == 0)

@@ -23,6 +23,7 @@ from ...exceptions import ResourceError
 from .. import advice, serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
 from ..receiving import check_wait
+from .event_loop import new_loop
 from .processes import Cause
 from .streaming import check_generator, send_all
 
@@ -319,15 +320,17 @@ class _Threads:
         from concurrent.futures import ThreadPoolExecutor
 
         self._actor = actor
+        self._sizes = [code.max_concurrency, *code.groups]
         self._pools = [
             ThreadPoolExecutor(size, f"skate-actor-{group}")
-            for group, size in enumerate([code.max_concurrency, *code.groups])
+            for group, size in enumerate(self._sizes)
         ]
         self._have_threads: set[int] = set()  # groups
         self._waiting: dict[int, _core.Call] = {}  # for a thread
 
     def run(self) -> None:
         self._actor.runs_many()
+        self._actor.node.serve_in_threads(self._sizes)
         while (call := self._actor.node.next_task()) is not None:
             if call.notice == _CANCELLED:
                 waiting = self._waiting.pop(call.task_id, None)
@@ -376,7 +379,7 @@ class _Loop:
         self._limits = [
             asyncio.Semaphore(size) for size in (code.max_concurrency, *code.groups)
         ]
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop(actor.node)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rooms: dict[int, asyncio.Event] = {}  # of streams that wait
         self._no_more = False  # calls
