@@ -13,7 +13,7 @@ Cancels::Cancels(Node& node) : node_(node), home_(node.home) {}
 
 bool Cancels::cancel(ObjectId id, bool force, bool recursive) {
   std::lock_guard lock(home_.mu);
-  node_.mail.drain();
+  node_.mail.drain_fully();
   if (id.owner() != home_.self) {
     ask_to_cancel(id,
                   static_cast<u8>((force ? kForce : 0) | (recursive ? kRecursive : 0)));

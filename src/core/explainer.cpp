@@ -75,7 +75,7 @@ Explanation Explainer::explain_here(ObjectId id, bool counts) {
 
 std::optional<Explanation> Explainer::explain(ObjectId id, u32 process, bool counts) {
   Lock lock(home_.mu);
-  node_.mail.drain();
+  node_.mail.drain_fully();
   if (process == home_.self.index) return explain_here(id, counts);
   const ProcId asked = home_.at(process);
   if (node_.mail.reach(asked) == nullptr) return std::nullopt;

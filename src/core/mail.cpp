@@ -21,6 +21,8 @@ constexpr i64 kLookAgain = 20'000'000;
 // known, whatever it said before.
 constexpr u32 kMostAtOnce = 1024;
 constexpr u32 kMostOfSupervisor = Mail::kAll - 1;
+// Of what comes without end; a million results that wait are read in it.
+constexpr i64 kLongestDrain = 1'000'000'000;
 constexpr i64 kMapAgain = kLookAgain / 2;
 
 }  // namespace
@@ -171,6 +173,13 @@ void Mail::drain() {
   node_.tasks.run_ready();
   node_.backlog.flush();
   node_.waits.announce();
+}
+
+void Mail::drain_fully() {
+  const i64 until = now_ns() + kLongestDrain;
+  do {
+    drain();
+  } while (cut_short_ && now_ns() < until);
 }
 
 // Reads the rings of all who say that they have written.

@@ -68,8 +68,12 @@ class Mail {
   void send_goodbye(ProcId to, Message kind, std::string_view payload,
                     Ring ringing = Ring::kUsual);
   bool has_unsaid() const { return !unsaid_.empty(); }
-  // Reads all that has come, and does what follows from it.
+  // Reads what has come, and does what follows from it; of one that sends more than it
+  // should at once, a part.
   void drain();
+  // For those who do not come again for the rest, and yet must not overlook what has
+  // come before. Ends, too, where messages come faster than they are read.
+  void drain_fully();
   // False: a part of it could not be reached; see `shortage`. After `most` records the
   // rest is left, and marked as unread. kAll: it is dead, and this is the last time.
   static constexpr u32 kAll = ~0U;

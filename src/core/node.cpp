@@ -79,7 +79,7 @@ void Node::close() {
 
 void Node::catch_up() {
   std::lock_guard lock(home.mu);
-  mail.drain();
+  mail.drain_fully();
 }
 
 bool Node::needs_attention() const {

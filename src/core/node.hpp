@@ -90,7 +90,7 @@ class Node {
   }
   // Reads what has come, if anything has.
   void look_at_inbox() {
-    if (home.me->inbox_summary.load(std::memory_order_relaxed) != 0) mail.drain();
+    if (home.me->inbox_summary.load(std::memory_order_relaxed) != 0) mail.drain_fully();
   }
 
   Home home;

@@ -310,7 +310,7 @@ const Value& Objects::value_of(ObjectId id) {
 
 std::vector<ObjectInfo> Objects::list() {
   std::lock_guard lock(home_.mu);
-  node_.mail.drain();
+  node_.mail.drain_fully();
   std::vector<ObjectInfo> all;
   for_each([&](const Object& object) {
     if (object.kind == Object::Kind::kFunction) return;
@@ -327,7 +327,7 @@ std::vector<ObjectInfo> Objects::list() {
 
 Objects::Counts Objects::counts() {
   std::lock_guard lock(home_.mu);
-  node_.mail.drain();
+  node_.mail.drain_fully();
   return {owned_ - functions_ - actors_, borrowed_.size()};
 }
 

@@ -167,8 +167,11 @@ WaitResult Waits::wait_a_slice(Lock& lock, i64 deadline_ns,
     node_.mail.drain();
     if (ready()) return leave(WaitResult::kReady);
     if (home_.engine_died || home_.stopping) return WaitResult::kEngineDied;
-    if (deadline_ns >= 0 && now_ns() >= deadline_ns) return leave(WaitResult::kTimeout);
     const i64 now = now_ns();
+    if (deadline_ns >= 0 && now >= deadline_ns) {
+      node_.mail.drain_fully();
+      return leave(ready() ? WaitResult::kReady : WaitResult::kTimeout);
+    }
     if (began == 0) began = now;
     // Messages may come without end: a signal must not wait for the last.
     if (now - began >= kSlice) {

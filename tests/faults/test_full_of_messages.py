@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polling import wait_until
 
 import skate
 from skate.exceptions import ObjectStoreFullError, ResourceError
@@ -37,6 +38,9 @@ class Counter:
     def add(self, *parts: bytes) -> int:
         self.calls += 1
         return self.calls
+
+    def tell(self, path: Path) -> None:
+        path.touch()
 
 
 @skate.remote
@@ -141,3 +145,14 @@ def test_a_detached_actor_whose_code_does_not_fit_says_so(tmp_path: Path) -> Non
     finally:
         os.kill(pid, signal.SIGCONT)
     assert "could not be constructed: its code and arguments do not fit" in said
+
+
+def test_what_has_come_is_not_overlooked_however_much_it_is(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    counter = Counter.remote()
+    refs = [counter.add.remote() for _ in range(20_000)]
+    refs.append(counter.tell.remote(ended))
+    assert wait_until(ended.exists)  # and all calls before it
+    ready, rest = skate.wait(refs, num_returns=len(refs), timeout=0)
+    assert len(ready) == len(refs)
+    assert not rest
