@@ -128,10 +128,8 @@ ObjectId object_of(Node& node, const Unsealed& unsealed) {
 
 ObjectId lend(Node& node, PyObject* array, const Unsealed& unsealed) {
   auto* block = reinterpret_cast<BlockObject*>(unsealed.block);
-  if (!unsealed.lent) {
-    write_header(array, block);
-    block->lent = object_of(node, unsealed);
-  }
+  write_header(array, block);  // its shape or type may have been set since
+  if (!unsealed.lent) block->lent = object_of(node, unsealed);
   node.objects.acquire(block->lent);
   return block->lent;
 }

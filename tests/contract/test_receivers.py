@@ -242,6 +242,21 @@ def test_a_lent_array_stays_writable_and_each_call_sees_what_it_holds() -> None:
     ordinary[0] = 2
 
 
+@skate.remote
+def look_of(x: np.ndarray) -> tuple[tuple[int, ...], str]:
+    return x.shape, str(x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of setting them
+def test_a_lent_array_is_seen_as_it_is_now() -> None:
+    array = skate.empty((40, 60), np.float32)
+    assert skate.get(look_of.remote(skate.lend(array))) == ((40, 60), "float32")
+    array.shape = (60, 40)
+    assert skate.get(look_of.remote(skate.lend(array))) == ((60, 40), "float32")
+    array.dtype = np.int32  # type: ignore[misc]
+    assert skate.get(look_of.remote(skate.lend(array))) == ((60, 40), "int32")
+
+
 def test_a_lent_array_can_still_be_put_for_good() -> None:
     states = skate.empty(1000, np.float64)
     states[:] = 1.0
