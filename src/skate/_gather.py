@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._actor import ActorMethod
 from ._ref import ObjectRef
-from ._runtime import cancel_interrupted, current, engine_of, peek
+from ._runtime import cancel_interrupted, checked_timeout, current, engine_of, peek
 from ._stream import ObjectRefGenerator
 from ._task import RemoteFunction
 from .exceptions import GetTimeoutError
@@ -38,6 +38,7 @@ def as_completed(
     Raises:
         GetTimeoutError: while iterating, when ``timeout`` seconds have gone by.
         TypeError: something in ``refs`` is not an ObjectRef.
+        ValueError: ``timeout`` is negative.
     """
     return AsCompleted(refs, timeout)
 
@@ -53,7 +54,7 @@ class AsCompleted(Generic[W]):
     """
 
     def __init__(self, refs: Iterable[W], timeout: float | None) -> None:
-        self._timeout = timeout
+        self._timeout = None if timeout is None else checked_timeout(timeout)
         self._deadline: float | None = None  # runs from the first wait on
         self._engine: Engine | None = None
         self._watch: Watch | None = None
@@ -87,7 +88,9 @@ class AsCompleted(Generic[W]):
 
         Empty when ``timeout`` seconds have gone by, or nothing is left to wait for.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = (
+            None if timeout is None else time.monotonic() + checked_timeout(timeout)
+        )
         while not self._ready and self._waiting:
             self._wait(_remaining(deadline))
             if deadline is not None and time.monotonic() >= deadline:

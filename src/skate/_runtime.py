@@ -374,7 +374,7 @@ def get(refs: Any, timeout: float | None = None, *, copy: bool = False) -> Any:
         TypeError: ``refs`` is neither a ref nor a list of refs.
     """
     if timeout is not None:
-        _check_timeout(timeout)
+        timeout = checked_timeout(timeout)
     if type(refs) is ObjectRef:
         engine = engine_of(refs)
         try:
@@ -470,7 +470,7 @@ def wait(
             f"{type(refs).__name__}."
         )
     if timeout is not None:
-        _check_timeout(timeout)
+        timeout = checked_timeout(timeout)
     if not refs:
         return [], []
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
@@ -551,11 +551,15 @@ def cancel(
         )
 
 
-def _check_timeout(timeout: Any) -> None:
+_LONGEST_S = 1e9  # 30 years: what is longer, an integer of any size, is no less
+
+
+def checked_timeout(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout is seconds, a number or None, not {timeout!r}.")
     if not timeout >= 0:
         raise ValueError(f"timeout must be zero or more seconds, not {timeout!r}.")
+    return min(timeout, _LONGEST_S)
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndarray:

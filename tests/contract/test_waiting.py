@@ -81,6 +81,14 @@ def test_get_of_an_actor_is_a_type_error() -> None:
         skate.get(Counter.remote())  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400])
+def test_a_timeout_of_any_length_is_one(timeout: float) -> None:
+    ref = skate.put(1)
+    assert skate.get(ref, timeout=timeout) == 1
+    assert skate.wait([ref], timeout=timeout) == ([ref], [])
+    assert list(skate.as_completed([ref], timeout=timeout)) == [ref]
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan")])
 def test_a_negative_timeout_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="zero or more seconds"):
