@@ -90,6 +90,7 @@ nb::list processes(const Statistics& s) {
     d["waited"] = waited;
     d["waited_since"] = waits.since;
     d["waits_for_all"] = waits.kind == kWaitsForAll;
+    d["wait_ends"] = waits.ends;
     d["stack_fd"] = static_cast<int>(part.stack_fd.load(std::memory_order_acquire)) - 1;
     d["stack_count"] = part.stack_count.load(std::memory_order_acquire);
     d["stack_end"] = part.stack_end.load();

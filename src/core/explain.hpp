@@ -35,8 +35,9 @@ struct Explanation {
 class Wanted {
  public:
   enum Kind : u32 { kAll = kWaitsForAll, kSome = kWaitsForSome };
-  Wanted(const std::vector<ObjectId>& ids, Kind kind, const std::size_t* next = nullptr)
-      : ids(ids), kind(kind), next_(next), outer_(current()) {
+  Wanted(const std::vector<ObjectId>& ids, Kind kind, i64 deadline_ns,
+         const std::size_t* next = nullptr)
+      : ids(ids), kind(kind), ends(deadline_ns >= 0), next_(next), outer_(current()) {
     current() = this;
   }
   ~Wanted() { current() = outer_; }
@@ -48,6 +49,7 @@ class Wanted {
 
   const std::vector<ObjectId>& ids;
   const Kind kind;
+  const bool ends;  // at its deadline
 
  private:
   static const Wanted*& current() {

@@ -16,7 +16,8 @@ Explainer::Explainer(Node& node) : node_(node), home_(node.home) {}
 bool Explainer::tell_what_is_waited_for(u64 since) {
   const Wanted* wanted = Wanted::of_this_thread();
   if (wanted == nullptr) return false;
-  home_.trace.waits_for(wanted->kind, since, wanted->ids, wanted->first());
+  home_.trace.waits_for(wanted->kind, wanted->ends, since, wanted->ids,
+                        wanted->first());
   return true;
 }
 

@@ -38,7 +38,7 @@ WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& ne
   for (std::size_t i = next; i < ids.size(); ++i)
     if (ids[i].owner() != home_.self)
       if (Object* object = node_.objects.find(ids[i])) node_.answers.subscribe(*object);
-  const Wanted wanted(ids, Wanted::kAll, &next);
+  const Wanted wanted(ids, Wanted::kAll, deadline_ns, &next);
   return node_.waits.wait(lock, deadline_ns, std::ref(ready),
                           [&] { return results_missing(ids, next); });
 }
@@ -94,7 +94,7 @@ WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wa
     const bool may_suffice = node_.answers.num_changes() - seen >= wanted - found;
     return (!looked || may_suffice) && look_at_all();
   };
-  const Wanted waited(ids, Wanted::kSome);
+  const Wanted waited(ids, Wanted::kSome, deadline_ns);
   const WaitResult result = node_.waits.wait(lock, deadline_ns, std::ref(ready));
   if (result == WaitResult::kTimeout && seen != node_.answers.num_changes())
     look_at_all();

@@ -46,7 +46,7 @@ WaitResult Streams::next_item(ObjectId task, ObjectId& item, NextItem& next,
   WaitResult result = WaitResult::kReady;
   if (!look()) {
     const std::vector<ObjectId> producing{task};
-    const Wanted wanted(producing, Wanted::kSome);
+    const Wanted wanted(producing, Wanted::kSome, deadline_ns);
     result = node_.waits.wait(lock, deadline_ns, look);
   }
   if (result != WaitResult::kReady || next != NextItem::kItem) return result;

@@ -119,6 +119,7 @@ Waited read_waited(const TracePart& part) {
                             part.waited_low[k].load(std::memory_order_acquire)});
     waited.since = part.waited_since.load(std::memory_order_acquire);
     waited.kind = part.waited_kind.load(std::memory_order_acquire);
+    waited.ends = part.waited_ends.load(std::memory_order_acquire) != 0;
     if (version % 2 == 0 &&
         part.waited_version.load(std::memory_order_relaxed) == version)
       return waited;
@@ -261,7 +262,7 @@ std::size_t Trace::known() const {
          late_.size();
 }
 
-void Trace::waits_for(u32 kind, u64 since, const std::vector<ObjectId>& ids,
+void Trace::waits_for(u32 kind, bool ends, u64 since, const std::vector<ObjectId>& ids,
                       std::size_t first) {
   std::lock_guard lock(mutex_);
   const u32 version = part_.waited_version.load(std::memory_order_relaxed) | 1;
@@ -274,6 +275,7 @@ void Trace::waits_for(u32 kind, u64 since, const std::vector<ObjectId>& ids,
   }
   part_.waited_since.store(since, std::memory_order_release);
   part_.waited_kind.store(kind, std::memory_order_release);
+  part_.waited_ends.store(ends, std::memory_order_release);
   part_.num_waited.store(n, std::memory_order_release);
   // Pairs with the acquire load in read_waited.
   part_.waited_version.store(version + 1, std::memory_order_release);

@@ -73,6 +73,7 @@ struct alignas(4096) TracePart {
   // sequence lock as for events: odd while it is written.
   std::atomic<u32> waited_version;
   std::atomic<u32> num_waited, waited_kind;
+  std::atomic<u32> waited_ends;  // 1: at a deadline
   std::atomic<u64> waited_since;
   std::atomic<u64> waited_high[kMaxNamed], waited_low[kMaxNamed];
   // Stacks: a file that the process writes them to when it gets the signal.
@@ -160,6 +161,7 @@ void for_each_running(const TracePart& part, Use&& use) {
 
 struct Waited {
   u32 kind = kWaitsForAll;
+  bool ends = false;  // at its deadline
   u64 since = 0;
   std::vector<ObjectId> ids;  // the first of them
 };
@@ -229,7 +231,7 @@ class Trace {
     record(kind, 0, {0, count}, start == 0 ? now : start, now);
   }
   // For those who ask why this process goes on waiting: `ids` from `first` on.
-  void waits_for(u32 kind, u64 since, const std::vector<ObjectId>& ids,
+  void waits_for(u32 kind, bool ends, u64 since, const std::vector<ObjectId>& ids,
                  std::size_t first);
   void waits_no_more();
   void got(ObjectId task) {  // right after `waited`

@@ -463,7 +463,7 @@ TEST(a_reader_sees_what_is_waited_for_as_one_wait) {
     if (thread < 2) {  // several threads of a process may wait
       for (u64 i = 0; i < 20'000ULL * check::kLoad || looks.load() < 100; ++i) {
         const u64 n = 1 + i % (kMaxNamed + 2);
-        trace.waits_for(i % 2 == 0 ? kWaitsForAll : kWaitsForSome, i,
+        trace.waits_for(i % 2 == 0 ? kWaitsForAll : kWaitsForSome, i % 2 == 0, i,
                         std::vector<ObjectId>(n + 1, {i, ~i}), 1);
         if (i % 16 == 0) trace.waits_no_more();
       }
@@ -475,6 +475,7 @@ TEST(a_reader_sees_what_is_waited_for_as_one_wait) {
       CHECK(waited.ids.size() <= kMaxNamed);
       for (const ObjectId id : waited.ids) {
         CHECK(id.high == waited.since && id.low == ~waited.since);
+        CHECK(waited.ends == (waited.since % 2 == 0));
         CHECK(waited.kind == (waited.since % 2 == 0 ? kWaitsForAll : kWaitsForSome));
         CHECK(waited.ids.size() ==
               std::min<u64>(kMaxNamed, 1 + waited.since % (kMaxNamed + 2)));
@@ -489,7 +490,7 @@ TEST(a_process_that_was_killed_in_the_middle_of_a_write_leaves_a_part_for_the_ne
   {
     Trace trace(p.part);
     trace.submitted(0, id_of(1));
-    trace.waits_for(kWaitsForAll, 1, {id_of(1)}, 0);
+    trace.waits_for(kWaitsForAll, false, 1, {id_of(1)}, 0);
   }
   p.part.waited_version.fetch_add(1);
   p.part.events[1].id_low = 99;  // of an event that was not counted any more
@@ -497,7 +498,7 @@ TEST(a_process_that_was_killed_in_the_middle_of_a_write_leaves_a_part_for_the_ne
   begin_trace(p.part, {3, 2}, true, "");
   Trace next(p.part);
   CHECK(read_waited(p.part).ids.empty());
-  next.waits_for(kWaitsForSome, 2, {id_of(2)}, 0);
+  next.waits_for(kWaitsForSome, false, 2, {id_of(2)}, 0);
   CHECK(read_waited(p.part).ids == std::vector<ObjectId>{id_of(2)});
   u32 events = 0;
   for_each_event(p.part, [&](const SeenEvent&) { ++events; });

@@ -119,3 +119,29 @@ def test_an_item_that_has_not_come_is_explained_by_its_task() -> None:
     statuses = {row.task_status for row in state.list_objects()}
     assert "FAILED" not in statuses
     skate.cancel(stream, force=True)
+
+
+@skate.remote(num_cpus=1)
+class Alone:
+    def turn(self) -> None:
+        pass
+
+
+@skate.remote
+def wait_for_seconds(refs: list[skate.ObjectRef[None]], seconds: float) -> int:
+    return len(skate.wait(refs, timeout=seconds)[0])
+
+
+def test_a_task_that_goes_on_at_a_deadline_is_no_hang(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    alone = Alone.remote()
+    skate.get(alone.turn.remote())
+    never = sleep.options(num_cpus=2).remote(0)
+    assert skate.get(wait_for_seconds.remote([never], 5)) == 0
+    assert NOTHING_RUNS not in capfd.readouterr().err
+    with pytest.raises(GetTimeoutError):
+        skate.get(never, timeout=5)
+    report = capfd.readouterr().err
+    assert NOTHING_RUNS in report
+    assert "Free what is waited for." in report  # it has a timeout

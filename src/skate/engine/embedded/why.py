@@ -97,6 +97,8 @@ class Explainer:
                 return False
             if index == _core.DRIVER:
                 continue
+            if process["waited"] and process["wait_ends"]:  # at its deadline
+                return False
             running = len(self._running.get(index, ()))
             blocked = process["state"] == _ProcState.BLOCKED
             if process["state"] not in _QUIET:
@@ -118,11 +120,12 @@ class Explainer:
         lines = "the driver waits, and nothing runs that could end it:"
         self._branches(driver["waited"] if driver is not None else [], 1)
         text = "\n".join(self._lines)
-        advice = (
-            "Break the circle."
-            if self.found_cycle
-            else "Free what is waited for, or give the call a timeout."
-        )
+        if self.found_cycle:
+            advice = "Break the circle."
+        elif driver is not None and driver["wait_ends"]:
+            advice = "Free what is waited for."
+        else:
+            advice = "Free what is waited for, or give the call a timeout."
         return f"skate: {lines}\n{text}\n  {advice} Said once; see also skate.why(ref)."
 
     def _say(self, depth: int, text: str) -> None:
