@@ -116,11 +116,27 @@ void Answers::tell_again() {
   }
 }
 
-void Answers::subscribe(Object& object) {
-  if (object.ready || object.subscribed || object.id.owner() == home_.self) return;
-  node_.mail.send(object.id.owner(), Message::kSubscribe, view_of(object.id),
-                  Ring::kUrgent);
+bool Answers::subscribe(Object& object, bool at_once) {
+  if (object.ready || object.subscribed || object.id.owner() == home_.self)
+    return false;
+  std::string payload(view_of(object.id));
+  payload.push_back(static_cast<char>(at_once));
+  node_.mail.send(object.id.owner(), Message::kSubscribe, payload, Ring::kUrgent);
   object.subscribed = true;  // without memory for it, the next who asks does it
+  object.answered = false;
+  return at_once;
+}
+
+bool Answers::asks(ObjectId id, ProcId asker) const {
+  const auto it = asked_by_.find(asker);
+  return it != asked_by_.end() && it->second.contains(id);
+}
+
+void Answers::is_not_yet(ObjectId id) {
+  Object* const object = node_.objects.find(id);
+  if (object == nullptr) return;
+  object->answered = true;
+  node_.waits.changed();
 }
 
 void Answers::add_waiter(Object& object, const Waiter& waiter) {
@@ -148,7 +164,7 @@ void Answers::forget_waiter(ObjectId id) noexcept {
   });
 }
 
-void Answers::answer(ObjectId id, ProcId asker) {
+void Answers::answer(ObjectId id, ProcId asker, bool at_once) {
   Object* object = node_.objects.find(id);
   // An actor's new address, or that there is none, will be known when we have dealt
   // with the death of its process.
@@ -157,11 +173,17 @@ void Answers::answer(ObjectId id, ProcId asker) {
       !home_.lives(Reader(object->value.inline_bytes).pod<ProcId>()))
     object->ready = false;
   if (object != nullptr && !object->ready) {
-    Waiter waiter{Waiter::Kind::kProcess};
-    waiter.process = asker;
-    object->waiters.push_back(waiter);
-    asked_by_[asker].insert(id);
-    ++asked_values_;
+    // Who has let go of it and asks anew is told once, not as often as it has asked.
+    if (!asks(id, asker)) {
+      Waiter waiter{Waiter::Kind::kProcess};
+      waiter.process = asker;
+      if (object->waiters.size() == object->waiters.capacity())  // what begins can end
+        object->waiters.reserve(2 * object->waiters.size() + 1);
+      asked_by_[asker].insert(id);
+      object->waiters.push_back(waiter);
+      ++asked_values_;
+    }
+    if (at_once) node_.mail.send(asker, Message::kNotYet, view_of(id), Ring::kUrgent);
     return;
   }
   tell_value(id, object == nullptr ? lost_value() : object->value, asker);

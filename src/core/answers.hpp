@@ -23,8 +23,10 @@ class Answers {
 
   // All with the lock held.
 
-  void resolve(Object& object);    // it has a value: tell those who wait
-  void subscribe(Object& object);  // ask its owner, who has another process
+  void resolve(Object& object);  // it has a value: tell those who wait
+  // Ask its owner, who has another process. `at_once`: the owner says it too if there
+  // is no value yet. Whether that was asked now.
+  bool subscribe(Object& object, bool at_once = false);
   void add_waiter(Object& object, const Waiter& waiter);
   // A task that waited for it has been cancelled, or a watch's tag taken out.
   void forget_waiter(ObjectId id) noexcept;
@@ -40,8 +42,9 @@ class Answers {
   void is_lost() { ++changes_; }
 
   // Messages.
-  void answer(ObjectId id, ProcId asker);        // kSubscribe
-  void take_answer(ObjectId id, Value&& value);  // kValue
+  void answer(ObjectId id, ProcId asker, bool at_once);  // kSubscribe
+  void is_not_yet(ObjectId id);                          // kNotYet
+  void take_answer(ObjectId id, Value&& value);          // kValue
   void forget_asker(ProcId dead);
 
  private:
@@ -49,6 +52,7 @@ class Answers {
   void tell_value(ObjectId id, const Value& value, ProcId to);
   void tell_all(Object& object);
   void list_untold(ObjectId id) noexcept;
+  bool asks(ObjectId id, ProcId asker) const;
   void has_told(ObjectId id, ProcId asker);
 
   Node& node_;

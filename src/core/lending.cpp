@@ -35,8 +35,8 @@ void Lending::add_borrow(ObjectId id, ProcId by) {
       ++borrow.count;
       return;
     }
+  lent_to_[by].insert(id);  // without memory for it, the message is read again
   object->borrowers.push_back({by, 1});
-  lent_to_[by].insert(id);
 }
 
 void Lending::end_borrow(ObjectId id, ProcId by) {

@@ -46,6 +46,7 @@ enum class Message : u16 {
   kActorAdopted,   // the answer: you may let go of what that call needs
   kCancel,         // owner -> worker: end this attempt, or do not start it
   kCancelObject,   // borrower -> owner: cancel the task that makes this object
+  kNotYet,         // owner -> borrower, who asked to hear it: there is no value yet
 };
 
 // How far the forgetting of a dead process goes.

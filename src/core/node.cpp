@@ -149,8 +149,13 @@ void Node::handle(Peer& from, Message message, Reader reader) {
     case Message::kReturn:
       lending.end_borrow(reader.pod<ObjectId>(), from.id);
       break;
-    case Message::kSubscribe:
-      answers.answer(reader.pod<ObjectId>(), from.id);
+    case Message::kSubscribe: {
+      const ObjectId id = reader.pod<ObjectId>();
+      answers.answer(id, from.id, reader.pod<u8>() != 0);
+      break;
+    }
+    case Message::kNotYet:
+      answers.is_not_yet(reader.pod<ObjectId>());
       break;
     case Message::kValue: {
       const ObjectId id = reader.pod<ObjectId>();

@@ -41,6 +41,7 @@ struct Object {
   Kind kind = Kind::kFree;
   bool ready = false;
   bool subscribed = false;  // borrowed: the owner was asked for the value
+  bool answered = false;    // borrowed: it has said that there is none yet
   bool shared = false;      // owned: its id has left this process
   bool given = false;       // owned: kept here too, but the driver frees its value
   bool untold = false;      // who waits could not be told yet

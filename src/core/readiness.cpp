@@ -8,7 +8,33 @@
 
 namespace skate {
 
+namespace {
+
+// Who asks an owner for the first time has its answer after a few microseconds; so long
+// it is waited for, past a deadline too. Else who looks anew each time would never see.
+constexpr i64 kFirstAnswer = 20'000'000;
+constexpr i64 kForEach = 2'000;  // more, of many
+
+bool is_soon(i64 deadline_ns) {
+  return deadline_ns >= 0 && deadline_ns - now_ns() < kFirstAnswer;
+}
+
+}  // namespace
+
 Readiness::Readiness(Node& node) : node_(node), home_(node.home) {}
+
+// Those who were asked have said what they know, or the patience with them is over.
+WaitResult Readiness::hear_first_answers(Lock& lock, std::vector<ObjectId>& asked) {
+  const i64 patience = kFirstAnswer + kForEach * static_cast<i64>(asked.size());
+  const auto has_answer = [&](ObjectId id) {
+    const Object* object = node_.objects.find(id);
+    return object == nullptr || object->ready || object->answered;
+  };
+  return node_.waits.wait(lock, now_ns() + patience, [&] {
+    while (!asked.empty() && has_answer(asked.back())) asked.pop_back();
+    return asked.empty();
+  });
+}
 
 WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
                                i64 deadline_ns) {
@@ -35,12 +61,19 @@ WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& ne
     return false;
   };
   if (ready()) return WaitResult::kReady;
+  std::vector<ObjectId> asked;
   for (std::size_t i = next; i < ids.size(); ++i)
     if (ids[i].owner() != home_.self)
-      if (Object* object = node_.objects.find(ids[i])) node_.answers.subscribe(*object);
+      if (Object* object = node_.objects.find(ids[i]))
+        if (node_.answers.subscribe(*object, is_soon(deadline_ns)))
+          asked.push_back(ids[i]);
   const Wanted wanted(ids, Wanted::kAll, deadline_ns, &next);
-  return node_.waits.wait(lock, deadline_ns, std::ref(ready),
-                          [&] { return results_missing(ids, next); });
+  const WaitResult result = node_.waits.wait(
+      lock, deadline_ns, std::ref(ready), [&] { return results_missing(ids, next); });
+  if (result != WaitResult::kTimeout || asked.empty()) return result;
+  if (hear_first_answers(lock, asked) == WaitResult::kEngineDied)
+    return WaitResult::kEngineDied;
+  return ready() ? WaitResult::kReady : WaitResult::kTimeout;
 }
 
 // How many results must come at least before all of `ids`, from `next` on, have a
@@ -75,6 +108,7 @@ WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wa
                                 std::vector<bool>& flags, i64 deadline_ns) {
   Lock lock(home_.mu);
   bool looked = false;
+  std::vector<ObjectId> asked;
   std::size_t found = 0;
   u64 seen = 0;
   const auto look_at_all = [&] {
@@ -84,7 +118,9 @@ WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wa
       Object* object = node_.objects.find(ids[i]);
       flags[i] = object == nullptr || object->ready;
       found += flags[i];
-      if (!flags[i] && !looked) node_.answers.subscribe(*object);
+      if (!flags[i] && !looked &&
+          node_.answers.subscribe(*object, is_soon(deadline_ns)))
+        asked.push_back(ids[i]);
     }
     looked = true;
     return found >= wanted;
@@ -96,6 +132,9 @@ WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wa
   };
   const Wanted waited(ids, Wanted::kSome, deadline_ns);
   const WaitResult result = node_.waits.wait(lock, deadline_ns, std::ref(ready));
+  if (result == WaitResult::kTimeout && !asked.empty() &&
+      hear_first_answers(lock, asked) == WaitResult::kEngineDied)
+    return WaitResult::kEngineDied;
   if (result == WaitResult::kTimeout && seen != node_.answers.num_changes())
     look_at_all();
   return result;

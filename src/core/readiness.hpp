@@ -36,6 +36,7 @@ class Readiness {
   bool all_distinct(const std::vector<ObjectId>& ids);
 
  private:
+  WaitResult hear_first_answers(Lock& lock, std::vector<ObjectId>& asked);
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);
 
   Node& node_;

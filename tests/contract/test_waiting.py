@@ -81,7 +81,32 @@ def test_get_of_an_actor_is_a_type_error() -> None:
         skate.get(Counter.remote())  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("timeout", [float("inf"), 10**400])
+@skate.remote
+def look(refs: list[skate.ObjectRef[Any]]) -> int:
+    return len(skate.wait(refs, num_returns=len(refs), timeout=0)[0])
+
+
+@skate.remote
+def get_at_once(refs: list[skate.ObjectRef[Any]]) -> list[Any]:
+    return skate.get(refs, timeout=0)
+
+
+def test_a_task_that_only_looks_sees_the_values_that_are_there() -> None:
+    result = identity.remote(7)
+    skate.get(result)
+    for refs in ([result], [skate.put(7), result]):
+        assert skate.get(look.remote(refs)) == len(refs)
+        assert skate.get(get_at_once.remote(refs)) == [7] * len(refs)
+    signal = Signal.remote()
+    late = wait_for.remote(signal)
+    for _ in range(3):
+        assert skate.get(look.remote([late])) == 0
+    skate.get(signal.set.remote())
+    skate.get(late)
+    assert skate.get(look.remote([late])) == 1
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400], ids=["inf", "huge"])
 def test_a_timeout_of_any_length_is_one(timeout: float) -> None:
     ref = skate.put(1)
     assert skate.get(ref, timeout=timeout) == 1

@@ -112,7 +112,7 @@ TEST(however_many_cannot_be_told_of_a_value_each_is_tried_once_at_a_time) {
   {
     const Lock lock(node.home.mu);
     for (const ProcId asker : {kDeaf, kOther, kThird})
-      node.answers.answer(result, asker);
+      node.answers.answer(result, asker, false);
   }
   fill_to_the_brim(node, {kDeaf, kOther, kThird});
   CHECK(node.cancels.cancel(result, false, false));
