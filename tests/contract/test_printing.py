@@ -173,6 +173,19 @@ def test_text_without_an_end_is_shown_though_its_process_ends_at_once(
     assert "half" in printed(capfd)
 
 
+@pytest.mark.differs(inline="tasks have the streams of the driver, here pytest's")
+@pytest.mark.differs(ray="Ray's have the names of its log files")
+def test_the_streams_of_a_task_have_the_names_and_modes_of_pythons_own(
+    start: Start,
+) -> None:
+    @skate.remote
+    def look() -> list[tuple[str, str]]:
+        return [(each.name, each.mode) for each in (sys.stdout, sys.stderr)]
+
+    start(num_cpus=1)
+    assert skate.get(look.remote()) == [("<stdout>", "w"), ("<stderr>", "w")]
+
+
 @pytest.mark.differs(inline="tasks run in the driver, and print as it does")
 def test_log_to_driver_false_shows_nothing_of_workers(
     start: Start, capfd: pytest.CaptureFixture[str]

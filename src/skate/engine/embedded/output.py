@@ -78,6 +78,8 @@ class _Text(io.TextIOWrapper):
     then its task may have ended, so its name is kept with it.
     """
 
+    mode = "w"  # as that of Python's own
+
     def __init__(self, fd: int, name: Callable[[], str]) -> None:
         self._name = name
         self._marked = _Marked(fd, name)
@@ -142,9 +144,13 @@ class _Marked(io.RawIOBase):
 
     def __init__(self, fd: int, name: Callable[[], str]) -> None:
         self._fd = fd
-        self._name = name
+        self._running = name
         self._last = ""
         self.partial_by = ""  # not the calling thread: see _Text
+
+    @property
+    def name(self) -> str:
+        return "<stdout>" if self._fd == STDOUT else "<stderr>"
 
     def writable(self) -> bool:
         return True
@@ -154,7 +160,7 @@ class _Marked(io.RawIOBase):
 
     # Any: io's own type for it is newer than the oldest Python that skate supports.
     def write(self, data: Any, /) -> int:
-        name = self.partial_by or self._name()
+        name = self.partial_by or self._running()
         whole = bytes(data)
         if name != self._last:
             self._last = name
