@@ -201,6 +201,9 @@ void on_unraisable(Node& node, nb::handle otherwise, nb::handle what) {
 }  // namespace
 
 void bind_calls(nb::module_& m, nb::class_<Node>& node) {
+  m.def("flush_before_answer", &flush_before_answer, "flush"_a,
+        nb::sig("def flush_before_answer(flush: Callable[[], None]) -> None"),
+        "Call this once, before the next answer of a call is sent.");
   nb::class_<Call>(m, "Call", "A task that this worker was given.")
       .def_prop_ro("task_id", [](const Call& c) { return c.header().task_id; })
       .def_prop_ro("function_id", [](const Call& c) { return c.header().function_id; })

@@ -29,9 +29,21 @@ inline void end_forked_child(Node& node, int status = 0) {
   ::_exit(status);
 }
 
-// What a call has come to is sent when there is memory for it: whoever waits for
-// answers may be stopped.
+// What writes out the text that has no line's end yet, if there is such text. Guarded
+// by the GIL.
+inline PyObject* held_back_text = nullptr;
+
+inline void flush_before_answer(nb::handle flush) {
+  Py_XDECREF(std::exchange(held_back_text, flush.inc_ref().ptr()));
+}
+
+// What a call has come to is sent after all that it printed, and when there is memory
+// for it: whoever waits for answers may be stopped.
 inline void wait_to_answer(Node& node) {
+  if (held_back_text != nullptr) {
+    const nb::object flush = nb::steal(std::exchange(held_back_text, nullptr));
+    flush();
+  }
   if (!node.store.is_crowded()) return;
   for (;;) {
     {

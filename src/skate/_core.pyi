@@ -467,6 +467,9 @@ class Node:
 
     def report_blocking(self, on: bool) -> None: ...
 
+def flush_before_answer(flush: Callable[[], None]) -> None:
+    """Call this once, before the next answer of a call is sent."""
+
 class Call:
     """A task that this worker was given."""
 

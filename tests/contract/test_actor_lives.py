@@ -419,6 +419,55 @@ def test_an_actor_that_exits_gives_its_cpu_back_whatever_is_cancelled() -> None:
     assert wait_until(lambda: free_cpus() == before, 30)
 
 
+class Writer:
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w")
+        self.gone = path.with_suffix(".gone")
+
+    def write(self, text: str) -> None:
+        self.file.write(text)
+
+    def leave(self) -> None:
+        exit_actor()
+
+    def __del__(self) -> None:
+        self.gone.touch()
+
+
+class AsyncWriter(Writer):
+    async def write(self, text: str) -> None:  # type: ignore[override]
+        self.file.write(text)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("end", ["the last handle goes", "exit_actor"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        skate.remote(Writer),
+        skate.remote(max_concurrency=2)(Writer),
+        skate.remote(AsyncWriter),
+    ],
+    ids=["in order", "threaded", "async"],
+)
+def test_what_an_actor_wrote_is_in_its_file_when_it_has_ended(
+    kind: Any, end: str, tmp_path: Path
+) -> None:
+    actor = kind.remote(tmp_path / "file.txt")
+    skate.get(actor.write.remote("a line"))
+    if end == "exit_actor":
+        with pytest.raises(ActorDiedError):
+            skate.get(actor.leave.remote())
+    del actor
+
+    def is_written() -> bool:
+        assert skate.get(identity.remote(True))  # the inline engine goes on in here
+        return (tmp_path / "file.txt").read_text() == "a line"
+
+    assert wait_until(is_written)
+    assert (tmp_path / "file.gone").exists()
+
+
 def test_exit_actor_is_for_actors() -> None:
     with pytest.raises(TypeError, match=r"skate\.kill"):
         exit_actor()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from helpers import Signal
@@ -139,6 +139,51 @@ def test_text_without_an_end_is_shown_under_the_name_of_its_task(
         assert out.startswith("half")
     else:
         assert out.startswith(f"(ask pid={pid}) half\n")
+
+
+@pytest.mark.differs(ray=OWN)
+@pytest.mark.parametrize("kind", ["task", "actor", "stream", "failure"])
+def test_text_without_an_end_is_shown_though_its_process_ends_at_once(
+    start: Start, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    @skate.remote
+    def ask(error: bool = False) -> None:
+        print("half", end="")
+        if error:
+            raise ValueError("no")
+
+    @skate.remote(num_returns="streaming")
+    def ask_twice() -> Iterator[int]:
+        print("half", end="")
+        yield 1
+        print(" a line", end="")
+
+    start(num_cpus=1)
+    if kind == "task":
+        skate.get(ask.remote())
+    elif kind == "failure":
+        with pytest.raises(ValueError, match="no"):
+            skate.get(ask.remote(error=True))
+    elif kind == "stream":
+        assert len(list(ask_twice.remote())) == 1
+    else:
+        talker = Talker.remote()
+        skate.get(talker.say.remote("half", end=""))
+        skate.kill(talker)
+    assert "half" in printed(capfd)
+
+
+@pytest.mark.differs(inline="tasks have the streams of the driver, here pytest's")
+@pytest.mark.differs(ray="Ray's have the names of its log files")
+def test_the_streams_of_a_task_have_the_names_and_modes_of_pythons_own(
+    start: Start,
+) -> None:
+    @skate.remote
+    def look() -> list[tuple[str, str]]:
+        return [(each.name, each.mode) for each in (sys.stdout, sys.stderr)]
+
+    start(num_cpus=1)
+    assert skate.get(look.remote()) == [("<stdout>", "w"), ("<stderr>", "w")]
 
 
 @pytest.mark.differs(inline="tasks run in the driver, and print as it does")

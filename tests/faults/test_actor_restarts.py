@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import alive
 from workload import Log, Relay
 
 import skate
@@ -202,6 +203,28 @@ def test_exit_handlers_of_an_actor_run_when_it_ends(
             actor.__ray_terminate__.remote()
         del actor
         wait_until(path.exists)
+
+
+def test_an_actor_whose_object_raises_at_its_end_has_ended(
+    session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @skate.remote
+    class Raises:
+        def __init__(self) -> None:
+            self.me = self  # only the collector finds it
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def __del__(self) -> None:
+            raise SystemExit("not today")
+
+    actor = Raises.remote()
+    pid = skate.get(actor.pid.remote(), timeout=60)
+    del actor
+    wait_until(lambda: not alive(pid))
+    skate.shutdown()
+    assert "not today" in capfd.readouterr().err
 
 
 def test_a_detached_actor_survives_the_death_of_the_worker_that_made_it(

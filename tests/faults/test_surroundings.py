@@ -54,6 +54,23 @@ def run(program: str, *prefix: str, cgroup: list[Path] | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("paths", [None, "/one:/two"])
+def test_tasks_have_the_python_path_of_the_driver(
+    monkeypatch: pytest.MonkeyPatch, paths: str | None
+) -> None:
+    if paths is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", paths)
+
+    @skate.remote
+    def look() -> str | None:
+        return os.environ.get("PYTHONPATH")
+
+    with skate.init("embedded", num_cpus=1):
+        assert skate.get(look.remote(), timeout=60) == paths
+
+
 # Signals ----------------------------------------------------------------------------
 
 

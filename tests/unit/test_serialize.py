@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import pickle
+import signal
 import threading
 from typing import Any
 
@@ -107,6 +109,54 @@ def make_default(lock: Any) -> Any:
 def test_the_part_that_cannot_be_pickled_is_named(value: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         serialize.dumps(value)
+
+
+class Slow:
+    """A signal comes while this is pickled."""
+
+    def __reduce__(self) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        return int, ()
+
+
+class Caller:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.on_signal(number, frame)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        Caller(TimeoutError("late")),
+        Caller(TypeError("late")).on_signal,
+        functools.partial(Caller.on_signal, Caller(TimeoutError("late"))),
+    ],
+    ids=["object", "method", "partial"],
+)
+@pytest.mark.parametrize(
+    "pickle_it",
+    [
+        lambda slow: serialize.dumps([slow]),
+        lambda slow: serialize.dumps_function(lambda: slow, "a function"),
+        lambda slow: serialize.find_culprit([slow]),
+    ],
+    ids=["value", "function", "looking for the culprit"],
+)
+def test_what_a_signals_handler_raises_is_not_taken_for_a_reducers(
+    handler: Any, pickle_it: Any
+) -> None:
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises((TimeoutError, TypeError), match=r"^late$"):
+            pickle_it(Slow())
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ that is called skate, and skate in one that is called anything.
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
+import traceback
 from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,6 +37,23 @@ def is_of_engine(filename: str) -> bool:
     Not the building blocks: a run of ``skate.rl`` is made of their frames.
     """
     return filename.startswith(_ENGINE)
+
+
+def is_of_handler(error: BaseException) -> bool:
+    """Whether a signal's handler raised it, or called what did."""
+    ran = {f.f_code for f, _ in traceback.walk_tb(error.__traceback__)}
+    ran = {code for code in ran if not is_of_engine(code.co_filename)}
+    if not ran:  # to ask for all handlers takes some time
+        return False
+    handlers = (signal.getsignal(number) for number in signal.valid_signals())
+    return any(_code_of(handler) in ran for handler in handlers if callable(handler))
+
+
+def _code_of(handler: Callable[..., object]) -> object:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    code = getattr(handler, "__code__", None)
+    return code or getattr(type(handler).__call__, "__code__", None)
 
 
 def is_of_library(filename: str) -> bool:

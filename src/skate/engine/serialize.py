@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._importable import find_global
 from .._ref import ObjectRef, capture_refs, restore_refs
 from ..exceptions import RemoteTraceback, SkateError, TaskError
-from .frames import is_of_engine
+from .frames import is_of_engine, is_of_handler
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,9 @@ def dumps(value: Any, what: str = "the value") -> Packed:
         # Other processes have another __main__: what it defines must go by value.
         if b"__main__" not in header and not _registered_by_value():
             return Packed(header, buffers, refs)
-    except Exception:  # any reducer may raise anything
-        pass
+    except Exception as error:  # any reducer may raise anything
+        if is_of_handler(error):
+            raise
     return _cloud_dumps(value, what)
 
 
@@ -89,6 +90,8 @@ def _cloud_dumps(value: Any, what: str) -> Packed:
             _add_reducers(pickler)
             pickler.dump(value)
         except Exception as error:
+            if is_of_handler(error):
+                raise
             raise _unpicklable(what, value, error) from error
     return Packed(file.getvalue(), buffers, refs)
 
@@ -301,6 +304,8 @@ def explain_arguments(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
 ) -> TypeError:
     """The error for a call of ``name`` with an argument that cannot be pickled."""
+    if is_of_handler(error):
+        raise error
     numbered = ((f"argument {index}", arg) for index, arg in enumerate(args))
     named = ((f"argument {key!r}", arg) for key, arg in kwargs.items())
     for label, arg in itertools.chain(numbered, named):
@@ -369,6 +374,8 @@ def _pickling_error(value: Any) -> Exception | None:
             _add_reducers(pickler)
             pickler.dump(value)
         except Exception as error:  # any reducer may raise anything
+            if is_of_handler(error):
+                raise
             return error
     return None
 

@@ -71,6 +71,9 @@ class ActorProcess:
         if not self.leaving:
             self._tell("ends", Cause.OUT_OF_SCOPE)
 
+    def let_go(self) -> None:
+        self._object = None
+
     def _serve(self, code: ActorCode) -> None:
         if code.receiver is not None:
             _Receiver(self, code, code.receiver).run()
@@ -333,8 +336,7 @@ class _Threads:
         self._actor.node.serve_in_threads(self._sizes)
         while (call := self._actor.node.next_task()) is not None:
             if call.notice == _CANCELLED:
-                waiting = self._waiting.pop(call.task_id, None)
-                if waiting is not None:
+                if (waiting := self._waiting.pop(call.task_id, None)) is not None:
                     waiting.fail_cancelled()
                     del waiting
             elif not call.notice:
@@ -360,8 +362,7 @@ class _Threads:
             call.fail(serialize.dump_system_error(refusal), [], False)
 
     def _run(self, task_id: int) -> None:
-        call = self._waiting.pop(task_id, None)
-        if call is None:  # it was cancelled
+        if (call := self._waiting.pop(task_id, None)) is None:  # it was cancelled
             return
         try:
             self._actor.run_call(call)
@@ -466,8 +467,7 @@ class _Loop:
 
     def _notice(self, kind: int, task_id: int) -> None:
         if kind == _CANCELLED:
-            task = self._tasks.get(task_id)
-            if task is not None:
+            if (task := self._tasks.get(task_id)) is not None:
                 task.cancel()
         elif task_id in self._rooms:
             self._rooms[task_id].set()

@@ -272,11 +272,8 @@ def _python_flags() -> list[str]:
 
 
 def _environment(session_id: str) -> dict[str, str]:
-    """Let the supervisor find the skate that this process runs, wherever it is."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    python_path = os.pathsep.join(dict.fromkeys(paths))
-    found = {**os.environ, "PYTHONPATH": python_path, leftovers.MARK: session_id}
+    """The driver's own: tasks see it, and what they start. ``boot`` finds skate."""
+    found = {**os.environ, leftovers.MARK: session_id}
     # Of another session's worker, which has started this program: no mark of ours.
     found.pop(leftovers.WORKER_MARK, None)
     return found

@@ -68,13 +68,17 @@ def redirect_worker(fds: list[int], name: Callable[[], str]) -> None:
     _core.line_buffer_stdout()
     sys.stdout = sys.__stdout__ = _Text(STDOUT, name)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _Text(STDERR, name)  # type: ignore[misc]
+    _texts.extend((sys.stdout, sys.stderr))
 
 
 class _Text(io.TextIOWrapper):
     """Line-buffered; what has no line's end yet goes out a moment later.
 
-    By then its task may have ended, so its name is kept with it.
+    Or before the next answer of a call: then the process may be ended at any time. By
+    then its task may have ended, so its name is kept with it.
     """
+
+    mode = "w"  # as that of Python's own
 
     def __init__(self, fd: int, name: Callable[[], str]) -> None:
         self._name = name
@@ -99,6 +103,7 @@ class _Text(io.TextIOWrapper):
             self._partial_by = ""
             return count
         self._partial_by = name
+        _core.flush_before_answer(_flush_partial)
         if self._timer is None:
             self._timer = threading.Timer(_PARTIAL_S, self._on_timer)
             self._timer.daemon = True
@@ -112,6 +117,11 @@ class _Text(io.TextIOWrapper):
         self._timer = None
         self.flush()
 
+    def flush_partial(self) -> None:
+        if self._partial_by:
+            with contextlib.suppress(OSError, ValueError):  # it may be closed
+                self.flush()
+
     def flush(self) -> None:
         # Taken first: another thread may print more meanwhile.
         self._marked.partial_by, self._partial_by = self._partial_by, ""
@@ -121,14 +131,26 @@ class _Text(io.TextIOWrapper):
             self._marked.partial_by = ""
 
 
+_texts: list[_Text] = []
+
+
+def _flush_partial() -> None:
+    for text in _texts:
+        text.flush_partial()
+
+
 class _Marked(io.RawIOBase):
     """Writes a mark with the task's name before the text of another task."""
 
     def __init__(self, fd: int, name: Callable[[], str]) -> None:
         self._fd = fd
-        self._name = name
+        self._running = name
         self._last = ""
         self.partial_by = ""  # not the calling thread: see _Text
+
+    @property
+    def name(self) -> str:
+        return "<stdout>" if self._fd == STDOUT else "<stderr>"
 
     def writable(self) -> bool:
         return True
@@ -138,7 +160,7 @@ class _Marked(io.RawIOBase):
 
     # Any: io's own type for it is newer than the oldest Python that skate supports.
     def write(self, data: Any, /) -> int:
-        name = self.partial_by or self._name()
+        name = self.partial_by or self._running()
         whole = bytes(data)
         if name != self._last:
             self._last = name

@@ -84,16 +84,23 @@ def main(
         _thread.start_new_thread(_end_when_told, (worker,))
     node.tell(pickle.dumps(("ready",)))
     status = 0
+    actor = None
     try:
         if order["actor_id"]:
             engine.num_restarts = order["num_restarts"]
-            ActorProcess(worker, order["actor_id"]).run()
+            actor = ActorProcess(worker, order["actor_id"])
+            actor.run()
         else:
             worker.run()
     except SystemExit as error:  # of the handler of a signal, between calls
         code = error.code
         status = code if isinstance(code, int) else int(code is not None)
     _run_exit_handlers()
+    if actor is not None:
+        # As where Python ends: its __del__ runs, and files that it has open are whole.
+        actor.let_go()
+        gc.collect()
+        _flush()
     node.close()  # after its last words
     return status
 

@@ -52,7 +52,8 @@ class Arguments:
             packed = serialize.dumps((plain_args, plain))
         except TypeError as error:
             cause = error.__cause__
-            assert isinstance(cause, Exception)
+            if not isinstance(cause, Exception):  # of a signal's handler
+                raise
             raise serialize.explain_arguments(name, plain_args, plain, cause) from cause
         self._stored = Stored.of(packed)
 

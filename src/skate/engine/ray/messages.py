@@ -108,7 +108,8 @@ def pack_call(
         packed = serialize.dumps((args, kwargs, places, num_returns))
     except TypeError as error:
         cause = error.__cause__
-        assert isinstance(cause, Exception)
+        if not isinstance(cause, Exception):  # of a signal's handler
+            raise
         raise serialize.explain_arguments(name, args, kwargs, cause) from cause
     return [pack(packed, counter, more), *dependencies]
 
