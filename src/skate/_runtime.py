@@ -23,7 +23,7 @@ from .engine.futures import ends_futures
 from .engine.gpus import find_gpus
 from .engine.limits import usable_cpus
 from .engine.protocol import Engine, EngineConfig
-from .exceptions import EngineError, SkateError
+from .exceptions import EngineDiedError, EngineError, SkateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -240,8 +240,18 @@ os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _shutdown_at_exit(pid: int) -> None:
-    if pid == os.getpid():  # a forked child inherits the handler, not the engine
-        shutdown()
+    if pid != os.getpid():  # a forked child inherits the handler, not the engine
+        return
+    hook = threading.excepthook
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        # A daemon thread that still waits ends with the program, as others do.
+        is_daemon = args.thread is not None and args.thread.daemon
+        if not (is_daemon and issubclass(args.exc_type, EngineDiedError)):
+            hook(args)
+
+    threading.excepthook = report
+    shutdown()
 
 
 def shutdown() -> None:

@@ -206,7 +206,9 @@ def test_what_is_to_run_in_a_removed_group_fails() -> None:
     with pytest.raises(TaskPlacementGroupRemoved):
         skate.get(late)
     actor = in_group(Counter, group).remote()
-    with pytest.raises(ActorDiedError, match="placement group"):
+    with pytest.raises(
+        ActorDiedError, match="is dead: its placement group was removed"
+    ):
         skate.get(actor.get.remote())
 
 

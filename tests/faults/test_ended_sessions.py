@@ -144,6 +144,34 @@ def test_a_supervisor_whose_driver_has_gone_at_its_start_says_nothing() -> None:
         assert program.returncode == 0
 
 
+ENDS_WHILE_A_THREAD_WAITS = """
+import threading
+import skate
+
+@skate.remote
+def wait_for_good():
+    threading.Event().wait()
+
+skate.init("embedded", num_cpus=1)
+ref = wait_for_good.remote()
+thread = threading.Thread(target=lambda: skate.get(ref), daemon=True)
+thread.start()
+thread.join(0.2)  # it waits by then; if not, it has nothing to say either
+"""
+
+
+def test_a_program_says_nothing_of_daemon_threads_that_wait_when_it_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_A_THREAD_WAITS],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
 BECOMES_ANOTHER_PROGRAM = """
 import os, sys, time
 import skate

@@ -795,7 +795,8 @@ def test_an_actor_of_a_removed_group_ends_without_a_process(
         commands += life.handle(GroupRemoved("g1"))
     prepare, note, kill = commands
     assert prepare == Prepare(actor, "actor")
-    assert note == KeepNote(actor.packed, "its placement group was removed.")
+    why = "the actor is dead: its placement group was removed."
+    assert note == KeepNote(actor.packed, why)
     assert kill == Kill(actor, Cause.CONSTRUCTOR_FAILED)
     assert life.waiting() == []
     commands = life.handle(Died(actor, Cause.CONSTRUCTOR_FAILED, actor.packed))

@@ -115,8 +115,7 @@ class ActorProcess:
         try:
             if self._worker.refusal is not None:
                 raise self._worker.refusal
-            loaded = self._worker.load(call).function
-            code: ActorCode = loaded
+            code: ActorCode = self._worker.load(call).function
             self._name = code.name.rpartition(".")[2]
             self._worker.title = code.name
             self._worker.engine.own_interface = code.interface
@@ -135,7 +134,8 @@ class ActorProcess:
         except BaseException as error:
             if self.node.in_forked_child:
                 self._worker.fail(call, error, name)
-            cause, text = Cause.CONSTRUCTOR_FAILED, _describe(error, name)
+            text = f"the actor's constructor raised.\n\n{_describe(error, name)}"
+            cause = Cause.CONSTRUCTOR_FAILED
             if error is self._worker.refusal:
                 cause, text = Cause.RUNTIME_ENV_FAILED, str(error)
             self._tell("constructor_failed", text, cause)

@@ -624,8 +624,7 @@ class EmbeddedEngine:
             )
         if error == _Error.ACTOR_DIED:
             if cause == Cause.CONSTRUCTOR_FAILED:
-                text = self._ask("note", detail)
-                return ActorDiedError(f"{how}.\n\n{text}")
+                return ActorDiedError(self._ask("note", detail))
             if cause == Cause.NO_PROCESS:
                 return ResourceError(self._ask("note", detail))
             if cause == Cause.RUNTIME_ENV_FAILED:
@@ -734,7 +733,7 @@ def _how_it_ended(cause: int, detail: int) -> str:
         case Cause.OUT_OF_SCOPE:
             return "its last handle was dropped"
         case Cause.CONSTRUCTOR_FAILED:
-            return "the actor's constructor raised"
+            return "its constructor raised, or its placement group was removed"
         case Cause.RUNTIME_ENV_FAILED:
             return "its runtime_env could not be set up"
         case Cause.ACTOR_EXIT:

@@ -603,7 +603,8 @@ class Lifecycle:
 
     def _refuse_actor(self, proc: Proc) -> list[Command]:
         """It ends before it has a process, as if that had said why."""
-        note = KeepNote(proc.packed, "its placement group was removed.")
+        why = "the actor is dead: its placement group was removed."
+        note = KeepNote(proc.packed, why)
         return [note, Kill(proc, Cause.CONSTRUCTOR_FAILED)]
 
     def _make(self, proc: Proc, request: Request) -> Fork:

@@ -16,6 +16,7 @@ from ...exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     RuntimeEnvSetupError,
+    TaskPlacementGroupRemoved,
 )
 from .. import serialize
 from ..actor_methods import BUILT_IN_METHODS, ActorExit, find_method
@@ -433,6 +434,9 @@ class ActorStart(Call):
                 error = serialize.load_error(outcome)
                 if isinstance(error, RuntimeEnvSetupError):
                     actor.fail(error)
+                    return
+                if isinstance(error, TaskPlacementGroupRemoved):
+                    actor.die("its placement group was removed")
                     return
                 text = getattr(error, "remote_traceback", "") or str(error)
                 actor.die(f"its constructor raised.\n\n{text}")

@@ -673,7 +673,7 @@ class InlineEngine:
             self.groups.remove(group)
             for actor in list(self._actors.values()):
                 if group_of(actor.grant.amounts()) == group:
-                    actor.die("its placement group was removed.")
+                    actor.die("its placement group was removed")
             for call in list(self.unfinished.values()):
                 if isinstance(call, Task) and group_of(call.demand) == group:
                     call.group_removed()
