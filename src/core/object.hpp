@@ -18,6 +18,8 @@ struct Watch {
   std::deque<u64> ready;
   // What it waits for by each tag, and holds once for it.
   std::unordered_map<u64, ObjectId> pending;
+  // What others own: their owners were asked for an answer at once.
+  std::vector<ObjectId> asked;
   bool closing = false;  // nobody waits for it any longer
 };
 

@@ -23,17 +23,19 @@ bool is_soon(i64 deadline_ns) {
 
 Readiness::Readiness(Node& node) : node_(node), home_(node.home) {}
 
-// Those who were asked have said what they know, or the patience with them is over.
-WaitResult Readiness::hear_first_answers(Lock& lock, std::vector<ObjectId>& asked) {
-  const i64 patience = kFirstAnswer + kForEach * static_cast<i64>(asked.size());
+bool Readiness::have_answered(std::vector<ObjectId>& asked) {
   const auto has_answer = [&](ObjectId id) {
     const Object* object = node_.objects.find(id);
     return object == nullptr || object->ready || object->answered;
   };
-  return node_.waits.wait(lock, now_ns() + patience, [&] {
-    while (!asked.empty() && has_answer(asked.back())) asked.pop_back();
-    return asked.empty();
-  });
+  while (!asked.empty() && has_answer(asked.back())) asked.pop_back();
+  return asked.empty();
+}
+
+WaitResult Readiness::hear_first_answers(Lock& lock, std::vector<ObjectId>& asked) {
+  const i64 patience = kFirstAnswer + kForEach * static_cast<i64>(asked.size());
+  return node_.waits.wait(lock, now_ns() + patience,
+                          [&] { return have_answered(asked); });
 }
 
 WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,

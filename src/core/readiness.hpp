@@ -35,8 +35,13 @@ class Readiness {
   bool holds_error(ObjectId id);
   bool all_distinct(const std::vector<ObjectId>& ids);
 
- private:
+  // With the lock held. Of those whose owners were asked for an answer at once
+  // (Answers::subscribe): whether all have it, and to wait for it, but not for long.
+  // Takes out those that have, or some of them.
+  bool have_answered(std::vector<ObjectId>& asked);
   WaitResult hear_first_answers(Lock& lock, std::vector<ObjectId>& asked);
+
+ private:
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);
 
   Node& node_;

@@ -25,7 +25,7 @@ void Watches::add(Watch* watch, ObjectId id, u64 tag) {
     tell_waiters();
     return;
   }
-  node_.answers.subscribe(*object);
+  if (node_.answers.subscribe(*object, true)) watch->asked.push_back(id);
   Waiter waiter{Waiter::Kind::kWatch, tag};
   waiter.watch = watch;
   const auto place = watch->pending.emplace(tag, id).first;
@@ -68,11 +68,17 @@ WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) 
   const auto has_begun = [&] { return ready() || !watch->pending.empty(); };
   const auto is_over = [&] { return ready() || watch->pending.empty(); };
   WaitResult result;
+  node_.readiness.have_answered(watch->asked);  // most are forgotten here
   do {
     result = node_.waits.rest(lock, deadline_ns, has_begun);
     if (result != WaitResult::kReady) return result;
     result = node_.waits.wait(lock, deadline_ns, is_over);
   } while (result == WaitResult::kReady && !ready());
+  if (result == WaitResult::kTimeout && !watch->asked.empty()) {
+    result = node_.readiness.hear_first_answers(lock, watch->asked);
+    if (result == WaitResult::kEngineDied) return result;
+    result = ready() ? WaitResult::kReady : WaitResult::kTimeout;
+  }
   if (result == WaitResult::kReady) {
     tags.assign(watch->ready.begin(), watch->ready.end());
     watch->ready.clear();

@@ -87,6 +87,11 @@ def look(refs: list[skate.ObjectRef[Any]]) -> int:
 
 
 @skate.remote
+def look_in_turn(refs: list[skate.ObjectRef[Any]]) -> int:
+    return len(skate.as_completed(refs).next_batch(timeout=0))
+
+
+@skate.remote
 def get_at_once(refs: list[skate.ObjectRef[Any]]) -> list[Any]:
     return skate.get(refs, timeout=0)
 
@@ -96,11 +101,13 @@ def test_a_task_that_only_looks_sees_the_values_that_are_there() -> None:
     skate.get(result)
     for refs in ([result], [skate.put(7), result]):
         assert skate.get(look.remote(refs)) == len(refs)
+        assert skate.get(look_in_turn.remote(refs)) > 0
         assert skate.get(get_at_once.remote(refs)) == [7] * len(refs)
     signal = Signal.remote()
     late = wait_for.remote(signal)
     for _ in range(3):
         assert skate.get(look.remote([late])) == 0
+        assert skate.get(look_in_turn.remote([late])) == 0
     skate.get(signal.set.remote())
     skate.get(late)
     assert skate.get(look.remote([late])) == 1
