@@ -176,6 +176,7 @@ void Mail::drain() {
 }
 
 void Mail::drain_fully() {
+  if (draining_ || node_.in_forked_child()) return;
   const i64 until = now_ns() + kLongestDrain;
   do {
     drain();
