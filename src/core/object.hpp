@@ -42,14 +42,15 @@ struct Object {
   ObjectId id;
   Kind kind = Kind::kFree;
   bool ready = false;
-  bool subscribed = false;  // borrowed: the owner was asked for the value
-  bool answered = false;    // borrowed: it has said that there is none yet
-  bool shared = false;      // owned: its id has left this process
-  bool given = false;       // owned: kept here too, but the driver frees its value
-  bool untold = false;      // who waits could not be told yet
-  u32 local = 0;            // Python refs, views, tasks in flight, containers
-  u32 stale_waiters = 0;    // of those that wait no more: see forget_waiter
-  ObjectId former{};        // owned: what the process that gave it still calls it
+  bool subscribed = false;     // borrowed: the owner was asked for the value
+  bool asked_at_once = false;  // and to say it, too, if there is none yet
+  bool answered = false;       // borrowed: it has said that there is none yet
+  bool shared = false;         // owned: its id has left this process
+  bool given = false;          // owned: kept here too, but the driver frees its value
+  bool untold = false;         // who waits could not be told yet
+  u32 local = 0;               // Python refs, views, tasks in flight, containers
+  u32 stale_waiters = 0;       // of those that wait no more: see forget_waiter
+  ObjectId former{};           // owned: what the process that gave it still calls it
   std::vector<Borrow> borrowers;
   Value value;
   Task* task = nullptr;  // owned and not ready: what will make it

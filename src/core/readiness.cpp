@@ -32,10 +32,11 @@ bool Readiness::have_answered(std::vector<ObjectId>& asked) {
   return asked.empty();
 }
 
-WaitResult Readiness::hear_first_answers(Lock& lock, std::vector<ObjectId>& asked) {
+WaitResult Readiness::hear_first_answers(Lock& lock, std::vector<ObjectId>& asked,
+                                         const std::function<bool()>& suffices) {
   const i64 patience = kFirstAnswer + kForEach * static_cast<i64>(asked.size());
   return node_.waits.wait(lock, now_ns() + patience,
-                          [&] { return have_answered(asked); });
+                          [&] { return suffices() || have_answered(asked); });
 }
 
 WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& next,
@@ -73,7 +74,7 @@ WaitResult Readiness::wait_all(const std::vector<ObjectId>& ids, std::size_t& ne
   const WaitResult result = node_.waits.wait(
       lock, deadline_ns, std::ref(ready), [&] { return results_missing(ids, next); });
   if (result != WaitResult::kTimeout || asked.empty()) return result;
-  if (hear_first_answers(lock, asked) == WaitResult::kEngineDied)
+  if (hear_first_answers(lock, asked, std::ref(ready)) == WaitResult::kEngineDied)
     return WaitResult::kEngineDied;
   return ready() ? WaitResult::kReady : WaitResult::kTimeout;
 }
@@ -135,7 +136,7 @@ WaitResult Readiness::wait_some(const std::vector<ObjectId>& ids, std::size_t wa
   const Wanted waited(ids, Wanted::kSome, deadline_ns);
   const WaitResult result = node_.waits.wait(lock, deadline_ns, std::ref(ready));
   if (result == WaitResult::kTimeout && !asked.empty() &&
-      hear_first_answers(lock, asked) == WaitResult::kEngineDied)
+      hear_first_answers(lock, asked, std::ref(ready)) == WaitResult::kEngineDied)
     return WaitResult::kEngineDied;
   if (result == WaitResult::kTimeout && seen != node_.answers.num_changes())
     look_at_all();

@@ -5,6 +5,7 @@
 // lost counts as one that has an error.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "home.hpp"
@@ -39,7 +40,8 @@ class Readiness {
   // (Answers::subscribe): whether all have it, and to wait for it, but not for long.
   // Takes out those that have, or some of them.
   bool have_answered(std::vector<ObjectId>& asked);
-  WaitResult hear_first_answers(Lock& lock, std::vector<ObjectId>& asked);
+  WaitResult hear_first_answers(Lock& lock, std::vector<ObjectId>& asked,
+                                const std::function<bool()>& suffices);
 
  private:
   i32 results_missing(const std::vector<ObjectId>& ids, std::size_t next);

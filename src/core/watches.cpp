@@ -75,7 +75,7 @@ WaitResult Watches::wait(Watch* watch, std::vector<u64>& tags, i64 deadline_ns) 
     result = node_.waits.wait(lock, deadline_ns, is_over);
   } while (result == WaitResult::kReady && !ready());
   if (result == WaitResult::kTimeout && !watch->asked.empty()) {
-    result = node_.readiness.hear_first_answers(lock, watch->asked);
+    result = node_.readiness.hear_first_answers(lock, watch->asked, ready);
     if (result == WaitResult::kEngineDied) return result;
     result = ready() ? WaitResult::kReady : WaitResult::kTimeout;
   }

@@ -92,6 +92,14 @@ def look_in_turn(refs: list[skate.ObjectRef[Any]]) -> int:
 
 
 @skate.remote
+def look_again(refs: list[skate.ObjectRef[Any]]) -> int:
+    local = skate.put(0)
+    skate.wait([*refs, local], num_returns=1)  # whose values are asked for
+    identity.remote(refs[0])
+    return len(skate.wait(refs, num_returns=len(refs), timeout=0)[0])
+
+
+@skate.remote
 def get_at_once(refs: list[skate.ObjectRef[Any]]) -> list[Any]:
     return skate.get(refs, timeout=0)
 
@@ -101,6 +109,7 @@ def test_a_task_that_only_looks_sees_the_values_that_are_there() -> None:
     skate.get(result)
     for refs in ([result], [skate.put(7), result]):
         assert skate.get(look.remote(refs)) == len(refs)
+        assert skate.get(look_again.remote(refs)) == len(refs)
         assert skate.get(look_in_turn.remote(refs)) > 0
         assert skate.get(get_at_once.remote(refs)) == [7] * len(refs)
     signal = Signal.remote()
