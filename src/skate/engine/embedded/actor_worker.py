@@ -333,7 +333,7 @@ class _Threads:
 
     def run(self) -> None:
         self._actor.runs_many()
-        self._actor.node.serve_in_threads(self._sizes)
+        self._actor.node.serve_in_threads([min(size, 1 << 20) for size in self._sizes])
         while (call := self._actor.node.next_task()) is not None:
             if call.notice == _CANCELLED:
                 if (waiting := self._waiting.pop(call.task_id, None)) is not None:
