@@ -1,6 +1,8 @@
 #include "answers.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -119,9 +121,11 @@ void Answers::tell_again() {
 bool Answers::subscribe(Object& object, bool at_once) {
   if (object.ready || object.id.owner() == home_.self) return false;
   if (object.subscribed && (!at_once || object.asked_at_once)) return false;
-  std::string payload(view_of(object.id));
-  payload.push_back(static_cast<char>(at_once));
-  node_.mail.send(object.id.owner(), Message::kSubscribe, payload, Ring::kUrgent);
+  std::array<char, sizeof(ObjectId) + 1> question{};
+  std::memcpy(question.data(), &object.id, sizeof object.id);
+  question.back() = static_cast<char>(at_once);
+  node_.mail.send(object.id.owner(), Message::kSubscribe,
+                  {question.data(), question.size()}, Ring::kUrgent);
   object.subscribed = true;  // without memory for it, the next who asks does it
   object.asked_at_once = at_once;
   object.answered = false;

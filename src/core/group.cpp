@@ -206,9 +206,12 @@ GroupOutcome Group::run(Call& call, i64 timeout_ns) {
   call.item = item_size(call.x.dtype);
   const std::size_t bytes = call.count * call.item;
   call.small = bytes <= chunk_bytes_ && bytes * pieces_.size() <= kSmallTotalBytes;
-  call.parity = calls_++ & 1;
-  waiting_for_ = For::kBarrier;
+  call.parity = calls_ & 1;
   publish(call);
+  // Not before: without memory for its record the call has not begun, and the next one
+  // must meet the others' with the same parity.
+  ++calls_;
+  waiting_for_ = For::kBarrier;
 
   bool staged = call.small;
   const u64 chunk = std::min<u64>(call.count, chunk_bytes_ / call.item);

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 
+#include "core/group.hpp"
 #include "failing_heap.hpp"
 #include "fleet.hpp"
 
@@ -427,6 +428,38 @@ TEST(what_is_held_of_the_dead_is_told_though_memory_lacks_at_the_first) {
     if (!heard) fleet.hear_let_go(kDriverId, kFirst);
   }
   CHECK(failing_heap::refused > 0);
+}
+
+// Records of equal calls agree, whatever the parity: nobody would be told.
+TEST(a_call_of_a_group_that_had_no_memory_is_made_again_in_step_with_the_others) {
+  constexpr u64 kCount = 100;
+  constexpr int kCalls = 4;
+  const std::string label(200, 'a');  // too long for its record: kept on the heap
+  u32 failed = 0;
+  for (long allocations = 0; allocations < 4; ++allocations) {
+    check::SharedMemory memory(Group::segment_bytes(2, 1 << 16));
+    check::in_threads(2, [&](int rank) {
+      Group group(memory.data(), memory.size(), rank, 2, {});
+      for (int call = 0; call < kCalls; ++call) {
+        std::vector<float> x(kCount, static_cast<float>(10 * call + rank));
+        const std::vector<u64> shape{kCount};
+        const GroupArray array{x.data(), DType::kFloat32, shape, label};
+        const auto reduce = [&] {
+          CHECK(group.allreduce(array, ReduceOp::kSum, -1).status == GroupStatus::kOk);
+        };
+        if (rank == 0 && call == 1) {
+          if (!try_with(allocations, reduce)) {
+            ++failed;
+            reduce();
+          }
+        } else {
+          reduce();
+        }
+        CHECK(x == std::vector<float>(kCount, static_cast<float>(20 * call + 1)));
+      }
+    });
+  }
+  CHECK(failed != 0);
 }
 
 TEST_MAIN()
