@@ -200,6 +200,14 @@ void bind_node(nb::module_& m) {
                    [](const Node& n) {
                      return n.home.engine_died.load(std::memory_order_relaxed);
                    })
+      .def(
+          "send_last_calls",
+          [](Node& node) {
+            constexpr i64 kPatience = 1'000'000'000;
+            nb::gil_scoped_release release;
+            node.send_last_calls(now_ns() + kPatience);
+          },
+          "Before this process ends: what it has called and not sent is sent.")
       .def("close",
            [](Node& node) {
              nb::gil_scoped_release release;

@@ -77,6 +77,13 @@ void Node::close() {
   home.link.close();
 }
 
+void Node::send_last_calls(i64 deadline_ns) {
+  Lock lock(home.mu);
+  const auto all_sent = [&] { return !actors.asks_for_addresses(); };
+  while (waits.wait(lock, deadline_ns, all_sent) == WaitResult::kInterrupted) {
+  }
+}
+
 void Node::catch_up() {
   std::lock_guard lock(home.mu);
   mail.drain_fully();

@@ -79,6 +79,9 @@ class Node {
   std::string_view why_it_ended() const;
   // Takes in what others have said until now.
   void catch_up();
+  // Before the process ends: calls of actors whose addresses it has asked for are sent,
+  // if these come in time.
+  void send_last_calls(i64 deadline_ns);
 
   // For the parts, with the lock held.
   void handle(Peer& from, Message message, Reader reader);

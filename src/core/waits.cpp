@@ -184,7 +184,7 @@ WaitResult Waits::wait_a_slice(Lock& lock, i64 deadline_ns,
         waiting_since = now;
         tell_what_is_waited_for();
       }
-      const i64 pause = idle_ ? lend_cpu_while_idle(now) : kSlice;
+      const i64 pause = lend_cpu_beside_leader(now);
       ++followers_;
       const auto status = followers_cv_->wait_for(
           lock, std::chrono::nanoseconds(remaining_ns(deadline_ns, pause)));
@@ -417,12 +417,13 @@ void Waits::lend_cpu() {
   has_left_cpu_ = true;
 }
 
-// A thread waits, and the main thread, which leads, has no call to give out. Not at
-// once: most waits are short, and the supervisor would be told of each twice. Returns
-// when to look again.
-i64 Waits::lend_cpu_while_idle(i64 now) {
+// A thread waits, and the one that leads has no call to give out, or waits for none
+// itself: it brings those of the loop. Not at once: most waits are short, and the
+// supervisor would be told of each twice. Returns when to look again.
+i64 Waits::lend_cpu_beside_leader(i64 now) {
   constexpr i64 kPatience = 1'000'000;
   if (!reports_blocking_ || has_left_cpu_ || serves_ == Serves::kInOrder) return kSlice;
+  if (!idle_ && serves_ != Serves::kOnALoop) return kSlice;
   const i64 quiet = now - std::max(Waiting::now_.since, went_on_at_);
   if (quiet < kPatience || !all_wait()) return std::clamp(quiet, kPatience, kSlice);
   lend_cpu();

@@ -139,7 +139,7 @@ class Waits {
   void tell_what_is_waited_for();
   bool all_wait() const;
   void lend_cpu();
-  i64 lend_cpu_while_idle(i64 now);
+  i64 lend_cpu_beside_leader(i64 now);
   void leave_cpu();
   void return_to_cpu();
   void wake_leader_for_any();

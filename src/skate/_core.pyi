@@ -435,6 +435,9 @@ class Node:
     @property
     def engine_died(self) -> bool: ...
 
+    def send_last_calls(self) -> None:
+        """Before this process ends: what it has called and not sent is sent."""
+
     def close(self) -> None: ...
 
     def stop_serving(self) -> None: ...

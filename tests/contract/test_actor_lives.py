@@ -585,3 +585,45 @@ def test_processes_of_actors_are_their_own_on_the_embedded_engine(engine: str) -
 
     actor = Where.remote()
     assert (skate.get(actor.pid.remote()) == os.getpid()) == (engine == "inline")
+
+
+@skate.remote
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[int] = []
+
+    def add(self, line: int) -> None:
+        self.lines.append(line)
+
+    def count(self) -> int:
+        return len(self.lines)
+
+
+class Teller:
+    """Calls its log at its end, and never before."""
+
+    def __init__(self, log: Any, number: int) -> None:
+        self.log, self.number = log, number
+
+    def ready(self) -> None:
+        pass
+
+    def __del__(self) -> None:
+        self.log.add.remote(self.number)
+
+
+class AsyncTeller(Teller):
+    async def ready(self) -> None:  # type: ignore[override]
+        pass
+
+
+@pytest.mark.differs(ray="what an actor calls at its very end does not reach others")
+@pytest.mark.parametrize("kind", [Teller, AsyncTeller], ids=["in order", "async"])
+def test_what_an_ending_actor_calls_is_called(kind: type[Any]) -> None:
+    log = Log.remote()
+    skate.get(log.count.remote())
+    for number in range(10):
+        teller = skate.remote(kind).remote(log, number)
+        skate.get(teller.ready.remote())
+        del teller
+    assert wait_until(lambda: skate.get(log.count.remote()) == 10)

@@ -101,6 +101,7 @@ def main(
         actor.let_go()
         gc.collect()
         _flush()
+    node.send_last_calls()
     node.close()  # after its last words
     return status
 
